@@ -1,0 +1,9 @@
+"""The one exception that a user is meant to read."""
+
+
+class UserError(Exception):
+    """Something the user gave is wrong: a file, a row, an option, a checkpoint.
+
+    The message is one line that says what is wrong, where (file and row, or config key) and what to
+    do about it. The command line prints it without a traceback and exits with status 2.
+    """
