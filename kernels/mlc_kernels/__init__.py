@@ -1,0 +1,6 @@
+"""The multi-lingual consistency (MLC) loss of arXiv 2602.16660 as an operator. Needs torch only."""
+
+from mlc_kernels.functional import loss_floor, mlc_loss, singular_values
+from mlc_kernels.module import MLCLoss
+
+__all__ = ["MLCLoss", "loss_floor", "mlc_loss", "singular_values"]

@@ -1,0 +1,126 @@
+"""Gram matrix and eigenvalues in float64, and the gradient written out.
+
+With unit rows z_i = r_i / n_i, G = Z Z^T = U diag(s^2) U^T, p = softmax(s / (temperature s_1)) and
+g = (p - e_1) / (temperature s_1)::
+
+    M = U diag(g / s) U^T
+    dL/dr_i = (1 / n_i) [ sum_j M_ij z_j - (M G)_ii z_i ]
+
+The forward pass finds the L x L matrix of the bracket; the backward pass is one batched product with the
+rows. Everything is float64: near rank one, which is where training goes, a float32 Gram matrix (or the
+bracket rounded to float32) has no correct digit of the gradient left.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def prompt_losses(
+    representations: Tensor, mask: Tensor, temperature: float, divide_by_top: bool
+) -> tuple[Tensor, Tensor]:
+    """(B,) loss of each prompt, and whether it has the two rows it takes to count."""
+    if torch.is_grad_enabled() and representations.requires_grad:
+        losses, counted = _PromptLosses.apply(representations, mask, temperature, divide_by_top)  # type: ignore[no-untyped-call]
+        return losses, counted
+    gram, inverse_norms = _gram(representations, mask)
+    losses, counted, _, _ = _losses(gram, inverse_norms, representations.shape[2], temperature, divide_by_top)
+    return losses.to(_out_dtype(representations)), counted
+
+
+def values(representations: Tensor, mask: Tensor) -> Tensor:
+    """(B, L) singular values of the unit rows, descending, zeros at the end."""
+    eigenvalues, _, _ = _eigen(*_gram(representations, mask))
+    return eigenvalues.clamp(min=0).sqrt().to(_out_dtype(representations))
+
+
+class _PromptLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, representations: Tensor, mask: Tensor, temperature: float, divide_by_top: bool
+    ) -> tuple[Tensor, Tensor]:
+        gram, inverse_norms = _gram(representations, mask)
+        losses, counted, slopes, vectors = _losses(
+            gram, inverse_norms, representations.shape[2], temperature, divide_by_top
+        )
+        outer = (vectors * slopes[:, None, :]) @ vectors.transpose(1, 2)  # M
+        along = (outer * gram).sum(2)  # (M G)_ii: what would only change a row's length
+        ctx.save_for_backward(representations, outer - torch.diag_embed(along), inverse_norms)
+        ctx.mark_non_differentiable(counted)
+        return losses.to(_out_dtype(representations)), counted
+
+    @staticmethod
+    def backward(ctx: Any, grad_losses: Tensor, _grad_counted: Tensor) -> tuple[Tensor, None, None, None]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "mlc_loss: the gradient of the gradient is not implemented; use backend='reference'"
+            )
+        representations, bracket, inverse_norms = ctx.saved_tensors
+        present = inverse_norms != 0
+        rows = torch.where(present[:, :, None], representations, 0.0).double()
+        # 1 / n_j and 1 / n_i are applied one after the other: their product may leave float64's range.
+        gradient = (bracket * inverse_norms[:, None, :]) @ rows
+        gradient *= (grad_losses.double()[:, None] * inverse_norms)[:, :, None]
+        return torch.where(present[:, :, None], gradient, 0.0).to(representations.dtype), None, None, None
+
+
+def _out_dtype(representations: Tensor) -> torch.dtype:
+    return torch.float64 if representations.dtype == torch.float64 else torch.float32
+
+
+def _gram(representations: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, L, L) Gram matrix of the unit rows, 0 where missing; (B, L) 1 / length, 0 where missing."""
+    # `where`, not a product: a missing row may hold NaN.
+    rows = torch.where(mask[:, :, None], representations, 0.0).double()
+    largest: Tensor | None = None
+    if representations.dtype == torch.float64:
+        # Squares of float64 may over- or underflow; those of narrower dtypes cannot.
+        largest = rows.abs().amax(2, keepdim=True)
+        rows = rows / torch.where(largest != 0, largest, 1.0)
+    products = rows @ rows.transpose(1, 2)
+    squares = products.diagonal(dim1=1, dim2=2)
+    present = squares != 0  # also true for NaN, which must reach the loss and not vanish
+    inverse = torch.where(present, torch.where(present, squares, 1.0).rsqrt(), 0.0)
+    gram = products * inverse[:, :, None] * inverse[:, None, :]
+    if largest is not None:
+        inverse = torch.where(present, inverse / torch.where(present, largest[:, :, 0], 1.0), 0.0)
+    return gram, inverse
+
+
+def _eigen(gram: Tensor, inverse_norms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Eigenvalues (B, L) descending, eigenvectors as columns (B, L, L), and (B,) number of rows."""
+    present = inverse_norms != 0
+    # A missing row is a zero row and column. -1 on its diagonal keeps it apart from the others and sorts
+    # it behind every true eigenvalue.
+    eigenvalues, vectors = torch.linalg.eigh(gram - torch.diag_embed((~present).double()))
+    return eigenvalues.flip(1), vectors.flip(2), present.sum(1)
+
+
+def _losses(
+    gram: Tensor, inverse_norms: Tensor, features: int, temperature: float, divide_by_top: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(B,) losses, (B,) whether they count, (B, L) g_i / s_i, and (B, L, L) U."""
+    batch, languages = inverse_norms.shape
+    if languages == 0:
+        nothing = gram.new_zeros(batch)
+        return nothing, nothing.bool(), inverse_norms, gram
+    eigenvalues, vectors, count = _eigen(gram, inverse_norms)
+    values = eigenvalues.clamp(min=0).sqrt()
+    counted = count >= 2
+    top = torch.where(counted, values[:, 0], 1.0)[:, None]
+    unit_of_logits = temperature * top if divide_by_top else torch.full_like(top, temperature)
+    logits = values / unit_of_logits
+    positions = torch.arange(languages, device=gram.device)
+    taken = positions < count.clamp(max=features)[:, None]
+    logits = torch.where(taken | (positions == 0), logits, float("-inf"))
+    log_total = logits.logsumexp(1)
+    losses = torch.where(counted, log_total - logits[:, 0], 0.0)
+    slopes = ((logits - log_total[:, None]).exp() - (positions == 0).double()) / unit_of_logits
+    # Below this a singular value is rounding of 0, which has no gradient: take the zero subgradient.
+    floor = (languages * torch.finfo(torch.float64).eps) ** 0.5 * top
+    usable = (values > floor) & counted[:, None]
+    slopes = torch.where(usable, slopes / torch.where(usable, values, 1.0), 0.0)
+    return losses, counted, slopes, vectors

@@ -1,0 +1,190 @@
+"""What a run shows and leaves behind: progress, the before/after report, the predictions."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter, RichProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from rich.console import Console
+
+from lightning_mlc.errors import UserError
+from lightning_mlc.module import AlignmentModule
+from lightning_mlc.report import (
+    before_after_tables,
+    plot_cosines,
+    plot_languages,
+    save,
+    write_table_csv,
+)
+
+
+class Progress(RichProgressBar):
+    """Lightning's progress bar, which here measures the model before training rather than 'sanity'."""
+
+    @property
+    def sanity_check_description(self) -> str:
+        return "Before training"
+
+
+class EvaluationReport(Callback):
+    """Measures the model before and after training, and says per language what has changed.
+
+    ``fit`` ends with the tables on the terminal and, in ``<out>/report``, the same as CSV, a bar chart, a
+    heatmap of the cosines between languages, and ``summary.json`` with time and memory.
+    """
+
+    def __init__(self) -> None:
+        self.before: dict[str, float] | None = None
+        self.before_cosines: list[list[float]] | None = None
+        self._step_seconds: list[float] = []
+        self._step_started = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"before": self.before, "before_cosines": self.before_cosines}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.before = state_dict["before"]
+        self.before_cosines = state_dict["before_cosines"]
+
+    # ---- measuring ----------------------------------------------------------------------------------
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, AlignmentModule)
+        if trainer.sanity_checking:
+            self.before = dict(pl_module.validation_results)
+            self.before_cosines = pl_module.validation_cosines
+            for logger in trainer.loggers:
+                logger.log_metrics(self.before, step=0)
+        elif trainer.state.fn == TrainerFn.VALIDATING:
+            self._report_alone(trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._step_started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch:
+            self._step_seconds.append(time.perf_counter() - self._step_started)
+        if trainer.global_step == trainer.max_steps:
+            # Asking the loop to stop makes it validate first, so the last step is measured and saved
+            # even in the middle of an epoch.
+            trainer.should_stop = True
+
+    # ---- reporting ----------------------------------------------------------------------------------
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, AlignmentModule)
+        if not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        out = Path(trainer.default_root_dir)
+        wrote = []
+        if pl_module.validation_results:
+            wrote = self._write(pl_module, out / "report", trainer)
+            _print_tables(self.before, pl_module)
+        checkpoint = getattr(trainer.checkpoint_callback, "last_model_path", "") or getattr(
+            trainer.checkpoint_callback, "best_model_path", ""
+        )
+        if checkpoint:
+            wrote.insert(0, _shown(Path(checkpoint)))
+        print("wrote", *wrote, sep="\n  ")
+        if checkpoint:
+            print(f"next\n  lightning-mlc export --ckpt_path {wrote[0]} --out {out / 'model'}")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._report_alone(trainer, pl_module)
+
+    def _report_alone(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """`validate` and `test` end with the same tables, without a before."""
+        assert isinstance(pl_module, AlignmentModule)
+        if trainer.is_global_zero and pl_module.validation_results:
+            _print_tables(None, pl_module)
+
+    def _write(self, module: AlignmentModule, folder: Path, trainer: Trainer) -> list[Path]:
+        folder.mkdir(parents=True, exist_ok=True)
+        after = module.validation_results
+        languages = module.languages
+        metric = "val/rewards/margins" if f"val/rewards/margins/{languages[0]}" in after else "val/nll"
+        write_table_csv(folder / "validation.csv", self.before, after)
+        save(plot_languages(self.before, after, languages, metric), folder / "languages.png")
+        save(plot_cosines(self.before_cosines, module.validation_cosines, languages), folder / "cosines.png")
+        summary = {
+            "steps": trainer.global_step,
+            "seconds_per_step": sum(self._step_seconds) / max(1, len(self._step_seconds)),
+            "peak_memory_bytes": peak_memory(),
+            "device": str(module.device),
+            "languages": list(languages),
+            "before": self.before,
+            "after": after,
+            "cosines_before": self.before_cosines,
+            "cosines_after": module.validation_cosines,
+        }
+        (folder / "summary.json").write_text(json.dumps(summary, indent=2))
+        return [folder / name for name in ("validation.csv", "languages.png", "cosines.png", "summary.json")]
+
+
+def peak_memory() -> int:
+    """Most bytes this process has held: on the GPU if it has one, else resident in memory."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _print_tables(before: dict[str, float] | None, module: AlignmentModule) -> None:
+    console = Console()
+    for table in before_after_tables(
+        before, module.validation_results, module.languages, module.languages[0]
+    ):
+        console.print(table)
+
+
+def _shown(path: Path) -> Path:
+    """``path`` as short as it can be given on a command line."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Appends generated responses to ``<out>/predictions.jsonl`` as they come; none is printed."""
+
+    def __init__(self) -> None:
+        super().__init__(write_interval="batch")
+        self._path: Path | None = None
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        rank = f".rank{trainer.global_rank}" if trainer.world_size > 1 else ""
+        self._path = Path(trainer.default_root_dir) / f"predictions{rank}.jsonl"
+        if self._path.exists():
+            raise UserError(f"out: {self._path} exists; move it away or give another --out")
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        assert self._path is not None
+        with self._path.open("a", encoding="utf-8") as file:
+            for record in prediction:
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        print(f"wrote\n  {self._path}")

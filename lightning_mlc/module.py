@@ -1,0 +1,449 @@
+"""The LightningModule: an alignment objective on the source language, plus the MLC term.
+
+One step, from top to bottom: run the batch (:mod:`lightning_mlc.forward`), score it with the reference,
+sum the objective's losses and the consistency term's, divide each by the optimizer step's total.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torchmetrics
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from lightning_mlc.consistency import MLC, Consistency
+from lightning_mlc.data.batches import CHOSEN, REJECTED, Batch
+from lightning_mlc.errors import UserError
+from lightning_mlc.forward import Grid, run_batch
+from lightning_mlc.metrics import Collinearity, LanguageCosines, LanguageMean, collinearity
+from lightning_mlc.models.loading import ModelSource, dtype_of, load_causal_lm, load_config, load_tokenizer
+from lightning_mlc.models.lora import LoRA, add_lora
+from lightning_mlc.models.policy import Policy, num_layers, resolve_layer
+from lightning_mlc.objectives import Objective
+from lightning_mlc.provenance import Provenance
+from lightning_mlc.reference import Reference
+from lightning_mlc.schedules import Warmup
+
+
+def default_optimizer(parameters: Iterable[Any]) -> torch.optim.Optimizer:
+    """AdamW at a rate that suits preference learning on a whole model."""
+    return torch.optim.AdamW(parameters, lr=5e-7, weight_decay=0.0)
+
+
+class AlignmentModule(LightningModule):
+    """Aligns a Hugging Face causal LM in one language and keeps it consistent in the others.
+
+    Args:
+        name_or_path: Model folder, hub id, ``.gguf`` file, or ``package:NAME`` for a model inside an
+            installed Python package.
+        objective: What is learned from the responses in the source language.
+        mlc: The multi-lingual consistency term.
+        optimizer: Optimizer of the trainable parameters.
+        scheduler: Learning-rate schedule, stepped once per optimizer step; null keeps the rate constant.
+        lora: Train low-rank adapters instead of the weights; null trains the weights.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
+        gguf_file: Name of a GGUF file inside the model folder or repository.
+        revision: Revision of a hub model.
+        trust_remote_code: Run Python code that the model repository carries. Only for repositories you trust.
+        attn_implementation: Attention implementation of transformers; null takes its default.
+        max_new_tokens: Longest response that ``predict`` generates, in tokens.
+    """
+
+    policy: Policy | None
+    consistency: Consistency | None
+
+    def __init__(
+        self,
+        name_or_path: str,
+        objective: Objective,
+        mlc: MLC = MLC(),  # noqa: B008 (frozen)
+        optimizer: OptimizerCallable = default_optimizer,
+        scheduler: LRSchedulerCallable | None = None,
+        lora: LoRA | None = None,
+        gradient_checkpointing: bool = False,
+        gguf_file: str | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        attn_implementation: str | None = None,
+        max_new_tokens: int = 128,
+    ) -> None:
+        super().__init__()
+        if max_new_tokens < 1:
+            raise UserError(f"model.max_new_tokens: must be at least 1, got {max_new_tokens}")
+        self.source = ModelSource(name_or_path, gguf_file, revision, trust_remote_code)
+        self.objective = objective
+        self.mlc = mlc
+        self.optimizer_callable = optimizer
+        self.scheduler_callable = scheduler
+        self.lora = lora
+        self.gradient_checkpointing = gradient_checkpointing
+        self.attn_implementation = attn_implementation
+        self.max_new_tokens = max_new_tokens
+        self.policy = None
+        self.consistency = None
+        self.languages: tuple[str, ...] = ()
+        """Languages of the data, the source language first."""
+        self.validation_results: dict[str, float] = {}
+        """Metrics of the latest validation, by logged name."""
+        self.validation_cosines: list[list[float]] = []
+        """Mean cosines between languages of the raw hidden states in the latest validation."""
+        self._reference: Reference | None = None
+        self._reference_cache: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._layer: int | None = None
+        self._window: dict[str, Tensor] = {}
+        self._latest_mlc: dict[str, Tensor] = {}
+        self._metrics: nn.ModuleDict = nn.ModuleDict()
+
+    # ---- set-up -------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Refuse what cannot work together, before the model is loaded."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        precision = str(self.trainer.precision)
+        dtype_of(precision)
+        if stage != "predict":
+            if self.objective.needs_rejected and not data.has_pairs:
+                raise UserError(
+                    f"model.objective: {type(self.objective).__name__} needs chosen and rejected responses, "
+                    "but the data has single responses; give preference data or set model.objective to SFT"
+                )
+            data.with_rejected = self.objective.needs_rejected
+        if stage == "fit" and self.mlc.weight > 0 and len(data.languages) < 2:
+            raise UserError(
+                "model.mlc: needs prompts in two or more languages, the training data has only "
+                f"'{data.languages[0]}'; add translations (see data.languages) or set model.mlc.weight to 0"
+            )
+        if self.policy is None:
+            self._layer = resolve_layer(self.mlc.layer, num_layers(load_config(self.source)))
+        self.languages = data.languages
+        if stage != "predict":
+            self._metrics = self._make_metrics(self.languages)
+
+    def configure_model(self) -> None:
+        loaded_now = self.policy is None
+        if self.policy is None:
+            self.policy = self._load_policy()
+            if self.mlc.weight > 0:
+                hidden_size = self.policy.causal_lm.config.get_text_config().hidden_size
+                self.consistency = Consistency(self.mlc, hidden_size)
+        if self._reference is None and self.objective.needs_reference and not self.trainer.predicting:
+            # Without adapters only a model just loaded is the initial one; it may have been trained since.
+            is_initial = loaded_now or self.lora is not None
+            self._reference = Reference(self.policy if is_initial else self._load_policy())
+
+    def _load_policy(self) -> Policy:
+        model: Any = load_causal_lm(
+            self.source, dtype_of(str(self.trainer.precision)), self.attn_implementation
+        )
+        if self.lora is not None:
+            model = add_lora(model, self.lora)
+        if self.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            if self.lora is not None:
+                model.enable_input_require_grads()
+        # transformers returns models in eval mode, where dropout and gradient checkpointing do nothing.
+        return Policy(model).train()
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        assert self.policy is not None
+        groups: list[dict[str, Any]] = [{"params": [p for p in self.policy.parameters() if p.requires_grad]}]
+        if self.consistency is not None:
+            extractor = [p for p in self.consistency.parameters() if p.requires_grad]
+            if extractor:
+                rate = {} if self.mlc.extractor_lr is None else {"lr": self.mlc.extractor_lr}
+                groups.append({"params": extractor, **rate})
+        optimizer = self.optimizer_callable(groups)
+        mixed = str(self.trainer.precision).endswith("-mixed")
+        if optimizer.defaults.get("fused") and mixed and self.trainer.gradient_clip_val:
+            raise UserError(
+                "model.optimizer.fused: Lightning cannot clip gradients of a fused optimizer in mixed precision; "
+                "set fused to false, or trainer.gradient_clip_val to null"
+            )
+        if self.scheduler_callable is None:
+            return optimizer
+        scheduler = self.scheduler_callable(optimizer)
+        if isinstance(scheduler, Warmup):
+            scheduler.set_total_steps(int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}  # type: ignore[return-value,typeddict-item]
+
+    # ---- training -----------------------------------------------------------------------------------
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Leave the translations behind on steps that do not run them."""
+        if self.trainer.training and not self.mlc.is_on(self.trainer.global_step):
+            return batch.without_prompts()
+        return batch
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        assert self.policy is not None
+        with_mlc = self.mlc.is_on(self.trainer.global_step)
+        grid = run_batch(self.policy, batch, self._layer if with_mlc else None)
+        reference = None if self._reference is None else self._reference.score(batch)
+        loss, metrics = self._objective_terms(batch, grid, reference)
+        if with_mlc:
+            assert self.consistency is not None
+            mlc_loss, mlc_metrics = self._mlc_terms(batch, grid, self.consistency)
+            loss = loss + self.mlc.weight * mlc_loss
+            metrics |= mlc_metrics
+        elif self.consistency is not None:
+            # DDP expects every trainable parameter in every backward pass; the zero gradient is
+            # dropped again in `on_before_optimizer_step`.
+            loss = loss + sum(p.sum() for p in self.consistency.parameters() if p.requires_grad) * 0.0
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss.item()} at step {self.trainer.global_step} (batch of {', '.join(batch.ids)}); "
+                "lower the learning rate, clip gradients (trainer.gradient_clip_val), or look at those rows"
+            )
+        self._accumulate({"loss": loss, **metrics})
+        if self._ends_window(batch_idx):
+            self._log_window()
+        return loss
+
+    def _objective_terms(
+        self, batch: Batch, grid: Grid, reference: Grid | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        chosen = grid.scores(CHOSEN, reference, batch.source)
+        rejected = grid.scores(REJECTED, reference, batch.source) if self.objective.needs_rejected else None
+        totals = batch.normalizers
+        total = totals.examples if self.objective.mean_over == "examples" else totals.response_tokens
+        loss = self.objective.losses(chosen, rejected).sum() / total
+        metrics = {"objective/loss": loss, "logps/chosen": chosen.logps.sum() / totals.examples}
+        if rejected is not None:
+            metrics["logps/rejected"] = rejected.logps.sum() / totals.examples
+            rewards = self.objective.rewards(chosen), self.objective.rewards(rejected)
+            if rewards[0] is not None and rewards[1] is not None:
+                margins = rewards[0] - rewards[1]
+                metrics |= {
+                    "rewards/chosen": rewards[0].sum() / totals.examples,
+                    "rewards/rejected": rewards[1].sum() / totals.examples,
+                    "rewards/margins": margins.sum() / totals.examples,
+                    "rewards/accuracies": wins(margins).sum() / totals.examples,
+                }
+        return loss, metrics
+
+    def _mlc_terms(
+        self, batch: Batch, grid: Grid, consistency: Consistency
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        assert grid.states is not None
+        # No group in the whole optimizer step: every loss below is 0, and so is their sum.
+        groups = batch.normalizers.groups or 1.0
+        consistency.observe(grid.states, grid.present)
+        representations = consistency.extract(grid.states)
+        loss = consistency.loss(representations, grid.present).sum() / groups
+        metrics = {"mlc/loss": loss}
+        if self._logs_this_step():
+            for name, states in (("mlc", representations), ("mlc/raw", grid.states)):
+                found = collinearity(states.detach(), grid.present, self.mlc.temperature, self.mlc.scale)
+                keys = ("excess", "explained_variance", "min_cosine")
+                for key in keys if name == "mlc" else keys[1:]:
+                    metrics[f"{name}/{key}"] = torch.where(found["valid"], found[key], 0.0).sum() / groups
+        return loss, metrics
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.consistency is None:
+            return
+        if self.mlc.is_on(self.trainer.global_step):
+            self.consistency.fold_mean()
+        else:
+            for parameter in self.consistency.parameters():
+                parameter.grad = None  # or the optimizer's momentum would move it on steps without MLC
+
+    # ---- logging of training ------------------------------------------------------------------------
+
+    def _ends_window(self, batch_idx: int) -> bool:
+        """Whether an optimizer step follows this micro-batch."""
+        return (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0 or self.trainer.is_last_batch
+
+    def _logs_this_step(self) -> bool:
+        every = self.trainer.log_every_n_steps
+        return every > 0 and (self.trainer.global_step + 1) % every == 0
+
+    def _accumulate(self, terms: dict[str, Tensor]) -> None:
+        for name, term in terms.items():
+            term = term.detach()
+            self._window[name] = self._window[name] + term if name in self._window else term
+
+    def _log_window(self) -> None:
+        """Log what the whole optimizer step saw, not just its last micro-batch."""
+        # Each term is a share of the step's mean, divided as the gradient is (see `Normalizers`).
+        values = torch.stack(list(self._window.values())) / self.trainer.accumulate_grad_batches
+        if self.trainer.world_size > 1:
+            values = self.trainer.strategy.reduce(values, reduce_op="mean")
+        logged = dict(zip(self._window, values, strict=True))
+        self._window = {}
+        # A step without MLC repeats the latest values, or `every_n_steps` could hide them from every log.
+        self._latest_mlc |= {name: value for name, value in logged.items() if name.startswith("mlc/")}
+        logged |= self._latest_mlc
+        shown = {"loss", "rewards/accuracies", "mlc/loss"}
+        for name, value in logged.items():
+            self.log(f"train/{name}", value, prog_bar=name in shown)
+
+    # ---- validation ---------------------------------------------------------------------------------
+
+    def _make_metrics(self, languages: tuple[str, ...]) -> nn.ModuleDict:
+        metrics: dict[str, torchmetrics.Metric] = {"loss": LanguageMean(languages, higher_is_better=False)}
+        if self.objective.needs_rejected:
+            metrics["rewards/accuracies"] = LanguageMean(languages, higher_is_better=True)
+            metrics["rewards/margins"] = LanguageMean(languages, higher_is_better=True)
+        metrics["nll"] = LanguageMean(languages, higher_is_better=False)
+        metrics["mlc/raw"] = Collinearity(self.mlc.temperature, self.mlc.scale)
+        if self.mlc.weight > 0:
+            metrics["mlc/extracted"] = Collinearity(self.mlc.temperature, self.mlc.scale)
+        metrics["cosines"] = LanguageCosines(languages)
+        return nn.ModuleDict(metrics)
+
+    def on_validation_epoch_start(self) -> None:
+        for metric in self._metrics.values():
+            metric.reset()  # type: ignore[operator]
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch, "test")
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_evaluation("test")
+
+    def _evaluate(self, batch: Batch, split: str) -> None:
+        """Measure the source-language responses given the prompt in every language."""
+        assert self.policy is not None
+        grid = run_batch(self.policy, batch, self._layer)
+        assert grid.states is not None
+        metrics: Any = self._metrics
+        reference = self._reference_grid(batch, split)
+        examples, languages = grid.present.nonzero(as_tuple=True)
+        where = {"keys": batch.keys[examples], "language": languages}
+        chosen = grid.scores(CHOSEN, reference)
+        nll = -chosen.logps / chosen.tokens.clamp(min=1)
+        metrics["nll"].update(**where, values=nll[grid.present])
+        rejected = grid.scores(REJECTED, reference) if self.objective.needs_rejected else None
+        if rejected is None:
+            losses = nll
+        else:
+            losses = self.objective.losses(chosen, rejected)
+            rewards = self.objective.rewards(chosen), self.objective.rewards(rejected)
+            if rewards[0] is not None and rewards[1] is not None:
+                margins = (rewards[0] - rewards[1])[grid.present]
+                metrics["rewards/margins"].update(**where, values=margins)
+                metrics["rewards/accuracies"].update(**where, values=wins(margins))
+        metrics["loss"].update(**where, values=losses[grid.present])
+        metrics["mlc/raw"].update(batch.keys, grid.states, grid.present)
+        metrics["cosines"].update(batch.keys, grid.states, grid.present)
+        if self.consistency is not None:
+            metrics["mlc/extracted"].update(batch.keys, self.consistency.extract(grid.states), grid.present)
+
+    def _reference_grid(self, batch: Batch, split: str) -> Grid | None:
+        """Reference scores of a batch for evaluation, which never change and so are computed once."""
+        if self._reference is None:
+            return None
+        keys = [(split, key) for key in batch.keys.tolist()]
+        if all(key in self._reference_cache for key in keys):
+            rows = [self._reference_cache[key] for key in keys]
+            logps, tokens = (torch.stack(part).to(batch.keys.device) for part in zip(*rows, strict=True))
+            return Grid(logps, tokens, None, tokens[:, :, CHOSEN] > 0)
+        grid = self._reference.score(batch)
+        for index, key in enumerate(keys):
+            self._reference_cache[key] = grid.logps[index].cpu(), grid.tokens[index].cpu()
+        return grid
+
+    def _log_evaluation(self, split: str) -> None:
+        results: dict[str, Tensor] = {}
+        for name, metric in self._metrics.items():
+            value = metric.compute()  # type: ignore[operator]
+            if name == "cosines":
+                self.validation_cosines = value.tolist()
+            elif name == "loss":
+                # The loss that training lowers: on the source language. The others follow from `nll`/`rewards`.
+                results[f"{split}/loss"] = value[self.languages[0]]
+            else:
+                results |= {f"{split}/{name}/{key}": part for key, part in value.items()}
+        self.validation_results = {name: float(value) for name, value in results.items()}
+        self.log_dict(dict(self.validation_results), sync_dist=False, rank_zero_only=False)
+        for metric in self._metrics.values():
+            metric.reset()  # type: ignore[operator]
+
+    # ---- prediction ---------------------------------------------------------------------------------
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
+        """Greedy responses to every prompt: records of ``id``, ``language`` and ``response``."""
+        assert self.policy is not None
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self.source)
+        records = []
+        for rows in batch.prompts:
+            generated = self.policy.causal_lm.generate(  # type: ignore[operator]
+                input_ids=rows.input_ids,
+                attention_mask=rows.attention_mask,
+                max_new_tokens=self.max_new_tokens,
+                do_sample=False,
+            )
+            responses = self._tokenizer.batch_decode(
+                generated[:, rows.input_ids.shape[1] :], skip_special_tokens=True
+            )
+            for example, language, response in zip(
+                rows.example.tolist(), rows.language.tolist(), responses, strict=True
+            ):
+                records.append(
+                    {"id": batch.ids[example], "language": batch.languages[language], "response": response}
+                )
+        return records
+
+    # ---- checkpoints --------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        assert self.policy is not None
+        checkpoint[Provenance.KEY] = Provenance.of(self.source, self.policy.causal_lm, self.lora).as_dict()
+        if self.lora is not None:
+            # The frozen weights are those of the base model; only what was trained need be stored.
+            trained = self._trained_keys()
+            checkpoint["state_dict"] = {
+                key: value for key, value in checkpoint["state_dict"].items() if key in trained
+            }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        assert self.policy is not None
+        own = Provenance.of(self.source, self.policy.causal_lm, self.lora)
+        Provenance.read(checkpoint).require_same_model(own)
+        state = checkpoint["state_dict"]
+        expected = self.state_dict()
+        if self.lora is not None:
+            trained = self._trained_keys()
+            state |= {key: value for key, value in expected.items() if key not in trained}
+        for disagreement, verb in (
+            (expected.keys() - state.keys(), "lacks"),
+            (state.keys() - expected.keys(), "has"),
+        ):
+            if disagreement:
+                raise UserError(
+                    f"ckpt_path: the checkpoint {verb} {min(disagreement)}, unlike the model that the "
+                    "configuration describes; use the model.mlc settings it was trained with"
+                )
+
+    def _trained_keys(self) -> set[str]:
+        frozen = {
+            f"policy.{name}"
+            for name, parameter in (self.policy or nn.Module()).named_parameters(remove_duplicate=False)
+            if not parameter.requires_grad
+        }
+        return {key for key in self.state_dict() if key not in frozen}
+
+
+def wins(margins: Tensor) -> Tensor:
+    """1 where the chosen response is preferred, 0 where the rejected one is, a half on a tie.
+
+    Before training the policy is its own reference and every margin is 0: that is chance, not defeat.
+    """
+    return (torch.sign(margins) + 1) / 2

@@ -1,0 +1,95 @@
+"""What a checkpoint says about the model inside it, so that it can be checked and exported by itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from transformers import PreTrainedModel
+
+from lightning_mlc import __version__
+from lightning_mlc.errors import UserError
+from lightning_mlc.models.loading import ModelSource
+from lightning_mlc.models.lora import LoRA
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Plain values only: a checkpoint must load with ``weights_only=True``."""
+
+    KEY: ClassVar[str] = "lightning_mlc"
+
+    source: dict[str, Any]
+    """Fields of :class:`~lightning_mlc.models.loading.ModelSource`."""
+    config: dict[str, Any]
+    """Configuration of the Hugging Face model."""
+    generation_config: dict[str, Any] | None
+    lora: dict[str, Any] | None
+    """Fields of :class:`~lightning_mlc.models.lora.LoRA`, if the model has adapters."""
+    version: str = __version__
+
+    @classmethod
+    def of(cls, source: ModelSource, model: PreTrainedModel, lora: LoRA | None) -> Provenance:
+        """What describes ``model``, loaded from ``source``."""
+        generation = getattr(model, "generation_config", None)
+        return cls(
+            source={
+                "name_or_path": source.name_or_path,
+                "gguf_file": source.gguf_file,
+                "revision": source.revision,
+                "trust_remote_code": source.trust_remote_code,
+            },
+            config=_plain(model.config.to_dict()),
+            generation_config=None if generation is None else _plain(generation.to_dict()),
+            lora=None if lora is None else lora.as_dict(),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The entry that a checkpoint stores under ``KEY``."""
+        return {
+            "source": self.source,
+            "config": self.config,
+            "generation_config": self.generation_config,
+            "lora": self.lora,
+            "version": self.version,
+        }
+
+    @classmethod
+    def read(cls, checkpoint: dict[str, Any]) -> Provenance:
+        """The entry of a loaded ``checkpoint``.
+
+        Raises:
+            UserError: It has none.
+        """
+        if cls.KEY not in checkpoint:
+            raise UserError("ckpt_path: this is not a checkpoint of lightning-mlc; give one that `fit` wrote")
+        return cls(**checkpoint[cls.KEY])
+
+    def require_same_model(self, own: Provenance) -> None:
+        """Raises:
+        UserError: This checkpoint's model has another shape than ``own``, or adapters where it has none.
+        """
+        for key in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"):
+            theirs, ours = self._shape(key), own._shape(key)
+            if theirs != ours:
+                raise UserError(
+                    f"ckpt_path: the checkpoint is of another model: its {key} is {theirs}, that of "
+                    f"{own.source['name_or_path']} is {ours} (it was trained from {self.source['name_or_path']})"
+                )
+        if self.lora != own.lora:
+            raise UserError(
+                f"ckpt_path: the checkpoint was trained with model.lora {self.lora}, the configuration has {own.lora}"
+            )
+
+    def _shape(self, key: str) -> Any:
+        text = self.config.get("text_config") or {}
+        return self.config.get(key, text.get(key))
+
+
+def _plain(value: Any) -> Any:
+    """``value`` with anything that is not plain data turned into text."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, str | bool | int | float) else str(value)

@@ -1,0 +1,200 @@
+"""``fit``, ``validate``, ``test`` and ``predict``: a LightningCLI around this package's module and data."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger
+
+from lightning_mlc.callbacks import EvaluationReport, PredictionWriter, Progress
+from lightning_mlc.data import MultilingualData
+from lightning_mlc.errors import UserError
+from lightning_mlc.module import AlignmentModule
+
+TOKENIZER_OPTIONS = ("name_or_path", "gguf_file", "revision", "trust_remote_code")
+
+
+class SaveConfig(SaveConfigCallback):
+    """Keeps the complete configuration of a ``fit`` beside what it wrote."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            folder = Path(trainer.default_root_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, folder / "config.yaml", skip_none=False, overwrite=True)
+
+
+class TrainingCLI(LightningCLI):
+    """One ``out`` folder per run, and YAML as the only truth about it."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        settled = {"verbose", "weights_only", "return_predictions"}
+        return {name: skipped | settled for name, skipped in LightningCLI.subcommands().items()}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--out",
+            type=str,
+            default="runs/mlc",
+            help="Folder for all that the run writes; must be new for fit.",
+        )
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.filename": "step={step}",
+                "checkpoint.auto_insert_metric_name": False,
+                "checkpoint.save_last": "link",
+                "checkpoint.save_on_exception": True,
+                "checkpoint.enable_version_counter": False,
+                "model.objective": {"class_path": "lightning_mlc.objectives.DPO"},
+            }
+        )
+        parser.link_arguments("out", "trainer.default_root_dir")
+        parser.link_arguments("out", "checkpoint.dirpath", compute_fn=checkpoint_folder)
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=data_seed)
+        for option in TOKENIZER_OPTIONS:
+            parser.link_arguments(f"model.{option}", f"data.{option}")
+
+    def _parse_ckpt_path(self) -> None:
+        """A checkpoint never overrides the configuration: Lightning's own method would let it."""
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        out = Path(config.out)
+        starts_here = (
+            "LOCAL_RANK" not in os.environ
+        )  # Lightning's launchers start the other processes with it
+        if self.subcommand == "fit" and starts_here and not config.trainer.fast_dev_run:
+            resumes = config.ckpt_path is not None
+            if not resumes and out.exists() and (not out.is_dir() or any(out.iterdir())):
+                raise UserError(
+                    f"out: {out} exists and is not an empty folder; give another --out, "
+                    "or continue that run with --ckpt_path last"
+                )
+        if (
+            config.ckpt_path not in (None, "last", "best", "hpc", "registry")
+            and not Path(config.ckpt_path).exists()
+        ):
+            raise UserError(
+                f"ckpt_path: there is no file {config.ckpt_path}; `fit` writes them to {out}/checkpoints"
+            )
+        if self.subcommand == "fit" and config.ckpt_path == "last" and not checkpoint_files(out):
+            raise UserError(
+                f"ckpt_path: there is no checkpoint in {checkpoint_folder(str(out))} to continue from"
+            )
+        if self.subcommand != "fit" and config.ckpt_path == "last":
+            found = checkpoint_files(out)
+            if not found:
+                raise UserError(f"ckpt_path: there is no checkpoint in {checkpoint_folder(str(out))}")
+            config.ckpt_path = str(found[-1])
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self.config_init[self.subcommand]
+        options = config.trainer
+        if options.logger in (None, True) and not options.fast_dev_run:
+            kwargs["logger"] = self.subcommand == "fit" and CSVLogger(config.out, name="", version="")
+        callbacks = list(options.callbacks or [])
+        if options.enable_progress_bar is not False and not any(
+            isinstance(c, ProgressBar) for c in callbacks
+        ):
+            callbacks.append(Progress())
+        callbacks.append(EvaluationReport())
+        if self.subcommand == "predict":
+            callbacks.append(PredictionWriter())
+        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        keywords = super()._prepare_subcommand_kwargs(subcommand)
+        keywords["weights_only"] = True  # a checkpoint is data, not code
+        if subcommand in ("validate", "test"):
+            keywords["verbose"] = False  # the report has the numbers
+        if subcommand == "predict":
+            keywords["return_predictions"] = False  # they are written as they come
+        return keywords
+
+
+def checkpoint_folder(out: str) -> str:
+    """Where a run with this ``out`` keeps its checkpoints."""
+    return str(Path(out) / "checkpoints")
+
+
+def checkpoint_files(out: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    return sorted(Path(checkpoint_folder(str(out))).glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+
+
+def data_seed(seed: bool | int) -> int:
+    """Seed of splits and shuffling. ``true`` asks for a random one, which only later is known."""
+    if isinstance(seed, bool):
+        raise UserError("seed_everything: give a number, so that splits and shuffling can be repeated")
+    return seed
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Configurations that come with the package, by name."""
+    folder = Path(str(files("lightning_mlc"))) / "configs"
+    if not folder.is_dir():  # a clone that is not installed
+        folder = Path(__file__).parent.parent / "configs"
+    return {str(path.relative_to(folder).with_suffix("")): path for path in sorted(folder.rglob("*.yaml"))}
+
+
+def _with_shipped_configs(args: Sequence[str]) -> list[str]:
+    """``--config NAME`` finds a shipped configuration where there is no file of that name."""
+    resolved = list(args)
+    for index, arg in enumerate(args):
+        option, equals, value = arg.partition("=")
+        if option not in ("-c", "--config"):
+            continue
+        position = index if equals else index + 1
+        if not equals:
+            if position >= len(args):
+                continue
+            value = args[position]
+        if Path(value).is_file():
+            continue
+        name = value.removeprefix("configs/").removesuffix(".yaml")
+        shipped = shipped_configs()
+        if name not in shipped:
+            raise UserError(
+                f"--config: there is no file {value}; give a file, or one of the shipped configurations: "
+                f"{', '.join(shipped)}"
+            )
+        resolved[position] = f"{option}={shipped[name]}" if equals else str(shipped[name])
+    return resolved
+
+
+def run(args: Sequence[str]) -> TrainingCLI:
+    """Parse ``args`` (subcommand first) and run them.
+
+    Raises:
+        UserError: Something the user gave is wrong.
+    """
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+    logging.getLogger("lightning_mlc").setLevel(logging.INFO)
+    return TrainingCLI(
+        AlignmentModule,
+        MultilingualData,
+        args=_with_shipped_configs(args),
+        seed_everything_default=42,
+        save_config_callback=SaveConfig,
+        save_config_kwargs={"save_to_log_dir": False},
+        trainer_defaults={
+            "use_distributed_sampler": False,
+            "num_sanity_val_steps": -1,
+            "precision": "bf16-mixed",
+            "log_every_n_steps": 1,
+        },
+        auto_configure_optimizers=False,
+        parser_kwargs={name: {"prog": f"lightning-mlc {name}"} for name in TrainingCLI.subcommands()},
+    )

@@ -1,0 +1,60 @@
+"""One distribution, two import packages: ``mlc_kernels`` (torch only) and ``lightning_mlc``."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "lightning_mlc/__init__.py").read_text())
+assert VERSION is not None
+
+TEST = ["pytest>=8", "gguf>=0.10", "peft>=0.17", "kernels"]
+
+setup(
+    name="lightning-mlc",
+    version=VERSION.group(1),
+    description="Make a language model safe in every language its users speak, with data in one language only",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11,<3.14",
+    # `kernels` is also the name of a Hugging Face package, so the folder is not one of ours: it only
+    # holds `mlc_kernels`. The recipes travel inside the package, so that `--config NAME` finds them.
+    packages=[*find_packages(include=["lightning_mlc*"]), "lightning_mlc.configs", "mlc_kernels"],
+    package_dir={"mlc_kernels": "kernels/mlc_kernels", "lightning_mlc.configs": "configs"},
+    package_data={
+        "": ["py.typed"],
+        "lightning_mlc.configs": ["*.yaml", "*/*.yaml"],
+        "lightning_mlc.data": ["sample/*"],
+    },
+    install_requires=[
+        "torch>=2.11",
+        "transformers>=5.17",
+        # Earlier versions carried malware (2.6.2, 2.6.3) or a code-execution hole (up to 2.6.5).
+        "lightning>=2.6.6,<2.7",
+        "pytorch-lightning>=2.6.6,<2.7",
+        "jsonargparse[signatures]>=4.41,<5",
+        "torchmetrics>=1.5",
+        "datasets>=4",
+        "langcodes>=3.4",
+        "safetensors",
+        "matplotlib>=3.8",
+        "rich>=13",
+        "triton; sys_platform == 'linux'",
+    ],
+    extras_require={
+        "quickstart": ["gguf>=0.10"],
+        "lora": ["peft>=0.17"],
+        "test": TEST,
+        "dev": [*TEST, "ruff", "mypy", "types-PyYAML"],
+    },
+    entry_points={"console_scripts": ["lightning-mlc = lightning_mlc.cli:main"]},
+    classifiers=[
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
