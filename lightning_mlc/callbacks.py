@@ -68,9 +68,7 @@ class EvaluationReport(Callback):
         elif trainer.state.fn == TrainerFn.VALIDATING:
             self._report_alone(trainer, pl_module)
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._step_started = time.perf_counter()
 
@@ -146,9 +144,7 @@ def peak_memory() -> int:
 
 def _print_tables(before: dict[str, float] | None, module: AlignmentModule) -> None:
     console = Console()
-    for table in before_after_tables(
-        before, module.validation_results, module.languages, module.languages[0]
-    ):
+    for table in before_after_tables(before, module.validation_results, module.languages, module.languages[0]):
         console.print(table)
 
 

@@ -48,8 +48,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return 0
     if args[0] not in COMMANDS:
         print(
-            f"error: there is no command '{args[0]}'; choose one of {', '.join(COMMANDS)} "
-            "(lightning-mlc --help)",
+            f"error: there is no command '{args[0]}'; choose one of {', '.join(COMMANDS)} (lightning-mlc --help)",
             file=sys.stderr,
         )
         return 2

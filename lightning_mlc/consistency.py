@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from mlc_kernels import mlc_loss
 from torch import Tensor, nn
 
 from lightning_mlc.errors import UserError
+from mlc_kernels import mlc_loss
 
 
 @dataclass(frozen=True)

@@ -42,9 +42,7 @@ def export(ckpt_path: str | Path, out: str | Path, tokenizer: str | None = None)
     checkpoint = read_checkpoint(ckpt_path)
     provenance = Provenance.read(checkpoint)
     weights = {
-        key.removeprefix(_PREFIX): value
-        for key, value in checkpoint["state_dict"].items()
-        if key.startswith(_PREFIX)
+        key.removeprefix(_PREFIX): value for key, value in checkpoint["state_dict"].items() if key.startswith(_PREFIX)
     }
     source = ModelSource(**provenance.source)
     model = _rebuild(provenance, source, weights)
@@ -76,9 +74,7 @@ def read_checkpoint(ckpt_path: str | Path) -> dict[str, Any]:
     """
     path = Path(ckpt_path)
     if not path.is_file():
-        raise UserError(
-            f"--ckpt_path: there is no file {path}; `fit` writes checkpoints below its out folder"
-        )
+        raise UserError(f"--ckpt_path: there is no file {path}; `fit` writes checkpoints below its out folder")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
@@ -94,9 +90,7 @@ def _rebuild(provenance: Provenance, source: ModelSource, weights: dict[str, tor
         adapted: Any = add_lora(load_causal_lm(source, dtype), LoRA(**provenance.lora))
         missing = adapted.load_state_dict(weights, strict=False)
         if missing.unexpected_keys:
-            raise UserError(
-                f"--ckpt_path: the checkpoint does not fit {source}: {missing.unexpected_keys[0]}"
-            )
+            raise UserError(f"--ckpt_path: the checkpoint does not fit {source}: {missing.unexpected_keys[0]}")
         return adapted.merge_and_unload()
     settings = dict(provenance.config)
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)

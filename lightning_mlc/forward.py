@@ -58,11 +58,7 @@ def _arrange(outputs: Sequence[RowOutputs], rows: Sequence[TokenRows], examples:
     states = [output.states for output in outputs if output.states is not None]
     return Grid(
         logps=place(torch.cat([o.logps for o in outputs]), response, 2 * cells).view(examples, languages, 2),
-        tokens=place(torch.cat([o.tokens for o in outputs]), response, 2 * cells).view(
-            examples, languages, 2
-        ),
+        tokens=place(torch.cat([o.tokens for o in outputs]), response, 2 * cells).view(examples, languages, 2),
         states=place(torch.cat(states), prompt, cells).view(examples, languages, -1) if states else None,
-        present=place(torch.ones(len(cell), dtype=torch.bool, device=device), prompt, cells).view(
-            examples, languages
-        ),
+        present=place(torch.ones(len(cell), dtype=torch.bool, device=device), prompt, cells).view(examples, languages),
     )

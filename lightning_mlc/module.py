@@ -139,9 +139,7 @@ class AlignmentModule(LightningModule):
             self._reference = Reference(self.policy if is_initial else self._load_policy())
 
     def _load_policy(self) -> Policy:
-        model: Any = load_causal_lm(
-            self.source, dtype_of(str(self.trainer.precision)), self.attn_implementation
-        )
+        model: Any = load_causal_lm(self.source, dtype_of(str(self.trainer.precision)), self.attn_implementation)
         if self.lora is not None:
             model = add_lora(model, self.lora)
         if self.gradient_checkpointing:
@@ -206,9 +204,7 @@ class AlignmentModule(LightningModule):
             self._log_window()
         return loss
 
-    def _objective_terms(
-        self, batch: Batch, grid: Grid, reference: Grid | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _objective_terms(self, batch: Batch, grid: Grid, reference: Grid | None) -> tuple[Tensor, dict[str, Tensor]]:
         chosen = grid.scores(CHOSEN, reference, batch.source)
         rejected = grid.scores(REJECTED, reference, batch.source) if self.objective.needs_rejected else None
         totals = batch.normalizers
@@ -228,9 +224,7 @@ class AlignmentModule(LightningModule):
                 }
         return loss, metrics
 
-    def _mlc_terms(
-        self, batch: Batch, grid: Grid, consistency: Consistency
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _mlc_terms(self, batch: Batch, grid: Grid, consistency: Consistency) -> tuple[Tensor, dict[str, Tensor]]:
         assert grid.states is not None
         # No group in the whole optimizer step: every loss below is 0, and so is their sum.
         groups = batch.normalizers.groups or 1.0
@@ -390,15 +384,11 @@ class AlignmentModule(LightningModule):
                 max_new_tokens=self.max_new_tokens,
                 do_sample=False,
             )
-            responses = self._tokenizer.batch_decode(
-                generated[:, rows.input_ids.shape[1] :], skip_special_tokens=True
-            )
+            responses = self._tokenizer.batch_decode(generated[:, rows.input_ids.shape[1] :], skip_special_tokens=True)
             for example, language, response in zip(
                 rows.example.tolist(), rows.language.tolist(), responses, strict=True
             ):
-                records.append(
-                    {"id": batch.ids[example], "language": batch.languages[language], "response": response}
-                )
+                records.append({"id": batch.ids[example], "language": batch.languages[language], "response": response})
         return records
 
     # ---- checkpoints --------------------------------------------------------------------------------
@@ -409,9 +399,7 @@ class AlignmentModule(LightningModule):
         if self.lora is not None:
             # The frozen weights are those of the base model; only what was trained need be stored.
             trained = self._trained_keys()
-            checkpoint["state_dict"] = {
-                key: value for key, value in checkpoint["state_dict"].items() if key in trained
-            }
+            checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         assert self.policy is not None

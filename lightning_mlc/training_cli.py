@@ -12,7 +12,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_mlc.callbacks import EvaluationReport, PredictionWriter, Progress
@@ -26,8 +26,11 @@ TOKENIZER_OPTIONS = ("name_or_path", "gguf_file", "revision", "trust_remote_code
 class SaveConfig(SaveConfigCallback):
     """Keeps the complete configuration of a ``fit`` beside what it wrote."""
 
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Not yet: a run that its data or its model stops must leave no folder behind."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir)
             folder.mkdir(parents=True, exist_ok=True)
             self.parser.save(self.config, folder / "config.yaml", skip_none=False, overwrite=True)
@@ -65,15 +68,17 @@ class TrainingCLI(LightningCLI):
         for option in TOKENIZER_OPTIONS:
             parser.link_arguments(f"model.{option}", f"data.{option}")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        # Lightning's own warns that arguments were given from Python, which here is how they always come.
+        self.config = parser.parse_args(args)
+
     def _parse_ckpt_path(self) -> None:
         """A checkpoint never overrides the configuration: Lightning's own method would let it."""
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         out = Path(config.out)
-        starts_here = (
-            "LOCAL_RANK" not in os.environ
-        )  # Lightning's launchers start the other processes with it
+        starts_here = "LOCAL_RANK" not in os.environ  # Lightning's launchers start the other processes with it
         if self.subcommand == "fit" and starts_here and not config.trainer.fast_dev_run:
             resumes = config.ckpt_path is not None
             if not resumes and out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -81,17 +86,10 @@ class TrainingCLI(LightningCLI):
                     f"out: {out} exists and is not an empty folder; give another --out, "
                     "or continue that run with --ckpt_path last"
                 )
-        if (
-            config.ckpt_path not in (None, "last", "best", "hpc", "registry")
-            and not Path(config.ckpt_path).exists()
-        ):
-            raise UserError(
-                f"ckpt_path: there is no file {config.ckpt_path}; `fit` writes them to {out}/checkpoints"
-            )
+        if config.ckpt_path not in (None, "last", "best", "hpc", "registry") and not Path(config.ckpt_path).exists():
+            raise UserError(f"ckpt_path: there is no file {config.ckpt_path}; `fit` writes them to {out}/checkpoints")
         if self.subcommand == "fit" and config.ckpt_path == "last" and not checkpoint_files(out):
-            raise UserError(
-                f"ckpt_path: there is no checkpoint in {checkpoint_folder(str(out))} to continue from"
-            )
+            raise UserError(f"ckpt_path: there is no checkpoint in {checkpoint_folder(str(out))} to continue from")
         if self.subcommand != "fit" and config.ckpt_path == "last":
             found = checkpoint_files(out)
             if not found:
@@ -104,9 +102,7 @@ class TrainingCLI(LightningCLI):
         if options.logger in (None, True) and not options.fast_dev_run:
             kwargs["logger"] = self.subcommand == "fit" and CSVLogger(config.out, name="", version="")
         callbacks = list(options.callbacks or [])
-        if options.enable_progress_bar is not False and not any(
-            isinstance(c, ProgressBar) for c in callbacks
-        ):
+        if options.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(Progress())
         callbacks.append(EvaluationReport())
         if self.subcommand == "predict":
@@ -181,14 +177,15 @@ def run(args: Sequence[str]) -> TrainingCLI:
     """
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
-    logging.getLogger("lightning_mlc").setLevel(logging.INFO)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip" not in record.getMessage()  # advertisements
+    )
     return TrainingCLI(
         AlignmentModule,
         MultilingualData,
         args=_with_shipped_configs(args),
         seed_everything_default=42,
         save_config_callback=SaveConfig,
-        save_config_kwargs={"save_to_log_dir": False},
         trainer_defaults={
             "use_distributed_sampler": False,
             "num_sanity_val_steps": -1,

@@ -55,9 +55,7 @@ class _PromptLosses(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_losses: Tensor, _grad_counted: Tensor) -> tuple[Tensor, None, None, None]:
         if torch.is_grad_enabled():
-            raise RuntimeError(
-                "mlc_loss: the gradient of the gradient is not implemented; use backend='reference'"
-            )
+            raise RuntimeError("mlc_loss: the gradient of the gradient is not implemented; use backend='reference'")
         representations, bracket, inverse_norms = ctx.saved_tensors
         present = inverse_norms != 0
         rows = torch.where(present[:, :, None], representations, 0.0).double()

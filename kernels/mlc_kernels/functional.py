@@ -71,9 +71,7 @@ def mlc_loss(
         return (total if reduction == "sum" else total / counted.sum().clamp(min=1)).to(device)
 
 
-def singular_values(
-    representations: Tensor, mask: Tensor | None = None, *, backend: Backend = "auto"
-) -> Tensor:
+def singular_values(representations: Tensor, mask: Tensor | None = None, *, backend: Backend = "auto") -> Tensor:
     """Singular values of each prompt's rows, brought to unit length. Not differentiable.
 
     Args:

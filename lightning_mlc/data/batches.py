@@ -163,3 +163,25 @@ class Batch:
     def without_prompts(self) -> Batch:
         """The batch for a step on which no translation is run."""
         return dataclasses.replace(self, prompts=())
+
+
+def pad_in_chunks(
+    rows: Sequence[Row], pad_id: int, max_waste: float = 0.25, max_tokens: int | None = None
+) -> tuple[TokenRows, ...]:
+    """``rows`` as a few padded blocks of similar length, shortest first.
+
+    Languages differ in length by a factor of five and more, so one block would be mostly padding. A new
+    block begins where padding would exceed the share ``max_waste`` of a block, or a block ``max_tokens``.
+    """
+    blocks: list[list[Row]] = []
+    tokens = 0
+    for row in sorted(rows, key=len):
+        if blocks:
+            padded = (len(blocks[-1]) + 1) * len(row)
+            if (1 - max_waste) * padded <= tokens + len(row) and (max_tokens is None or padded <= max_tokens):
+                blocks[-1].append(row)
+                tokens += len(row)
+                continue
+        blocks.append([row])
+        tokens = len(row)
+    return tuple(TokenRows.pad(block, pad_id) for block in blocks)

@@ -53,14 +53,10 @@ class ModelSource:
         if looks_local:
             folder = Path(location).expanduser()
             if not folder.is_dir():
-                raise UserError(
-                    f"model.name_or_path: there is no folder {location}; give a model folder or hub id"
-                )
+                raise UserError(f"model.name_or_path: there is no folder {location}; give a model folder or hub id")
             if gguf_file is not None and not (folder / gguf_file).is_file():
                 found = ", ".join(sorted(path.name for path in folder.glob("*.gguf"))) or "none"
-                raise UserError(
-                    f"model.gguf_file: {folder} has no file {gguf_file} (GGUF files there: {found})"
-                )
+                raise UserError(f"model.gguf_file: {folder} has no file {gguf_file} (GGUF files there: {found})")
             location = str(folder)
         keywords: dict[str, Any] = {
             "revision": self.revision or "main",
@@ -108,9 +104,7 @@ def load_config(source: ModelSource) -> PreTrainedConfig:
     return config
 
 
-def load_causal_lm(
-    source: ModelSource, dtype: torch.dtype, attn_implementation: str | None = None
-) -> PreTrainedModel:
+def load_causal_lm(source: ModelSource, dtype: torch.dtype, attn_implementation: str | None = None) -> PreTrainedModel:
     """The model of ``source`` in ``dtype``, on the CPU and in eval mode (as transformers returns it).
 
     Raises:

@@ -74,9 +74,7 @@ class Policy(nn.Module):
         if "position_ids" in self._accepted:
             # Positions count tokens, not padding: a row means the same on whichever side it is padded.
             keywords["position_ids"] = (rows.attention_mask.cumsum(1) - 1).clamp(min=0)
-        return module(
-            input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False, **keywords
-        )
+        return module(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False, **keywords)
 
     @contextmanager
     def _capture(self, layer: int | None) -> Iterator[list[Tensor]]:
@@ -130,9 +128,7 @@ def resolve_layer(layer: int | float, depth: int) -> int:
     """
     if isinstance(layer, float):
         if not 0.0 <= layer <= 1.0:
-            raise UserError(
-                f"model.mlc.layer: {layer} is not a fraction of depth; give 0.0 to 1.0, or an integer"
-            )
+            raise UserError(f"model.mlc.layer: {layer} is not a fraction of depth; give 0.0 to 1.0, or an integer")
         return round(layer * depth)
     resolved = layer + depth + 1 if layer < 0 else layer
     if not 0 <= resolved <= depth:

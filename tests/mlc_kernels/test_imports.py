@@ -29,9 +29,7 @@ def test_needs_torch_only() -> None:
     )
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("kernels.layer") is None, reason="the package `kernels` is not installed"
-)
+@pytest.mark.skipif(importlib.util.find_spec("kernels.layer") is None, reason="the package `kernels` is not installed")
 def test_does_not_hide_the_hugging_face_package_kernels() -> None:
     """From the root of a clone, `import kernels` must find the installed package and not our folder."""
     found = run("import kernels; print(kernels.__file__)").strip()

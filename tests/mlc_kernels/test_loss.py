@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from mlc_kernels import MLCLoss, loss_floor, mlc_loss, singular_values
 from torch import Tensor
+
+from mlc_kernels import MLCLoss, loss_floor, mlc_loss, singular_values
 
 BACKENDS = ["closed_form", "reference"]
 # Unit roundoff of the input dtype bounds how well two exact formulas on the same input can agree after
@@ -52,9 +53,7 @@ def gradient(rows: Tensor, mask: Tensor | None = None, **options: object) -> Ten
 @pytest.mark.parametrize("shape", [(1, 2, 2), (3, 5, 7), (2, 7, 3), (4, 10, 33), (1, 13, 1)])
 def test_agrees_with_the_papers_equation(backend: str, scale: str, shape: tuple[int, int, int]) -> None:
     rows, mask = random_rows(*shape), random_mask(*shape[:2], seed=1)
-    expected = [
-        numpy_loss(r[m].numpy(), 0.2, scale) if m.any() else 0.0 for r, m in zip(rows, mask, strict=True)
-    ]
+    expected = [numpy_loss(r[m].numpy(), 0.2, scale) if m.any() else 0.0 for r, m in zip(rows, mask, strict=True)]
     found = mlc_loss(rows, mask, scale=scale, reduction="none", backend=backend)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12, atol=1e-12)
 
@@ -115,9 +114,7 @@ def test_order_of_prompts_and_languages_does_not_matter(backend: str) -> None:
     rows, mask = random_rows(4, 6, 9), random_mask(4, 6)
     prompts, languages = torch.tensor([2, 0, 3, 1]), torch.tensor([5, 3, 0, 1, 4, 2])
     losses = mlc_loss(rows, mask, reduction="none", backend=backend)
-    moved = mlc_loss(
-        rows[prompts][:, languages], mask[prompts][:, languages], reduction="none", backend=backend
-    )
+    moved = mlc_loss(rows[prompts][:, languages], mask[prompts][:, languages], reduction="none", backend=backend)
     torch.testing.assert_close(moved, losses[prompts], rtol=1e-12, atol=1e-13)
     grad = gradient(rows, mask, backend=backend)
     moved_grad = gradient(rows[prompts][:, languages], mask[prompts][:, languages], backend=backend)

@@ -1,0 +1,79 @@
+"""Rows of a tokenised table as the batch of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lightning_mlc.data.batches import CHOSEN, NO_RESPONSE, REJECTED, Batch, Normalizers, Row, TokenRows, pad_in_chunks
+
+EVALUATION_TOKENS = 4096
+"""Tokens of a block in evaluation, which bounds the memory that its logits take."""
+
+
+@dataclass(frozen=True)
+class Collator:
+    """What all batches of a data source have in common."""
+
+    languages: tuple[str, ...]
+    """The source language first."""
+    pad_id: int
+    with_rejected: bool
+
+    def training(self, examples: Sequence[Mapping[str, Any]], keys: Sequence[int], normalizers: Normalizers) -> Batch:
+        """Responses in the source language; the translations are prompts alone."""
+        responses, prompts = [], []
+        for index, example in enumerate(examples):
+            for language, prompt in zip(example["languages"], example["prompts"], strict=True):
+                if language == 0:
+                    responses += self._with_responses(example, prompt, index, language)
+                else:
+                    prompts.append(Row(prompt, (), index, language, NO_RESPONSE))
+        return self._batch(
+            examples, keys, normalizers, (TokenRows.pad(responses, self.pad_id),), pad_in_chunks(prompts, self.pad_id)
+        )
+
+    def evaluation(self, examples: Sequence[Mapping[str, Any]], keys: Sequence[int], normalizers: Normalizers) -> Batch:
+        """The responses after the prompt in every language."""
+        responses: list[Row] = []
+        for index, example in enumerate(examples):
+            for language, prompt in zip(example["languages"], example["prompts"], strict=True):
+                responses += self._with_responses(example, prompt, index, language)
+        blocks = pad_in_chunks(responses, self.pad_id, max_tokens=EVALUATION_TOKENS)
+        return self._batch(examples, keys, normalizers, blocks, ())
+
+    def prediction(self, examples: Sequence[Mapping[str, Any]], keys: Sequence[int], normalizers: Normalizers) -> Batch:
+        """The prompts in every language."""
+        prompts = [
+            Row(prompt, (), index, language, NO_RESPONSE)
+            for index, example in enumerate(examples)
+            for language, prompt in zip(example["languages"], example["prompts"], strict=True)
+        ]
+        return self._batch(examples, keys, normalizers, (), pad_in_chunks(prompts, self.pad_id))
+
+    def _with_responses(self, example: Mapping[str, Any], prompt: list[int], index: int, language: int) -> list[Row]:
+        rows = [Row(prompt, example["chosen"], index, language, CHOSEN)]
+        if self.with_rejected and example["rejected"]:
+            rows.append(Row(prompt, example["rejected"], index, language, REJECTED))
+        return rows
+
+    def _batch(
+        self,
+        examples: Sequence[Mapping[str, Any]],
+        keys: Sequence[int],
+        normalizers: Normalizers,
+        responses: tuple[TokenRows, ...],
+        prompts: tuple[TokenRows, ...],
+    ) -> Batch:
+        return Batch(
+            ids=tuple(example["id"] for example in examples),
+            keys=torch.tensor(keys, dtype=torch.int64),
+            languages=self.languages,
+            source=0,
+            responses=responses,
+            prompts=prompts,
+            normalizers=normalizers,
+        )

@@ -1,0 +1,342 @@
+"""The LightningDataModule: files in, batches out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.utils.data
+from datasets import Dataset
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.utilities import rank_zero_only
+from torch.utils.data import DataLoader
+
+from lightning_mlc.data.batches import Batch
+from lightning_mlc.data.collation import Collator
+from lightning_mlc.data.languages import canonical_language, canonical_languages
+from lightning_mlc.data.layouts import parse_rows
+from lightning_mlc.data.reading import locate, read_rows
+from lightning_mlc.data.records import Example
+from lightning_mlc.data.sampling import EvaluationBatches, MicroBatch, Sizes, TrainingBatches
+from lightning_mlc.data.tables import default_cache_dir, tokenised_table
+from lightning_mlc.data.tokenization import ChatTokenizer
+from lightning_mlc.errors import UserError
+
+logger = logging.getLogger("lightning_mlc")
+
+Split = Literal["train", "val", "test", "predict"]
+
+
+class MultilingualData(LightningDataModule):
+    """Prompts in several languages, with responses in one of them.
+
+    Args:
+        train_path: Training data: a JSONL, JSON, CSV or Parquet file, a folder of ``datasets.save_to_disk``,
+            ``hf://owner/name?split=train``, or ``sample`` for the data that ships with the package.
+        val_path: Validation data; null holds out a share of the training rows.
+        test_path: Data for ``test``.
+        predict_path: Data for ``predict``; null takes the validation rows.
+        languages: BCP-47 codes of the languages to use; null takes all that the training data has.
+        source_language: Language of the responses.
+        val_share: Share of the training rows held out where there is no ``val_path``; 0 holds out none.
+        batch_size: Examples per micro-batch and process.
+        val_batch_size: Examples per batch of validation, test and prediction, each in all languages.
+        max_prompt_length: Longest prompt in tokens, its chat template included.
+        max_response_length: Longest response in tokens; what is longer is cut.
+        on_long_prompt: ``cut`` shortens the user's last message until the prompt fits, ``error`` refuses it.
+        num_workers: Worker processes that prepare batches; 0 does it in the training process.
+        cache_dir: Where tokenised tables are kept; null takes ``~/.cache/lightning_mlc``.
+        seed: Seed of the held-out split and of the order of the examples.
+        name_or_path: Where the tokenizer is. This and what follows are options of the model.
+        gguf_file: GGUF file inside that folder or repository.
+        revision: Revision of a hub model.
+        trust_remote_code: Run Python code that the repository carries.
+    """
+
+    def __init__(
+        self,
+        train_path: str | None = None,
+        val_path: str | None = None,
+        test_path: str | None = None,
+        predict_path: str | None = None,
+        languages: list[str] | None = None,
+        source_language: str = "en",
+        val_share: float = 0.1,
+        batch_size: int = 1,
+        val_batch_size: int = 2,
+        max_prompt_length: int = 512,
+        max_response_length: int = 512,
+        on_long_prompt: Literal["cut", "error"] = "cut",
+        num_workers: int = 0,
+        cache_dir: str | None = None,
+        seed: int = 42,
+        name_or_path: str | None = None,
+        gguf_file: str | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__()
+        for option, value, least in (
+            ("batch_size", batch_size, 1),
+            ("val_batch_size", val_batch_size, 1),
+            ("max_prompt_length", max_prompt_length, 1),
+            ("max_response_length", max_response_length, 1),
+            ("num_workers", num_workers, 0),
+            ("seed", seed, 0),
+        ):
+            if value < least:
+                raise UserError(f"data.{option}: must be at least {least}, got {value}")
+        if not 0 <= val_share < 1:
+            raise UserError(f"data.val_share: must be from 0 to below 1, got {val_share}")
+        self.paths: dict[str, str | None] = {
+            "train": train_path,
+            "val": val_path,
+            "test": test_path,
+            "predict": predict_path,
+        }
+        self.source_language = canonical_language(source_language, "data.source_language")
+        self._asked = None if languages is None else canonical_languages(languages, "data.languages")
+        if self._asked is not None and self.source_language not in self._asked:
+            raise UserError(
+                f"data.languages: lacks the source language '{self.source_language}'; add it or set data.source_language"
+            )
+        self.val_share = val_share
+        self.batch_size = batch_size
+        self.val_batch_size = val_batch_size
+        self.max_prompt_length = max_prompt_length
+        self.max_response_length = max_response_length
+        self.on_long_prompt: Literal["cut", "error"] = on_long_prompt
+        self.num_workers = num_workers
+        self.cache_dir = default_cache_dir() if cache_dir is None else Path(cache_dir)
+        self.seed = seed
+        self._tokenizer_options = {
+            "name_or_path": name_or_path,
+            "gguf_file": gguf_file,
+            "revision": revision,
+            "trust_remote_code": trust_remote_code,
+        }
+        self.with_rejected = True
+        """Whether batches have rows of rejected responses. An objective without them sets it to False."""
+        self.languages: tuple[str, ...] = ()
+        """Languages of the data, the source language first."""
+        self.has_pairs = False
+        """Whether examples have a rejected response."""
+        self.pad_id = 0
+        self._chat: ChatTokenizer | None = None
+        self._tables: dict[str, Dataset] = {}
+        self._rows: dict[str, list[int]] = {}
+
+    # ---- from files to tables -----------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Read, check and tokenise, on one process; the others then find the tables in the cache."""
+        self._load(self._needed_paths())
+
+    def setup(self, stage: str) -> None:
+        self._load(self._needed_paths())
+        for split in ("train", "val", "test", "predict"):
+            if split in self._tables:
+                self._rows[split] = list(range(len(self._tables[split])))
+        if "train" in self._tables and "val" not in self._tables:
+            self._rows["train"], self._rows["val"] = self._split()
+            self._tables["val"] = self._tables["train"]
+        if "predict" not in self._tables and "val" in self._tables:
+            self._rows["predict"], self._tables["predict"] = self._rows["val"], self._tables["val"]
+        if stage == "predict" and not self._rows.get("predict"):
+            raise UserError("data.predict_path: is not set, and there are no validation rows to take instead")
+        if stage == "validate" and not self._rows.get("val"):
+            raise UserError("data.val_path: is not set and data.val_share holds out no rows; there is nothing to validate")
+
+    def _needed_paths(self) -> dict[str, str]:
+        """The paths that the trainer's command needs (all that are set, without a trainer)."""
+        command = str(self.trainer.state.fn.value) if self.trainer is not None and self.trainer.state.fn else None
+        needed = {
+            "fit": ["train", "val"],
+            "validate": ["val"] if self.paths["val"] else ["train"],
+            "test": ["test"],
+            "predict": ["predict"] if self.paths["predict"] else ["val"] if self.paths["val"] else ["train"],
+        }.get(command or "", list(self.paths))
+        if command is not None and needed[0] != "val" and self.paths[needed[0]] is None:
+            raise UserError(
+                f"data.{needed[0]}_path: is not set; give a file, a saved dataset, hf://owner/name, or 'sample'"
+            )
+        return {split: path for split in needed if (path := self.paths[split]) is not None}
+
+    def _load(self, paths: dict[str, str]) -> None:
+        missing = {split: path for split, path in paths.items() if split not in self._tables}
+        if not missing:
+            return
+        for split, path in missing.items():
+            locate(path, f"data.{split}_path")
+        read = {
+            split: parse_rows(read_rows(path, f"data.{split}_path"), self.source_language, path)
+            for split, path in missing.items()
+        }
+        first = next(iter(read.values()))
+        if not self.languages:
+            self.languages = self._choose_languages(first)
+            self.has_pairs = first[0].rejected is not None
+        for split, examples in read.items():
+            if (examples[0].rejected is not None) != self.has_pairs:
+                raise UserError(
+                    f"data.{split}_path: {missing[split]} has {'no ' if self.has_pairs else ''}rejected responses, "
+                    "unlike the other data; give both of one kind"
+                )
+        chat = self._chat_tokenizer()
+        for split, examples in read.items():
+            table = tokenised_table(examples, self.languages, chat, self.cache_dir, Path(missing[split]).name)
+            self._tables[split] = table
+            self._remark_on_cuts(table)
+
+    def _choose_languages(self, examples: list[Example]) -> tuple[str, ...]:
+        found = dict.fromkeys(language for example in examples for language in example.prompts)
+        if self._asked is not None:
+            for language in self._asked:
+                if language not in found:
+                    raise UserError(f"data.languages: no row has a prompt in '{language}' (found: {', '.join(found)})")
+        chosen = found if self._asked is None else self._asked
+        return (self.source_language, *(language for language in chosen if language != self.source_language))
+
+    def _chat_tokenizer(self) -> ChatTokenizer:
+        if self._chat is None:
+            # Imported here: transformers takes seconds, and a wrong file should be told before that.
+            from lightning_mlc.models.loading import ModelSource, load_tokenizer
+
+            if self._tokenizer_options["name_or_path"] is None:
+                raise UserError("model.name_or_path: is not set; the tokenizer comes from there")
+            tokenizer = load_tokenizer(ModelSource(**self._tokenizer_options))  # type: ignore[arg-type]
+            self._chat = ChatTokenizer(
+                tokenizer, self.max_prompt_length, self.max_response_length, self.on_long_prompt
+            )
+            self.pad_id = int(tokenizer.pad_token_id or 0)
+        return self._chat
+
+    @rank_zero_only
+    def _remark_on_cuts(self, table: Dataset) -> None:
+        cut = [(where, languages) for where, languages in zip(table["where"], table["cut_prompts"], strict=True) if languages]
+        if cut:
+            logger.warning(
+                "%d examples have a prompt longer than data.max_prompt_length=%d tokens, which was cut: %s",
+                len(cut),
+                self.max_prompt_length,
+                _some([f"{where} ({', '.join(languages)})" for where, languages in cut]),
+            )
+        responses = [where for where, was_cut in zip(table["where"], table["cut_response"], strict=True) if was_cut]
+        if responses:
+            logger.warning(
+                "%d examples have a response longer than data.max_response_length=%d tokens, which was cut: %s",
+                len(responses),
+                self.max_response_length,
+                _some(responses),
+            )
+
+    def _split(self) -> tuple[list[int], list[int]]:
+        """Rows to train on and rows held out. Rows with the same source prompt stay on one side."""
+        table = self._tables["train"]
+        if self.val_share == 0:
+            return list(range(len(table))), []
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for row, prompts in enumerate(table["prompts"]):
+            groups.setdefault(tuple(prompts[0]), []).append(row)
+        order = np.random.default_rng(self.seed).permutation(len(groups))
+        members = list(groups.values())
+        wanted = max(1, round(self.val_share * len(table)))
+        held_out: list[int] = []
+        for group in order:
+            if len(held_out) >= wanted:
+                break
+            held_out += members[group]
+        train = sorted(set(range(len(table))) - set(held_out))
+        if not train:
+            raise UserError(
+                f"data.val_share: {self.paths['train']} has too few different prompts to hold any out; "
+                "give data.val_path or set data.val_share to 0"
+            )
+        return train, sorted(held_out)
+
+    # ---- from tables to batches ---------------------------------------------------------------------
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        trainer = self.trainer
+        sampler: TrainingBatches
+        sizes = self._sizes("train")
+        if trainer is None:
+            sampler = TrainingBatches(sizes, self.batch_size, seed=self.seed)
+        else:
+            if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+                raise UserError(
+                    "trainer.callbacks: GradientAccumulationScheduler is not supported, the totals of a step are "
+                    "planned ahead; use trainer.accumulate_grad_batches"
+                )
+            if trainer.overfit_batches:
+                raise UserError("trainer.overfit_batches: is not supported; give a small data.train_path instead")
+            sampler = TrainingBatches(
+                sizes,
+                self.batch_size,
+                accumulate=trainer.accumulate_grad_batches,
+                world_size=trainer.world_size,
+                rank=trainer.global_rank,
+                limit=trainer.limit_train_batches,
+                seed=self.seed,
+            )
+        return self._loader("train", sampler, self._collator().training)
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        return self._evaluation_loader("val", self._collator().evaluation) if self._rows.get("val") else []
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return self._evaluation_loader("test", self._collator().evaluation)
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        return self._evaluation_loader("predict", self._collator().prediction)
+
+    def _collator(self) -> Collator:
+        return Collator(self.languages, self.pad_id, self.with_rejected)
+
+    def _sizes(self, split: Split) -> Sizes:
+        table = self._tables[split].select(self._rows[split])
+        return Sizes(
+            response_tokens=np.array([len(ids) for ids in table["chosen"]]),
+            groups=np.array([len(languages) > 1 for languages in table["languages"]], dtype=int),
+        )
+
+    def _evaluation_loader(self, split: Split, collate: Callable[..., Batch]) -> DataLoader[Batch]:
+        trainer = self.trainer
+        world_size, rank = (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
+        sampler = EvaluationBatches(self._sizes(split), self.val_batch_size, world_size, rank)
+        return self._loader(split, sampler, collate)
+
+    def _loader(
+        self, split: Split, sampler: TrainingBatches | EvaluationBatches, collate: Callable[..., Batch]
+    ) -> DataLoader[Batch]:
+        return DataLoader(
+            _MicroBatches(self._tables[split], self._rows[split], collate),
+            sampler=sampler,
+            batch_size=None,  # the sampler yields whole micro-batches
+            num_workers=self.num_workers,
+            persistent_workers=False,  # or workers would keep the plan of the first epoch
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+class _MicroBatches(torch.utils.data.Dataset[Batch]):
+    """Looks micro-batches up in a table."""
+
+    def __init__(self, table: Dataset, rows: list[int], collate: Callable[..., Batch]) -> None:
+        self._table = table
+        self._rows = rows
+        self._collate = collate
+
+    def __getitem__(self, micro_batch: MicroBatch) -> Batch:
+        keys = [self._rows[index] for index in micro_batch.indices]
+        examples: list[Any] = [self._table[key] for key in keys]
+        return self._collate(examples, keys, micro_batch.normalizers)
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

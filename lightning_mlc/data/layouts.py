@@ -1,0 +1,166 @@
+"""Layouts of data files: from a row as the file has it to an :class:`~lightning_mlc.data.records.Example`.
+
+Three are known. Our own::
+
+    {"id": "...", "prompt": {"en": TEXT, "sw": TEXT}, "chosen": TEXT, "rejected": TEXT}   or   "response": TEXT
+
+where TEXT is a string or a list of messages (``{"role", "content"}``); in files that cannot nest, such as
+CSV, the prompts stand in columns ``prompt_en``, ``prompt_sw``, ... The layouts of the MLC authors, whose
+unsuffixed prompt is in the source language: preference pairs (``prompt``, ``prompt_sw``, ... as ShareGPT
+turns, ``chosen``, ``rejected``) and Alpaca (``instruction``, ``input``, ``output``, ``prompt_sw``, ...).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from lightning_mlc.data.languages import canonical_language
+from lightning_mlc.data.records import Example, Message
+from lightning_mlc.errors import UserError
+
+Row = Mapping[str, Any]
+_PREFIX = "prompt_"
+_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+
+
+def parse_rows(rows: Iterable[tuple[str, Row]], source_language: str, file: str) -> list[Example]:
+    """All ``rows`` (with where they stand) of ``file``. The first row decides on the layout.
+
+    Raises:
+        UserError: A row is malformed; ``file`` has no row; two examples have the same id.
+    """
+    examples: list[Example] = []
+    prompts_of: Callable[[Row, str, str], dict[str, list[Message]]] | None = None
+    seen: dict[str, str] = {}
+    for where, row in rows:
+        if prompts_of is None:
+            prompts_of = _layout_of(row, where)
+        example = _example(row, where, source_language, prompts_of)
+        if example.id in seen:
+            raise UserError(f"{where}: the id '{example.id}' is taken by {seen[example.id]}; ids must be unique")
+        seen[example.id] = where
+        if examples and (examples[0].rejected is None) != (example.rejected is None):
+            raise UserError(
+                f"{where}: {'has no' if example.rejected is None else 'has a'} rejected response, unlike the rows "
+                "before it; keep preference data and instruction data in separate files"
+            )
+        examples.append(example)
+    if not examples:
+        raise UserError(f"{file}: has no rows; give a file with at least one example")
+    return examples
+
+
+def _layout_of(row: Row, where: str) -> Callable[[Row, str, str], dict[str, list[Message]]]:
+    if isinstance(row.get("prompt"), Mapping):
+        return _nested_prompts
+    if "instruction" in row:
+        return _alpaca_prompts
+    if "prompt" in row:
+        return _suffixed_prompts
+    if any(key.startswith(_PREFIX) for key in row):
+        return _flat_prompts
+    raise UserError(
+        f"{where}: has no prompt; expected a key 'prompt' with one text per language, columns such as "
+        f"'prompt_en', or 'instruction' (keys found: {', '.join(map(str, row)) or 'none'})"
+    )
+
+
+def _example(
+    row: Row, where: str, source: str, prompts_of: Callable[[Row, str, str], dict[str, list[Message]]]
+) -> Example:
+    prompts = prompts_of(row, where, source)
+    if source not in prompts:
+        raise UserError(
+            f"{where}: has no prompt in the source language '{source}' (it has {', '.join(sorted(prompts)) or 'none'}); "
+            "add it or set data.source_language"
+        )
+    if "chosen" in row or "rejected" in row:
+        chosen, rejected = _response(row, "chosen", where), _response(row, "rejected", where)
+        if chosen == rejected:
+            raise UserError(f"{where}: chosen and rejected are the same; remove the row, there is nothing to prefer")
+    else:
+        key = next((key for key in ("response", "output") if key in row), None)
+        if key is None:
+            raise UserError(f"{where}: has no response; expected 'chosen' and 'rejected', or 'response'")
+        chosen, rejected = _response(row, key, where), None
+    own_id = row.get("id")
+    if own_id is not None and not isinstance(own_id, str | int):
+        raise UserError(f"{where}: 'id' must be a string or a number")
+    return Example(str(own_id) if own_id is not None else where, where, prompts, chosen, rejected)
+
+
+def _nested_prompts(row: Row, where: str, source: str) -> dict[str, list[Message]]:
+    prompt = row.get("prompt")
+    if not isinstance(prompt, Mapping):
+        raise UserError(f"{where}: 'prompt' must hold one text per language, such as {{\"en\": ..., \"sw\": ...}}")
+    return _by_language(prompt.items(), where)
+
+
+def _flat_prompts(row: Row, where: str, source: str) -> dict[str, list[Message]]:
+    columns = [(key.removeprefix(_PREFIX), text) for key, text in row.items() if key.startswith(_PREFIX)]
+    return _by_language(columns, where)
+
+
+def _suffixed_prompts(row: Row, where: str, source: str) -> dict[str, list[Message]]:
+    columns = [(key.removeprefix(_PREFIX), text) for key, text in row.items() if key.startswith(_PREFIX)]
+    return _by_language([(source, row.get("prompt")), *columns], where)
+
+
+def _alpaca_prompts(row: Row, where: str, source: str) -> dict[str, list[Message]]:
+    instruction, extra = row.get("instruction"), row.get("input")
+    if isinstance(instruction, str) and isinstance(extra, str) and extra.strip():
+        instruction = f"{instruction}\n{extra}"
+    columns = [(key.removeprefix(_PREFIX), text) for key, text in row.items() if key.startswith(_PREFIX)]
+    return _by_language([(source, instruction), *columns], where)
+
+
+def _by_language(texts: Iterable[tuple[str, Any]], where: str) -> dict[str, list[Message]]:
+    """Conversations by canonical language; a language whose text is null is missing."""
+    prompts: dict[str, list[Message]] = {}
+    seen: dict[str, str] = {}
+    for code, text in texts:
+        language = canonical_language(code, where)
+        if language in seen:
+            raise UserError(f"{where}: has the language '{language}' twice ('{seen[language]}' and '{code}')")
+        seen[language] = code
+        if text is None:
+            continue
+        messages = _messages(text, "user", f"{where}: the prompt in '{code}'")
+        if messages[-1]["role"] != "user":
+            raise UserError(f"{where}: the prompt in '{code}' must end with a message of the user")
+        prompts[language] = messages
+    return prompts
+
+
+def _response(row: Row, key: str, where: str) -> str:
+    if row.get(key) is None:
+        raise UserError(f"{where}: has no '{key}'")
+    messages = _messages(row[key], "assistant", f"{where}: '{key}'")
+    if len(messages) != 1 or messages[0]["role"] != "assistant":
+        raise UserError(f"{where}: '{key}' must be one message of the assistant, or a string")
+    return messages[0]["content"]
+
+
+def _messages(text: Any, role: str, what: str) -> list[Message]:
+    """``text`` as messages: a string, one turn, or a list of turns in OpenAI's or ShareGPT's form."""
+    if isinstance(text, str):
+        turns: list[Any] = [{"role": role, "content": text}]
+    elif isinstance(text, Mapping):
+        turns = [text]
+    elif isinstance(text, list) and text:
+        turns = text
+    else:
+        raise UserError(f"{what} must be a string or a list of messages, got {type(text).__name__}")
+    messages = []
+    for turn in turns:
+        if not isinstance(turn, Mapping):
+            raise UserError(f"{what} must be a list of messages with 'role' and 'content'")
+        content = turn.get("content", turn.get("value"))
+        known = _ROLES.get(str(turn.get("role", turn.get("from"))))
+        if known is None or not isinstance(content, str):
+            raise UserError(f"{what} has a message without a known 'role' or without 'content'")
+        if not content.strip():
+            raise UserError(f"{what} is empty; give a text, or null where there is none")
+        messages.append({"role": known, "content": content})
+    return messages

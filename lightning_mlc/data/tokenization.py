@@ -1,0 +1,112 @@
+"""From texts to token ids, through the tokenizer's chat template."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from lightning_mlc.data.records import Example, Message
+from lightning_mlc.errors import UserError
+
+
+class ChatTokenizer:
+    """Tokenises prompts so that they end with the generation header, and responses so that they end with EOS."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_prompt_length: int,
+        max_response_length: int,
+        on_long_prompt: Literal["cut", "error"],
+    ) -> None:
+        if tokenizer.chat_template is None:
+            raise UserError(
+                f"model.name_or_path: the tokenizer of {tokenizer.name_or_path} has no chat template; use a chat "
+                "(instruct) model, or put a chat_template.jinja into its folder"
+            )
+        self.tokenizer = tokenizer
+        self.max_prompt_length = max_prompt_length
+        self.max_response_length = max_response_length
+        self.on_long_prompt = on_long_prompt
+
+    def encode(self, example: Example, languages: tuple[str, ...]) -> dict[str, Any]:
+        """Token ids of an example: ``prompts`` with their ``languages`` (indices), ``chosen``, ``rejected``.
+
+        ``cut_prompts`` lists the languages whose prompt was cut, ``cut_response`` says whether a response was.
+        """
+        present = [index for index, language in enumerate(languages) if language in example.prompts]
+        prompts, cut = [], []
+        for index in present:
+            ids, was_cut = self._prompt(example.prompts[languages[index]], f"{example.where} ({languages[index]})")
+            prompts.append(ids)
+            if was_cut:
+                cut.append(languages[index])
+        source = example.prompts[languages[0]]
+        chosen = self._response(source, example.chosen)
+        rejected = [] if example.rejected is None else self._response(source, example.rejected)
+        limit = self.max_response_length
+        return {
+            "id": example.id,
+            "where": example.where,
+            "languages": present,
+            "prompts": prompts,
+            "chosen": chosen[:limit],
+            "rejected": rejected[:limit],
+            "cut_prompts": cut,
+            "cut_response": len(chosen) > limit or len(rejected) > limit,
+        }
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _render(self, messages: list[Message], header: bool) -> str:
+        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=header, tokenize=False)
+        assert isinstance(text, str)
+        return text
+
+    def _prompt(self, messages: list[Message], where: str) -> tuple[list[int], bool]:
+        """Ids of a prompt of at most ``max_prompt_length`` tokens, and whether it had to be cut."""
+        ids = self._ids(self._render(messages, header=True))
+        limit = self.max_prompt_length
+        if len(ids) <= limit:
+            return ids, False
+        if self.on_long_prompt == "error":
+            raise UserError(
+                f"{where}: the prompt has {len(ids)} tokens, data.max_prompt_length is {limit}; "
+                "raise it, shorten the prompt, or set data.on_long_prompt to cut"
+            )
+        # What is cut is the end of the user's last message, in whole characters: the template around it,
+        # and with it the generation header, stays as it is.
+        text = messages[-1]["content"]
+
+        def cut_to(characters: int) -> list[int]:
+            shorter = [*messages[:-1], {**messages[-1], "content": text[:characters].rstrip() or " "}]
+            return self._ids(self._render(shorter, header=True))
+
+        fits, too_long = 0, len(text)
+        while too_long - fits > 1:
+            middle = (fits + too_long) // 2
+            if len(cut_to(middle)) <= limit:
+                fits = middle
+            else:
+                too_long = middle
+        if fits == 0:
+            raise UserError(
+                f"{where}: data.max_prompt_length {limit} leaves no room for a prompt beside the chat template; raise it"
+            )
+        return cut_to(fits), True
+
+    def _response(self, prompt: list[Message], response: str) -> list[int]:
+        """Ids of what the model has to generate after the generation header: the response, then EOS."""
+        header = self._render(prompt, header=True)
+        whole = self._render([*prompt, {"role": "assistant", "content": response}], header=False)
+        end = str(self.tokenizer.eos_token)
+        text = response
+        if whole.startswith(header):
+            # Templates put more after EOS (a line break, say), which nothing generates.
+            body, has_end, _ = whole[len(header) :].rpartition(end)
+            if has_end:
+                text = body
+        return self._ids(text + end)
