@@ -189,6 +189,7 @@ class MultilingualData(LightningDataModule):
                 )
         chat = self._chat_tokenizer()
         for split, examples in read.items():
+            _remark_on_empty_responses(examples)
             table = tokenised_table(examples, self.languages, chat, self.cache_dir, Path(missing[split]).name)
             self._tables[split] = table
             self._remark_on_cuts(table)
@@ -336,6 +337,17 @@ class _MicroBatches(torch.utils.data.Dataset[Batch]):
         keys = [self._rows[index] for index in micro_batch.indices]
         examples: list[Any] = [self._table[key] for key in keys]
         return self._collate(examples, keys, micro_batch.normalizers)
+
+
+@rank_zero_only
+def _remark_on_empty_responses(examples: list[Example]) -> None:
+    empty = [
+        example.where
+        for example in examples
+        if not example.chosen.strip() or (example.rejected is not None and not example.rejected.strip())
+    ]
+    if empty:
+        logger.warning("%d examples have an empty response, which teaches silence: %s", len(empty), _some(empty))
 
 
 def _some(names: list[str], most: int = 5) -> str:

@@ -136,13 +136,14 @@ def _by_language(texts: Iterable[tuple[str, Any]], where: str) -> dict[str, list
 def _response(row: Row, key: str, where: str) -> str:
     if row.get(key) is None:
         raise UserError(f"{where}: has no '{key}'")
-    messages = _messages(row[key], "assistant", f"{where}: '{key}'")
+    # May be empty, as it is in PKU-SafeRLHF: to say nothing is an answer, too.
+    messages = _messages(row[key], "assistant", f"{where}: '{key}'", may_be_empty=True)
     if len(messages) != 1 or messages[0]["role"] != "assistant":
         raise UserError(f"{where}: '{key}' must be one message of the assistant, or a string")
     return messages[0]["content"]
 
 
-def _messages(text: Any, role: str, what: str) -> list[Message]:
+def _messages(text: Any, role: str, what: str, may_be_empty: bool = False) -> list[Message]:
     """``text`` as messages: a string, one turn, or a list of turns in OpenAI's or ShareGPT's form."""
     if isinstance(text, str):
         turns: list[Any] = [{"role": role, "content": text}]
@@ -160,7 +161,7 @@ def _messages(text: Any, role: str, what: str) -> list[Message]:
         known = _ROLES.get(str(turn.get("role", turn.get("from"))))
         if known is None or not isinstance(content, str):
             raise UserError(f"{what} has a message without a known 'role' or without 'content'")
-        if not content.strip():
+        if not content.strip() and not may_be_empty:
             raise UserError(f"{what} is empty; give a text, or null where there is none")
         messages.append({"role": known, "content": content})
     return messages
