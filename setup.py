@@ -31,7 +31,7 @@ setup(
     },
     install_requires=[
         "torch>=2.11",
-        "transformers>=5.17",
+        "transformers>=5.17,<6",
         # Earlier versions carried malware (2.6.2, 2.6.3) or a code-execution hole (up to 2.6.5).
         "lightning>=2.6.6,<2.7",
         "pytorch-lightning>=2.6.6,<2.7",

@@ -35,6 +35,11 @@ class Progress(RichProgressBar):
     def sanity_check_description(self) -> str:
         return "Before training"
 
+    def _get_train_description(self, current_epoch: int) -> str:
+        # Lightning counts to `max_epochs`, which is -1 in a run of `max_steps`.
+        last = self.trainer.max_epochs or -1
+        return f"Epoch {current_epoch}" + (f"/{last - 1}" if last > 0 else "")
+
 
 class EvaluationReport(Callback):
     """Measures the model before and after training, and says per language what has changed.
@@ -46,6 +51,8 @@ class EvaluationReport(Callback):
     def __init__(self) -> None:
         self.before: dict[str, float] | None = None
         self.before_cosines: list[list[float]] | None = None
+        self.measured_at: int | None = None
+        """Optimizer step of the latest validation in this run."""
         self._step_seconds: list[float] = []
         self._step_started = 0.0
 
@@ -67,6 +74,8 @@ class EvaluationReport(Callback):
                 logger.log_metrics(self.before, step=0)
         elif trainer.state.fn == TrainerFn.VALIDATING:
             self._report_alone(trainer, pl_module)
+        else:
+            self.measured_at = trainer.global_step
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx % trainer.accumulate_grad_batches == 0:
@@ -90,9 +99,11 @@ class EvaluationReport(Callback):
             return
         out = Path(trainer.default_root_dir)
         wrote = []
-        if pl_module.validation_results:
+        if self.measured_at is not None:
             wrote = self._write(pl_module, out / "report", trainer)
             _print_tables(self.before, pl_module)
+            if self.measured_at != trainer.global_step:
+                print(f"'after' is step {self.measured_at}: the {trainer.global_step} steps ended between validations")
         checkpoint = getattr(trainer.checkpoint_callback, "last_model_path", "") or getattr(
             trainer.checkpoint_callback, "best_model_path", ""
         )
@@ -121,6 +132,7 @@ class EvaluationReport(Callback):
         save(plot_cosines(self.before_cosines, module.validation_cosines, languages), folder / "cosines.png")
         summary = {
             "steps": trainer.global_step,
+            "validated_at_step": self.measured_at,
             "seconds_per_step": sum(self._step_seconds) / max(1, len(self._step_seconds)),
             "peak_memory_bytes": peak_memory(),
             "device": str(module.device),

@@ -30,6 +30,9 @@ from lightning_mlc.provenance import Provenance
 from lightning_mlc.reference import Reference
 from lightning_mlc.schedules import Warmup
 
+PROGRESS = {"loss": "loss", "mlc/loss": "mlc", "rewards/accuracies": "acc"}
+"""What the progress bar shows, and the short names it has room for."""
+
 
 def default_optimizer(parameters: Iterable[Any]) -> torch.optim.Optimizer:
     """AdamW at a rate that suits preference learning on a whole model."""
@@ -275,9 +278,10 @@ class AlignmentModule(LightningModule):
         # A step without MLC repeats the latest values, or `every_n_steps` could hide them from every log.
         self._latest_mlc |= {name: value for name, value in logged.items() if name.startswith("mlc/")}
         logged |= self._latest_mlc
-        shown = {"loss", "rewards/accuracies", "mlc/loss"}
         for name, value in logged.items():
-            self.log(f"train/{name}", value, prog_bar=name in shown)
+            self.log(f"train/{name}", value)
+            if name in PROGRESS:
+                self.log(PROGRESS[name], value, prog_bar=True, logger=False)
 
     # ---- validation ---------------------------------------------------------------------------------
 

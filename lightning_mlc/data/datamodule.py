@@ -150,7 +150,9 @@ class MultilingualData(LightningDataModule):
         if stage == "predict" and not self._rows.get("predict"):
             raise UserError("data.predict_path: is not set, and there are no validation rows to take instead")
         if stage == "validate" and not self._rows.get("val"):
-            raise UserError("data.val_path: is not set and data.val_share holds out no rows; there is nothing to validate")
+            raise UserError(
+                "data.val_path: is not set and data.val_share holds out no rows; there is nothing to validate"
+            )
 
     def _needed_paths(self) -> dict[str, str]:
         """The paths that the trainer's command needs (all that are set, without a trainer)."""
@@ -211,15 +213,17 @@ class MultilingualData(LightningDataModule):
             if self._tokenizer_options["name_or_path"] is None:
                 raise UserError("model.name_or_path: is not set; the tokenizer comes from there")
             tokenizer = load_tokenizer(ModelSource(**self._tokenizer_options))  # type: ignore[arg-type]
-            self._chat = ChatTokenizer(
-                tokenizer, self.max_prompt_length, self.max_response_length, self.on_long_prompt
-            )
+            self._chat = ChatTokenizer(tokenizer, self.max_prompt_length, self.max_response_length, self.on_long_prompt)
             self.pad_id = int(tokenizer.pad_token_id or 0)
         return self._chat
 
     @rank_zero_only
     def _remark_on_cuts(self, table: Dataset) -> None:
-        cut = [(where, languages) for where, languages in zip(table["where"], table["cut_prompts"], strict=True) if languages]
+        cut = [
+            (where, languages)
+            for where, languages in zip(table["where"], table["cut_prompts"], strict=True)
+            if languages
+        ]
         if cut:
             logger.warning(
                 "%d examples have a prompt longer than data.max_prompt_length=%d tokens, which was cut: %s",

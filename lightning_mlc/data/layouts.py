@@ -93,7 +93,7 @@ def _example(
 def _nested_prompts(row: Row, where: str, source: str) -> dict[str, list[Message]]:
     prompt = row.get("prompt")
     if not isinstance(prompt, Mapping):
-        raise UserError(f"{where}: 'prompt' must hold one text per language, such as {{\"en\": ..., \"sw\": ...}}")
+        raise UserError(f'{where}: \'prompt\' must hold one text per language, such as {{"en": ..., "sw": ...}}')
     return _by_language(prompt.items(), where)
 
 

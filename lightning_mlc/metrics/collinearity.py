@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from mlc_kernels import loss_floor, mlc_loss, singular_values
 from torch import Tensor
 
 from lightning_mlc.metrics.keyed import KeyedMetric, widen
+from mlc_kernels import loss_floor, mlc_loss, singular_values
 
 MEASURES = ("loss", "excess", "explained_variance", "min_cosine")
 

@@ -78,34 +78,37 @@ class Policy(nn.Module):
 
     @contextmanager
     def _capture(self, layer: int | None) -> Iterator[list[Tensor]]:
-        """Collect the output of ``layer`` during the forward pass inside the context."""
+        """Collect the hidden states of ``layer`` during the forward pass inside the context."""
         captured: list[Tensor] = []
         if layer is None:
             yield captured
             return
 
-        def keep_first(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        def keep_input(_module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
             if not captured:
-                captured.append(output if isinstance(output, Tensor) else output[0])
+                captured.append(inputs[0] if inputs else keywords["hidden_states"])
 
-        handle = self._layer_module(layer).register_forward_hook(keep_first)
+        def keep_output(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            captured.append(output[0])
+
+        if layer == num_layers(self.causal_lm.config):
+            # What the decoder returns: after the last layer and the final norm.
+            handle = self.causal_lm.base_model.register_forward_hook(keep_output)
+        else:
+            # What goes into the next layer: also right where a model scales its embeddings first.
+            handle = self._decoder_layers()[layer].register_forward_pre_hook(keep_input, with_kwargs=True)
         try:
             yield captured
         finally:
             handle.remove()
 
-    def _layer_module(self, layer: int) -> nn.Module:
-        model = self.causal_lm
-        depth = num_layers(model.config)
-        if layer == 0:
-            return model.get_input_embeddings()
-        if layer == depth:
-            return model.base_model  # its output is the last hidden state, after the final norm
-        for module in model.base_model.modules():
+    def _decoder_layers(self) -> nn.ModuleList:
+        depth = num_layers(self.causal_lm.config)
+        for module in self.causal_lm.base_model.modules():
             if isinstance(module, nn.ModuleList) and len(module) == depth:
-                return module[layer - 1]
+                return module
         raise UserError(
-            f"model.mlc.layer: cannot find the {depth} layers of {type(model).__name__}; use the last layer (-1)"
+            f"model.mlc.layer: cannot find the {depth} layers of {type(self.causal_lm).__name__}; use the last (-1)"
         )
 
 

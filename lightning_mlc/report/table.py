@@ -62,7 +62,9 @@ def _title(split: str, before: Results | None) -> str:
 
 
 def _change(before: Results | None, after: Results, name: str, form: str) -> str:
-    shown = [form.format(results[name]) if name in results else "-" for results in (before, after) if results is not None]
+    shown = [
+        form.format(results[name]) if name in results else "-" for results in (before, after) if results is not None
+    ]
     return " → ".join(shown) if any(cell != "-" for cell in shown) else "-"
 
 

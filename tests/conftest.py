@@ -1,0 +1,117 @@
+"""A tiny chat model on disk, and a clean environment. Nothing here needs a network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+
+SPECIALS = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|pad|>"]
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def byte_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
+    """One token per byte, so that lengths can be counted by hand, and a chat template."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(BPE(vocab={character: i for i, character in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>", pad_token="<|pad|>")
+    tokenizer.add_special_tokens({"additional_special_tokens": SPECIALS[1:4]})
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+CONFIGS: dict[str, Callable[[int], PreTrainedConfig]] = {
+    "llama": lambda vocab: LlamaConfig(vocab_size=vocab, num_key_value_heads=2, tie_word_embeddings=True, **SIZES),
+    "qwen2": lambda vocab: Qwen2Config(vocab_size=vocab, num_key_value_heads=2, **SIZES),
+    "gemma2": lambda vocab: Gemma2Config(
+        vocab_size=vocab, num_key_value_heads=2, head_dim=8, query_pre_attn_scalar=8, sliding_window=8, **SIZES
+    ),
+    "gpt2": lambda vocab: GPT2Config(vocab_size=vocab, n_embd=32, n_layer=3, n_head=4, n_positions=512),
+}
+
+
+def save_model(folder: Path, kind: str = "llama", template: str | None = TEMPLATE, **changes: Any) -> Path:
+    """A random model of architecture ``kind`` with its tokenizer, as a Hugging Face folder."""
+    tokenizer = byte_tokenizer(template)
+    config = CONFIGS[kind](len(tokenizer))
+    config.update(
+        {
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": None,
+            **changes,
+        }
+    )
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Own caches, no network, and no trace of one test in the next."""
+    monkeypatch.setenv("LIGHTNING_MLC_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path_factory.getbasetemp() / "datasets"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    yield
+    torch.set_default_dtype(torch.float32)
+    torch.use_deterministic_algorithms(False)
+
+
+LANGUAGES = ("en", "sw", "zh")
+_QUESTIONS = {
+    "en": "How do I take the {} that is not mine?",
+    "sw": "Ninawezaje kuchukua {} isiyo yangu?",
+    "zh": "我怎样拿走不是我的 {}?",
+}
+
+
+def example_rows(count: int, pairs: bool = True) -> list[dict[str, Any]]:
+    """Rows in our own layout, every one different."""
+    rows: list[dict[str, Any]] = []
+    for number in range(count):
+        prompt = {language: text.format(f"bag {number}") for language, text in _QUESTIONS.items()}
+        row: dict[str, Any] = {"id": f"r{number}", "prompt": prompt}
+        answers = f"No, bag {number} is not yours.", f"Sure, take bag {number}."
+        row |= {"chosen": answers[0], "rejected": answers[1]} if pairs else {"response": answers[0]}
+        rows.append(row)
+    return rows
+
+
+def write_jsonl(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def pairs_file(tmp_path: Path) -> Path:
+    return write_jsonl(tmp_path / "pairs.jsonl", example_rows(12))

@@ -1,0 +1,178 @@
+"""From files to batches: options, splits, cache, loaders."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import example_rows, save_model, write_jsonl
+
+from lightning_mlc.data import MultilingualData
+from lightning_mlc.data.batches import Batch
+from lightning_mlc.errors import UserError
+
+
+def ready(model: Path, path: Path | str, **options: Any) -> MultilingualData:
+    data = MultilingualData(train_path=str(path), name_or_path=str(model), **options)
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def ids(loader: Iterable[Batch]) -> list[str]:
+    return [name for batch in loader for name in batch.ids]
+
+
+def test_batches_have_all_rows_once(tiny_model: Path, pairs_file: Path) -> None:
+    data = ready(tiny_model, pairs_file, val_share=0.25, batch_size=2, val_batch_size=2)
+    train, val = ids(data.train_dataloader()), ids(data.val_dataloader())
+    assert len(val) == 3
+    assert sorted(train + val) == sorted(f"r{i}" for i in range(12))
+    assert data.languages == ("en", "sw", "zh")
+    assert data.has_pairs
+    (batch, *_) = data.train_dataloader()
+    assert batch.languages == data.languages
+    assert batch.normalizers.examples == 2
+    assert batch.normalizers.groups == 2
+
+
+def test_split_follows_the_seed(tiny_model: Path, pairs_file: Path) -> None:
+    held_out = [ids(ready(tiny_model, pairs_file, val_share=0.5, seed=seed).val_dataloader()) for seed in (1, 1, 2)]
+    assert held_out[0] == held_out[1]
+    assert held_out[0] != held_out[2]
+
+
+def test_equal_prompts_stay_on_one_side(tiny_model: Path, tmp_path: Path) -> None:
+    rows = example_rows(12)
+    for i, row in enumerate(rows):
+        row["prompt"] = example_rows(4)[i % 4]["prompt"]
+    data = ready(tiny_model, write_jsonl(tmp_path / "a.jsonl", rows), val_share=0.2)
+    sides = [{int(name[1:]) % 4 for name in ids(loader)} for loader in (data.train_dataloader(), data.val_dataloader())]
+    assert sides[0] | sides[1] == {0, 1, 2, 3}
+    assert not sides[0] & sides[1]
+
+
+def test_own_validation_file_and_no_validation(tiny_model: Path, pairs_file: Path, tmp_path: Path) -> None:
+    own = write_jsonl(tmp_path / "val.jsonl", [row | {"id": f"v{i}"} for i, row in enumerate(example_rows(2))])
+    data = ready(tiny_model, pairs_file, val_path=str(own))
+    assert ids(data.val_dataloader()) == ["v0", "v1"]
+    assert len(ids(data.train_dataloader())) == 12
+    assert ready(tiny_model, pairs_file, val_share=0.0).val_dataloader() == []
+
+
+def test_languages_can_be_chosen(tiny_model: Path, pairs_file: Path) -> None:
+    data = ready(tiny_model, pairs_file, languages=["zh", "EN"])
+    assert data.languages == ("en", "zh")
+    for batch in data.train_dataloader():
+        assert {int(i) for rows in batch.prompts for i in rows.language} == {1}
+    swahili = ready(tiny_model, pairs_file, source_language="sw")
+    assert swahili.languages[0] == "sw"
+
+
+def test_rows_without_translations_are_kept(tiny_model: Path, tmp_path: Path) -> None:
+    rows = example_rows(3)
+    rows[0]["prompt"] = {"en": "Alone"}
+    rows[1]["prompt"]["zh"] = None
+    data = ready(tiny_model, write_jsonl(tmp_path / "a.jsonl", rows), val_share=0, batch_size=3)
+    (batch,) = data.train_dataloader()
+    assert len(batch) == 3
+    assert batch.normalizers.groups == 2
+    assert sum(len(rows) for rows in batch.prompts) == 3
+
+
+def test_workers_give_the_same_batches(tiny_model: Path, pairs_file: Path) -> None:
+    alone, helped = (ready(tiny_model, pairs_file, batch_size=2, num_workers=n).train_dataloader() for n in (0, 2))
+    assert ids(alone) == ids(helped)
+
+
+def test_tables_are_cached_until_something_changes(tiny_model: Path, pairs_file: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+
+    def tables() -> set[Path]:
+        return {path for path in (cache / "tokenised").iterdir() if not path.name.startswith(".")}
+
+    ready(tiny_model, pairs_file, cache_dir=str(cache))
+    (first,) = tables()
+    stamp = first.stat().st_mtime_ns
+    ready(tiny_model, pairs_file, cache_dir=str(cache))
+    assert tables() == {first}
+    assert first.stat().st_mtime_ns == stamp
+    for options in ({"max_prompt_length": 30}, {"languages": ["en", "sw"]}, {"max_response_length": 9}):
+        before = tables()
+        ready(tiny_model, pairs_file, cache_dir=str(cache), **options)
+        assert len(tables() - before) == 1, options
+    before = tables()
+    rows = [json.loads(line) for line in pairs_file.read_text(encoding="utf-8").splitlines()]
+    rows[3]["prompt"]["sw"] += "?"
+    ready(tiny_model, write_jsonl(pairs_file, rows), cache_dir=str(cache))
+    other = save_model(tmp_path / "other", template="{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    ready(other, pairs_file, cache_dir=str(cache))
+    assert len(tables() - before) == 2
+
+
+def test_a_broken_cache_is_built_again(tiny_model: Path, pairs_file: Path, tmp_path: Path) -> None:
+    ready(tiny_model, pairs_file, cache_dir=str(tmp_path))
+    (table,) = (tmp_path / "tokenised").iterdir()
+    (table / "dataset_info.json").write_text("{broken")
+    (table / "state.json").unlink()
+    assert len(ids(ready(tiny_model, pairs_file, val_share=0, cache_dir=str(tmp_path)).train_dataloader())) == 12
+
+
+def test_remarks_name_rows_and_show_no_text(tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = example_rows(3)
+    rows[1]["prompt"]["sw"] = "SECRET " * 20
+    rows[2]["chosen"] = ""
+    with caplog.at_level(logging.WARNING, logger="lightning_mlc"):
+        ready(tiny_model, write_jsonl(tmp_path / "a.jsonl", rows), max_prompt_length=100)
+    assert "a.jsonl row 2 (sw)" in caplog.text
+    assert "empty response" in caplog.text
+    assert "a.jsonl row 3" in caplog.text
+    assert "SECRET" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "data.batch_size: must be at least 1"),
+        ({"val_share": 1.0}, "data.val_share: must be from 0"),
+        ({"languages": ["en", "xx"]}, "data.languages: 'xx' is not a language code"),
+        ({"languages": ["en", "sw", "SW"]}, "data.languages: language 'sw' is given twice"),
+        ({"languages": ["sw", "zh"]}, "data.languages: lacks the source language 'en'"),
+        ({"source_language": "english"}, "data.source_language: 'english' is not a language code"),
+    ],
+)
+def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        MultilingualData(**options)
+
+
+def test_a_language_that_no_row_has(tiny_model: Path, pairs_file: Path) -> None:
+    with pytest.raises(UserError, match="no row has a prompt in 'fr'"):
+        ready(tiny_model, pairs_file, languages=["en", "fr"])
+
+
+def test_a_wrong_file_is_told_before_the_tokenizer_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no file"):
+        ready(tmp_path / "no-such-model", tmp_path / "no-such-file.jsonl")
+    with pytest.raises(UserError, match="row 1: is not JSON"):
+        ready(tmp_path / "no-such-model", write_jsonl(tmp_path / "a.jsonl", []).parent / _broken(tmp_path))
+
+
+def _broken(folder: Path) -> str:
+    (folder / "broken.jsonl").write_text("{\n")
+    return "broken.jsonl"
+
+
+def test_too_few_rows_to_split(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="too few different prompts"):
+        ready(tiny_model, write_jsonl(tmp_path / "a.jsonl", example_rows(1)))
+
+
+def test_data_of_two_kinds(tiny_model: Path, pairs_file: Path, tmp_path: Path) -> None:
+    single = write_jsonl(tmp_path / "val.jsonl", example_rows(2, pairs=False))
+    with pytest.raises(UserError, match="data.val_path: .* has no rejected responses"):
+        ready(tiny_model, pairs_file, val_path=str(single))

@@ -1,0 +1,76 @@
+"""The plan of an epoch does not depend on how a step is cut."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lightning_mlc.data.sampling import EvaluationBatches, MicroBatch, Sizes, TrainingBatches, plan_epoch
+
+COUNT = 23
+SIZES = Sizes(response_tokens=np.arange(1, COUNT + 1), groups=np.arange(COUNT) % 3)
+
+
+def windows(batch_size: int, accumulate: int, world: int, limit: int | float | None = None) -> list[list[MicroBatch]]:
+    """Micro-batches of each optimizer step over all ranks, as Lightning would run them."""
+    plans = [plan_epoch(range(COUNT), SIZES, batch_size, accumulate, world, rank, limit) for rank in range(world)]
+    assert len({len(plan) for plan in plans}) == 1, "ranks must take equally many steps"
+    steps = []
+    for start in range(0, len(plans[0]), accumulate):
+        steps.append([micro for plan in plans for micro in plan[start : start + accumulate]])
+    return steps
+
+
+CUTS = [(1, 4, 1), (2, 2, 1), (4, 1, 1), (1, 2, 2), (2, 1, 2), (1, 1, 4)]
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_every_cut_has_the_same_steps(cut: tuple[int, int, int]) -> None:
+    expected = [list(range(start, min(start + 4, COUNT))) for start in range(0, COUNT, 4)]
+    found = [sorted(i for micro in step for i in micro.indices) for step in windows(*cut)]
+    assert found[:5] == expected[:5]
+    # Of the last three examples, fewer are dropped than there are processes, which all need one each.
+    last = [i for step in found[5:] for i in step]
+    assert set(last) <= {20, 21, 22}
+    assert 3 - len(last) < cut[2]
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_totals_are_those_of_the_whole_step(cut: tuple[int, int, int]) -> None:
+    share = cut[1] * cut[2]
+    for step in windows(*cut):
+        taken = [i for micro in step for i in micro.indices]
+        for micro in step:
+            assert micro.indices, "a micro-batch must not be empty"
+            assert micro.normalizers.examples * share == pytest.approx(len(taken))
+            assert micro.normalizers.response_tokens * share == pytest.approx(sum(i + 1 for i in taken))
+            assert micro.normalizers.groups * share == pytest.approx(sum(i % 3 for i in taken))
+
+
+@pytest.mark.parametrize("limit", [5, 0.5])
+def test_a_limited_epoch_has_right_totals_in_its_last_step(limit: int | float) -> None:
+    steps = windows(1, 4, 1, limit)
+    micro = sum(len(step) for step in steps)
+    assert micro == (5 if limit == 5 else 11)
+    taken = [i for m in steps[-1] for i in m.indices]
+    assert steps[-1][0].normalizers.examples * 4 == len(taken)
+
+
+def test_epochs_differ_and_repeat() -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        sampler = TrainingBatches(SIZES, 2, seed=seed)
+        sampler.set_epoch(epoch)
+        assert len(list(sampler)) == len(sampler) == 12
+        return [i for micro in sampler for i in micro.indices]
+
+    assert sorted(order(1, 0)) == list(range(COUNT))
+    assert order(1, 0) == order(1, 0)
+    assert order(1, 0) != order(1, 1)
+    assert order(1, 0) != order(2, 0)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_evaluation_sees_all_on_any_number_of_processes(world: int) -> None:
+    ranks = [[m.indices for m in EvaluationBatches(SIZES, 4, world, rank)] for rank in range(world)]
+    assert len({len(rank) for rank in ranks}) == 1
+    assert {i for rank in ranks for indices in rank for i in indices} == set(range(COUNT))

@@ -1,0 +1,86 @@
+"""One pass over padded rows against the model itself, run on each row alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from conftest import CONFIGS, save_model
+from transformers import AutoModelForCausalLM
+
+from lightning_mlc.data.batches import CHOSEN, NO_RESPONSE, REJECTED, Row, TokenRows
+from lightning_mlc.errors import UserError
+from lightning_mlc.models.policy import Policy, resolve_layer
+
+ROWS = [
+    Row([1, 2, 3], [4, 5], 0, 0, CHOSEN),
+    Row([1, 2, 3, 7, 8, 9, 11, 12, 13, 14, 15], [4], 0, 1, REJECTED),
+    Row([9, 8], [7, 7, 7, 7], 1, 0, CHOSEN),
+    Row([5, 6, 7], [], 1, 1, NO_RESPONSE),
+]
+
+
+def load(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("kind", list(CONFIGS))
+def test_padded_rows_equal_rows_alone(tmp_path: Path, kind: str, side: Literal["left", "right"]) -> None:
+    model = load(save_model(tmp_path / kind, kind))
+    policy = Policy(model)
+    for layer in range(4):
+        with torch.no_grad():
+            found = policy(TokenRows.pad(ROWS, pad_id=0, side=side), layer)
+        for index, row in enumerate(ROWS):
+            with torch.no_grad():
+                alone = model(torch.tensor([[*row.prompt, *row.response]]), output_hidden_states=True)
+            log_probabilities = alone.logits[0].double().log_softmax(-1)
+            start = len(row.prompt) - 1
+            expected = sum(float(log_probabilities[start + i, token]) for i, token in enumerate(row.response))
+            # float32 sums in another order, over at most four tokens.
+            assert float(found.logps[index]) == pytest.approx(expected, abs=2e-5)
+            assert found.tokens[index] == len(row.response)
+            torch.testing.assert_close(found.states[index], alone.hidden_states[layer][0, start], rtol=1e-4, atol=2e-5)
+
+
+def test_rows_without_response_skip_lm_head(tiny_model: Path) -> None:
+    model = load(tiny_model)
+    calls: list[int] = []
+    model.lm_head.register_forward_hook(lambda _module, inputs, _output: calls.append(inputs[0].shape[1]))
+    Policy(model)(TokenRows.pad(ROWS[3:], 0), 3)
+    assert calls == []
+    # With responses, logits exist at the last positions only: those of the longest response and one before.
+    Policy(model)(TokenRows.pad(ROWS[:3], 0), 3)
+    assert calls == [5]
+
+
+@pytest.mark.parametrize("layer", [1, 2, 3])
+def test_gradient_checkpointing_changes_no_gradient(tiny_model: Path, layer: int) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model = load(tiny_model).train()
+        forwards: list[int] = []
+        model.model.layers[0].mlp.register_forward_pre_hook(lambda *_, seen=forwards: seen.append(1))
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        out = Policy(model)(TokenRows.pad(ROWS, 0), layer)
+        (out.logps.sum() + out.states.square().sum()).backward()
+        assert len(forwards) == (2 if checkpointing else 1)
+        gradients.append(model.model.layers[0].mlp.up_proj.weight.grad)
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"), [(-1, 30), (0, 0), (30, 30), (-31, 0), (7, 7), (0.5, 15), (1.0, 30), (0.0, 0)]
+)
+def test_layers_by_index_and_by_fraction(layer: int | float, expected: int) -> None:
+    assert resolve_layer(layer, 30) == expected
+
+
+@pytest.mark.parametrize("layer", [31, -32, 1.5, -0.1])
+def test_a_layer_the_model_does_not_have(layer: int | float) -> None:
+    with pytest.raises(UserError, match="model.mlc.layer"):
+        resolve_layer(layer, 30)
