@@ -95,7 +95,7 @@ class EvaluationReport(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, AlignmentModule)
-        if not trainer.is_global_zero or trainer.fast_dev_run:
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         out = Path(trainer.default_root_dir)
         wrote = []
@@ -148,7 +148,7 @@ class EvaluationReport(Callback):
 
 def peak_memory() -> int:
     """Most bytes this process has held: on the GPU if it has one, else resident in memory."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

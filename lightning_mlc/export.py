@@ -94,7 +94,8 @@ def _rebuild(provenance: Provenance, source: ModelSource, weights: dict[str, tor
         return adapted.merge_and_unload()
     settings = dict(provenance.config)
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=source.trust_remote_code)
+    auto: Any = AutoModelForCausalLM  # transformers leaves this method untyped
+    model = auto.from_config(config, dtype=dtype, trust_remote_code=source.trust_remote_code)
     model.load_state_dict(weights, strict=True)
     return model
 

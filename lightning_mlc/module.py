@@ -172,7 +172,7 @@ class AlignmentModule(LightningModule):
         scheduler = self.scheduler_callable(optimizer)
         if isinstance(scheduler, Warmup):
             scheduler.set_total_steps(int(self.trainer.estimated_stepping_batches))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}  # type: ignore[return-value,typeddict-item]
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # ---- training -----------------------------------------------------------------------------------
 
@@ -259,7 +259,7 @@ class AlignmentModule(LightningModule):
         return (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0 or self.trainer.is_last_batch
 
     def _logs_this_step(self) -> bool:
-        every = self.trainer.log_every_n_steps
+        every = int(self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
         return every > 0 and (self.trainer.global_step + 1) % every == 0
 
     def _accumulate(self, terms: dict[str, Tensor]) -> None:

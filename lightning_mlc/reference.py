@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -33,9 +32,9 @@ class Reference:
             return run_batch(self._policy, rows)
         was_training = self._policy.training
         self._policy.eval()
-        adapters_off: AbstractContextManager[Any] = self._policy.model.disable_adapter()
+        model: Any = self._policy.model
         try:
-            with adapters_off:
+            with model.disable_adapter():
                 return run_batch(self._policy, rows)
         finally:
             self._policy.train(was_training)

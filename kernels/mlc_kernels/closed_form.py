@@ -89,11 +89,17 @@ def _gram(representations: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _eigen(gram: Tensor, inverse_norms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Eigenvalues (B, L) descending, eigenvectors as columns (B, L, L), and (B,) number of rows."""
+    """Eigenvalues (B, L) descending, eigenvectors as columns (B, L, L), and (B,) number of rows.
+
+    LAPACK refuses a matrix with NaN, and with it the whole batch. Here only the prompt's own values are NaN.
+    """
     present = inverse_norms != 0
+    finite = gram.isfinite().all(2).all(1)
     # A missing row is a zero row and column. -1 on its diagonal keeps it apart from the others and sorts
     # it behind every true eigenvalue.
-    eigenvalues, vectors = torch.linalg.eigh(gram - torch.diag_embed((~present).double()))
+    gram = torch.where(finite[:, None, None], gram - torch.diag_embed((~present).double()), 0.0)
+    eigenvalues, vectors = torch.linalg.eigh(gram)
+    eigenvalues = torch.where(finite[:, None], eigenvalues, float("nan"))
     return eigenvalues.flip(1), vectors.flip(2), present.sum(1)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ class Row:
         return len(self.prompt) + len(self.response)
 
 
-@dataclass(frozen=True)
+@dataclass
 class TokenRows:
     """N padded token sequences of length T."""
 
@@ -96,7 +96,7 @@ class TokenRows:
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> TokenRows:
-        tensors = {
+        tensors: dict[str, Any] = {
             field.name: function(value)
             for field in dataclasses.fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)
@@ -104,7 +104,7 @@ class TokenRows:
         return dataclasses.replace(self, **tensors)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Normalizers:
     """What a micro-batch's sums are divided by, so that no way of cutting a batch changes the gradient.
 
@@ -121,7 +121,7 @@ class Normalizers:
     """Examples with a prompt in two or more languages; what the consistency loss is averaged over."""
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Lightning walks over a batch's tensors, and refuses frozen dataclasses
 class Batch:
     """B examples as token rows."""
 

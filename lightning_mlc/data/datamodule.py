@@ -138,6 +138,8 @@ class MultilingualData(LightningDataModule):
         self._load(self._needed_paths())
 
     def setup(self, stage: str) -> None:
+        if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
+            raise UserError("trainer.overfit_batches: is not supported; give a small data.train_path instead")
         self._load(self._needed_paths())
         for split in ("train", "val", "test", "predict"):
             if split in self._tables:
@@ -278,8 +280,6 @@ class MultilingualData(LightningDataModule):
                     "trainer.callbacks: GradientAccumulationScheduler is not supported, the totals of a step are "
                     "planned ahead; use trainer.accumulate_grad_batches"
                 )
-            if trainer.overfit_batches:
-                raise UserError("trainer.overfit_batches: is not supported; give a small data.train_path instead")
             sampler = TrainingBatches(
                 sizes,
                 self.batch_size,
@@ -288,8 +288,15 @@ class MultilingualData(LightningDataModule):
                 rank=trainer.global_rank,
                 limit=trainer.limit_train_batches,
                 seed=self.seed,
+                progress=self._progress,
             )
         return self._loader("train", sampler, self._collator().training)
+
+    def _progress(self) -> tuple[int, int]:
+        """The current epoch and how many of its micro-batches are done, also right after a resumption."""
+        assert self.trainer is not None
+        micro_batches: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return self.trainer.current_epoch, int(micro_batches.processed)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         return self._evaluation_loader("val", self._collator().evaluation) if self._rows.get("val") else []

@@ -8,7 +8,7 @@ steps, and each micro-batch knows the totals of its step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,7 +78,20 @@ def plan_epoch(
 
 
 class TrainingBatches(Sampler[MicroBatch]):
-    """Batch sampler over the plan of each epoch; Lightning calls :meth:`set_epoch`."""
+    """Sampler over the plan of each epoch, from where ``progress`` says that training stands.
+
+    Args:
+        sizes: What each example adds to a step's totals.
+        batch_size: Examples per micro-batch.
+        accumulate: Micro-batches per optimizer step.
+        world_size: Number of processes.
+        rank: Which of them this is.
+        limit: ``Trainer.limit_train_batches``.
+        seed: Seed of the order, which follows from it and the epoch alone.
+        progress: Gives the current epoch, and how many of its micro-batches are already trained on: a resumed
+            run goes on with the next. Asked whenever an iteration starts, for Lightning's ``set_epoch`` counts
+            one epoch too many after a resumption at an epoch's end.
+    """
 
     def __init__(
         self,
@@ -89,23 +102,24 @@ class TrainingBatches(Sampler[MicroBatch]):
         rank: int = 0,
         limit: int | float | None = None,
         seed: int = 0,
+        progress: Callable[[], tuple[int, int]] = lambda: (0, 0),
     ) -> None:
         self._sizes = sizes
         self._cut = (batch_size, accumulate, world_size, rank, limit)
         self._seed = seed
-        self.set_epoch(0)
+        self._progress = progress
+        self._length = len(self._plan(epoch=0))
 
-    def set_epoch(self, epoch: int) -> None:
-        """Plan ``epoch``, whose order follows from it and the seed alone."""
-        count = len(self._sizes.groups)
-        order = np.random.default_rng([self._seed, epoch]).permutation(count)
-        self._plan = plan_epoch(order.tolist(), self._sizes, *self._cut)
+    def _plan(self, epoch: int) -> list[MicroBatch]:
+        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._sizes.groups))
+        return plan_epoch(order.tolist(), self._sizes, *self._cut)
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        return iter(self._plan)
+        epoch, done = self._progress()
+        return iter(self._plan(epoch)[done:])
 
     def __len__(self) -> int:
-        return len(self._plan)
+        return self._length
 
 
 class EvaluationBatches(Sampler[MicroBatch]):

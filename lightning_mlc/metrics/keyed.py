@@ -42,7 +42,7 @@ class KeyedMetric(Metric):
         if len(self.keys) == 0:
             return torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.float64)
         keys, values = dim_zero_cat(self.keys), dim_zero_cat(self.values)
-        unique, inverse = keys.unique(return_inverse=True)
+        unique, inverse = torch.unique(keys, return_inverse=True)
         positions = torch.arange(len(keys), device=keys.device)
         first = positions.new_full((len(unique),), len(keys)).scatter_reduce(0, inverse, positions, "amin")
         return unique, values[first]

@@ -18,23 +18,50 @@ class LanguageMean(KeyedMetric):
     """Mean of a value over the examples of each language.
 
     ``compute`` gives a dict: each language that has samples, then ``mean`` over those languages, the
-    ``worst`` of them, and their ``spread`` (largest minus smallest). NaN without samples.
+    ``worst`` of them, and their ``spread`` (largest minus smallest). Without samples these three are NaN.
 
     Args:
         languages: BCP-47 codes that language indices refer to.
-        higher_is_better: Whether the worst language is the one with the lowest mean.
+        higher_is_better: Whether the worst language is the one with the lowest mean; None if neither end
+            is worse, and then there is no ``worst``.
+
+    Raises:
+        ValueError: A language occurs twice, or is named as one of the summaries.
     """
 
-    def __init__(self, languages: Sequence[str], higher_is_better: bool, **options: Any) -> None:
+    def __init__(self, languages: Sequence[str], higher_is_better: bool | None, **options: Any) -> None:
         super().__init__(**options)
         self.languages = tuple(languages)
+        if len(set(self.languages)) != len(self.languages) or set(self.languages) & set(SUMMARIES):
+            raise ValueError(f"languages must be different, and none of {SUMMARIES}, got {self.languages}")
+        # torchmetrics keeps the name `higher_is_better` for itself, as a constant of the class.
         self._worst_is_lowest = higher_is_better
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all samples."""
+        super().reset()
+        # No samples, but with their shape: a process that never gets any must still send the others
+        # tensors like theirs.
+        none = torch.zeros(0, device=self.device)
+        self.update(none.long(), none.long(), none)
 
     def update(self, keys: Tensor, language: Tensor, values: Tensor) -> None:
-        """Add N samples: example ``keys`` (N,), indices of their ``language`` (N,) and ``values`` (N,)."""
+        """Add N samples: example ``keys`` (N,), indices of their ``language`` (N,) and ``values`` (N,).
+
+        Raises:
+            ValueError: The shapes differ, or a language has no such index.
+        """
+        if not keys.shape == language.shape == values.shape or keys.dim() != 1:
+            shapes = [tuple(tensor.shape) for tensor in (keys, language, values)]
+            raise ValueError(f"keys, language and values must be (N,), got {shapes[0]}, {shapes[1]} and {shapes[2]}")
+        # An index too large would be counted as another language of the next example.
+        if bool(((language < 0) | (language >= len(self.languages))).any()):
+            raise ValueError(f"language must index {len(self.languages)} languages, got {language.unique().tolist()}")  # type: ignore[no-untyped-call]
         self._add(keys * len(self.languages) + language, values)
 
     def compute(self) -> dict[str, Tensor]:
+        """() each: mean of each language seen, and the summaries."""
         keys, values = self._unique()
         language = keys % len(self.languages)
         results = {
@@ -42,18 +69,24 @@ class LanguageMean(KeyedMetric):
             for index, name in enumerate(self.languages)
             if bool((language == index).any())
         }
-        if not results:
-            return {name: torch.tensor(float("nan"), dtype=torch.float64) for name in SUMMARIES}
-        means = torch.stack(list(results.values()))
-        summary = means.mean(), means.min() if self._worst_is_lowest else means.max(), means.max() - means.min()
-        return results | dict(zip(SUMMARIES, summary, strict=True))
+        means = torch.stack(list(results.values())) if results else values.new_full((1,), float("nan"))
+        lowest, highest = means.min(), means.max()
+        summaries = {"mean": means.mean(), "worst": lowest if self._worst_is_lowest else highest}
+        if self._worst_is_lowest is None:
+            del summaries["worst"]
+        return results | summaries | {"spread": highest - lowest}
 
     def plot(self, val: dict[str, Tensor] | None = None, ax: Any = None) -> Any:
-        """Bars per language on ``ax`` (a new figure without one); returns figure and axes."""
-        from lightning_mlc.report.plots import figure_and_axes
+        """A bar per language that has samples, of ``val`` (what ``compute`` gives if None).
+
+        Returns:
+            The figure and the axes (``ax``, or those of a new figure).
+        """
+        from lightning_mlc.report.plots import AFTER, draw_bars, figure_and_axes
 
         results = self.compute() if val is None else val
-        figure, axes = figure_and_axes(ax)
         names = [name for name in self.languages if name in results]
-        axes.bar(names, [float(results[name]) for name in names])
+        figure, axes = figure_and_axes(ax)
+        worst = float(results["worst"]) if "worst" in results else None
+        draw_bars(axes, names, [("", [float(results[name]) for name in names], AFTER)], worst=worst)
         return figure, axes

@@ -54,7 +54,7 @@ def add_lora(model: PreTrainedModel, lora: LoRA) -> PeftModel:
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
-        lora_alpha=lora.alpha,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # any number
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
     )

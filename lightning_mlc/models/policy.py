@@ -45,7 +45,8 @@ class Policy(nn.Module):
     @property
     def causal_lm(self) -> PreTrainedModel:
         """The causal LM itself, inside ``peft``'s wrapper if there is one."""
-        inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        model: Any = self.model
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         assert isinstance(inner, PreTrainedModel)
         return inner
 

@@ -1,4 +1,8 @@
-"""Pictures of before and after. matplotlib is imported when one is drawn, and pyplot never."""
+"""Pictures of before and after. matplotlib is imported when one is drawn, and pyplot never.
+
+Every figure is as wide as a column of text, so that its letters can be read when it is shown 900 pixels
+wide; with more languages it gets taller instead.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,37 @@ import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_mlc.report.table import PER_LANGUAGE
+
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from matplotlib.figure import Figure
 
+    Matrix = Sequence[Sequence[float]] | npt.NDArray[np.floating[Any]]
+
 BEFORE, AFTER, WORST = "#b8c4d0", "#2b6cb0", "#b7410e"
-Matrix = Sequence[Sequence[float]]
+"""Apart in lightness too, for those who do not see the hues and for printers."""
+UNKNOWN = "#e4e4e4"
+"""Cells without a value."""
+
+WIDTH = 7.5
+"""Inches; at 900 pixels, a letter of 7 points is 12 pixels high."""
+UPRIGHT_BARS = 10
+"""With more languages than this the bars lie down, or their labels would run into each other."""
+SIDE_BY_SIDE = 16
+"""With more languages than this the heatmaps stand one above the other, or their cells could hold no number."""
+
+Series = tuple[str, Sequence[float | None], str]
+"""Label, a value per language (None where there is none), colour."""
 
 
-def figure_and_axes(ax: Any = None, width: float = 7.0, height: float = 4.0) -> tuple[Figure, Any]:
-    """``ax`` with its figure, or a new figure with one."""
+def figure_and_axes(ax: Any = None, width: float = WIDTH, height: float = 3.8) -> tuple[Figure, Any]:
+    """``ax`` with its figure, or a new figure of ``width`` x ``height`` inches with one."""
     if ax is not None:
         return ax.get_figure(), ax
     from matplotlib.figure import Figure
@@ -27,84 +50,234 @@ def figure_and_axes(ax: Any = None, width: float = 7.0, height: float = 4.0) -> 
 
 
 def plot_languages(
-    before: Mapping[str, float] | None, after: Mapping[str, float], languages: Sequence[str], metric: str
+    before: Mapping[str, float] | None,
+    after: Mapping[str, float],
+    languages: Sequence[str],
+    metric: str,
+    title: str = "Source-language responses after the prompt in each language",
+    label: str | None = None,
 ) -> Figure:
-    """A pair of bars for each language: ``metric`` (``val/rewards/margins``) before and after.
+    """A pair of bars for each language: ``metric`` before and after, the worst language marked.
 
-    The worst language after training has its name in another colour.
+    Args:
+        before: Results under the names that are logged; None draws one bar per language.
+        after: The same after training. Languages that are not in it are left out.
+        languages: BCP-47 codes, in the order to draw them.
+        metric: What the results' names begin with: ``val/rewards/margins``.
+        title: Above the bars.
+        label: On the axis of values; None for what the metric is called in the table.
     """
-    higher_is_better = not metric.endswith("nll")
+    name = metric.split("/", 1)[-1]
     shown = [language for language in languages if f"{metric}/{language}" in after]
-    figure, axes = figure_and_axes(width=max(6.0, 1.0 + 0.75 * len(shown)), height=3.8)
-    series = [("before", before, BEFORE), ("after", after, AFTER)]
-    series = [entry for entry in series if entry[1] is not None]
-    width = 0.8 / len(series)
-    for index, (label, results, colour) in enumerate(series):
-        heights = [(results or {}).get(f"{metric}/{language}", math.nan) for language in shown]
-        left = [position + (index - (len(series) - 1) / 2) * width for position in range(len(shown))]
-        bars = axes.bar(left, heights, width, label=label, color=colour)
-        if label == "after":
-            axes.bar_label(bars, fmt="%.2f", fontsize=7, padding=2)
-    worst = f"{metric}/worst"
-    axes.set_xticks(range(len(shown)), shown)
-    if worst in after and shown:
-        order = sorted(shown, key=lambda language: after[f"{metric}/{language}"], reverse=not higher_is_better)
-        axes.get_xticklabels()[shown.index(order[0])].set_color(WORST)
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.set_ylabel(metric.split("/", 1)[1])
-    axes.set_title("Source-language responses after the prompt in each language", fontsize=10, loc="left")
-    axes.legend(frameon=False, fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(y=0.15)
+    series: list[Series] = [
+        (when, [results.get(f"{metric}/{language}") for language in shown], colour)
+        for when, results, colour in (("before", before, BEFORE), ("after", after, AFTER))
+        if results is not None
+    ]
+    upright = len(shown) <= UPRIGHT_BARS
+    figure, axes = figure_and_axes(height=3.8 if upright else 1.2 + 0.29 * len(shown))
+    draw_bars(axes, shown, series, worst=after.get(f"{metric}/worst"), percent="accuracies" in name)
+    label = PER_LANGUAGE[name][0] if label is None and name in PER_LANGUAGE else label or name
+    (axes.set_ylabel if upright else axes.set_xlabel)(label, fontsize=9)
+    axes.set_title(title, fontsize=10, loc="left")
+    if len(series) > 1:
+        figure.legend(loc="outside lower center", ncols=len(series), frameon=False, fontsize=8)
     return figure
+
+
+def draw_bars(
+    axes: Any,
+    names: Sequence[str],
+    series: Sequence[Series],
+    worst: float | None = None,
+    percent: bool = False,
+) -> None:
+    """Bars of each of ``series`` for each of ``names``, with their values.
+
+    Args:
+        axes: Where to draw.
+        names: What the bars are of.
+        series: The last one is the one that matters: its values are darker, and ``worst`` one of them.
+        worst: Names with this value get marked, unless all have it.
+        percent: Whether the values are shares from 0 to 1.
+    """
+    upright = len(names) <= UPRIGHT_BARS
+    thickness = 0.8 / max(1, len(series))
+    for index, (label, values, colour) in enumerate(series):
+        places = [position + (index - (len(series) - 1) / 2) * thickness for position in range(len(names))]
+        lengths = [value if value is not None and math.isfinite(value) else math.nan for value in values]
+        draw = axes.bar if upright else axes.barh
+        draw(places, lengths, thickness, label=label or None, color=colour)
+        for place, value in zip(places, values, strict=True):
+            if value is not None:  # NaN is written where its bar would start: it must not look like "no value"
+                is_last = index == len(series) - 1
+                _write_value(axes, place, value, _number(value, percent), upright, "black" if is_last else "#5a6672")
+
+    marked = _worst_of(series[-1][1], worst) if series else []
+    texts = [
+        (f"{name}\nworst" if upright else f"worst  {name}") if i in marked else name for i, name in enumerate(names)
+    ]
+    (axes.set_xticks if upright else axes.set_yticks)(range(len(names)), texts, fontsize=9)
+    ticks = axes.get_xticklabels() if upright else axes.get_yticklabels()
+    for index in marked:
+        ticks[index].set(color=WORST, fontweight="bold")
+    (axes.axhline if upright else axes.axvline)(0, color="black", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(axis="y" if upright else "x", labelsize=8)
+    if percent:
+        from matplotlib.ticker import PercentFormatter
+
+        (axes.yaxis if upright else axes.xaxis).set_major_formatter(PercentFormatter(1.0, decimals=0))
+    if upright:
+        axes.margins(y=0.12)
+        slots = max(5, len(names))  # two languages do not make two walls
+        axes.set_xlim((len(names) - 1 - slots) / 2, (len(names) - 1 + slots) / 2)
+    else:
+        axes.margins(x=0.1)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+
+
+def _worst_of(values: Sequence[float | None], worst: float | None) -> list[int]:
+    """Positions of the value ``worst``; none where all are equally bad."""
+    if worst is None:
+        return []
+    found = [i for i, value in enumerate(values) if value is not None and math.isclose(value, worst, rel_tol=1e-9)]
+    return found if len(found) < len(values) else []
+
+
+def _write_value(axes: Any, place: float, value: float, text: str, upright: bool, colour: str) -> None:
+    """``text`` just beyond the end of the bar at ``place``."""
+    end = value if math.isfinite(value) else 0.0
+    away = -1 if end < 0 else 1
+    axes.annotate(
+        text,
+        (place, end) if upright else (end, place),
+        (0, 2 * away) if upright else (3 * away, 0),
+        textcoords="offset points",
+        ha="center" if upright else "left" if away > 0 else "right",
+        va="center_baseline" if not upright else "bottom" if away > 0 else "top",
+        fontsize=6.5,
+        color=colour,
+    )
+
+
+def _number(value: float, percent: bool) -> str:
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else str(value)
+    if percent:
+        return f"{value:.0%}"
+    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 100 else f"{value:.0f}"
 
 
 def plot_cosines(before: Matrix | None, after: Matrix, languages: Sequence[str]) -> Figure:
-    """Heatmaps of the mean cosines between languages, before and after, on one colour scale."""
+    """Heatmaps of the mean cosines between languages, before and after, on one colour scale.
+
+    Args:
+        before: (L, L) cosines, NaN where unknown; None draws one heatmap.
+        after: The same after training.
+        languages: BCP-47 codes of the L languages.
+
+    Raises:
+        ValueError: A matrix is not (L, L).
+    """
     from matplotlib.figure import Figure
 
     panels = [("after", after)] if before is None else [("before", before), ("after", after)]
-    side = max(3.2, 0.42 * len(languages) + 1.0)
-    figure = Figure(figsize=(side * len(panels) + 0.6, side), layout="constrained")
-    values = [value for _, matrix in panels for row in matrix for value in row if math.isfinite(value)]
-    # The lowest value of both panels: on a scale from -1 all of them would look the same.
-    low = min(values, default=0.0)
-    image = None
-    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axes, (title, matrix) in zip(all_axes, panels, strict=True):
-        image = draw_cosines(axes, matrix, languages, low)
-        axes.set_title(f"cosine of hidden states, {title}", fontsize=9, loc="left")
-    if image is not None:
-        figure.colorbar(image, ax=list(all_axes), shrink=0.8)
+    for name, matrix in panels:
+        if len(matrix) != len(languages) or any(len(row) != len(languages) for row in matrix):
+            raise ValueError(f"{name} must be a matrix of {len(languages)} x {len(languages)}, as are languages")
+    columns = len(panels) if len(languages) <= SIDE_BY_SIDE else 1
+    rows = len(panels) // columns
+    width = WIDTH if columns == 2 or len(languages) > SIDE_BY_SIDE else 5.0
+    side = (width - 1.1) / columns
+    figure = Figure(figsize=(width, rows * (side + 0.3) + 0.4), layout="constrained")
+    # From the lowest value of both panels: on a scale from -1 all of them would look the same.
+    low = _lowest(*(matrix for _, matrix in panels))
+    all_axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, (name, matrix) in zip(all_axes, panels, strict=True):
+        draw_cosines(axes, matrix, languages, low, side)
+        axes.set_title(name, fontsize=9, loc="left")
+    figure.suptitle("Cosine between the hidden states of a prompt in two languages", fontsize=10, x=0.01, ha="left")
+    colourbar = figure.colorbar(
+        all_axes[0].images[0], ax=list(all_axes), shrink=0.85 if rows == 1 else 0.5, aspect=30, pad=0.02
+    )
+    colourbar.ax.tick_params(labelsize=7)
+    colourbar.outline.set_visible(False)
     return figure
 
 
-def draw_cosines(axes: Any, matrix: Matrix, languages: Sequence[str], low: float | None = None) -> Any:
-    """One heatmap on ``axes``, with the values in its cells; returns the image."""
-    finite = [value for row in matrix for value in row if math.isfinite(value)]
-    low = min(finite, default=0.0) if low is None else low
-    image = axes.imshow([list(row) for row in matrix], vmin=min(low, 0.999), vmax=1.0, cmap="cividis")
-    axes.set_xticks(range(len(languages)), languages, fontsize=8)
-    axes.set_yticks(range(len(languages)), languages, fontsize=8)
-    middle = (low + 1.0) / 2
-    size = 7 if len(languages) <= 12 else 5 if len(languages) <= 20 else 0
+def draw_cosines(
+    axes: Any, matrix: Matrix, languages: Sequence[str], low: float | None = None, side: float = 3.8
+) -> Any:
+    """One heatmap on ``axes``, with the values in its cells.
+
+    Args:
+        axes: Where to draw.
+        matrix: (L, L) cosines; cells without a finite one are grey and empty.
+        languages: BCP-47 codes of the L languages.
+        low: Lower end of the colour scale, which ends at 1; None for the lowest value.
+        side: Inches that the heatmap has, by which letters are sized.
+
+    Returns:
+        The image, for a colour bar.
+    """
+    from matplotlib import colormaps
+
+    low = _lowest(matrix) if low is None else low
+    image = axes.imshow(
+        [[float(value) for value in row] for row in matrix],
+        vmin=min(low, 0.999),
+        vmax=1.0,
+        cmap=colormaps["cividis"].with_extremes(bad=UNKNOWN),
+    )
+    cell = 72 * side / max(1, len(languages))  # points
+    # Near one line all cosines are .99: a third digit tells them apart, where there is room for it.
+    decimals = 3 if low > 0.97 and cell > 20 else 2
+    size = max(4.0, min(9.0, cell / (0.68 * (decimals + 1))))
     for i, row in enumerate(matrix):
         for j, value in enumerate(row):
-            if size and math.isfinite(value):
-                colour = "white" if value < middle else "black"
-                text = f"{value:.2f}".replace("0.", ".") if value < 0.995 else "1"
-                axes.text(j, i, text, ha="center", va="center", fontsize=size, color=colour)
+            if math.isfinite(value):
+                red, green, blue, _ = image.cmap(image.norm(value))
+                colour = "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.45 else "white"
+                text = _short(value, decimals)
+                label = axes.text(j, i, text, ha="center", va="center_baseline", fontsize=size, color=colour)
+                label.set_in_layout(False)  # it lies within the cell; measuring hundreds of them takes seconds
+    size = max(5.0, min(9.0, 0.7 * cell))
+    wide = max(map(len, languages), default=0) * 0.65 * size > cell
+    axes.set_xticks(range(len(languages)), languages, fontsize=size, rotation=90 if wide else 0)
+    axes.set_yticks(range(len(languages)), languages, fontsize=size)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
     return image
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write ``figure`` as PNG, whole or not at all."""
-    handle, unfinished = tempfile.mkstemp(dir=path.parent, suffix=".png")
+def _lowest(*matrices: Matrix) -> float:
+    values = (float(value) for matrix in matrices for row in matrix for value in row)
+    return min((value for value in values if math.isfinite(value)), default=0.0)
+
+
+def _short(value: float, decimals: int) -> str:
+    """``value`` from -1 to 1 without its leading zero: .97."""
+    text = f"{value:.{decimals}f}"
+    if float(text) in (-1.0, 0.0, 1.0):
+        return str(int(float(text)))
+    return text.replace("0.", ".", 1)
+
+
+def save(figure: Figure, path: Path | str) -> None:
+    """Write ``figure`` as PNG to ``path``, whole or not at all.
+
+    Raises:
+        OSError: The folder does not exist or cannot be written to.
+    """
+    path = Path(path)
+    handle, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".png")
     os.close(handle)
     try:
         figure.savefig(unfinished, dpi=150)
-        os.chmod(unfinished, 0o644)
+        os.chmod(unfinished, 0o644)  # a temporary file is readable by its owner alone
         os.replace(unfinished, path)
     except BaseException:
-        os.unlink(unfinished)
+        with suppress(FileNotFoundError):
+            os.unlink(unfinished)
         raise

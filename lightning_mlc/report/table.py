@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
-
-from lightning_mlc.metrics.per_language import SUMMARIES
+from rich.text import Text
 
 Results = Mapping[str, float]
 
@@ -18,6 +20,9 @@ PER_LANGUAGE = {
     "rewards/margins": ("reward margin", "{:.3f}"),
     "nll": ("NLL per token", "{:.3f}"),
 }
+"""What is measured in each language: what it is called, and how it is written."""
+SUMMARIES = ("mean", "worst", "spread")
+"""Rows over all languages."""
 OVERALL = {
     "loss": "loss",
     "mlc/raw/explained_variance": "explained variance, hidden states",
@@ -28,24 +33,48 @@ OVERALL = {
 }
 
 
+class _Change:
+    """Text with an arrow, where the output can show one: a file in Latin-1 or ASCII gets ``->``.
+
+    It is plain text: what stands in a language's name is no markup.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def _shown(self, options: ConsoleOptions) -> Text:
+        return Text(self._text.replace("→", "->") if options.ascii_only else self._text, justify="right")
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self._shown(options)
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement.get(console, options, self._shown(options))
+
+
 def before_after_tables(
     before: Results | None, after: Results, languages: Sequence[str], source: str
 ) -> tuple[Table, Table]:
     """A table with a row per language, and one of what concerns all of them.
 
-    ``before`` and ``after`` have the names that are logged (``val/rewards/accuracies/sw``); None before
-    shows the values after alone.
+    Args:
+        before: Results under the names that are logged (``val/rewards/accuracies/sw``); None shows those
+            after alone.
+        after: The same after training.
+        languages: BCP-47 codes, in the order of the rows.
+        source: Which of them is the source language.
     """
-    split = next(iter(after)).split("/")[0]
-    metrics = [name for name in PER_LANGUAGE if f"{split}/{name}/mean" in after]
-    per_language = Table(box=box.SIMPLE_HEAD, title=_title(split, before), title_justify="left")
+    split = next(iter(after), "val").split("/")[0]
+    rows = (*languages, *SUMMARIES)
+    metrics = [name for name in PER_LANGUAGE if any(f"{split}/{name}/{row}" in after for row in rows)]
+    per_language = Table(box=box.SIMPLE_HEAD, title=Text(_title(split, before)), title_justify="left")
     per_language.add_column("language")
     for name in metrics:
         per_language.add_column(PER_LANGUAGE[name][0], justify="right")
-    for row in (*languages, *SUMMARIES):
+    for index, row in enumerate(rows):
         cells = [_change(before, after, f"{split}/{name}/{row}", PER_LANGUAGE[name][1]) for name in metrics]
-        last_language = row == languages[-1]
-        per_language.add_row(f"{row} (source)" if row == source else row, *cells, end_section=last_language)
+        heading = Text(f"{row} (source)" if row == source else row)
+        per_language.add_row(heading, *cells, end_section=index == len(languages) - 1)
 
     overall = Table(box=box.SIMPLE_HEAD, show_header=False)
     overall.add_column("measure")
@@ -58,20 +87,25 @@ def before_after_tables(
 
 def _title(split: str, before: Results | None) -> str:
     what = {"val": "validation", "test": "test"}.get(split, split)
-    return what if before is None else f"{what}, before → after"
+    return what if before is None else f"{what}, before and after"
 
 
-def _change(before: Results | None, after: Results, name: str, form: str) -> str:
-    shown = [
-        form.format(results[name]) if name in results else "-" for results in (before, after) if results is not None
-    ]
-    return " → ".join(shown) if any(cell != "-" for cell in shown) else "-"
+def _change(before: Results | None, after: Results, name: str, form: str) -> _Change:
+    shown = [_number(results.get(name), form) for results in (before, after) if results is not None]
+    return _Change(" → ".join(shown) if any(cell != "-" for cell in shown) else "-")
+
+
+def _number(value: float | None, form: str) -> str:
+    if value is None:
+        return "-"
+    return form.format(value) if math.isfinite(value) else str(value)
 
 
 def write_table_csv(path: Path, before: Results | None, after: Results) -> None:
-    """All results as rows of ``metric, before, after``."""
+    """All results as rows of ``metric,before,after``, in full precision; empty where there is none."""
+    before = before or {}
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["metric", "before", "after"])
-        for name, value in after.items():
-            writer.writerow([name, "" if before is None else before.get(name, ""), value])
+        for name in dict.fromkeys([*after, *before]):  # each once, in order
+            writer.writerow([name, before.get(name, ""), after.get(name, "")])

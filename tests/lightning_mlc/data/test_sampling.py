@@ -15,10 +15,8 @@ def windows(batch_size: int, accumulate: int, world: int, limit: int | float | N
     """Micro-batches of each optimizer step over all ranks, as Lightning would run them."""
     plans = [plan_epoch(range(COUNT), SIZES, batch_size, accumulate, world, rank, limit) for rank in range(world)]
     assert len({len(plan) for plan in plans}) == 1, "ranks must take equally many steps"
-    steps = []
-    for start in range(0, len(plans[0]), accumulate):
-        steps.append([micro for plan in plans for micro in plan[start : start + accumulate]])
-    return steps
+    starts = range(0, len(plans[0]), accumulate)
+    return [[micro for plan in plans for micro in plan[start : start + accumulate]] for start in starts]
 
 
 CUTS = [(1, 4, 1), (2, 2, 1), (4, 1, 1), (1, 2, 2), (2, 1, 2), (1, 1, 4)]
@@ -58,8 +56,7 @@ def test_a_limited_epoch_has_right_totals_in_its_last_step(limit: int | float) -
 
 def test_epochs_differ_and_repeat() -> None:
     def order(seed: int, epoch: int) -> list[int]:
-        sampler = TrainingBatches(SIZES, 2, seed=seed)
-        sampler.set_epoch(epoch)
+        sampler = TrainingBatches(SIZES, 2, seed=seed, progress=lambda: (epoch, 0))
         assert len(list(sampler)) == len(sampler) == 12
         return [i for micro in sampler for i in micro.indices]
 
@@ -67,6 +64,11 @@ def test_epochs_differ_and_repeat() -> None:
     assert order(1, 0) == order(1, 0)
     assert order(1, 0) != order(1, 1)
     assert order(1, 0) != order(2, 0)
+
+
+def test_a_resumed_epoch_goes_on_with_the_next_micro_batch() -> None:
+    whole, rest = (list(TrainingBatches(SIZES, 2, progress=lambda done=done: (3, done))) for done in (0, 5))
+    assert rest == whole[5:]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])

@@ -1,0 +1,318 @@
+"""Whole runs through the command line, on a tiny model."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import example_rows, save_model, write_jsonl
+from lightning.pytorch import Callback
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from lightning_mlc.cli import main
+from lightning_mlc.training_cli import TrainingCLI, run
+
+
+def arguments(command: str, model: Path, data: Path, out: Path, *more: str) -> list[str]:
+    options = {
+        "out": out,
+        "model.name_or_path": model,
+        "data.train_path": data,
+        "data.val_share": 0.25,
+        "trainer.accelerator": "cpu",
+        "trainer.max_steps": 3,
+        "trainer.precision": "32-true",
+        "trainer.enable_progress_bar": "false",
+        "trainer.enable_model_summary": "false",
+    }
+    given = [item for name, value in options.items() for item in (f"--{name}", str(value))]
+    return [command, *given, *more]
+
+
+def columns(out: Path) -> dict[str, list[float]]:
+    """Logged values by name, without the steps that lack them."""
+    found: dict[str, list[float]] = {}
+    for row in csv.DictReader((out / "metrics.csv").open()):
+        for name, cell in row.items():
+            if cell:
+                found.setdefault(name, []).append(float(cell))
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """A model, a data file and the folder of a finished DPO + MLC run."""
+    folder = tmp_path_factory.mktemp("finished")
+    model = save_model(folder / "model")
+    data = write_jsonl(folder / "pairs.jsonl", example_rows(12))
+    run(arguments("fit", model, data, folder / "out", "--model.optimizer=AdamW", "--model.optimizer.lr=1e-2"))
+    return model, data, folder / "out"
+
+
+def test_fit_writes_what_it_says(finished: tuple[Path, Path, Path]) -> None:
+    _, _, out = finished
+    written = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert written == {
+        "config.yaml",
+        "metrics.csv",
+        "checkpoints/step=3.ckpt",
+        "checkpoints/last.ckpt",
+        "report/validation.csv",
+        "report/languages.png",
+        "report/cosines.png",
+        "report/summary.json",
+    }
+    summary = json.loads((out / "report" / "summary.json").read_text())
+    assert summary["steps"] == summary["validated_at_step"] == 3
+    assert summary["seconds_per_step"] > 0
+    assert summary["peak_memory_bytes"] > 1e8  # this process has torch loaded
+    assert summary["languages"] == ["en", "sw", "zh"]
+    before, after = summary["before"], summary["after"]
+    # Before training the policy is its own reference.
+    assert all(before[f"val/rewards/margins/{language}"] == 0 for language in ("en", "sw", "zh"))
+    assert before["val/rewards/accuracies/worst"] == 0.5
+    assert before["val/loss"] == pytest.approx(math.log(2), rel=1e-6)
+    assert after["val/loss"] != before["val/loss"]
+    assert {f"val/mlc/{kind}/min_cosine" for kind in ("raw", "extracted")} <= after.keys()
+
+
+def test_fit_logs_the_names_that_users_know(finished: tuple[Path, Path, Path]) -> None:
+    logged = columns(finished[2])
+    names = ["rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "logps/chosen"]
+    names += ["logps/rejected", "loss", "objective/loss", "mlc/loss", "mlc/excess", "mlc/explained_variance"]
+    names += ["mlc/min_cosine", "mlc/raw/explained_variance", "mlc/raw/min_cosine"]
+    for name in names:
+        assert len(logged[f"train/{name}"]) == 3, name
+    for step in range(3):
+        total = logged["train/objective/loss"][step] + 0.8 * logged["train/mlc/loss"][step]
+        assert logged["train/loss"][step] == pytest.approx(total, rel=1e-5)
+        margin = logged["train/rewards/chosen"][step] - logged["train/rewards/rejected"][step]
+        assert logged["train/rewards/margins"][step] == pytest.approx(margin, abs=1e-6)
+    assert logged["train/objective/loss"][0] == pytest.approx(math.log(2), rel=1e-5)
+
+
+def test_training_lowers_both_losses(tiny_model: Path, pairs_file: Path, tmp_path: Path) -> None:
+    more = ["--model.optimizer=AdamW", "--model.optimizer.lr=3e-3", "--data.val_share=0", "--data.batch_size=4"]
+    run(arguments("fit", tiny_model, pairs_file, tmp_path / "out", *more, "--trainer.max_steps=30"))
+    logged = columns(tmp_path / "out")
+    assert logged["train/objective/loss"][-1] < 0.2
+    assert logged["train/mlc/excess"][-1] < 0.3 * logged["train/mlc/excess"][0]
+
+
+def logits(model: Any, text: str) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(torch.tensor([list(text.encode())])).logits
+    return found
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_export_gives_bitwise_the_same_logits(
+    tiny_model: Path, pairs_file: Path, tmp_path: Path, lora: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--model.optimizer=AdamW", "--model.optimizer.lr=1e-2"]
+    more += ["--model.lora.r=4", "--model.lora.alpha=8"] if lora else []
+    cli = run(arguments("fit", tiny_model, pairs_file, tmp_path / "out", *more))
+    checkpoint = tmp_path / "out" / "checkpoints" / "last.ckpt"
+    assert main(["export", "--ckpt_path", str(checkpoint), "--out", str(tmp_path / "hf")]) == 0
+    assert "wrote" in capsys.readouterr().out
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype="auto")
+    policy = cli.model.policy
+    trained = (policy.model.merge_and_unload() if lora else policy.model).eval()
+    assert torch.equal(logits(exported, "How do I"), logits(trained, "How do I"))
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    assert not torch.equal(logits(exported, "How do I"), logits(base, "How do I"))
+    names = {path.name for path in (tmp_path / "hf").iterdir()}
+    assert {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json"} <= names
+    assert AutoTokenizer.from_pretrained(tmp_path / "hf").chat_template
+    assert GenerationConfig.from_pretrained(tmp_path / "hf").eos_token_id is not None
+    if lora:  # the frozen weights are not stored
+        saved = torch.load(checkpoint, weights_only=True)["state_dict"]
+        assert all("lora" in key or key.startswith("consistency") for key in saved)
+
+
+def test_export_of_what_is_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.ckpt").write_text("no")
+    torch.save({"state_dict": {}}, tmp_path / "b.ckpt")
+    for name, message in (("none", "no file"), ("a", "not a checkpoint"), ("b", "not a checkpoint of lightning-mlc")):
+        assert main(["export", "--ckpt_path", str(tmp_path / f"{name}.ckpt"), "--out", str(tmp_path / "hf")]) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "hf").exists()
+
+
+def test_export_never_overwrites(finished: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    _, data, out = finished
+    assert main(["export", "--ckpt_path", str(out / "checkpoints/last.ckpt"), "--out", str(data.parent)]) == 2
+    assert "exists" in capsys.readouterr().err
+
+
+def test_sft(tiny_model: Path, tmp_path: Path) -> None:
+    """Instruction data; the same rows as pairs give the same run, for SFT leaves the rejected response out."""
+    runs = {}
+    for pairs in (False, True):
+        data = write_jsonl(tmp_path / f"{pairs}.jsonl", example_rows(12, pairs=pairs))
+        out = tmp_path / f"out-{pairs}"
+        run(arguments("fit", tiny_model, data, out, "--model.objective=SFT", "--data.batch_size=2"))
+        runs[pairs] = columns(out)
+        assert "val/nll/sw" in runs[pairs]
+        assert not any("rewards" in name for name in runs[pairs])
+    assert runs[True] == runs[False]
+
+
+def test_resumed_run_continues_and_explicit_options_win(tiny_model: Path, pairs_file: Path, tmp_path: Path) -> None:
+    options = ["--model.optimizer=AdamW", "--data.batch_size=2"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    rate = "--model.optimizer.lr=1e-3"
+    run(arguments("fit", tiny_model, pairs_file, whole, *options, rate, "--trainer.max_steps=9"))
+    # Stopped at the end of its first epoch (9 training rows, 5 micro-batches).
+    run(arguments("fit", tiny_model, pairs_file, parts, *options, rate, "--trainer.max_steps=5"))
+    run(arguments("fit", tiny_model, pairs_file, parts, *options, rate, "--trainer.max_steps=9", "--ckpt_path=last"))
+    summaries = [json.loads((out / "report/summary.json").read_text()) for out in (whole, parts)]
+    assert summaries[0]["before"] == summaries[1]["before"]  # not measured again after training
+    assert summaries[0]["after"] == pytest.approx(summaries[1]["after"], rel=1e-4, abs=1e-5)
+    # What the checkpoint remembers does not beat the command line.
+    cli = run(arguments("validate", tiny_model, pairs_file, parts, "--ckpt_path=last", "--model.mlc.temperature=0.5"))
+    assert cli.model.mlc.temperature == 0.5
+    lower = arguments("fit", tiny_model, pairs_file, tmp_path / "lower", *options, "--model.optimizer.lr=1e-4")
+    checkpoint = parts / "checkpoints/last.ckpt"
+    resumed = run([*lower, "--trainer.max_steps=10", f"--ckpt_path={checkpoint}"])
+    assert resumed.trainer.global_step == 10
+
+
+def test_validate_reproduces_the_last_validation(finished: tuple[Path, Path, Path]) -> None:
+    model, data, out = finished
+    cli = run(arguments("validate", model, data, out, "--ckpt_path=last"))
+    after = json.loads((out / "report/summary.json").read_text())["after"]
+    assert cli.model.validation_results == pytest.approx(after, rel=1e-5, abs=1e-6)
+
+
+def test_test_and_predict(finished: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    model, data, out = finished
+    checkpoint = f"--ckpt_path={out / 'checkpoints/last.ckpt'}"
+    cli = run(arguments("test", model, data, tmp_path, checkpoint, f"--data.test_path={data}"))
+    assert cli.model.validation_results["test/rewards/accuracies/sw"] >= 0
+    run(arguments("predict", model, data, tmp_path, checkpoint, "--model.max_new_tokens=4"))
+    records = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert len(records) == 3 * 3  # validation rows x languages
+    assert {record["language"] for record in records} == {"en", "sw", "zh"}
+    assert all(isinstance(record["response"], str) for record in records)
+
+
+def test_a_run_of_steps_ends_with_a_validation_of_its_last(finished: tuple[Path, Path, Path]) -> None:
+    """3 steps end in the middle of the first epoch of 9, where Lightning alone would not validate."""
+    logged = columns(finished[2])
+    assert len(logged["val/loss"]) == 2  # before, and after the last step
+
+
+class Interrupt(Callback):
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 2:
+            raise RuntimeError("the machine is gone")
+
+
+def test_a_run_that_dies_leaves_its_last_checkpoint(tiny_model: Path, pairs_file: Path, tmp_path: Path) -> None:
+    callback = f"--trainer.callbacks+={Interrupt.__module__}.Interrupt"
+    with pytest.raises(RuntimeError, match="the machine is gone"):
+        run([*arguments("fit", tiny_model, pairs_file, tmp_path / "out"), callback])
+    checkpoint = tmp_path / "out" / "checkpoints" / "last.ckpt"
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == 2
+    # And the run can be taken up where it ended.
+    cli = run([*arguments("fit", tiny_model, pairs_file, tmp_path / "out"), "--ckpt_path=last"])
+    assert cli.trainer.global_step == 3
+
+
+def test_nan_names_the_batch(
+    tiny_model: Path, pairs_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = arguments(
+        "fit", tiny_model, pairs_file, tmp_path / "out", "--model.optimizer=SGD", "--model.optimizer.lr=1e30"
+    )
+    assert main(args) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.match(r"error: the loss is nan at step [12] \(batch of r\d+\)", error)
+
+
+def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(args) == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_options_that_cannot_work_together(
+    tiny_model: Path, pairs_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    single = write_jsonl(tmp_path / "single.jsonl", example_rows(4, pairs=False))
+    english = write_jsonl(tmp_path / "en.jsonl", [r | {"prompt": {"en": r["prompt"]["en"]}} for r in example_rows(4)])
+    no_template = save_model(tmp_path / "plain", template=None)
+    fused = ["--model.optimizer=AdamW", "--model.optimizer.fused=true", "--trainer.gradient_clip_val=1"]
+    cases: list[tuple[Path, Path, list[str], str]] = [
+        (tiny_model, single, [], "DPO needs chosen and rejected responses"),
+        (tiny_model, english, [], "model.mlc: needs prompts in two or more languages"),
+        (no_template, pairs_file, [], "has no chat template"),
+        (tmp_path / "none", pairs_file, [], "there is no folder"),
+        (tiny_model, pairs_file, ["--model.mlc.layer=9"], "the model has no layer 9; it has 3 layers"),
+        (tiny_model, pairs_file, ["--model.mlc.temperature=-1"], "model.mlc.temperature: must be from"),
+        (tiny_model, pairs_file, ["--model.objective.beta=-1"], "model.objective.beta: must be above 0"),
+        (tiny_model, pairs_file, ["--trainer.precision=bf16-mixed", *fused], "model.optimizer.fused: Lightning cannot"),
+        (tiny_model, pairs_file, ["--trainer.overfit_batches=1"], "trainer.overfit_batches: is not supported"),
+        (tiny_model, pairs_file, ["--model.lora.target_modules=nothing"], "model.lora.target_modules:"),
+        (tiny_model, pairs_file, ["--seed_everything=true"], "seed_everything: give a number"),
+        (tiny_model, pairs_file, ["--ckpt_path=gone.ckpt"], "ckpt_path: there is no file gone.ckpt"),
+        (tiny_model, pairs_file, ["--ckpt_path=last"], "ckpt_path: there is no checkpoint in"),
+    ]
+    for model, data, more, message in cases:
+        assert message in refused(arguments("fit", model, data, out, *more), capsys), message
+        assert not (out / "config.yaml").exists(), message
+
+
+def test_an_out_folder_that_exists(finished: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    model, data, out = finished
+    before = sorted(path.stat().st_mtime_ns for path in out.rglob("*"))
+    assert "exists and is not an empty folder" in refused(arguments("fit", model, data, out), capsys)
+    assert sorted(path.stat().st_mtime_ns for path in out.rglob("*")) == before
+
+
+def test_a_checkpoint_of_another_model(
+    finished: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, data, out = finished
+    other = save_model(tmp_path / "other", num_hidden_layers=2)
+    checkpoint = f"--ckpt_path={out / 'checkpoints/last.ckpt'}"
+    message = refused(arguments("validate", other, data, tmp_path / "out", checkpoint), capsys)
+    assert "the checkpoint is of another model: its num_hidden_layers is 3" in message
+    message = refused(
+        arguments("validate", finished[0], data, tmp_path / "out", checkpoint, "--model.mlc.weight=0"), capsys
+    )
+    assert "the checkpoint has consistency.extractor.bias" in message
+    message = refused(
+        arguments("validate", finished[0], data, tmp_path / "out", checkpoint, "--model.lora.r=2"), capsys
+    )
+    assert "trained with model.lora None" in message
+
+
+def test_config_is_complete_and_repeats_the_run(finished: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    _, _, out = finished
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert config["model"]["mlc"]["temperature"] == 0.2
+    run(["fit", "--config", str(out / "config.yaml"), "--out", str(tmp_path / "again")])
+    assert columns(tmp_path / "again") == columns(out)
+
+
+def test_fast_dev_run_writes_nothing(tiny_model: Path, pairs_file: Path, tmp_path: Path) -> None:
+    cli = run(arguments("fit", tiny_model, pairs_file, tmp_path / "out", "--trainer.fast_dev_run=true"))
+    assert isinstance(cli, TrainingCLI)
+    assert [path.name for path in tmp_path.rglob("*")] == ["pairs.jsonl"]
+
+
+@pytest.mark.parametrize("more", [["--trainer.precision=bf16-true"], ["--model.gradient_checkpointing=true"]])
+def test_other_ways_to_run(tiny_model: Path, pairs_file: Path, tmp_path: Path, more: list[str]) -> None:
+    cli = run(arguments("fit", tiny_model, pairs_file, tmp_path / "out", *more))
+    dtype = torch.bfloat16 if "bf16-true" in more[0] else torch.float32
+    assert cli.model.policy.model.dtype == dtype
+    assert cli.model.policy.training
