@@ -1,4 +1,4 @@
-"""Gram matrix and eigenvalues in float64, and the gradient written out.
+"""The MLC loss (arXiv 2602.16660) by Gram matrix and eigenvalues in float64, with the gradient written out.
 
 With unit rows z_i = r_i / n_i, G = Z Z^T = U diag(s^2) U^T, p = softmax(s / (temperature s_1)) and
 g = (p - e_1) / (temperature s_1)::
@@ -9,6 +9,9 @@ g = (p - e_1) / (temperature s_1)::
 The forward pass finds the L x L matrix of the bracket; the backward pass is one batched product with the
 rows. Everything is float64: near rank one, which is where training goes, a float32 Gram matrix (or the
 bracket rounded to float32) has no correct digit of the gradient left.
+
+Nothing here waits for the device, except ``torch.linalg.eigh`` itself: on a GPU it reads its error code on
+the host, once per call, and PyTorch has no variant that does not.
 """
 
 from __future__ import annotations
@@ -33,8 +36,10 @@ def prompt_losses(
 
 def values(representations: Tensor, mask: Tensor) -> Tensor:
     """(B, L) singular values of the unit rows, descending, zeros at the end."""
-    eigenvalues, _, _ = _eigen(*_gram(representations, mask))
-    return eigenvalues.clamp(min=0).sqrt().to(_out_dtype(representations))
+    eigenvalues, _, count = _eigen(*_gram(representations, mask))
+    # The eigenvalues past the rank are rounding of 0, whose square root would be a visible 1e-8.
+    past_the_rank = _positions(eigenvalues) >= count.clamp(max=representations.shape[2])[:, None]
+    return eigenvalues.clamp(min=0).sqrt().masked_fill(past_the_rank, 0.0).to(_out_dtype(representations))
 
 
 class _PromptLosses(torch.autograd.Function):
@@ -48,6 +53,8 @@ class _PromptLosses(torch.autograd.Function):
         )
         outer = (vectors * slopes[:, None, :]) @ vectors.transpose(1, 2)  # M
         along = (outer * gram).sum(2)  # (M G)_ii: what would only change a row's length
+        # A prompt that does not count has no gradient, whatever stands in it: its rows go as missing.
+        inverse_norms = torch.where(counted[:, None], inverse_norms, 0.0)
         ctx.save_for_backward(representations, outer - torch.diag_embed(along), inverse_norms)
         ctx.mark_non_differentiable(counted)
         return losses.to(_out_dtype(representations)), counted
@@ -55,7 +62,8 @@ class _PromptLosses(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_losses: Tensor, _grad_counted: Tensor) -> tuple[Tensor, None, None, None]:
         if torch.is_grad_enabled():
-            raise RuntimeError("mlc_loss: the gradient of the gradient is not implemented; use backend='reference'")
+            # autograd would differentiate what follows as if the bracket were constant: a wrong answer.
+            raise RuntimeError("mlc_loss: double backward is not implemented; use backend='reference'")
         representations, bracket, inverse_norms = ctx.saved_tensors
         present = inverse_norms != 0
         rows = torch.where(present[:, :, None], representations, 0.0).double()
@@ -80,6 +88,8 @@ def _gram(representations: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         rows = rows / torch.where(largest != 0, largest, 1.0)
     products = rows @ rows.transpose(1, 2)
     squares = products.diagonal(dim1=1, dim2=2)
+    # A row with an infinity has no direction. Its inverse length 0 would pass for a missing row.
+    squares = squares.masked_fill(squares.isinf(), float("nan"))
     present = squares != 0  # also true for NaN, which must reach the loss and not vanish
     inverse = torch.where(present, torch.where(present, squares, 1.0).rsqrt(), 0.0)
     gram = products * inverse[:, :, None] * inverse[:, None, :]
@@ -103,6 +113,11 @@ def _eigen(gram: Tensor, inverse_norms: Tensor) -> tuple[Tensor, Tensor, Tensor]
     return eigenvalues.flip(1), vectors.flip(2), present.sum(1)
 
 
+def _positions(values: Tensor) -> Tensor:
+    """(L,) 0, 1, 2, ... for (B, L) values."""
+    return torch.arange(values.shape[1], device=values.device)
+
+
 def _losses(
     gram: Tensor, inverse_norms: Tensor, features: int, temperature: float, divide_by_top: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -117,7 +132,7 @@ def _losses(
     top = torch.where(counted, values[:, 0], 1.0)[:, None]
     unit_of_logits = temperature * top if divide_by_top else torch.full_like(top, temperature)
     logits = values / unit_of_logits
-    positions = torch.arange(languages, device=gram.device)
+    positions = _positions(values)
     taken = positions < count.clamp(max=features)[:, None]
     logits = torch.where(taken | (positions == 0), logits, float("-inf"))
     log_total = logits.logsumexp(1)
@@ -125,6 +140,6 @@ def _losses(
     slopes = ((logits - log_total[:, None]).exp() - (positions == 0).double()) / unit_of_logits
     # Below this a singular value is rounding of 0, which has no gradient: take the zero subgradient.
     floor = (languages * torch.finfo(torch.float64).eps) ** 0.5 * top
-    usable = (values > floor) & counted[:, None]
+    usable = ~(values <= floor) & counted[:, None]  # NaN stays, and makes the gradient NaN as the loss is
     slopes = torch.where(usable, slopes / torch.where(usable, values, 1.0), 0.0)
     return losses, counted, slopes, vectors

@@ -1,4 +1,8 @@
-"""The operator's public functions: argument checks, choice of a backend, reduction."""
+"""The operator's public functions (arXiv 2602.16660): argument checks, choice of a backend, reduction.
+
+The checks look at types, dtypes and shapes, never at values: a value is on the device, and reading it would
+make the host wait.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,9 @@ Scale = Literal["top", "none"]
 Reduction = Literal["mean", "sum", "none"]
 Backend = Literal["auto", "closed_form", "reference"]
 
+_SCALES = ("top", "none")
+_REDUCTIONS = ("mean", "sum", "none")
+_BACKENDS = ("auto", "closed_form", "reference")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -36,30 +43,26 @@ def mlc_loss(
     Args:
         representations: (B, L, D) float16, bfloat16, float32 or float64.
         mask: (B, L) bool, False where a translation is missing; what stands there is not looked at and
-            gets a zero gradient. A row of zeros counts as missing too.
+            gets a zero gradient. A row of zeros counts as missing too. NaN or an infinity in a row that
+            is not missing makes the loss and the gradient of its prompt NaN, and no other prompt's.
         temperature: Of the softmax over singular values.
         scale: ``top`` divides the singular values by the largest one (the authors' code), ``none`` does
-            not (the paper's equation).
+            not (the paper's equation). No gradient flows through that division.
         reduction: ``mean`` over the prompts with two or more rows, ``sum``, or ``none``: (B,). A prompt
             with fewer rows contributes 0. The mean over no prompt is 0.
         backend: ``closed_form`` (float64 Gram matrix and written-out gradient), ``reference`` (SVD and
-            autograd: the definition), or ``auto`` for the fastest that runs here.
+            autograd: the definition), or ``auto`` for the fastest that runs here. Only ``reference`` can
+            be differentiated twice.
 
     Returns:
         () or (B,), float32; float64 for float64 input.
 
     Raises:
-        TypeError: A tensor has the wrong dtype.
-        ValueError: Any other argument is out of place; the message starts with its name.
+        TypeError: ``representations`` or ``mask`` is not a tensor, or has the wrong dtype.
+        ValueError: Any other argument is out of place. Either message starts with the argument's name.
     """
-    _check(representations, mask, backend)
-    if not (isinstance(temperature, int | float) and 0 < temperature < math.inf):
-        raise ValueError(f"temperature must be a positive number, got {temperature}")
-    if scale not in ("top", "none"):
-        raise ValueError(f"scale must be 'top' or 'none', got {scale!r}")
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
-
+    check_options(temperature, scale, reduction, backend)
+    _check_tensors(representations, mask)
     compute = reference.prompt_losses if backend == "reference" else closed_form.prompt_losses
     device = representations.device
     rows, present = _where_float64_exists(representations, mask)
@@ -71,8 +74,15 @@ def mlc_loss(
         return (total if reduction == "sum" else total / counted.sum().clamp(min=1)).to(device)
 
 
-def singular_values(representations: Tensor, mask: Tensor | None = None, *, backend: Backend = "auto") -> Tensor:
-    """Singular values of each prompt's rows, brought to unit length. Not differentiable.
+def singular_values(
+    representations: Tensor,
+    mask: Tensor | None = None,
+    *,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Singular values of each prompt's rows, brought to unit length.
+
+    Not differentiable: it is for metrics and runs under ``no_grad``.
 
     Args:
         representations: (B, L, D), as in :func:`mlc_loss`.
@@ -80,13 +90,14 @@ def singular_values(representations: Tensor, mask: Tensor | None = None, *, back
         backend: As in :func:`mlc_loss`.
 
     Returns:
-        (B, L) float32 (float64 for float64 input), descending, with zeros for missing rows at the end.
+        (B, L) float32 (float64 for float64 input), descending; zeros at the end, exact ones, for missing
+        rows and where L exceeds D. ``closed_form`` cannot tell a value below 1e-8 from 0.
 
     Raises:
-        TypeError: A tensor has the wrong dtype.
-        ValueError: Any other argument is out of place.
+        TypeError, ValueError: As in :func:`mlc_loss`.
     """
-    _check(representations, mask, backend)
+    check_options(backend=backend)
+    _check_tensors(representations, mask)
     compute = reference.values if backend == "reference" else closed_form.values
     rows, present = _where_float64_exists(representations, mask)
     with torch.no_grad(), _full_precision(rows.device.type):
@@ -99,32 +110,67 @@ def loss_floor(languages: int | Tensor, temperature: float = 0.2, scale: Scale =
     All rows on one line: ``s = (sqrt(L), 0, ..., 0)``, hence ``log(1 + (L - 1) exp(-t))`` with
     ``t = 1 / temperature`` (``scale="top"``) or ``sqrt(L) / temperature`` (``scale="none"``). It holds for
     D >= L; 0 for fewer than two languages.
+
+    Args:
+        languages: A number or a tensor of numbers of any shape.
+        temperature: As in :func:`mlc_loss`.
+        scale: As in :func:`mlc_loss`.
+
+    Returns:
+        Of the shape and on the device of ``languages``, float64 (float32 on devices that have no float64).
+
+    Raises:
+        ValueError: ``temperature`` or ``scale`` is out of place.
     """
-    count = torch.as_tensor(languages, dtype=torch.float64)
+    check_options(temperature, scale)
+    count = torch.as_tensor(languages)
+    count = count.to(torch.float32 if count.device.type == "mps" else torch.float64)
     top = count.sqrt() if scale == "none" else torch.ones_like(count)
     return torch.log1p((count - 1).clamp(min=0) * torch.exp(-top / temperature))
 
 
-def _check(representations: Tensor, mask: Tensor | None, backend: str) -> None:
+def check_options(
+    temperature: float = 0.2,
+    scale: str = "top",
+    reduction: str = "mean",
+    backend: str = "auto",
+) -> None:
+    """Raise ValueError, with the argument's name, for an option that :func:`mlc_loss` does not know."""
+    # `not (0 < t)` and not `t <= 0`, so that NaN is refused too.
+    if not (isinstance(temperature, int | float) and 0 < temperature < math.inf):
+        raise ValueError(f"temperature must be a positive number, got {temperature!r}")
+    _check_choice("scale", scale, _SCALES)
+    _check_choice("reduction", reduction, _REDUCTIONS)
+    _check_choice("backend", backend, _BACKENDS)
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _check_tensors(representations: Tensor, mask: Tensor | None) -> None:
+    _check_is_tensor("representations", representations)
     if representations.dtype not in _DTYPES:
         raise TypeError(f"representations must be a floating-point tensor, got {representations.dtype}")
-    if representations.dim() != 3:
-        raise ValueError(
-            f"representations must be (prompts, languages, features), got shape {tuple(representations.shape)}"
-        )
-    if representations.shape[2] == 0:
-        raise ValueError("representations must have at least one feature, got shape (..., 0)")
+    shape = tuple(representations.shape)
+    if len(shape) != 3:
+        raise ValueError(f"representations must be (prompts, languages, features), got shape {shape}")
+    if shape[2] == 0:
+        raise ValueError(f"representations must have at least one feature, got shape {shape}")
     if mask is not None:
+        _check_is_tensor("mask", mask)
         if mask.dtype != torch.bool:
             raise TypeError(f"mask must be bool, got {mask.dtype}")
-        if mask.shape != representations.shape[:2]:
-            raise ValueError(
-                f"mask must be {tuple(representations.shape[:2])} as representations are, got {tuple(mask.shape)}"
-            )
+        if tuple(mask.shape) != shape[:2]:
+            raise ValueError(f"mask must be {shape[:2]} as representations are, got {tuple(mask.shape)}")
         if mask.device != representations.device:
             raise ValueError(f"mask is on {mask.device}, representations on {representations.device}")
-    if backend not in ("auto", "closed_form", "reference"):
-        raise ValueError(f"backend must be 'auto', 'closed_form' or 'reference', got {backend!r}")
+
+
+def _check_is_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
 
 
 def _full_precision(device_type: str) -> AbstractContextManager[Any]:

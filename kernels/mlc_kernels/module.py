@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mlc_kernels.functional import Backend, Reduction, Scale, mlc_loss
+from mlc_kernels.functional import Backend, Reduction, Scale, check_options, mlc_loss
 
 
 class MLCLoss(nn.Module):
-    """:func:`~mlc_kernels.functional.mlc_loss` with its options fixed. Has no parameters."""
+    """:func:`~mlc_kernels.functional.mlc_loss` with its options fixed. Has no parameters.
+
+    Raises:
+        ValueError: An option is out of place; at construction, not at the first batch.
+    """
 
     def __init__(
         self,
@@ -18,6 +22,7 @@ class MLCLoss(nn.Module):
         backend: Backend = "auto",
     ) -> None:
         super().__init__()
+        check_options(temperature, scale, reduction, backend)
         self.temperature = temperature
         self.scale: Scale = scale
         self.reduction: Reduction = reduction

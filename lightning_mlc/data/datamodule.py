@@ -103,7 +103,8 @@ class MultilingualData(LightningDataModule):
         self._asked = None if languages is None else canonical_languages(languages, "data.languages")
         if self._asked is not None and self.source_language not in self._asked:
             raise UserError(
-                f"data.languages: lacks the source language '{self.source_language}'; add it or set data.source_language"
+                f"data.languages: lacks the source language '{self.source_language}'; "
+                "add it or set data.source_language"
             )
         self.val_share = val_share
         self.batch_size = batch_size
@@ -152,9 +153,7 @@ class MultilingualData(LightningDataModule):
         if stage == "predict" and not self._rows.get("predict"):
             raise UserError("data.predict_path: is not set, and there are no validation rows to take instead")
         if stage == "validate" and not self._rows.get("val"):
-            raise UserError(
-                "data.val_path: is not set and data.val_share holds out no rows; there is nothing to validate"
-            )
+            raise UserError("data.val_path: is not set and data.val_share holds out no rows: nothing to validate")
 
     def _needed_paths(self) -> dict[str, str]:
         """The paths that the trainer's command needs (all that are set, without a trainer)."""
@@ -222,7 +221,7 @@ class MultilingualData(LightningDataModule):
     @rank_zero_only
     def _remark_on_cuts(self, table: Dataset) -> None:
         cut = [
-            (where, languages)
+            f"{where} ({', '.join(languages)})"
             for where, languages in zip(table["where"], table["cut_prompts"], strict=True)
             if languages
         ]
@@ -231,7 +230,7 @@ class MultilingualData(LightningDataModule):
                 "%d examples have a prompt longer than data.max_prompt_length=%d tokens, which was cut: %s",
                 len(cut),
                 self.max_prompt_length,
-                _some([f"{where} ({', '.join(languages)})" for where, languages in cut]),
+                _some(cut),
             )
         responses = [where for where, was_cut in zip(table["where"], table["cut_response"], strict=True) if was_cut]
         if responses:

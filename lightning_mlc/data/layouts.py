@@ -72,8 +72,8 @@ def _example(
     prompts = prompts_of(row, where, source)
     if source not in prompts:
         raise UserError(
-            f"{where}: has no prompt in the source language '{source}' (it has {', '.join(sorted(prompts)) or 'none'}); "
-            "add it or set data.source_language"
+            f"{where}: has no prompt in the source language '{source}' "
+            f"(it has {', '.join(sorted(prompts)) or 'none'}); add it or set data.source_language"
         )
     if "chosen" in row or "rejected" in row:
         chosen, rejected = _response(row, "chosen", where), _response(row, "rejected", where)

@@ -94,7 +94,7 @@ class ChatTokenizer:
                 too_long = middle
         if fits == 0:
             raise UserError(
-                f"{where}: data.max_prompt_length {limit} leaves no room for a prompt beside the chat template; raise it"
+                f"{where}: data.max_prompt_length {limit} leaves no room beside the chat template; raise it"
             )
         return cut_to(fits), True
 

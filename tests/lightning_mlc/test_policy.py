@@ -82,5 +82,5 @@ def test_layers_by_index_and_by_fraction(layer: int | float, expected: int) -> N
 
 @pytest.mark.parametrize("layer", [31, -32, 1.5, -0.1])
 def test_a_layer_the_model_does_not_have(layer: int | float) -> None:
-    with pytest.raises(UserError, match="model.mlc.layer"):
+    with pytest.raises(UserError, match=r"model\.mlc\.layer"):
         resolve_layer(layer, 30)

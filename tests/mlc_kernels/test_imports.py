@@ -20,16 +20,37 @@ def run(code: str) -> str:
     return done.stdout
 
 
+USE = (
+    "import sys; sys.path.insert(0, 'kernels')\n"
+    "{}\n"
+    "import torch, mlc_kernels\n"
+    "x = torch.ones(1, 2, 3, requires_grad=True); mlc_kernels.mlc_loss(x).backward()\n"
+    "{}"
+)
+NOT_NEEDED = ("triton", "transformers", "lightning", "kernels", "lightning_mlc")
+
+
 def test_needs_torch_only() -> None:
-    run(
-        "import sys; sys.path.insert(0, 'kernels')\n"
-        "for name in ('triton', 'transformers', 'lightning', 'numpy.f2py'): sys.modules[name] = None\n"
-        "import torch, mlc_kernels\n"
-        "x = torch.ones(1, 2, 3, requires_grad=True); mlc_kernels.mlc_loss(x).backward()"
-    )
+    run(USE.format(f"for name in {NOT_NEEDED}: sys.modules[name] = None", ""))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("kernels.layer") is None, reason="the package `kernels` is not installed")
+def test_loads_torch_only() -> None:
+    """Blocked modules do not tell: `try: import triton` would pass. Here they are there to be loaded."""
+    loaded = run(USE.format("", f"print([name for name in {NOT_NEEDED} if name in sys.modules])"))
+    assert loaded.strip() == "[]"
+
+
+needs_hugging_face_kernels = pytest.mark.skipif(
+    importlib.util.find_spec("kernels.layer") is None,
+    reason="the package `kernels` is not installed",
+)
+
+
+def test_our_folder_is_no_package() -> None:
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+@needs_hugging_face_kernels
 def test_does_not_hide_the_hugging_face_package_kernels() -> None:
     """From the root of a clone, `import kernels` must find the installed package and not our folder."""
     found = run("import kernels; print(kernels.__file__)").strip()

@@ -1,23 +1,24 @@
-"""The loss against independent arithmetic, its backends against each other, and its edge cases."""
+"""The loss against independent arithmetic, its backends against each other, and its edge cases.
+
+Unless a comment says otherwise, a tolerance of 1e-9 to 1e-14 is float64 rounding (1e-16) times what the
+computation magnifies it by: sums over D, and 1/s of the smallest singular value of a small random matrix.
+"""
 
 from __future__ import annotations
 
 import math
+import random
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from mlc_kernels import MLCLoss, loss_floor, mlc_loss, singular_values
+from mlc_kernels import loss_floor, mlc_loss, singular_values
+from mlc_kernels.functional import Backend, Reduction, Scale
 
-BACKENDS = ["closed_form", "reference"]
-# Unit roundoff of the input dtype bounds how well two exact formulas on the same input can agree after
-# the result is rounded; float32 SVD (the reference for all narrow dtypes) adds a few ulps of its own.
-LOSS_TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2e-6, torch.float16: 2e-6}
-# Gradients are rounded to the input's dtype: half a unit in the last place of the largest entry, and
-# for float32 the SVD's own error.
-GRADIENT_TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 8e-3, torch.float16: 2e-3}
+BACKENDS: list[Backend] = ["closed_form", "reference"]
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
 def random_rows(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
@@ -32,7 +33,7 @@ def random_mask(batch: int, languages: int, seed: int = 0) -> Tensor:
 
 def numpy_loss(rows: np.ndarray, temperature: float, scale: str) -> float:
     """Equation of the paper for one prompt, written without torch."""
-    rows = rows[np.abs(rows).max(1) > 0]
+    rows = rows[np.abs(rows).sum(1) > 0]
     if len(rows) < 2:
         return 0.0
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
@@ -51,35 +52,66 @@ def gradient(rows: Tensor, mask: Tensor | None = None, **options: object) -> Ten
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("scale", ["top", "none"])
 @pytest.mark.parametrize("shape", [(1, 2, 2), (3, 5, 7), (2, 7, 3), (4, 10, 33), (1, 13, 1)])
-def test_agrees_with_the_papers_equation(backend: str, scale: str, shape: tuple[int, int, int]) -> None:
+def test_agrees_with_the_papers_equation(backend: Backend, scale: Scale, shape: tuple[int, int, int]) -> None:
     rows, mask = random_rows(*shape), random_mask(*shape[:2], seed=1)
-    expected = [numpy_loss(r[m].numpy(), 0.2, scale) if m.any() else 0.0 for r, m in zip(rows, mask, strict=True)]
+    expected = [numpy_loss(row[there].numpy(), 0.2, scale) for row, there in zip(rows, mask, strict=True)]
     found = mlc_loss(rows, mask, scale=scale, reduction="none", backend=backend)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", list(LOSS_TOLERANCE))
-@pytest.mark.parametrize("scale", ["top", "none"])
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("shape", [(1, 2, 2), (3, 5, 7), (4, 3, 130), (2, 13, 64), (5, 1, 9), (2, 9, 4)])
-def test_closed_form_agrees_with_the_reference(
-    dtype: torch.dtype, scale: str, reduction: str, shape: tuple[int, int, int]
+def assert_closed_form_is_exact(
+    shape: tuple[int, int, int], dtype: torch.dtype, scale: Scale, reduction: Reduction, seed: int = 0
 ) -> None:
-    mask = random_mask(*shape[:2], seed=shape[1])
+    """Loss and gradient against the definition, of the same numbers in float64."""
+    mask = random_mask(*shape[:2], seed=shape[1] + seed)
     weights = torch.arange(1.0, shape[0] + 1)
     results = []
     for backend, work in (("closed_form", dtype), ("reference", torch.float64)):
-        rows = random_rows(*shape, dtype=dtype).to(work).requires_grad_()
-        loss = mlc_loss(rows, mask, scale=scale, reduction=reduction, backend=backend)  # type: ignore[arg-type]
+        rows = random_rows(*shape, dtype=dtype, seed=seed).to(work).requires_grad_()
+        loss = mlc_loss(rows, mask, scale=scale, reduction=reduction, backend=backend)
         (loss * weights if reduction == "none" else loss).sum().backward()
         assert rows.grad is not None
         results.append((loss.detach(), rows.grad))
     (loss, grad), (true_loss, true_grad) = results
     assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert grad.dtype == dtype
-    torch.testing.assert_close(loss.double(), true_loss, rtol=0, atol=10 * LOSS_TOLERANCE[dtype])
-    scale_of_gradient = true_grad.abs().max().clamp(min=1e-3)
-    assert (grad.double() - true_grad).abs().max() <= GRADIENT_TOLERANCE[dtype] * scale_of_gradient
+    # Below float64, only the result is rounded: each prompt's loss once, and every sum of up to 5 of them.
+    rtol = 1e-12 if dtype == torch.float64 else 2**-21
+    torch.testing.assert_close(loss.double(), true_loss, rtol=rtol, atol=1e-12)
+    # The gradient is rounded once, to its own dtype, and the incoming one (float32) once: two half units.
+    # float16 ends at its smallest subnormal. The rest is float64 rounding relative to the largest entry.
+    rtol = 0.0 if dtype == torch.float64 else torch.finfo(dtype).eps
+    atol = 1e-10 * float(true_grad.abs().max().clamp(min=1e-3)) if true_grad.numel() else 0.0
+    atol += 6e-8 if dtype == torch.float16 else 0.0
+    torch.testing.assert_close(grad.double(), true_grad, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale", ["top", "none"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("shape", [(1, 2, 2), (3, 5, 7), (4, 3, 130), (2, 13, 64), (5, 1, 9), (2, 9, 4)])
+def test_closed_form_agrees_with_the_reference(
+    dtype: torch.dtype, scale: Scale, reduction: Reduction, shape: tuple[int, int, int]
+) -> None:
+    assert_closed_form_is_exact(shape, dtype, scale, reduction)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_closed_form_agrees_with_the_reference_on_random_shapes(seed: int) -> None:
+    draw = random.Random(seed)
+    features = draw.choice([1, draw.randint(2, 13), draw.randint(14, 130)])
+    shape = (draw.randint(1, 5), draw.randint(1, 13), features)
+    assert_closed_form_is_exact(shape, DTYPES[seed % 4], "top", "mean", seed)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+def test_reference_is_as_good_as_a_float32_svd(dtype: torch.dtype) -> None:
+    rows = random_rows(3, 5, 40, dtype=dtype)
+    found, truth = gradient(rows, backend="reference"), gradient(rows.double(), backend="reference")
+    # A unit of float32 over the gap between singular values (singular vectors move by that, and a gap of
+    # 1/30 is usual here), and half a unit of the dtype for the result.
+    tolerance = 30 * torch.finfo(torch.float32).eps + torch.finfo(dtype).eps
+    assert (found.double() - truth).abs().max() < tolerance * truth.abs().max()
 
 
 def test_gradcheck_against_finite_differences() -> None:
@@ -102,27 +134,32 @@ def test_gradcheck_with_the_top_value_held_fixed() -> None:
 
 @pytest.mark.parametrize("eps", [1.0, 1e-1, 1e-2, 1e-3])
 def test_gradient_is_exact_near_rank_one(eps: float) -> None:
-    """Where training goes, float32 Gram matrices and SVDs lose the gradient; the bar is 1e-6."""
-    rows = (random_rows(1, 1, 512) + eps * random_rows(1, 10, 512, seed=1)).float()
+    """Where training goes, float32 Gram matrices and SVDs lose the gradient.
+
+    Rounding the result to float32 costs 3e-8; the bar, 1e-6, is what a float32 Gram matrix or a float32
+    bracket misses from eps = 1e-2 on.
+    """
+    rows = (random_rows(4, 1, 512) + eps * random_rows(4, 10, 512, seed=1)).float()
     truth = gradient(rows.double(), backend="reference")
     found = gradient(rows, backend="closed_form").double()
     assert (found - truth).norm() / truth.norm() < 1e-6
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_order_of_prompts_and_languages_does_not_matter(backend: str) -> None:
+def test_order_of_prompts_and_languages_does_not_matter(backend: Backend) -> None:
     rows, mask = random_rows(4, 6, 9), random_mask(4, 6)
     prompts, languages = torch.tensor([2, 0, 3, 1]), torch.tensor([5, 3, 0, 1, 4, 2])
     losses = mlc_loss(rows, mask, reduction="none", backend=backend)
-    moved = mlc_loss(rows[prompts][:, languages], mask[prompts][:, languages], reduction="none", backend=backend)
+    moved_rows, moved_mask = rows[prompts][:, languages], mask[prompts][:, languages]
+    moved = mlc_loss(moved_rows, moved_mask, reduction="none", backend=backend)
     torch.testing.assert_close(moved, losses[prompts], rtol=1e-12, atol=1e-13)
     grad = gradient(rows, mask, backend=backend)
-    moved_grad = gradient(rows[prompts][:, languages], mask[prompts][:, languages], backend=backend)
+    moved_grad = gradient(moved_rows, moved_mask, backend=backend)
     torch.testing.assert_close(moved_grad, grad[prompts][:, languages], rtol=1e-9, atol=1e-13)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_length_of_a_row_does_not_matter(backend: str) -> None:
+def test_length_of_a_row_does_not_matter(backend: Backend) -> None:
     rows = random_rows(2, 4, 8)
     lengths = torch.tensor([1e-30, 1.0, 7.0, 1e30], dtype=torch.float64)[None, :, None]
     torch.testing.assert_close(
@@ -143,16 +180,38 @@ def test_length_of_a_row_does_not_matter(backend: str) -> None:
     ],
 )
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_extreme_lengths(backend: str, dtype: torch.dtype, tiny: float, huge: float) -> None:
+def test_extreme_lengths(backend: Backend, dtype: torch.dtype, tiny: float, huge: float) -> None:
     rows = torch.zeros(1, 3, 3, dtype=dtype)
     rows[0, 0, 0], rows[0, 1, 1], rows[0, 2, 2] = tiny, huge, 1.0
     loss = mlc_loss(rows, backend=backend)  # three orthogonal rows: three equal singular values
-    assert loss.item() == pytest.approx(math.log(3), rel=1e-6)
+    assert loss.item() == pytest.approx(math.log(3), rel=1e-6)  # a float32 result
+
+
+@pytest.mark.parametrize(
+    ("dtype", "lengths"),
+    [
+        (torch.float16, [1.0, 8.0, 6e4]),
+        (torch.bfloat16, [1e-30, 1.0, 1e30]),
+        (torch.float32, [1e-30, 1.0, 1e30]),
+        (torch.float64, [1e-200, 1.0, 1e200]),
+    ],
+)
+def test_gradients_of_extreme_lengths(dtype: torch.dtype, lengths: list[float]) -> None:
+    """The gradient of a row is that of its direction, divided by its length."""
+    rows = random_rows(1, 3, 4) * torch.tensor(lengths, dtype=torch.float64)[None, :, None] / 3
+    rows = rows.to(dtype)
+    norms = rows.double().abs().amax(2, keepdim=True)
+    expected = gradient(rows.double() / norms)
+    # One rounding to the dtype, relative to the largest entry of the row. A gradient of float16 at a length
+    # of 6e4 is about 1e-5, where the dtype has steps of 6e-8.
+    tolerance = {torch.float64: 1e-12, torch.float16: 1e-2}.get(dtype, torch.finfo(dtype).eps)
+    error = (gradient(rows).double() * norms - expected).abs()
+    assert (error <= tolerance * expected.abs().amax(2, keepdim=True)).all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("signs", [[1, 1, 1], [1, -1, 1]])
-def test_rows_on_one_line_reach_the_floor(backend: str, signs: list[int]) -> None:
+def test_rows_on_one_line_reach_the_floor(backend: Backend, signs: list[int]) -> None:
     """Duplicates and opposite rows alike: the loss knows lines, not directions."""
     row = random_rows(1, 1, 5)
     rows = row * torch.tensor(signs, dtype=torch.float64)[None, :, None]
@@ -162,19 +221,18 @@ def test_rows_on_one_line_reach_the_floor(backend: str, signs: list[int]) -> Non
     assert float(loss_floor(3)) == pytest.approx(floor, rel=1e-12)
 
 
-def test_zero_singular_values_get_the_zero_subgradient() -> None:
-    rows = random_rows(1, 1, 5).repeat(1, 3, 1)
+@pytest.mark.parametrize("shape", [(1, 3, 5), (4, 10, 512)])
+@pytest.mark.parametrize("signed", [False, True])
+def test_zero_singular_values_get_the_zero_subgradient(shape: tuple[int, int, int], signed: bool) -> None:
+    rows = random_rows(shape[0], 1, shape[2]).repeat(1, shape[1], 1)
+    rows[:, 1] *= -1 if signed else 1
+    # Against 1e-3 to 1e-2 that an arbitrary subgradient has here.
     assert gradient(rows, backend="closed_form").abs().max() < 1e-12
-
-
-def test_floor_without_scaling() -> None:
-    assert float(loss_floor(4, 0.5, "none")) == pytest.approx(math.log(1 + 3 * math.exp(-2 / 0.5)))
-    assert loss_floor(torch.tensor([0, 1, 2])).tolist() == pytest.approx([0, 0, math.log(1 + math.exp(-5))])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("content", [0.0, 5.0, float("nan"), float("inf")])
-def test_a_masked_row_takes_no_part(backend: str, content: float) -> None:
+def test_a_masked_row_takes_no_part(backend: Backend, content: float) -> None:
     rows = random_rows(1, 4, 6)
     rows[0, 2] = content
     mask = torch.tensor([[True, True, False, True]])
@@ -186,7 +244,7 @@ def test_a_masked_row_takes_no_part(backend: str, content: float) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_zero_row_counts_as_masked(backend: str) -> None:
+def test_a_zero_row_counts_as_masked(backend: Backend) -> None:
     rows = random_rows(1, 4, 6)
     rows[0, 1] = 0
     kept = rows[:, [0, 2, 3]]
@@ -206,7 +264,41 @@ def test_a_row_that_is_not_finite_spoils_its_own_prompt_alone(content: float) ->
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_prompts_with_fewer_than_two_rows_are_left_out(backend: str) -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("content", [float("nan"), float("inf")])
+@pytest.mark.parametrize("languages", [2, 3, 6])
+def test_a_row_that_is_not_finite_spoils_its_prompt_only(
+    backend: Backend, dtype: torch.dtype, content: float, languages: int
+) -> None:
+    """NaN out, which a gradient scaler can act on: neither an error of LAPACK's for the batch, nor a 0."""
+    rows = random_rows(3, languages, 4, dtype=dtype)
+    rows[1, 0, 0] = content
+    rows.requires_grad_()
+    losses = mlc_loss(rows, reduction="none", backend=backend)
+    losses.sum().backward()
+    assert losses.isfinite().tolist() == [True, False, True]
+    assert rows.grad is not None
+    assert rows.grad[1].isnan().any()
+    sound = torch.tensor([0, 2])
+    # Equal numbers, in a batch of another size: rounding of the dtype.
+    torch.testing.assert_close(rows.grad[sound], gradient(rows[sound], reduction="sum", backend=backend))
+    assert singular_values(rows, backend=backend).isfinite().all(1).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_prompt_that_does_not_count_may_hold_anything(backend: Backend) -> None:
+    rows = random_rows(2, 3, 4)
+    rows[1] = float("nan")
+    mask = torch.tensor([[True, True, True], [False, True, False]])
+    alone = gradient(rows[:1], backend=backend)
+    torch.testing.assert_close(mlc_loss(rows, mask, backend=backend), mlc_loss(rows[:1], backend=backend))
+    found = gradient(rows, mask, backend=backend)
+    torch.testing.assert_close(found[:1], alone)
+    assert torch.equal(found[1], torch.zeros_like(found[1]))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_prompts_with_fewer_than_two_rows_are_left_out(backend: Backend) -> None:
     rows = random_rows(4, 3, 5)
     mask = torch.tensor([[True] * 3, [True, False, False], [False] * 3, [True, True, False]])
     losses = mlc_loss(rows, mask, reduction="none", backend=backend)
@@ -218,21 +310,23 @@ def test_prompts_with_fewer_than_two_rows_are_left_out(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("shape", [(0, 3, 4), (2, 0, 4), (2, 1, 4)])
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("shape", [(0, 3, 4), (2, 0, 4), (0, 0, 4), (2, 1, 4), (2, 1, 1)])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_nothing_to_compare_is_zero_with_a_zero_gradient(
-    backend: str, shape: tuple[int, int, int], reduction: str
+    backend: Backend, shape: tuple[int, int, int], reduction: Reduction
 ) -> None:
     rows = torch.ones(shape, requires_grad=True)
-    loss = mlc_loss(rows, reduction=reduction, backend=backend)  # type: ignore[arg-type]
-    loss.backward()
-    assert loss.item() == 0
+    loss = mlc_loss(rows, reduction=reduction, backend=backend)
+    assert loss.shape == (shape[:1] if reduction == "none" else ())
+    loss.sum().backward()
+    assert loss.abs().sum() == 0
     assert rows.grad is not None
     assert rows.grad.abs().sum() == 0
+    assert singular_values(rows, backend=backend).shape == shape[:2]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_no_input_is_written_to(backend: str) -> None:
+def test_no_input_is_written_to(backend: Backend) -> None:
     rows, mask = random_rows(2, 4, 5), random_mask(2, 4)
     copies = rows.clone(), mask.clone()
     gradient_input = rows.requires_grad_()
@@ -242,7 +336,7 @@ def test_no_input_is_written_to(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_strided_and_expanded_inputs(backend: str) -> None:
+def test_strided_and_expanded_inputs(backend: Backend) -> None:
     wide = random_rows(6, 3, 10)
     view = wide.transpose(0, 1)[:, ::2, 1::3]
     torch.testing.assert_close(mlc_loss(view, backend=backend), mlc_loss(view.contiguous(), backend=backend))
@@ -252,87 +346,16 @@ def test_strided_and_expanded_inputs(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_autocast_changes_nothing(backend: str) -> None:
-    rows = random_rows(2, 5, 16, dtype=torch.float32).requires_grad_()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = mlc_loss(rows, backend=backend)
-    mixed.backward()  # outside, as PyTorch asks for
-    assert mixed.dtype == torch.float32
-    assert rows.grad is not None
-    assert torch.equal(mixed, mlc_loss(rows, backend=backend))
-    assert torch.equal(rows.grad, gradient(rows, backend=backend))
-
-
-def test_compiles_into_one_graph() -> None:
-    compiled = torch.compile(mlc_loss, fullgraph=True, backend="aot_eager")
-    rows, mask = random_rows(2, 4, 8).requires_grad_(), random_mask(2, 4)
-    compiled(rows, mask).backward()
-    assert rows.grad is not None
-    torch.testing.assert_close(rows.grad, gradient(rows, mask))
-
-
-@pytest.mark.slow
-def test_compiles_with_inductor() -> None:
-    compiled = torch.compile(mlc_loss, fullgraph=True)
-    rows, mask = random_rows(2, 4, 8).requires_grad_(), random_mask(2, 4)
-    loss = compiled(rows, mask)
-    loss.backward()
-    torch.testing.assert_close(loss, mlc_loss(rows, mask))
-    assert rows.grad is not None
-    torch.testing.assert_close(rows.grad, gradient(rows, mask))
-
-
-def test_never_waits_for_the_device() -> None:
-    """On the meta device there are no values, so anything that reads one on the host fails."""
-    rows = torch.empty(3, 4, 5, device="meta", requires_grad=True)
-    mask = torch.empty(3, 4, device="meta", dtype=torch.bool)
-    mlc_loss(rows, mask, backend="closed_form").backward()
-    assert rows.grad is not None
-    assert rows.grad.shape == rows.shape
-    assert singular_values(rows, mask).shape == (3, 4)
-
-
-def test_double_backward_is_refused() -> None:
-    rows = random_rows(1, 3, 4).requires_grad_()
-    with pytest.raises(RuntimeError, match="not implemented"):
-        torch.autograd.grad(mlc_loss(rows, backend="closed_form"), rows, create_graph=True)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_singular_values(backend: str) -> None:
-    rows, mask = random_rows(3, 6, 4), random_mask(3, 6, seed=3)
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+def test_singular_values(backend: Backend, dtype: torch.dtype) -> None:
+    rows, mask = random_rows(5, 6, 4, dtype=dtype).requires_grad_(), random_mask(5, 6, seed=3)
     found = singular_values(rows, mask, backend=backend)
-    assert found.shape == (3, 6)
+    assert found.shape == (5, 6)
+    assert found.dtype == dtype
     assert not found.requires_grad
-    for row, present, values in zip(rows, mask, found, strict=True):
+    for row, present, values in zip(rows.detach().double(), mask, found, strict=True):
         unit = (row[present] / row[present].norm(dim=1, keepdim=True)).numpy()
         expected = np.linalg.svd(unit, compute_uv=False)
-        np.testing.assert_allclose(values[: len(expected)].numpy(), expected, atol=1e-12)
-        assert values[len(expected) :].abs().max() < 1e-7 if len(expected) < 6 else True
-
-
-def test_module_is_the_function_with_options() -> None:
-    rows = random_rows(2, 3, 4)
-    module = MLCLoss(temperature=0.5, scale="none", reduction="sum")
-    assert torch.equal(module(rows), mlc_loss(rows, temperature=0.5, scale="none", reduction="sum"))
-    assert "temperature=0.5" in repr(module)
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"representations": torch.ones(2, 3)}, ValueError, "representations must be"),
-        ({"representations": torch.ones(2, 3, 0)}, ValueError, "representations must have"),
-        ({"representations": torch.ones(2, 3, 4, dtype=torch.int64)}, TypeError, "representations must be"),
-        ({"mask": torch.ones(2, 4, dtype=torch.bool)}, ValueError, "mask must be"),
-        ({"mask": torch.ones(2, 3)}, TypeError, "mask must be bool"),
-        ({"temperature": 0.0}, ValueError, "temperature must be"),
-        ({"temperature": float("nan")}, ValueError, "temperature must be"),
-        ({"scale": "bottom"}, ValueError, "scale must be"),
-        ({"reduction": "max"}, ValueError, "reduction must be"),
-        ({"backend": "cuda"}, ValueError, "backend must be"),
-    ],
-)
-def test_bad_arguments(change: dict[str, object], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        mlc_loss(**{"representations": torch.ones(2, 3, 4), **change})  # type: ignore[arg-type]
+        # A few units of the dtype, at values of up to 2.
+        np.testing.assert_allclose(values[: len(expected)], expected, atol=10 * torch.finfo(dtype).eps)
+        assert torch.equal(values[len(expected) :], torch.zeros(6 - len(expected), dtype=dtype))

@@ -174,5 +174,5 @@ def test_too_few_rows_to_split(tiny_model: Path, tmp_path: Path) -> None:
 
 def test_data_of_two_kinds(tiny_model: Path, pairs_file: Path, tmp_path: Path) -> None:
     single = write_jsonl(tmp_path / "val.jsonl", example_rows(2, pairs=False))
-    with pytest.raises(UserError, match="data.val_path: .* has no rejected responses"):
+    with pytest.raises(UserError, match=r"data\.val_path: .* has no rejected responses"):
         ready(tiny_model, pairs_file, val_path=str(single))

@@ -220,7 +220,7 @@ def test_a_missing_source_is_named(path: str, message: str) -> None:
 
 
 def test_a_folder_that_is_no_dataset(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is not a folder that datasets.save_to_disk wrote"):
+    with pytest.raises(UserError, match=r"is not a folder that datasets\.save_to_disk wrote"):
         load(tmp_path)
 
 

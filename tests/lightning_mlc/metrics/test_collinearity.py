@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 
 import numpy as np
@@ -138,3 +139,27 @@ def test_plot_draws_the_two_measures_that_end_at_one() -> None:
     _, axes = metric.plot()
     expected = [float(results[name]) for name in ("explained_variance", "min_cosine")]
     assert [bar.get_height() for bar in axes.patches] == expected
+
+
+def test_the_floor_is_that_of_the_rows_that_are_there() -> None:
+    line = torch.tensor([[[1.0, 2.0], [2.0, 4.0], [0.0, 0.0], [7.0, 7.0]]])
+    found = measures(line, torch.tensor([[True, True, True, False]]))  # two usable rows of four
+    assert found["loss"] == pytest.approx(math.log(1 + math.exp(-5)), abs=1e-6)
+    assert found["excess"] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_eigen_solver_is_kept_from_rows_that_are_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    # LAPACK, cuSOLVER and the operator's other backends each have their own answer to NaN; some raise.
+    seen: list[bool] = []
+
+    def watch(representations: Tensor, mask: Tensor, **options: object) -> Tensor:
+        seen.append(bool(representations[mask].isfinite().all()))
+        return torch.ones(mask.shape)
+
+    module = sys.modules["lightning_mlc.metrics.collinearity"]
+    monkeypatch.setattr(module, "singular_values", watch)
+    monkeypatch.setattr(module, "mlc_loss", lambda *given, **options: watch(*given)[:, 0])
+    states = torch.randn(2, 3, 4)
+    states[0, 1, 2] = float("inf")
+    collinearity(states, ALL.expand(2, 3))
+    assert seen == [True, True]
