@@ -72,9 +72,7 @@ class EvaluationReport(Callback):
             self.before_cosines = pl_module.validation_cosines
             for logger in trainer.loggers:
                 logger.log_metrics(self.before, step=0)
-        elif trainer.state.fn == TrainerFn.VALIDATING:
-            self._report_alone(trainer, pl_module)
-        else:
+        elif trainer.state.fn == TrainerFn.FITTING:
             self.measured_at = trainer.global_step
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -93,10 +91,17 @@ class EvaluationReport(Callback):
 
     # ---- reporting ----------------------------------------------------------------------------------
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Not earlier: the progress bar would be drawn again below the tables."""
         assert isinstance(pl_module, AlignmentModule)
-        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not trainer.is_global_zero or trainer.fast_dev_run or not pl_module.validation_results:  # type: ignore[attr-defined]
             return
+        if stage == "fit":
+            self._report_fit(trainer, pl_module)
+        else:  # `validate` and `test` end with the same tables, without a before
+            _print_tables(None, pl_module)
+
+    def _report_fit(self, trainer: Trainer, pl_module: AlignmentModule) -> None:
         out = Path(trainer.default_root_dir)
         wrote = []
         if self.measured_at is not None:
@@ -112,15 +117,6 @@ class EvaluationReport(Callback):
         print("wrote", *wrote, sep="\n  ")
         if checkpoint:
             print(f"next\n  lightning-mlc export --ckpt_path {wrote[0]} --out {out / 'model'}")
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._report_alone(trainer, pl_module)
-
-    def _report_alone(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """`validate` and `test` end with the same tables, without a before."""
-        assert isinstance(pl_module, AlignmentModule)
-        if trainer.is_global_zero and pl_module.validation_results:
-            _print_tables(None, pl_module)
 
     def _write(self, module: AlignmentModule, folder: Path, trainer: Trainer) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
@@ -194,5 +190,5 @@ class PredictionWriter(BasePredictionWriter):
             for record in prediction:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         print(f"wrote\n  {self._path}")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import difflib
 import logging
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from importlib.resources import files
@@ -64,14 +67,33 @@ class TrainingCLI(LightningCLI):
         )
         parser.link_arguments("out", "trainer.default_root_dir")
         parser.link_arguments("out", "checkpoint.dirpath", compute_fn=checkpoint_folder)
-        parser.link_arguments("seed_everything", "data.seed", compute_fn=data_seed)
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         for option in TOKENIZER_OPTIONS:
             parser.link_arguments(f"model.{option}", f"data.{option}")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         # Lightning's own warns that arguments were given from Python, which here is how they always come.
         assert isinstance(args, list)
-        self.config = parser.parse_args(args)
+        try:
+            self.config = parser.parse_args(args)
+        except argparse.ArgumentError as error:
+            raise UserError(self._explain(error, args)) from error
+        if isinstance(self.config[self.config.subcommand].seed_everything, bool):
+            raise UserError("seed_everything: give a number, so that splits and shuffling can be repeated")
+
+    def _explain(self, error: argparse.ArgumentError, args: list[str]) -> str:
+        """What jsonargparse says over several lines, in one, and what might have been meant."""
+        message = " ".join(str(error).split())
+        command = self._subcommand_parsers[args[0]]
+        if "--config" not in args and "-c" not in args and '"model.name_or_path"' in message:
+            return f"model.name_or_path: is not set; give it, or a configuration: lightning-mlc {args[0]} --config FILE"
+        if unknown := re.search(r"unrecognized arguments: (--[^ =]+)", message):
+            options = [option for action in command._actions for option in action.option_strings]
+            near = difflib.get_close_matches(unknown[1], options, n=1)
+            return f"there is no option {unknown[1]}" + (
+                f"; did you mean {near[0]}?" if near else f"; see lightning-mlc {args[0]} --help"
+            )
+        return message
 
     def _parse_ckpt_path(self) -> None:
         """A checkpoint never overrides the configuration: Lightning's own method would let it."""
@@ -133,13 +155,6 @@ def checkpoint_folder(out: str) -> str:
 def checkpoint_files(out: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
     return sorted(Path(checkpoint_folder(str(out))).glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
-
-
-def data_seed(seed: bool | int) -> int:
-    """Seed of splits and shuffling. ``true`` asks for a random one, which only later is known."""
-    if isinstance(seed, bool):
-        raise UserError("seed_everything: give a number, so that splits and shuffling can be repeated")
-    return seed
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -206,5 +221,9 @@ def run(args: Sequence[str]) -> TrainingCLI:
             "log_every_n_steps": 1,
         },
         auto_configure_optimizers=False,
-        parser_kwargs={name: {"prog": f"lightning-mlc {name}"} for name in TrainingCLI.subcommands()},
+        # Errors are raised, and told in one line, rather than printed after some hundred lines of usage.
+        parser_kwargs={
+            "exit_on_error": False,
+            **{name: {"prog": f"lightning-mlc {name}", "exit_on_error": False} for name in TrainingCLI.subcommands()},
+        },
     )
