@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 
 import pytest
 import torch
@@ -79,7 +82,6 @@ def _clean_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: py
     """Own caches, no network, and no trace of one test in the next."""
     monkeypatch.setenv("LIGHTNING_MLC_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path_factory.getbasetemp() / "datasets"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
     yield

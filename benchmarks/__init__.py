@@ -1,0 +1,1 @@
+"""What the project claims to be fast at, measured. Each module is a command: ``python -m benchmarks.NAME``."""

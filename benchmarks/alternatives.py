@@ -1,0 +1,45 @@
+"""The MLC loss as a user could write it in eager PyTorch: what the operator is compared with.
+
+All are written to be fast: no mask, no check, one mean over prompts. ``rows`` are (B, L, D).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch._functorch.config
+import torch.nn.functional as F
+from torch import Tensor
+
+TEMPERATURE = 0.2
+
+
+def svd(rows: Tensor) -> Tensor:
+    """The published form (https://github.com/Yuyan-B/MLC): float32, the full SVD, its singular values used."""
+    unit = F.normalize(rows.float(), dim=2)
+    _, values, _ = torch.linalg.svd(unit, full_matrices=False)
+    return _loss(values)
+
+
+def svd_gesvda(rows: Tensor) -> Tensor:
+    """The same with cuSOLVER's batched driver for tall matrices. CUDA only."""
+    unit = F.normalize(rows.float(), dim=2)
+    _, values, _ = torch.linalg.svd(unit.mT, full_matrices=False, driver="gesvda")
+    return _loss(values)
+
+
+def gram_eigh(rows: Tensor) -> Tensor:
+    """Eigenvalues of the L x L Gram matrix, both in float64, and autograd through them."""
+    unit = F.normalize(rows.double(), dim=2)
+    values = torch.linalg.eigvalsh(unit @ unit.mT).flip(1).clamp(min=1e-15).sqrt()
+    return _loss(values).float()
+
+
+def _loss(values: Tensor) -> Tensor:
+    logits = values / (values[:, :1].detach() * TEMPERATURE)
+    return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
+
+
+# So that the backward pass can be timed by itself, more than once.
+torch._functorch.config.donated_buffer = False  # type: ignore[attr-defined]
+gram_eigh_compiled = torch.compile(gram_eigh, dynamic=True)
+"""What torch.compile makes of it, once for all shapes; the eigen-solver stays a library call."""

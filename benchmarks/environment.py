@@ -1,0 +1,67 @@
+"""Where a measurement was made: what must stand beside every figure."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("torch", "triton", "transformers", "lightning", "lightning-mlc", "numpy")
+
+
+def environment(device: torch.device) -> dict[str, str | int | None]:
+    """Device, driver, versions and commit, as plain values."""
+    found: dict[str, str | int | None] = {
+        "device": device_name(device),
+        "driver": _driver() if device.type == "cuda" else None,
+        "cuda": torch.version.cuda,
+        "hip": torch.version.hip,
+        "threads": torch.get_num_threads(),
+        "cpus": os.cpu_count(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "commit": commit(),
+    }
+    return found | {package: _version(package) for package in PACKAGES}
+
+
+def device_name(device: torch.device) -> str:
+    """What the device calls itself."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    for line in _lines(Path("/proc/cpuinfo")):
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def commit() -> str | None:
+    """The commit measured, with ``-dirty`` where tracked files differ from it."""
+    root = Path(__file__).parents[1]
+    command = ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    # A copy of the tree without its history can say which one it is a copy of.
+    return done.stdout.strip() if done.returncode == 0 else os.environ.get("GIT_COMMIT")
+
+
+def _driver() -> str | None:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0].strip()
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return None  # no such tool: ROCm, or a container without it
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []

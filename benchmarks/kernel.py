@@ -1,0 +1,289 @@
+"""``python -m benchmarks.kernel``: the MLC loss against what one could write in eager PyTorch.
+
+Every shape is first checked: the error of loss and gradient against float64 stands beside the times, and no speed-up is
+printed unless ours are at least as exact as the float32 SVD, the published form. On a GPU the kernel is
+timed twice: by the replay of a CUDA graph over inputs that do not fit the cache (what the GPU does), and by
+the wall (what a training step waits for).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import alternatives
+from benchmarks.environment import environment
+from benchmarks.timing import Function, copy_bandwidth, graph_times, peak_bytes, wall_times
+from mlc_kernels import mlc_loss
+
+PHASES = ("forward", "backward", "both")
+Loss = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Provider:
+    """One way to compute the loss."""
+
+    name: str
+    loss: Loss
+    ours: bool = False
+    cuda_only: bool = False
+    capturable: bool = False
+    """Whether a CUDA graph can hold it: eager eigen-solvers and SVDs read their error code on the host."""
+
+
+PROVIDERS = (
+    Provider("triton", partial(mlc_loss, backend="triton"), ours=True, cuda_only=True, capturable=True),
+    Provider("closed_form", partial(mlc_loss, backend="closed_form"), ours=True),
+    Provider("svd", alternatives.svd),
+    Provider("svd_gesvda", alternatives.svd_gesvda, cuda_only=True),
+    Provider("gram_eigh", alternatives.gram_eigh),
+    Provider("gram_eigh_compiled", alternatives.gram_eigh_compiled),
+)
+
+
+@dataclass
+class Row:
+    """One provider on one shape. Times in seconds, of one call."""
+
+    prompts: int
+    languages: int
+    features: int
+    dtype: str
+    provider: str
+    ours: bool
+    loss_error: float
+    """Relative error of the loss against float64."""
+    gradient_error: float
+    """Norm of the gradient's error over the gradient's, against float64."""
+    forward: float
+    forward_p20: float
+    forward_p80: float
+    backward: float
+    backward_p20: float
+    backward_p80: float
+    both: float
+    both_p20: float
+    both_p80: float
+    rounds: int
+    both_in_graph: float | None
+    """On the GPU alone, by CUDA-graph replay."""
+    peak_bytes: int | None
+    share_of_copy: float | None
+    """Of the bandwidth of a device copy, for reading the rows twice and writing the gradient once."""
+
+
+def measure(
+    shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device, seconds: float, copied: float
+) -> list[Row]:
+    """A row for each provider that runs on ``device``."""
+    rows = make_rows(shape, dtype, device)
+    truth = loss_and_gradient(partial(mlc_loss, backend="reference"), rows.double())
+    providers = [p for p in PROVIDERS if device.type == "cuda" or not p.cuda_only]
+    errors = {p.name: relative_errors(loss_and_gradient(p.loss, rows), truth) for p in providers}
+    times = {
+        phase: wall_times({p.name: phase_of(phase, p.loss, rows) for p in providers}, device, seconds)
+        for phase in PHASES
+    }
+    capturable = [p for p in providers if p.capturable] if device.type == "cuda" else []
+    # Together more than the 50 MB of an H100's L2, up to 64 of them.
+    inputs = [make_rows(shape, dtype, device, seed) for seed in range(min(64, 1 + (1 << 27) // rows.nbytes))]
+    in_graph = (
+        graph_times({p.name: [phase_of("both", p.loss, x) for x in inputs] for p in capturable}, device)
+        if capturable
+        else {}
+    )
+    measured = []
+    for p in providers:
+        forward, backward, both = (times[phase][p.name] for phase in PHASES)
+        on_gpu = in_graph[p.name].median if p.name in in_graph else None
+        measured.append(
+            Row(
+                *shape,
+                str(dtype).removeprefix("torch."),
+                p.name,
+                p.ours,
+                *errors[p.name],
+                *forward[:3],
+                *backward[:3],
+                *both[:3],
+                both.rounds,
+                on_gpu,
+                peak_bytes(phase_of("both", p.loss, rows), device),
+                3 * rows.nbytes / on_gpu / copied if on_gpu else None,
+            )
+        )
+    return measured
+
+
+def make_rows(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device, seed: int = 0) -> Tensor:
+    """Rows that share a direction, as translations do: a tenth of their length is their own."""
+    generator = torch.Generator().manual_seed(seed)
+    prompts, _, features = shape
+    shared = torch.randn(prompts, 1, features, generator=generator)
+    own = torch.randn(shape, generator=generator)
+    return (shared + 0.1 * own).to(device, dtype).requires_grad_()
+
+
+def loss_and_gradient(loss: Loss, rows: Tensor) -> tuple[Tensor, Tensor]:
+    rows = rows.detach().requires_grad_()
+    value = loss(rows)
+    (gradient,) = torch.autograd.grad(value, rows)
+    return value.detach(), gradient
+
+
+def relative_errors(found: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor]) -> tuple[float, float]:
+    loss, gradient = ((a.double() - b).norm() / b.norm() for a, b in zip(found, truth, strict=True))
+    return float(loss), float(gradient)
+
+
+def phase_of(phase: str, loss: Loss, rows: Tensor) -> Function:
+    """The part of a step to be timed, as a function."""
+    if phase == "forward":
+        return lambda: loss(rows)
+    if phase == "backward":
+        value = loss(rows)
+        return lambda: torch.autograd.grad(value, rows, retain_graph=True)
+    return lambda: torch.autograd.grad(loss(rows), rows)
+
+
+def inexact(rows: list[Row]) -> list[str]:
+    """What of ours is less exact than the published form on the same shape, in words."""
+    complaints = []
+    published = {(r.prompts, r.languages, r.features): r for r in rows if r.provider == "svd"}
+    for row in rows:
+        bar = published[row.prompts, row.languages, row.features]
+        # A result rounded to its own dtype is as good as it can be.
+        unit = torch.finfo(getattr(torch, row.dtype)).eps
+        for what, error, allowed in (
+            ("loss", row.loss_error, max(bar.loss_error, torch.finfo(torch.float32).eps)),
+            ("gradient", row.gradient_error, max(bar.gradient_error, unit)),
+        ):
+            if row.ours and not error <= allowed:
+                where = f"B={row.prompts} L={row.languages} D={row.features}"
+                complaints.append(
+                    f"{row.provider} at {where}: error of the {what} is {error:.1e}, allowed {allowed:.1e}"
+                )
+    return complaints
+
+
+def speed_ups(rows: list[Row]) -> list[dict[str, Any]]:
+    """Forward + backward by the wall: ours against the published form and against the best eager one."""
+    found = []
+    for shape in dict.fromkeys((r.prompts, r.languages, r.features) for r in rows):
+        here = [r for r in rows if (r.prompts, r.languages, r.features) == shape]
+        fastest = min((r for r in here if r.ours), key=lambda r: r.both)
+        published = next(r for r in here if r.provider == "svd")
+        best = min((r for r in here if not r.ours), key=lambda r: r.both)
+        found.append(
+            {
+                "prompts": shape[0],
+                "languages": shape[1],
+                "features": shape[2],
+                "ours": fastest.provider,
+                "milliseconds": fastest.both * 1e3,
+                "times_faster_than_svd": published.both / fastest.both,
+                "best_eager": best.provider,
+                "times_faster_than_best_eager": best.both / fastest.both,
+            }
+        )
+    return found
+
+
+def write(folder: Path, device: torch.device, settings: dict[str, Any], rows: list[Row], trusted: bool) -> list[Path]:
+    """JSON with everything, CSV with the rows, and a picture."""
+    folder.mkdir(parents=True, exist_ok=True)
+    everything = {
+        "environment": environment(device),
+        "settings": settings,
+        "speed_ups": speed_ups(rows) if trusted else None,
+        "rows": [dataclasses.asdict(row) for row in rows],
+    }
+    (folder / "kernel.json").write_text(json.dumps(everything, indent=1) + "\n")
+    with (folder / "kernel.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Row)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(everything["rows"])
+    paths = [folder / "kernel.json", folder / "kernel.csv"]
+    if trusted:
+        plot(rows, folder / "kernel.png", str(everything["environment"]["device"]))
+        paths.append(folder / "kernel.png")
+    return paths
+
+
+def plot(rows: list[Row], path: Path, device: str) -> None:
+    """Time of forward + backward over the number of prompts; a panel for each number of features."""
+    from matplotlib.figure import Figure
+
+    languages = 10 if any(r.languages == 10 for r in rows) else rows[0].languages
+    rows = [r for r in rows if r.languages == languages]
+    widths = sorted({r.features for r in rows})
+    figure = Figure(figsize=(2.6 * len(widths) + 1.2, 3.2), layout="constrained")
+    panels = figure.subplots(1, len(widths), sharey=True, squeeze=False)[0]
+    markers = dict(zip((p.name for p in PROVIDERS), "os^vDx", strict=True))
+    for axes, width in zip(panels, widths, strict=True):
+        for name in dict.fromkeys(r.provider for r in rows):
+            points = sorted((r.prompts, r.both * 1e3) for r in rows if r.provider == name and r.features == width)
+            ours = any(r.ours for r in rows if r.provider == name)
+            axes.plot(*zip(*points, strict=True), marker=markers[name], ms=4, lw=2 if ours else 1, label=name)
+        axes.set(xscale="log", yscale="log", title=f"D = {width}", xlabel="prompts (B)")
+        axes.set_xticks(sorted({r.prompts for r in rows}), sorted({r.prompts for r in rows}))
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("ms, forward + backward")
+    panels[0].legend(fontsize=7)
+    figure.suptitle(f"MLC loss of {languages} languages on {device}", fontsize=10)
+    figure.savefig(path, dpi=150)
+
+
+def main(args: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.kernel", description=__doc__.split("\n")[0])
+    numbers = {"type": int, "nargs": "+", "metavar": "N"}
+    parser.add_argument("--prompts", default=[1, 2, 8, 32, 128], help="B", **numbers)
+    parser.add_argument("--languages", default=[4, 10, 16, 32], help="L", **numbers)
+    parser.add_argument("--features", default=[512, 2048, 4096, 8192], help="D", **numbers)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seconds", type=float, default=0.3, help="for each provider, shape and phase, about")
+    parser.add_argument("--out", type=Path, required=True, help="folder for kernel.json, kernel.csv and kernel.png")
+    options = parser.parse_args(args)
+    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
+
+    copied = copy_bandwidth(device)
+    rows: list[Row] = []
+    shapes = list(product(options.prompts, options.languages, options.features))
+    for number, shape in enumerate(shapes, start=1):
+        rows += measure(shape, dtype, device, options.seconds, copied)
+        print(f"\r{number}/{len(shapes)} shapes", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+
+    complaints = inexact(rows)
+    settings = {"dtype": options.dtype, "seconds": options.seconds, "copy_bytes_per_second": copied}
+    paths = write(options.out, device, settings, rows, trusted=not complaints)
+    print("wrote", *paths, sep="\n  ")
+    if complaints:
+        print("no speed-up is reported, for the results are not exact enough:", *complaints, sep="\n  ")
+        return 1
+    print(f"{'B':>4} {'L':>3} {'D':>5}  {'ours':<12} {'ms':>9} {'x svd':>7}  x best eager")
+    for s in speed_ups(rows):
+        print(
+            f"{s['prompts']:>4} {s['languages']:>3} {s['features']:>5}  {s['ours']:<12} {s['milliseconds']:>9.3f} "
+            f"{s['times_faster_than_svd']:>7.1f}  {s['times_faster_than_best_eager']:.1f} ({s['best_eager']})"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""The command itself: what it answers before anything heavy is loaded, and how it says that something is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import example_rows, write_jsonl
+
+from lightning_mlc import __version__
+from lightning_mlc.cli import COMMANDS, main
+from lightning_mlc.training_cli import shipped_configs
+
+HEAVY = ("torch", "lightning", "transformers", "datasets", "matplotlib")
+
+
+def python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize("option", ["--help", "--version", "no-such-command"])
+def test_answers_without_loading_what_takes_seconds(option: str) -> None:
+    code = (
+        f"import sys; from lightning_mlc.cli import main; main([{option!r}])\n"
+        f"print([name for name in {HEAVY} if name in sys.modules])"
+    )
+    assert python(code).splitlines()[-1] == "[]"
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for args, status in ((["--help"], 0), ([], 2)):
+        assert main(args) == status
+        shown = capsys.readouterr().out
+        assert all(f"\n  {name}" in shown for name in COMMANDS)
+
+
+def test_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "lightning_mlc", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"lightning-mlc {__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["fti"], "there is no command 'fti'; choose one of fit, validate, test, predict, export"),
+        (["fit"], "model.name_or_path: is not set; give it, or a configuration: lightning-mlc fit --config FILE"),
+        (["fit", "--config", "gone.yaml"], "--config: there is no file gone.yaml; give a file, or one of the shipped"),
+        (["fit", "--config=quickstart", "--model.mlc.wieght=0"], "there is no option --model.mlc.wieght; did you mean"),
+        (["fit", "--config=quickstart", "--model.mlc.every_n_steps=x"], "every_n_steps"),
+        (["fit", "--config=quickstart", "--model.objective=Nothing"], "Nothing"),
+        (["fit", "--config=quickstart", "--data.languages=[en,tlh1]"], "data.languages: 'tlh1' is not a language code"),
+        (["fit", "--config=quickstart", "--data.languages=[en,EN]"], "language 'en' is given twice"),
+    ],
+)
+def test_a_wrong_call_gets_one_line(
+    args: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(args) == 2
+    printed = capsys.readouterr()
+    errors = [line for line in printed.err.splitlines() if not line.startswith(("Seed set", "INFO"))]
+    assert len(errors) == 1
+    assert errors[0].startswith("error: ")
+    assert message in errors[0]
+    assert printed.out == ""
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_missing_file_is_told_before_the_model_is_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The model does not exist either, and would be complained of first if it were looked at first."""
+    options = [f"--model.name_or_path={tmp_path}/no-model", f"--data.train_path={tmp_path}/no.jsonl"]
+    assert main(["fit", f"--out={tmp_path / 'out'}", "--trainer.accelerator=cpu", *options]) == 2
+    assert "data.train_path: there is no file" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_users_config_beats_a_shipped_one_of_the_same_name(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_jsonl(tmp_path / "pairs.jsonl", example_rows(4))
+    own = {"model": {"name_or_path": str(tiny_model)}, "data": {"train_path": str(data)}, "out": "mine"}
+    (tmp_path / "quickstart").write_text(yaml.safe_dump(own))
+    monkeypatch.chdir(tmp_path)
+    for config, out in (("quickstart", "mine"), ("configs/quickstart.yaml", "runs/quickstart")):
+        with pytest.raises(SystemExit) as stop:
+            main(["fit", "--config", config, "--print_config"])
+        assert stop.value.code == 0
+        assert yaml.safe_load(capsys.readouterr().out)["out"] == out
+
+
+def test_shipped_configs_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert {"quickstart", "dpo_mlc", "sft_mlc", "published", "lora", "logger/wandb"} <= shipped_configs().keys()

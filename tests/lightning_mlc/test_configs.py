@@ -1,0 +1,87 @@
+"""Every shipped configuration: each key is explained, and a step runs with it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lightning_mlc.consistency import MLC
+from lightning_mlc.training_cli import TrainingCLI, run, shipped_configs
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = shipped_configs()
+OVERLAYS = {"lora", "logger/tensorboard", "logger/wandb"}
+SECTIONS = {"trainer", "model", "data", "logger"}
+"""Keys that only hold others, and say so by their name; like ``class_path`` and ``init_args``."""
+
+
+def test_all_of_the_folder_is_shipped() -> None:
+    there = {str(path.relative_to(ROOT / "configs").with_suffix("")) for path in (ROOT / "configs").rglob("*.yaml")}
+    assert there == set(CONFIGS)
+    assert there > OVERLAYS
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_key_has_a_comment(name: str) -> None:
+    lines = CONFIGS[name].read_text().splitlines()
+    for before, line in zip(["", *lines], lines, strict=False):
+        if key := re.match(r"\s*(\w+):", line):
+            explained = before.lstrip().startswith("#") or key[1] in SECTIONS | {"class_path", "init_args"}
+            assert explained, f"{name}: {line}"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_step_runs(name: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the loggers' folders are relative
+    if name.startswith("logger/"):
+        pytest.importorskip(Path(name).name)
+    configs = ["quickstart", name] if name in OVERLAYS else [name]
+    cli = run(
+        [
+            "fit",
+            *(f"--config={config}" for config in configs),
+            f"--model.name_or_path={tiny_model}",
+            "--model.gguf_file=null",
+            "--trainer.accelerator=cpu",
+            "--trainer.max_steps=1",
+            "--trainer.limit_val_batches=1",
+            "--trainer.enable_progress_bar=false",
+        ]
+    )
+    assert isinstance(cli, TrainingCLI)
+    assert cli.trainer.global_step == 1
+    out = tmp_path / yaml.safe_load(CONFIGS[configs[0]].read_text())["out"]
+    assert (out / "checkpoints" / "last.ckpt").exists()
+    if name == "logger/tensorboard":
+        assert list((tmp_path / "runs" / "tensorboard").rglob("events.out.tfevents.*"))
+    if name == "logger/wandb":
+        assert list((tmp_path / "runs" / "wandb").rglob("*.wandb"))
+
+
+def test_the_published_settings_are_those_of_the_authors(tiny_model: Path, tmp_path: Path) -> None:
+    """https://github.com/Yuyan-B/MLC, its training configurations and the defaults of its code."""
+    options = [f"--model.name_or_path={tiny_model}", "--trainer.accelerator=cpu", "--trainer.fast_dev_run=1"]
+    cli = run(["fit", "--config=published", f"--out={tmp_path / 'out'}", *options])
+    assert cli.model.mlc == MLC(
+        weight=0.8,
+        temperature=0.2,
+        scale="top",
+        layer=-1,
+        extractor="linear",
+        extractor_dim=512,
+        extractor_bias=True,
+        extractor_lr=None,
+        center=False,
+        every_n_steps=2,
+    )
+    assert cli.model.objective.beta == 0.1
+    optimizer = cli.trainer.optimizers[0]
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert [group["initial_lr"] for group in optimizer.param_groups] == [6e-7, 6e-7]
+    assert cli.datamodule.batch_size == 1
+    assert cli.config.fit.trainer.accumulate_grad_batches == 4
+    assert cli.datamodule.languages == ("en", "zh", "ru", "ja", "ar", "bn", "sw", "ur", "ps", "ku")

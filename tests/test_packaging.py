@@ -1,0 +1,79 @@
+"""What is installed: both packages, the recipes and the sample, from a wheel as from a clone."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"  # setuptools leaves build/ and egg-info where it builds
+    files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    if files.returncode != 0:
+        pytest.skip("needs the git checkout, to tell the project's files from others")
+    for name in files.stdout.splitlines():
+        if (ROOT / name).is_file() and not name.startswith("tests/"):
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    build = [sys.executable, "-m", "pip", "wheel", str(source), "--no-deps", "--no-build-isolation", "-w", str(folder)]
+    subprocess.run(build, check=True, capture_output=True)
+    return next(folder.glob("*.whl"))
+
+
+def test_wheel_holds_both_packages_and_what_the_quickstart_needs(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {
+        "mlc_kernels/functional.py",
+        "mlc_kernels/py.typed",
+        "lightning_mlc/cli.py",
+        "lightning_mlc/py.typed",
+        "lightning_mlc/configs/quickstart.yaml",
+        "lightning_mlc/configs/logger/wandb.yaml",
+        "lightning_mlc/data/sample/sample.jsonl",
+        "lightning_mlc/data/sample/README.md",
+    } <= names
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"mlc_kernels", "lightning_mlc"}
+
+
+def test_wheel_works_away_from_the_clone(wheel: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", str(site), str(wheel)]
+    subprocess.run(install, check=True, capture_output=True)
+    environment = os.environ | {"PYTHONPATH": str(site)}
+    code = "import lightning_mlc, mlc_kernels; print(lightning_mlc.__file__, mlc_kernels.__file__)"
+    where = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
+    )
+    assert all(path.startswith(str(site)) for path in where.stdout.split())
+    fit = [sys.executable, "-m", "lightning_mlc", "fit", "--config", "quickstart", "--print_config"]
+    printed = subprocess.run(fit, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True).stdout
+    assert yaml.safe_load(printed)["data"]["train_path"] == "sample"
+
+
+def test_constraints_are_within_the_ranges_that_setup_declares() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    declared = [Requirement(text) for text in re.findall(r'"([a-z]\S*[<>=]=\S+?)"', (ROOT / "setup.py").read_text())]
+    assert len(declared) > 10
+    for requirement in declared:
+        assert requirement.specifier.contains(pinned[requirement.name]), requirement
+
+
+@pytest.mark.parametrize("package", ["lightning", "pytorch-lightning"])
+def test_lightning_is_none_of_the_versions_that_carried_malware_or_ran_checkpoints_code(package: str) -> None:
+    assert Version(version(package)) >= Version("2.6.6")

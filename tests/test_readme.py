@@ -1,0 +1,69 @@
+"""The README: its commands are those that are run, its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from lightning_mlc.cli import COMMANDS
+from lightning_mlc.training_cli import run, shipped_configs
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands(page: Path) -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.S)
+    joined = "\n".join(blocks).replace("\\\n", " ")
+    return [part.strip() for line in joined.splitlines() for part in line.split("&&") if part.strip()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)|src=\"([^\"]+)\"", page.read_text(encoding="utf-8"))
+    targets = [target for pair in links for target in pair if target and "://" not in target]
+    missing = [target for target in targets if not (page.parent / target).exists()]
+    assert missing == []
+
+
+def test_readme_has_the_two_commands_that_ci_runs() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, part in (("quickstart", "lightning-mlc fit --config quickstart"), ("test", "pytest")):
+        found = re.findall(rf"<!-- command: {name} -->\n```bash\n(.+)\n```", text)
+        assert len(found) == 1, name
+        assert found[0].endswith(part)
+        assert "-c constraints.txt" in found[0]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_shown_are_ones_that_parse(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in commands(page):
+        words = shlex.split(command, comments=True)
+        if words[:1] != ["lightning-mlc"]:
+            continue
+        assert words[1] in COMMANDS or words[1].startswith("--"), command
+        if words[1] not in COMMANDS or words[1] == "export":
+            continue
+        assert any(word.split("=")[-1] in shipped_configs() for word in words), command
+        with pytest.raises(SystemExit) as stop:
+            run([*words[1:], "--print_config"])
+        assert stop.value.code == 0, command
+
+
+def test_map_of_the_code_is_the_code() -> None:
+    """Every module is on the map, and the map has none that is gone."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = text.split("## Map of the code")[1].split("\n## ")[0]
+    named = set(re.findall(r"`((?:lightning_mlc|kernels/mlc_kernels)/[\w/]+(?:\.py|/))`", code))
+    there = set()
+    for package in ("lightning_mlc", "kernels/mlc_kernels"):
+        for path in (ROOT / package).iterdir():
+            if path.is_dir() and path.name != "__pycache__":
+                there.add(f"{package}/{path.name}/")
+            elif path.suffix == ".py" and not path.name.startswith("__"):
+                there.add(f"{package}/{path.name}")
+    assert named == there
