@@ -34,6 +34,12 @@ def gram_eigh(rows: Tensor) -> Tensor:
     return _loss(values).float()
 
 
+def mean_pool(hidden: Tensor, attention_mask: Tensor) -> Tensor:
+    """(N, H) masked mean of (N, T, H) token states, summed in float32 as it is usually written."""
+    kept = attention_mask[:, :, None]
+    return (hidden.float() * kept).sum(1) / kept.sum(1)
+
+
 def _loss(values: Tensor) -> Tensor:
     logits = values / (values[:, :1].detach() * TEMPERATURE)
     return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))

@@ -26,15 +26,29 @@ from torch import Tensor
 from benchmarks import alternatives
 from benchmarks.environment import environment
 from benchmarks.timing import Function, copy_bandwidth, graph_times, peak_bytes, wall_times
-from mlc_kernels import mlc_loss
+from mlc_kernels import mlc_loss, mlc_loss_from_hidden
 
 PHASES = ("forward", "backward", "both")
 Loss = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
+class Shape:
+    """B prompts in L languages: rows (B, L, D), or with ``tokens`` T states (B * L, T, D) to be averaged first."""
+
+    prompts: int
+    languages: int
+    features: int
+    tokens: int = 0
+
+    def __str__(self) -> str:
+        text = f"B={self.prompts} L={self.languages} D={self.features}"
+        return text + (f" T={self.tokens}" if self.tokens else "")
+
+
+@dataclass(frozen=True)
 class Provider:
-    """One way to compute the loss."""
+    """One way to compute the loss of (B, L, D) rows."""
 
     name: str
     loss: Loss
@@ -52,6 +66,8 @@ PROVIDERS = (
     Provider("gram_eigh", alternatives.gram_eigh),
     Provider("gram_eigh_compiled", alternatives.gram_eigh_compiled),
 )
+REFERENCE = Provider("reference", partial(mlc_loss, backend="reference"), ours=True)
+"""The definition, run in float64: the truth."""
 
 
 @dataclass
@@ -61,6 +77,7 @@ class Row:
     prompts: int
     languages: int
     features: int
+    tokens: int
     dtype: str
     provider: str
     ours: bool
@@ -82,36 +99,42 @@ class Row:
     """On the GPU alone, by CUDA-graph replay."""
     peak_bytes: int | None
     share_of_copy: float | None
-    """Of the bandwidth of a device copy, for reading the rows twice and writing the gradient once."""
+    """Of the bandwidth of a device copy, for the bytes that must move: the input read once (rows, which the gradient
+    needs again, twice; padding not at all) and its gradient written once."""
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(self.prompts, self.languages, self.features, self.tokens)
 
 
-def measure(
-    shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device, seconds: float, copied: float
-) -> list[Row]:
+def measure(shape: Shape, dtype: torch.dtype, device: torch.device, seconds: float, copied: float) -> list[Row]:
     """A row for each provider that runs on ``device``."""
-    rows = make_rows(shape, dtype, device)
-    truth = loss_and_gradient(partial(mlc_loss, backend="reference"), rows.double())
+    mask = make_mask(shape, device)
+    rows = make_input(shape, dtype, device)
+    truth = loss_and_gradient(loss_of(REFERENCE, shape, mask), rows.double())
     providers = [p for p in PROVIDERS if device.type == "cuda" or not p.cuda_only]
-    errors = {p.name: relative_errors(loss_and_gradient(p.loss, rows), truth) for p in providers}
+    losses = {p.name: loss_of(p, shape, mask) for p in providers}
+    errors = {name: relative_errors(loss_and_gradient(loss, rows), truth) for name, loss in losses.items()}
     times = {
-        phase: wall_times({p.name: phase_of(phase, p.loss, rows) for p in providers}, device, seconds)
+        phase: wall_times({name: phase_of(phase, loss, rows) for name, loss in losses.items()}, device, seconds)
         for phase in PHASES
     }
-    capturable = [p for p in providers if p.capturable] if device.type == "cuda" else []
+    capturable = [p.name for p in providers if p.capturable] if device.type == "cuda" else []
     # Together more than the 50 MB of an H100's L2, up to 64 of them.
-    inputs = [make_rows(shape, dtype, device, seed) for seed in range(min(64, 1 + (1 << 27) // rows.nbytes))]
+    inputs = [make_input(shape, dtype, device, seed) for seed in range(min(64, 1 + (1 << 27) // rows.nbytes))]
     in_graph = (
-        graph_times({p.name: [phase_of("both", p.loss, x) for x in inputs] for p in capturable}, device)
+        graph_times({name: [phase_of("both", losses[name], x) for x in inputs] for name in capturable}, device)
         if capturable
         else {}
     )
+    read = 2 * rows.nbytes if mask is None else rows.nbytes * int(mask.sum()) // mask.numel()
     measured = []
     for p in providers:
         forward, backward, both = (times[phase][p.name] for phase in PHASES)
         on_gpu = in_graph[p.name].median if p.name in in_graph else None
         measured.append(
             Row(
-                *shape,
+                *dataclasses.astuple(shape),
                 str(dtype).removeprefix("torch."),
                 p.name,
                 p.ours,
@@ -121,20 +144,50 @@ def measure(
                 *both[:3],
                 both.rounds,
                 on_gpu,
-                peak_bytes(phase_of("both", p.loss, rows), device),
-                3 * rows.nbytes / on_gpu / copied if on_gpu else None,
+                peak_bytes(phase_of("both", losses[p.name], rows), device),
+                (read + rows.nbytes) / on_gpu / copied if on_gpu else None,
             )
         )
     return measured
 
 
-def make_rows(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device, seed: int = 0) -> Tensor:
+def loss_of(provider: Provider, shape: Shape, mask: Tensor | None) -> Loss:
+    """The loss as a function of the input alone: after a mean over tokens if there is a ``mask`` of them."""
+    if mask is None:
+        return provider.loss
+    if provider.ours:
+        row = torch.arange(len(mask), device=mask.device)
+        return lambda hidden: mlc_loss_from_hidden(
+            hidden,
+            row // shape.languages,
+            row % shape.languages,
+            shape.prompts,
+            shape.languages,
+            attention_mask=mask,
+            pooling="mean",
+            backend=provider.name,  # type: ignore[arg-type]  # ours are named after their backends
+        )
+    size = (shape.prompts, shape.languages, shape.features)
+    return lambda hidden: provider.loss(alternatives.mean_pool(hidden, mask).view(size))
+
+
+def make_mask(shape: Shape, device: torch.device) -> Tensor | None:
+    """(B * L, T) bool, rows of a half to all of T tokens; None without tokens."""
+    if shape.tokens == 0:
+        return None
+    rows = shape.prompts * shape.languages
+    lengths = torch.randint(shape.tokens // 2, shape.tokens + 1, (rows,), generator=torch.Generator().manual_seed(0))
+    return (torch.arange(shape.tokens) < lengths[:, None]).to(device)
+
+
+def make_input(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Tensor:
     """Rows that share a direction, as translations do: a tenth of their length is their own."""
     generator = torch.Generator().manual_seed(seed)
-    prompts, _, features = shape
-    shared = torch.randn(prompts, 1, features, generator=generator)
-    own = torch.randn(shape, generator=generator)
-    return (shared + 0.1 * own).to(device, dtype).requires_grad_()
+    shared = torch.randn(shape.prompts, 1, shape.features, generator=generator)
+    rows = shared + 0.1 * torch.randn(shape.prompts, shape.languages, shape.features, generator=generator)
+    if shape.tokens:
+        rows = rows.view(-1, 1, shape.features).expand(-1, shape.tokens, -1)
+    return rows.to(device, dtype).contiguous().requires_grad_()
 
 
 def loss_and_gradient(loss: Loss, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -162,9 +215,9 @@ def phase_of(phase: str, loss: Loss, rows: Tensor) -> Function:
 def inexact(rows: list[Row]) -> list[str]:
     """What of ours is less exact than the published form on the same shape, in words."""
     complaints = []
-    published = {(r.prompts, r.languages, r.features): r for r in rows if r.provider == "svd"}
+    published = {row.shape: row for row in rows if row.provider == "svd"}
     for row in rows:
-        bar = published[row.prompts, row.languages, row.features]
+        bar = published[row.shape]
         # A result rounded to its own dtype is as good as it can be.
         unit = torch.finfo(getattr(torch, row.dtype)).eps
         for what, error, allowed in (
@@ -182,16 +235,14 @@ def inexact(rows: list[Row]) -> list[str]:
 def speed_ups(rows: list[Row]) -> list[dict[str, Any]]:
     """Forward + backward by the wall: ours against the published form and against the best eager one."""
     found = []
-    for shape in dict.fromkeys((r.prompts, r.languages, r.features) for r in rows):
-        here = [r for r in rows if (r.prompts, r.languages, r.features) == shape]
+    for shape in dict.fromkeys(row.shape for row in rows):
+        here = [row for row in rows if row.shape == shape]
         fastest = min((r for r in here if r.ours), key=lambda r: r.both)
         published = next(r for r in here if r.provider == "svd")
         best = min((r for r in here if not r.ours), key=lambda r: r.both)
         found.append(
             {
-                "prompts": shape[0],
-                "languages": shape[1],
-                "features": shape[2],
+                **dataclasses.asdict(shape),
                 "ours": fastest.provider,
                 "milliseconds": fastest.both * 1e3,
                 "times_faster_than_svd": published.both / fastest.both,
@@ -228,7 +279,7 @@ def plot(rows: list[Row], path: Path, device: str) -> None:
     from matplotlib.figure import Figure
 
     languages = 10 if any(r.languages == 10 for r in rows) else rows[0].languages
-    rows = [r for r in rows if r.languages == languages]
+    rows = [r for r in rows if r.languages == languages and r.tokens == 0]
     widths = sorted({r.features for r in rows})
     figure = Figure(figsize=(2.6 * len(widths) + 1.2, 3.2), layout="constrained")
     panels = figure.subplots(1, len(widths), sharey=True, squeeze=False)[0]
@@ -254,6 +305,8 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--prompts", default=[1, 2, 8, 32, 128], help="B", **numbers)
     parser.add_argument("--languages", default=[4, 10, 16, 32], help="L", **numbers)
     parser.add_argument("--features", default=[512, 2048, 4096, 8192], help="D", **numbers)
+    parser.add_argument("--pool-tokens", default=[32, 128, 512], help="T of mean pooling, at B = 8, L = 10", **numbers)
+    parser.add_argument("--pool-features", default=[512, 4096], help="H of mean pooling", **numbers)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, default=0.3, help="for each provider, shape and phase, about")
@@ -263,7 +316,8 @@ def main(args: list[str] | None = None) -> int:
 
     copied = copy_bandwidth(device)
     rows: list[Row] = []
-    shapes = list(product(options.prompts, options.languages, options.features))
+    shapes = [Shape(*sizes) for sizes in product(options.prompts, options.languages, options.features)]
+    shapes += [Shape(8, 10, *sizes) for sizes in product(options.pool_features, options.pool_tokens)]
     for number, shape in enumerate(shapes, start=1):
         rows += measure(shape, dtype, device, options.seconds, copied)
         print(f"\r{number}/{len(shapes)} shapes", end="", file=sys.stderr, flush=True)
@@ -276,12 +330,11 @@ def main(args: list[str] | None = None) -> int:
     if complaints:
         print("no speed-up is reported, for the results are not exact enough:", *complaints, sep="\n  ")
         return 1
-    print(f"{'B':>4} {'L':>3} {'D':>5}  {'ours':<12} {'ms':>9} {'x svd':>7}  x best eager")
+    print(f"{'B':>4} {'L':>3} {'D':>5} {'T':>4}  {'ours':<12} {'ms':>9} {'x svd':>7}  x best eager")
     for s in speed_ups(rows):
-        print(
-            f"{s['prompts']:>4} {s['languages']:>3} {s['features']:>5}  {s['ours']:<12} {s['milliseconds']:>9.3f} "
-            f"{s['times_faster_than_svd']:>7.1f}  {s['times_faster_than_best_eager']:.1f} ({s['best_eager']})"
-        )
+        shape = f"{s['prompts']:>4} {s['languages']:>3} {s['features']:>5} {s['tokens']:>4}"
+        ratios = f"{s['times_faster_than_svd']:>7.1f}  {s['times_faster_than_best_eager']:.1f} ({s['best_eager']})"
+        print(f"{shape}  {s['ours']:<12} {s['milliseconds']:>9.3f} {ratios}")
     return 0
 
 

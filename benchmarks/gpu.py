@@ -1,0 +1,59 @@
+"""``python -m benchmarks.gpu --out FOLDER``: all that wants a GPU, in one command of about ten minutes.
+
+Runs the tests of the operator on the device, then every benchmark, each with a limit of time, and leaves logs and
+results in one folder, with the versions they belong to. What fails or runs out of time is said at the end and does not
+keep the others from running.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.environment import environment
+
+ROOT = Path(__file__).parents[1]
+KERNEL = ("-m", "benchmarks.kernel", "--seconds", "0.02", "--out")
+FEWER = ("--prompts", "1", "8", "128", "--languages", "10", "--features", "512", "4096")
+STEPS: tuple[tuple[str, tuple[str, ...], int], ...] = (
+    ("tests", ("-m", "pytest", "-q", "tests/mlc_kernels"), 240),
+    ("kernel-float32", (*KERNEL, "{out}/float32"), 240),
+    ("kernel-bfloat16", (*KERNEL, "{out}/bfloat16", "--dtype", "bfloat16", *FEWER), 90),
+)
+"""Name, arguments of python, and seconds at most."""
+
+
+def main(args: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder for logs and results")
+    out: Path = parser.parse_args(args).out.resolve()
+    if not torch.cuda.is_available():
+        print("error: there is no GPU here; python -m benchmarks.kernel runs on a CPU too", file=sys.stderr)
+        return 2
+    out.mkdir(parents=True, exist_ok=True)
+    report: dict[str, object] = {"environment": environment(torch.device("cuda"))}
+    failed = False
+    for name, arguments, limit in STEPS:
+        print(f"{name} ...", flush=True)
+        start = time.monotonic()
+        command = [sys.executable, *(argument.format(out=out) for argument in arguments)]
+        with (out / f"{name}.log").open("w") as log:
+            try:
+                status = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, timeout=limit).returncode
+            except subprocess.TimeoutExpired:
+                status = 124
+        failed = failed or status != 0
+        report[name] = {"status": status, "seconds": round(time.monotonic() - start, 1)}
+        (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+        print(f"  {'done' if status == 0 else f'FAILED (status {status})'}, see {out / name}.log")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""Data-parallel training through the real command, on two CPU processes."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import example_rows, write_jsonl
+
+
+def losses(out: Path) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for row in csv.DictReader((out / "metrics.csv").open()):
+        for name, cell in row.items():
+            if cell:
+                found.setdefault(name, []).append(float(cell))
+    return found
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(tiny_model: Path, tmp_path: Path) -> None:
+    """The same examples in the same steps, ragged languages among them: the same losses and validation."""
+    rows = example_rows(12)
+    for row in rows[::3]:
+        row["prompt"] = {"en": row["prompt"]["en"]}
+    data = write_jsonl(tmp_path / "pairs.jsonl", rows)
+    for processes in (1, 2):
+        options = {
+            "out": tmp_path / f"out-{processes}",
+            "model.name_or_path": tiny_model,
+            "model.optimizer": "SGD",
+            "model.optimizer.lr": 0.1,
+            "data.train_path": data,
+            "data.val_share": 0.25,
+            "data.batch_size": 4 // processes,
+            "trainer.accelerator": "cpu",
+            "trainer.devices": processes,
+            "trainer.strategy": "ddp" if processes > 1 else "auto",
+            "trainer.precision": "32-true",
+            "trainer.max_steps": 3,
+            "trainer.enable_progress_bar": "false",
+        }
+        arguments = [f"--{name}={value}" for name, value in options.items()]
+        done = subprocess.run(
+            [sys.executable, "-m", "lightning_mlc", "fit", *arguments], capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = losses(tmp_path / "out-1"), losses(tmp_path / "out-2")
+    assert one.keys() == two.keys()
+    assert len(one["train/mlc/loss"]) == 3
+    for name, values in one.items():
+        # float32 sums in another order.
+        assert two[name] == pytest.approx(values, rel=1e-4, abs=1e-5), name
