@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "lightning_mlc/__init__.py").read_text())
 assert VERSION is not None
 
-TEST = ["pytest>=8", "gguf>=0.10", "peft>=0.17", "kernels", "setuptools>=77", "tensorboard", "wandb"]
+TEST = ["pytest>=8", "gguf>=0.10", "peft>=0.17", "kernels", "tensorboard", "wandb"]
 
 setup(
     name="lightning-mlc",

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("setuptools", minversion="77")  # torch brings one, and has its own mind on which
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"  # setuptools leaves build/ and egg-info where it builds
     files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
