@@ -22,7 +22,7 @@ Backend = Literal["auto", "triton", "closed_form", "reference"]
 _SCALES = ("top", "none")
 _REDUCTIONS = ("mean", "sum", "none")
 _BACKENDS = ("auto", "triton", "closed_form", "reference")
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def mlc_loss(
@@ -162,7 +162,7 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 def _check_tensors(representations: Tensor, mask: Tensor | None) -> None:
     check_is_tensor("representations", representations)
-    if representations.dtype not in _DTYPES:
+    if representations.dtype not in DTYPES:
         raise TypeError(f"representations must be a floating-point tensor, got {representations.dtype}")
     shape = tuple(representations.shape)
     if len(shape) != 3:

@@ -101,11 +101,12 @@ def _reduced(losses: Tensor, reduction: str) -> tuple[Tensor, Tensor | None]:
     return total / count, count
 
 
-def _tile(languages: int) -> int:
+def tile_of(languages: int) -> int:
+    """L, padded to a power of two."""
     return 16 if languages <= 16 else 32 if languages <= 32 else 64
 
 
-def _on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
+def on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
     """A kernel goes to the current device, which need not be the tensor's. On the CPU there is the interpreter."""
     if tensor.is_cuda and tensor.get_device() != torch.cuda.current_device():
         return torch.cuda.device(tensor.device)
@@ -132,10 +133,10 @@ def _launch_forward(
     if prompts == 0 or languages == 0:
         out.zero_()
         return
-    tile = _tile(languages)
+    tile = tile_of(languages)
     warps, block = _FORWARD[tile]
     prompt_stride, row_stride, aligned = _strides(rows)
-    with _on_device_of(rows):
+    with on_device_of(rows):
         loss_kernels.prompt_forward[(prompts,)](
             rows,
             rows if mask is None else mask,
@@ -218,10 +219,10 @@ def _gradient(rows: Tensor, table: Tensor | None, saved: Tensor, grad: Tensor, c
     if saved.numel() == 0:
         return found
     languages, features = saved.shape[2], rows.shape[-1]
-    tile = _tile(languages)
+    tile = tile_of(languages)
     warps, block = _BACKWARD[tile]
     prompt_stride, row_stride, aligned = _strides(rows)
-    with _on_device_of(rows):
+    with on_device_of(rows):
         loss_kernels.prompt_backward[(saved.shape[0], triton.cdiv(features, block))](
             rows,
             saved if table is None else table,
