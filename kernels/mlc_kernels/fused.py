@@ -20,10 +20,12 @@ from mlc_kernels import loss_kernels
 
 # Padded L: (warps, features in a step) of the forward and of the backward kernel. Chosen from what the compiler
 # reports (no spills); fixed, so that the same input gives the same bits on the same kind of device.
-_FORWARD = {16: (4, 128), 32: (8, 64), 64: (8, 64)}
-_BACKWARD = {16: (4, 128), 32: (4, 64), 64: (8, 64)}
+FORWARD = {16: (4, 128), 32: (8, 64), 64: (8, 64)}
+BACKWARD = {16: (4, 128), 32: (4, 64), 64: (8, 32)}
+# Left alone, ptxas spills to make room for more programs on a multiprocessor than there will ever be.
+COMPILER = {"maxnreg": 255} if torch.version.hip is None else {}
 # LLVM's AMD backend has no float64 matrix product (Triton 3.7).
-_DOT = torch.version.hip is None
+DOT = torch.version.hip is None
 
 
 def loss(
@@ -134,7 +136,7 @@ def _launch_forward(
         out.zero_()
         return
     tile = tile_of(languages)
-    warps, block = _FORWARD[tile]
+    warps, block = FORWARD[tile]
     prompt_stride, row_stride, aligned = _strides(rows)
     with on_device_of(rows):
         loss_kernels.prompt_forward[(prompts,)](
@@ -157,10 +159,11 @@ def _launch_forward(
             DIVIDE_BY_TOP=divide_by_top,
             RESCALE=rows.dtype == torch.float64,
             ALIGNED=aligned,
-            DOT=_DOT,
+            DOT=DOT,
             TILE=tile,
             BLOCK=block,
             num_warps=warps,
+            **COMPILER,
         )
 
 
@@ -220,7 +223,7 @@ def _gradient(rows: Tensor, table: Tensor | None, saved: Tensor, grad: Tensor, c
         return found
     languages, features = saved.shape[2], rows.shape[-1]
     tile = tile_of(languages)
-    warps, block = _BACKWARD[tile]
+    warps, block = BACKWARD[tile]
     prompt_stride, row_stride, aligned = _strides(rows)
     with on_device_of(rows):
         loss_kernels.prompt_backward[(saved.shape[0], triton.cdiv(features, block))](
@@ -241,6 +244,7 @@ def _gradient(rows: Tensor, table: Tensor | None, saved: Tensor, grad: Tensor, c
             TILE=tile,
             BLOCK=block,
             num_warps=warps,
+            **COMPILER,
         )
     return found
 

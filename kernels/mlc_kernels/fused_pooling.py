@@ -12,8 +12,7 @@ from mlc_kernels import pooling_kernels
 from mlc_kernels.fused import on_device_of, tile_of
 
 # Tokens and features in a step, warps. A warp reads 512 contiguous bytes of 16-bit states.
-_TOKENS, _FEATURES, _WARPS = 16, 256, 4
-_ROWS = 128  # ids, or mask entries, in a step
+TOKENS, FEATURES, WARPS = 16, 256, 4
 
 
 def table(
@@ -63,6 +62,11 @@ class _Pool(torch.autograd.Function):
         return found, None, None, None
 
 
+def ids_in_a_step(tile: int) -> int:
+    """Ids, or mask entries, of one step: with a tile of each, what fits into registers."""
+    return 2048 // tile
+
+
 def _mask_strides(attention_mask: Tensor | None) -> tuple[int, int]:
     return (0, 0) if attention_mask is None else (attention_mask.stride(0), attention_mask.stride(1))
 
@@ -92,6 +96,7 @@ def _find(
 ) -> Tensor:
     found = group.new_empty((prompts, languages))
     if found.numel():
+        tile = tile_of(languages)
         with on_device_of(group):
             pooling_kernels.find_rows[(prompts,)](
                 group,
@@ -106,8 +111,8 @@ def _find(
                 OF_TOKENS=of_tokens,
                 HAS_MASK=attention_mask is not None,
                 PACKED=offsets is not None,
-                TILE=tile_of(languages),
-                BLOCK=_ROWS,
+                TILE=tile,
+                BLOCK=ids_in_a_step(tile),
                 num_warps=4,
             )
     return found
@@ -131,7 +136,7 @@ def _pool(hidden: Tensor, attention_mask: Tensor | None, offsets: Tensor | None,
     row_stride, token_stride = hidden.stride(0), hidden.stride(1) if padded else hidden.stride(0)
     features = hidden.shape[-1]
     with on_device_of(hidden):
-        pooling_kernels.pool_rows[(len(pooled), triton.cdiv(features, _FEATURES))](
+        pooling_kernels.pool_rows[(len(pooled), triton.cdiv(features, FEATURES))](
             hidden,
             hidden if attention_mask is None else attention_mask,
             hidden if offsets is None else offsets,
@@ -146,9 +151,9 @@ def _pool(hidden: Tensor, attention_mask: Tensor | None, offsets: Tensor | None,
             HAS_MASK=attention_mask is not None,
             PACKED=not padded,
             ALIGNED=(row_stride | token_stride | features) % 16 == 0,
-            TOKENS=_TOKENS,
-            BLOCK=_FEATURES,
-            num_warps=_WARPS,
+            TOKENS=TOKENS,
+            BLOCK=FEATURES,
+            num_warps=WARPS,
         )
     return pooled, count
 
@@ -180,7 +185,7 @@ def _spread(
     found = grad.new_empty(shape, dtype=dtype)
     features = shape[-1]
     with on_device_of(grad):
-        pooling_kernels.spread_rows[(len(grad), triton.cdiv(features, _FEATURES))](
+        pooling_kernels.spread_rows[(len(grad), triton.cdiv(features, FEATURES))](
             grad,
             grad if attention_mask is None else attention_mask,
             grad if offsets is None else offsets,
@@ -194,9 +199,9 @@ def _spread(
             HAS_MASK=attention_mask is not None,
             PACKED=offsets is not None,
             ALIGNED=features % 16 == 0,
-            TOKENS=_TOKENS,
-            BLOCK=_FEATURES,
-            num_warps=_WARPS,
+            TOKENS=TOKENS,
+            BLOCK=FEATURES,
+            num_warps=WARPS,
         )
     return found
 

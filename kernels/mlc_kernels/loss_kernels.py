@@ -150,31 +150,31 @@ def prompt_forward(
         mask = tl.load(mask_ptr + prompt * mask_prompt_stride + row * mask_row_stride, mask=inside, other=0)
         present = present & (mask != 0)
 
-    largest = tl.full([TILE], 1.0, tl.float64)
+    shrink = tl.full([TILE], 1.0, tl.float64)
     if RESCALE:
-        largest = tl.zeros([TILE], tl.float64)
+        largest = tl.full([TILE], 1e-300, tl.float64)
         for first in range(0, features, BLOCK):
             block = _load_rows(pointers, present, first, features, BLOCK)
             largest = tl.maximum(largest, tl.max(tl.abs(block), axis=1))
-        largest = tl.where(largest == 0.0, 1.0, largest)
+        shrink = 1.0 / largest
 
     # The next block is loaded while this one is multiplied, and it is carried as float64: the compiler (3.7)
     # has no float64 product whose operand it can trace back to a narrower load.
     products = tl.zeros([TILE, TILE], tl.float64)
     block = _load_rows(pointers, present, 0, features, BLOCK)
     if RESCALE:
-        block = block / largest[:, None]
+        block = block * shrink[:, None]
     for first in range(BLOCK, features + BLOCK, BLOCK):
         products = _products(block, block, products, DOT)
         block = _load_rows(pointers, present, first, features, BLOCK)
         if RESCALE:
-            block = block / largest[:, None]
+            block = block * shrink[:, None]
 
     square = tl.sum(tl.where(row[:, None] == row[None, :], products, 0.0), axis=1)
     # A row with an infinity has no direction. Its inverse length 0 would pass for a missing row.
     square = tl.where(square == float("inf"), float("nan"), square)
     present = square != 0.0  # also true for NaN, which must reach the loss and not vanish
-    inverse = tl.where(present, 1.0 / tl.sqrt(tl.where(present, square, 1.0)), 0.0)
+    inverse = tl.where(present, tl.rsqrt(tl.where(present, square, 1.0)), 0.0)
     gram = products * inverse[:, None] * inverse[None, :]
     count = tl.sum(present.to(tl.int32), axis=0)
     counted = count >= 2
@@ -197,16 +197,14 @@ def prompt_forward(
     else:
         temperature = temperature_bits.to(tl.float64, bitcast=True)
         top = tl.where(counted & finite, tl.max(value, axis=0), 1.0)
-        unit = temperature
-        if DIVIDE_BY_TOP:
-            unit = temperature * top
-        weight = tl.where(taken, tl.exp((value - top) / unit), 0.0)
+        steepness = 1.0 / (temperature * top if DIVIDE_BY_TOP else temperature)
+        weight = tl.where(taken, tl.exp((value - top) * steepness), 0.0)
         total = tl.where(counted & finite, tl.sum(weight, axis=0), 1.0)
         loss = tl.where(counted, tl.where(finite, tl.log(total), broken), 0.0)
         tl.store(out_ptr + prompt, loss.to(out_ptr.dtype.element_ty))
         tl.store(out_ptr + prompts + prompt, counted.to(out_ptr.dtype.element_ty))
         if OUTPUT == "gradient":
-            slope = (weight / total - (rank == 0).to(tl.float64)) / unit
+            slope = (weight * (1.0 / total) - (rank == 0).to(tl.float64)) * steepness
             # Below this a singular value is rounding of 0, which has no gradient: take the zero subgradient.
             usable = taken & (value > tl.sqrt(languages * _EPSILON) * top)
             # Divided by the squared length of the column too, which makes it a unit vector.
@@ -220,7 +218,7 @@ def prompt_forward(
             both = inside[:, None] & inside[None, :]
             tl.store(saved + row[:, None] * languages + row[None, :], bracket, mask=both)
             # A prompt that does not count has no gradient, whatever stands in it: its rows go as missing.
-            inverse = tl.where(counted, inverse / largest, 0.0)
+            inverse = tl.where(counted, inverse * shrink, 0.0)
             tl.store(saved + languages * languages + row, inverse, mask=inside)
 
 

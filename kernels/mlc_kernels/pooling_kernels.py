@@ -71,10 +71,7 @@ def find_rows(
     else:
         last = row * tokens + tokens - 1
         there = there & (last >= row * tokens)
-    if OF_TOKENS:
-        result = last
-    else:
-        result = row
+    result = last if OF_TOKENS else row
     tl.store(table_ptr + prompt * languages + slot, tl.where(there & (last >= 0), result, -1), mask=inside)
 
 
