@@ -248,7 +248,7 @@ class TestChoice:
 
     @pytest.mark.parametrize("operator", [mlc_loss, singular_values])
     def test_asked_for_where_it_cannot_run(self, operator: Any) -> None:
-        with pytest.raises(ValueError, match="^backend cannot be 'triton' here: it needs a CUDA or ROCm device"):
+        with pytest.raises(ValueError, match=r"^backend cannot be 'triton' here: it needs a CUDA or ROCm device"):
             operator(torch.ones(1, 2, 3), backend="triton")
 
     def test_the_fall_back_compiles_into_one_graph(

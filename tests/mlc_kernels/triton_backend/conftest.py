@@ -31,7 +31,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def new_empty(self: Tensor, *size: Any, **options: Any) -> Tensor:
         made = original(self, *size, **options)
-        return made.fill_(float("nan") if made.is_floating_point() else -(2**40))
+        return made.fill_(float("nan") if made.is_floating_point() else -(2**20))
 
     monkeypatch.setattr(Tensor, "new_empty", new_empty)
 
