@@ -1,7 +1,7 @@
 """The Triton backend: launches of ``loss_kernels``, their registration as operators, their place in autograd.
 
-Imported at the first use of the backend, as Triton is. In eager mode the kernels are launched directly, because the
-dispatcher costs more than the kernel; under ``torch.compile`` they are the operators ``mlc_kernels::prompt_*``.
+Imported at the first use of the backend, as Triton is. In eager mode the kernels are launched directly, to spare the
+cost of the dispatcher; under ``torch.compile`` they are the operators ``mlc_kernels::prompt_*``.
 The reductions are part of the autograd function: the backward pass is then one launch, without a node for each
 of them.
 """
