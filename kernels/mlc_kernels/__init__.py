@@ -1,6 +1,7 @@
 """The multi-lingual consistency (MLC) loss of arXiv 2602.16660 as an operator. Needs torch only."""
 
 from mlc_kernels.functional import loss_floor, mlc_loss, singular_values
+from mlc_kernels.hidden import mlc_loss_from_hidden
 from mlc_kernels.module import MLCLoss
 
-__all__ = ["MLCLoss", "loss_floor", "mlc_loss", "singular_values"]
+__all__ = ["MLCLoss", "loss_floor", "mlc_loss", "mlc_loss_from_hidden", "singular_values"]

@@ -13,16 +13,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mlc_kernels import closed_form, reference
+from mlc_kernels import backends, closed_form, reference
 
 Scale = Literal["top", "none"]
 Reduction = Literal["mean", "sum", "none"]
-Backend = Literal["auto", "closed_form", "reference"]
+Backend = Literal["auto", "triton", "closed_form", "reference"]
 
 _SCALES = ("top", "none")
 _REDUCTIONS = ("mean", "sum", "none")
-_BACKENDS = ("auto", "closed_form", "reference")
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_BACKENDS = ("auto", "triton", "closed_form", "reference")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def mlc_loss(
@@ -50,20 +50,26 @@ def mlc_loss(
             not (the paper's equation). No gradient flows through that division.
         reduction: ``mean`` over the prompts with two or more rows, ``sum``, or ``none``: (B,). A prompt
             with fewer rows contributes 0. The mean over no prompt is 0.
-        backend: ``closed_form`` (float64 Gram matrix and written-out gradient), ``reference`` (SVD and
-            autograd: the definition), or ``auto`` for the fastest that runs here. Only ``reference`` can
-            be differentiated twice.
+        backend: ``triton`` (the fused kernel: CUDA or ROCm, up to 64 languages), ``closed_form`` (the same
+            mathematics in PyTorch: float64 Gram matrix, written-out gradient), ``reference`` (SVD and
+            autograd: the definition), or ``auto``: ``triton`` on a GPU where it runs, else
+            ``closed_form``, with the reason logged once. Only ``reference`` can be differentiated twice.
 
     Returns:
         () or (B,), float32; float64 for float64 input.
 
     Raises:
-        TypeError: ``representations`` or ``mask`` is not a tensor, or has the wrong dtype.
+        TypeError: ``representations`` or ``mask`` is not a tensor, is a DTensor, or has the wrong dtype.
         ValueError: Any other argument is out of place. Either message starts with the argument's name.
     """
     check_options(temperature, scale, reduction, backend)
     _check_tensors(representations, mask)
-    compute = reference.prompt_losses if backend == "reference" else closed_form.prompt_losses
+    chosen = backends.choose(backend, representations.device, representations.shape[1])
+    if chosen == "triton":
+        from mlc_kernels import fused  # Triton is loaded when it is first needed
+
+        return fused.loss(representations, mask, None, float(temperature), scale == "top", reduction)
+    compute = reference.prompt_losses if chosen == "reference" else closed_form.prompt_losses
     device = representations.device
     rows, present = _where_float64_exists(representations, mask)
     with _full_precision(rows.device.type):
@@ -91,14 +97,19 @@ def singular_values(
 
     Returns:
         (B, L) float32 (float64 for float64 input), descending; zeros at the end, exact ones, for missing
-        rows and where L exceeds D. ``closed_form`` cannot tell a value below 1e-8 from 0.
+        rows and where L exceeds D. Only ``reference`` can tell a value below 1e-8 from 0.
 
     Raises:
         TypeError, ValueError: As in :func:`mlc_loss`.
     """
     check_options(backend=backend)
     _check_tensors(representations, mask)
-    compute = reference.values if backend == "reference" else closed_form.values
+    chosen = backends.choose(backend, representations.device, representations.shape[1])
+    if chosen == "triton":
+        from mlc_kernels import fused
+
+        return fused.values(representations.detach(), mask)
+    compute = reference.values if chosen == "reference" else closed_form.values
     rows, present = _where_float64_exists(representations, mask)
     with torch.no_grad(), _full_precision(rows.device.type):
         return compute(rows, present).to(representations.device)
@@ -150,8 +161,8 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def _check_tensors(representations: Tensor, mask: Tensor | None) -> None:
-    _check_is_tensor("representations", representations)
-    if representations.dtype not in _DTYPES:
+    check_is_tensor("representations", representations)
+    if representations.dtype not in DTYPES:
         raise TypeError(f"representations must be a floating-point tensor, got {representations.dtype}")
     shape = tuple(representations.shape)
     if len(shape) != 3:
@@ -159,7 +170,7 @@ def _check_tensors(representations: Tensor, mask: Tensor | None) -> None:
     if shape[2] == 0:
         raise ValueError(f"representations must have at least one feature, got shape {shape}")
     if mask is not None:
-        _check_is_tensor("mask", mask)
+        check_is_tensor("mask", mask)
         if mask.dtype != torch.bool:
             raise TypeError(f"mask must be bool, got {mask.dtype}")
         if tuple(mask.shape) != shape[:2]:
@@ -168,9 +179,12 @@ def _check_tensors(representations: Tensor, mask: Tensor | None) -> None:
             raise ValueError(f"mask is on {mask.device}, representations on {representations.device}")
 
 
-def _check_is_tensor(name: str, value: object) -> None:
+def check_is_tensor(name: str, value: object) -> None:
+    """Raise TypeError, with the argument's name, for anything but a tensor of this process alone."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if hasattr(value, "to_local"):
+        raise TypeError(f"{name} must not be a DTensor: pass its .to_local() or .full_tensor()")
 
 
 def _full_precision(device_type: str) -> AbstractContextManager[Any]:

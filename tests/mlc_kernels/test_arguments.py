@@ -34,7 +34,6 @@ SHARED = ("representations", "mask", "backend")  # with singular_values
         ({"scale": "bottom"}, ValueError, "scale must be"),
         ({"reduction": "max"}, ValueError, "reduction must be"),
         ({"backend": "cuda"}, ValueError, "backend must be"),
-        ({"backend": "triton"}, ValueError, "backend must be"),  # until there is one
     ],
 )
 def test_bad_arguments(change: dict[str, object], error: type[Exception], message: str) -> None:

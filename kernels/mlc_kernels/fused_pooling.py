@@ -1,0 +1,214 @@
+"""Launches of ``pooling_kernels``, their registration as operators and their place in autograd, as in ``fused``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton  # type: ignore[import-untyped]
+from torch import Tensor
+
+from mlc_kernels import pooling_kernels
+from mlc_kernels.fused import on_device_of, tile_of
+
+# Tokens and features in a step, warps. A warp reads 512 contiguous bytes of 16-bit states.
+TOKENS, FEATURES, WARPS = 16, 256, 4
+
+
+def table(
+    hidden: Tensor,
+    attention_mask: Tensor | None,
+    offsets: Tensor | None,
+    group: Tensor,
+    language: Tensor,
+    prompts: int,
+    languages: int,
+    of_tokens: bool,
+) -> Tensor:
+    """As :func:`mlc_kernels.pooling.table`, in one launch."""
+    find = find_rows if torch.compiler.is_compiling() else _find
+    tokens = hidden.shape[0] if offsets is not None else hidden.shape[1]
+    return find(
+        group.contiguous(), language.contiguous(), attention_mask, offsets, tokens, prompts, languages, of_tokens
+    )
+
+
+def pool(hidden: Tensor, attention_mask: Tensor | None, offsets: Tensor | None, mean: bool) -> Tensor:
+    """As :func:`mlc_kernels.pooling.pool`, in one launch forward and one backward."""
+    if hidden.stride(-1) != 1:
+        hidden = hidden.contiguous()
+    if torch.is_grad_enabled() and hidden.requires_grad:
+        pooled: Tensor = _Pool.apply(hidden, attention_mask, offsets, mean)  # type: ignore[no-untyped-call]
+        return pooled
+    return (pool_rows if torch.compiler.is_compiling() else _pool)(hidden, attention_mask, offsets, mean)[0]
+
+
+class _Pool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, attention_mask: Tensor | None, offsets: Tensor | None, mean: bool) -> Tensor:
+        forward = pool_rows if torch.compiler.is_compiling() else _pool
+        pooled, count = forward(hidden, attention_mask, offsets, mean)
+        ctx.save_for_backward(attention_mask, offsets, count)
+        ctx.shape, ctx.dtype, ctx.mean = hidden.shape, hidden.dtype, mean
+        return pooled
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("mlc_loss: double backward is not implemented; use backend='reference'")
+        attention_mask, offsets, count = ctx.saved_tensors
+        backward = spread_rows if torch.compiler.is_compiling() else _spread
+        found = backward(grad.contiguous(), attention_mask, offsets, count, list(ctx.shape), ctx.dtype, ctx.mean)
+        return found, None, None, None
+
+
+def ids_in_a_step(tile: int) -> int:
+    """Ids, or mask entries, of one step: with a tile of each, what fits into registers."""
+    return 2048 // tile
+
+
+def _mask_strides(attention_mask: Tensor | None) -> tuple[int, int]:
+    return (0, 0) if attention_mask is None else (attention_mask.stride(0), attention_mask.stride(1))
+
+
+def _new_table(
+    group: Tensor,
+    language: Tensor,
+    attention_mask: Tensor | None,
+    offsets: Tensor | None,
+    tokens: int,
+    prompts: int,
+    languages: int,
+    of_tokens: bool,
+) -> Tensor:
+    return group.new_empty((prompts, languages))
+
+
+def _find(
+    group: Tensor,
+    language: Tensor,
+    attention_mask: Tensor | None,
+    offsets: Tensor | None,
+    tokens: int,
+    prompts: int,
+    languages: int,
+    of_tokens: bool,
+) -> Tensor:
+    found = group.new_empty((prompts, languages))
+    if found.numel():
+        tile = tile_of(languages)
+        with on_device_of(group):
+            pooling_kernels.find_rows[(prompts,)](
+                group,
+                language,
+                group if attention_mask is None else attention_mask,
+                group if offsets is None else offsets,
+                found,
+                len(group),
+                tokens,
+                languages,
+                *_mask_strides(attention_mask),
+                OF_TOKENS=of_tokens,
+                HAS_MASK=attention_mask is not None,
+                PACKED=offsets is not None,
+                TILE=tile,
+                BLOCK=ids_in_a_step(tile),
+                num_warps=4,
+            )
+    return found
+
+
+def _new_pooled(
+    hidden: Tensor, attention_mask: Tensor | None, offsets: Tensor | None, mean: bool
+) -> tuple[Tensor, Tensor]:
+    rows = len(hidden) if offsets is None else len(offsets) - 1
+    wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    pooled = hidden.new_empty((rows, hidden.shape[-1]), dtype=wide if mean else hidden.dtype)
+    return pooled, hidden.new_empty((rows,), dtype=torch.float64 if mean else torch.int64)
+
+
+def _pool(hidden: Tensor, attention_mask: Tensor | None, offsets: Tensor | None, mean: bool) -> tuple[Tensor, Tensor]:
+    """(N, H) rows; (N,) how many tokens each is the mean of, or which token it is."""
+    pooled, count = _new_pooled(hidden, attention_mask, offsets, mean)
+    if pooled.numel() == 0:
+        return pooled, count
+    padded = offsets is None
+    row_stride, token_stride = hidden.stride(0), hidden.stride(1) if padded else hidden.stride(0)
+    features = hidden.shape[-1]
+    with on_device_of(hidden):
+        pooling_kernels.pool_rows[(len(pooled), triton.cdiv(features, FEATURES))](
+            hidden,
+            hidden if attention_mask is None else attention_mask,
+            hidden if offsets is None else offsets,
+            pooled,
+            count,
+            hidden.shape[1] if padded else hidden.shape[0],
+            features,
+            row_stride,
+            token_stride,
+            *_mask_strides(attention_mask),
+            MEAN=mean,
+            HAS_MASK=attention_mask is not None,
+            PACKED=not padded,
+            ALIGNED=(row_stride | token_stride | features) % 16 == 0,
+            TOKENS=TOKENS,
+            BLOCK=FEATURES,
+            num_warps=WARPS,
+        )
+    return pooled, count
+
+
+def _new_spread(
+    grad: Tensor,
+    attention_mask: Tensor | None,
+    offsets: Tensor | None,
+    count: Tensor,
+    shape: list[int],
+    dtype: torch.dtype,
+    mean: bool,
+) -> Tensor:
+    return grad.new_empty(shape, dtype=dtype)
+
+
+def _spread(
+    grad: Tensor,
+    attention_mask: Tensor | None,
+    offsets: Tensor | None,
+    count: Tensor,
+    shape: list[int],
+    dtype: torch.dtype,
+    mean: bool,
+) -> Tensor:
+    """Gradient of the tokens, of ``shape``, given (N, H) that of the rows."""
+    if grad.numel() == 0:
+        return grad.new_zeros(shape, dtype=dtype)
+    found = grad.new_empty(shape, dtype=dtype)
+    features = shape[-1]
+    with on_device_of(grad):
+        pooling_kernels.spread_rows[(len(grad), triton.cdiv(features, FEATURES))](
+            grad,
+            grad if attention_mask is None else attention_mask,
+            grad if offsets is None else offsets,
+            count,
+            found,
+            len(grad),
+            shape[-2],
+            features,
+            *_mask_strides(attention_mask),
+            MEAN=mean,
+            HAS_MASK=attention_mask is not None,
+            PACKED=offsets is not None,
+            ALIGNED=features % 16 == 0,
+            TOKENS=TOKENS,
+            BLOCK=FEATURES,
+            num_warps=WARPS,
+        )
+    return found
+
+
+find_rows = torch.library.custom_op("mlc_kernels::find_rows", _find, mutates_args=())
+pool_rows = torch.library.custom_op("mlc_kernels::pool_rows", _pool, mutates_args=())
+spread_rows = torch.library.custom_op("mlc_kernels::spread_rows", _spread, mutates_args=())
+find_rows.register_fake(_new_table)
+pool_rows.register_fake(_new_pooled)
+spread_rows.register_fake(_new_spread)

@@ -1,0 +1,282 @@
+# mypy: ignore-errors
+# (A kernel is written in Triton's language, which only looks like Python.)
+"""Triton kernels of the MLC loss and of singular values: one launch forward, one backward.
+
+Nothing here runs at import. The mathematics is that of ``closed_form``; docs/kernel.md tells why each step is
+done the way it is. Everything that is computed, and not only loaded or stored, is float64.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# Sweeps end after one that met no cosine between two columns above 1e-7, of which it left about the square. (This is
+# the square of twice the cosine.) Random spectra take 6 sweeps at L = 10 and 10 at L = 64; the limit only ends a
+# loop that something unforeseen keeps alive.
+_TURNED = tl.constexpr(4e-14)
+_MAX_SWEEPS = tl.constexpr(30)
+_EPSILON = tl.constexpr(2.220446049250313e-16)  # of float64
+
+
+@triton.jit
+def _load_rows(pointers, present, first, features, BLOCK: tl.constexpr):
+    """(TILE, BLOCK) float64 features ``first`` and on, of rows that begin at ``pointers``; 0 where there is none."""
+    feature = first + tl.arange(0, BLOCK)
+    inside = present[:, None] & (feature < features)[None, :]
+    return tl.load(pointers[:, None] + feature[None, :], mask=inside, other=0.0).to(tl.float64)
+
+
+@triton.jit
+def _products(left, right, total, DOT: tl.constexpr):
+    """``total + left @ right.T`` for (TILE, K) float64."""
+    if DOT:
+        return tl.dot(left, tl.trans(right), total, out_dtype=tl.float64)
+    else:  # noqa: RET505, without it Triton compiles both ways
+        # Column by column: no intermediate is larger than the result.
+        position = tl.arange(0, left.shape[1])
+        for column in range(left.shape[1]):
+            here = (position == column)[None, :]
+            one = tl.sum(tl.where(here, left, 0.0), axis=1)
+            other = tl.sum(tl.where(here, right, 0.0), axis=1)
+            total += one[:, None] * other[None, :]
+        return total
+
+
+@triton.jit
+def _orthogonal_columns(matrix, languages, TILE: tl.constexpr):
+    """``matrix @ V`` with orthogonal columns, V orthogonal: one-sided cyclic Jacobi.
+
+    Of a positive semi-definite G, the columns come out as eigenvalue times eigenvector. In a turn every column
+    has one partner (a round-robin tournament of ``languages`` players, one more if that is odd), both see the
+    same two sums, and each turns itself: one gather, two sums, no communication else.
+    """
+    column = tl.arange(0, TILE)
+    players = languages + languages % 2
+    # Changes nothing, but the compiler: it keeps the registers in the order that a gather likes, from here on,
+    # where it would change from and to that of the product before the loop in every turn.
+    matrix = tl.gather(matrix, tl.broadcast_to(column[None, :], [TILE, TILE]), 1)
+    turning = 1
+    sweep = 0
+    while (turning > 0) & (sweep < _MAX_SWEEPS):
+        square = tl.sum(matrix * matrix, axis=0)
+        # Columns that are rounding of 0 would turn among themselves for ever.
+        bound = languages * _EPSILON
+        negligible = tl.max(square, axis=0) * bound * bound
+        turned = tl.zeros([TILE], tl.int32)
+        for turn in range(players - 1):
+            partner = turn - column
+            partner = tl.where(partner < 0, partner + players - 1, partner)
+            partner = tl.where(partner == column, players - 1, partner)
+            partner = tl.where(column == players - 1, (turn * (players // 2)) % (players - 1), partner)
+            partner = tl.where(column < players, partner, column)
+            other = tl.gather(matrix, tl.broadcast_to(partner[None, :], [TILE, TILE]), 1)
+            # Twice the inner product, and |other|^2 - |own|^2: that without the cancellation, and exactly opposite
+            # for the two partners. Summed as one tensor, which costs one exchange between the warps and not two.
+            sums = tl.sum(tl.join(2.0 * matrix * other, (other - matrix) * (other + matrix)), axis=0)
+            twice, difference = tl.split(sums)
+            both = (partner != column) & (tl.minimum(square, square + difference) > negligible)
+            over = twice * twice > square * (square + difference) * (_TURNED)
+            turned = turned | (both & over).to(tl.int32)
+            # The smaller angle that makes the pair orthogonal, by its double: no division, no tangent.
+            long = difference * difference + twice * twice
+            inverse = tl.rsqrt(tl.where(long == 0.0, 1.0, long))
+            cosine_squared = 0.5 + 0.5 * tl.abs(difference) * inverse
+            root = tl.rsqrt(cosine_squared)
+            idle = (partner == column) | (long == 0.0)
+            cosine = tl.where(idle, 1.0, cosine_squared * root)
+            first = (difference > 0.0) | ((difference == 0.0) & (column < partner))
+            sine = 0.5 * twice * inverse * root
+            sine = tl.where(idle, 0.0, tl.where(first, sine, -sine))
+            matrix = cosine[None, :] * matrix - sine[None, :] * other
+            square += sine * (sine * difference - cosine * twice)
+        turning = tl.max(turned, axis=0)
+        sweep += 1
+    return matrix
+
+
+@triton.jit(
+    do_not_specialize=[
+        "temperature_bits",
+        "prompts",
+        "languages",
+        "features",
+        "prompt_stride",
+        "row_stride",
+        "mask_prompt_stride",
+        "mask_row_stride",
+    ]
+)
+def prompt_forward(
+    rows_ptr,  # (B, L, D) by strides, or (rows, D) with a table
+    mask_ptr,  # (B, L) bool by strides; where there is no mask, any pointer
+    table_ptr,  # (B, L) int64 row of each translation, -1 where missing; or any pointer
+    out_ptr,  # OUTPUT "values": (B, L). Else (2, B): losses, and 1.0 where the prompt counts
+    saved_ptr,  # OUTPUT "gradient": (B, L + 1, L) float64: bracket, inverse lengths. Else any pointer
+    temperature_bits: tl.int64,  # a float argument would arrive as float32
+    prompts,
+    languages,
+    features,
+    prompt_stride,
+    row_stride,
+    mask_prompt_stride,
+    mask_row_stride,
+    OUTPUT: tl.constexpr,  # "values", "loss" or "gradient" (loss and what the backward pass needs)
+    HAS_MASK: tl.constexpr,
+    HAS_TABLE: tl.constexpr,
+    DIVIDE_BY_TOP: tl.constexpr,
+    RESCALE: tl.constexpr,  # float64 rows: their squares may over- or underflow
+    ALIGNED: tl.constexpr,  # strides and features are multiples of 16: wide loads
+    DOT: tl.constexpr,
+    TILE: tl.constexpr,  # L, padded
+    BLOCK: tl.constexpr,  # features in one step
+):
+    """One program, one prompt: rows -> Gram matrix -> spectrum -> loss -> matrix of the gradient."""
+    if ALIGNED:
+        features = features // 16 * 16
+        prompt_stride = prompt_stride // 16 * 16
+        row_stride = row_stride // 16 * 16
+    prompt = tl.program_id(0).to(tl.int64)
+    row = tl.arange(0, TILE)
+    inside = row < languages
+    present = inside
+    if HAS_TABLE:
+        index = tl.load(table_ptr + prompt * languages + row, mask=inside, other=-1)
+        present = index >= 0
+        pointers = rows_ptr + tl.where(present, index, 0) * row_stride
+    else:
+        pointers = rows_ptr + prompt * prompt_stride + row.to(tl.int64) * row_stride
+    if HAS_MASK:
+        mask = tl.load(mask_ptr + prompt * mask_prompt_stride + row * mask_row_stride, mask=inside, other=0)
+        present = present & (mask != 0)
+
+    shrink = tl.full([TILE], 1.0, tl.float64)
+    if RESCALE:
+        largest = tl.full([TILE], 1e-300, tl.float64)
+        for first in range(0, features, BLOCK):
+            block = _load_rows(pointers, present, first, features, BLOCK)
+            largest = tl.maximum(largest, tl.max(tl.abs(block), axis=1))
+        shrink = 1.0 / largest
+
+    # The next block is loaded while this one is multiplied, and it is carried as float64: the compiler (3.7)
+    # has no float64 product whose operand it can trace back to a narrower load.
+    products = tl.zeros([TILE, TILE], tl.float64)
+    block = _load_rows(pointers, present, 0, features, BLOCK)
+    if RESCALE:
+        block = block * shrink[:, None]
+    for first in range(BLOCK, features + BLOCK, BLOCK):
+        products = _products(block, block, products, DOT)
+        block = _load_rows(pointers, present, first, features, BLOCK)
+        if RESCALE:
+            block = block * shrink[:, None]
+
+    square = tl.sum(tl.where(row[:, None] == row[None, :], products, 0.0), axis=1)
+    # A row with an infinity has no direction. Its inverse length 0 would pass for a missing row.
+    square = tl.where(square == float("inf"), float("nan"), square)
+    present = square != 0.0  # also true for NaN, which must reach the loss and not vanish
+    inverse = tl.where(present, tl.rsqrt(tl.where(present, square, 1.0)), 0.0)
+    gram = products * inverse[:, None] * inverse[None, :]
+    count = tl.sum(present.to(tl.int32), axis=0)
+    counted = count >= 2
+    # NaN would spread to every column, and a comparison with it end the sweeps: it goes in at the end.
+    finite = tl.sum(tl.sum((gram - gram != 0.0).to(tl.int32), axis=1), axis=0) == 0
+
+    columns = _orthogonal_columns(tl.where(finite, gram, 0.0), languages, TILE)
+    eigenvalue = tl.sqrt(tl.sum(columns * columns, axis=0))
+    value = tl.sqrt(eigenvalue)
+    # Position in descending order, missing rows behind all others.
+    key = tl.where(present, value, -1.0)
+    ahead = (key[:, None] > key[None, :]) | ((key[:, None] == key[None, :]) & (row[:, None] < row[None, :]))
+    rank = tl.sum(ahead.to(tl.int32), axis=0)
+    taken = rank < tl.minimum(count, features)
+    broken = float("nan")
+
+    if OUTPUT == "values":
+        value = tl.where(taken, tl.where(finite, value, broken), 0.0)
+        tl.store(out_ptr + prompt * languages + rank, value.to(out_ptr.dtype.element_ty), mask=inside)
+    else:
+        temperature = temperature_bits.to(tl.float64, bitcast=True)
+        top = tl.where(counted & finite, tl.max(value, axis=0), 1.0)
+        steepness = 1.0 / (temperature * top if DIVIDE_BY_TOP else temperature)
+        weight = tl.where(taken, tl.exp((value - top) * steepness), 0.0)
+        total = tl.where(counted & finite, tl.sum(weight, axis=0), 1.0)
+        loss = tl.where(counted, tl.where(finite, tl.log(total), broken), 0.0)
+        tl.store(out_ptr + prompt, loss.to(out_ptr.dtype.element_ty))
+        tl.store(out_ptr + prompts + prompt, counted.to(out_ptr.dtype.element_ty))
+        if OUTPUT == "gradient":
+            slope = (weight * (1.0 / total) - (rank == 0).to(tl.float64)) * steepness
+            # Below this a singular value is rounding of 0, which has no gradient: take the zero subgradient.
+            usable = taken & (value > tl.sqrt(languages * _EPSILON) * top)
+            # Divided by the squared length of the column too, which makes it a unit vector.
+            slope = tl.where(usable, slope / tl.where(usable, value * eigenvalue * eigenvalue, 1.0), 0.0)
+            along = tl.sum((slope * eigenvalue)[None, :] * columns * columns, axis=1)
+            outer = tl.zeros([TILE, TILE], tl.float64)
+            outer = _products(columns * slope[None, :], columns, outer, DOT)
+            bracket = tl.where(row[:, None] == row[None, :], outer - along[:, None], outer)
+            bracket = tl.where(finite, bracket, broken)
+            saved = saved_ptr + prompt * (languages + 1) * languages
+            both = inside[:, None] & inside[None, :]
+            tl.store(saved + row[:, None] * languages + row[None, :], bracket, mask=both)
+            # A prompt that does not count has no gradient, whatever stands in it: its rows go as missing.
+            inverse = tl.where(counted, inverse * shrink, 0.0)
+            tl.store(saved + languages * languages + row, inverse, mask=inside)
+
+
+@triton.jit(do_not_specialize=["languages", "features", "prompt_stride", "row_stride", "grad_stride"])
+def prompt_backward(
+    rows_ptr,  # as in prompt_forward
+    table_ptr,  # as in prompt_forward
+    saved_ptr,  # (B, L + 1, L) float64
+    grad_ptr,  # (B,) by stride: gradient of each prompt's loss
+    count_ptr,  # () number of prompts that it is the mean over, at least 1; or any pointer
+    out_ptr,  # (B, L, D), every element of which is written; with a table (rows, D), only rows of the table
+    languages,
+    features,
+    prompt_stride,
+    row_stride,
+    grad_stride,
+    MEAN: tl.constexpr,
+    HAS_TABLE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program, one prompt and BLOCK features: bracket times rows, times the incoming gradient."""
+    if ALIGNED:
+        features = features // 16 * 16
+        prompt_stride = prompt_stride // 16 * 16
+        row_stride = row_stride // 16 * 16
+    prompt = tl.program_id(0).to(tl.int64)
+    row = tl.arange(0, TILE)
+    inside = row < languages
+    feature = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    within = feature < features
+    saved = saved_ptr + prompt * (languages + 1) * languages
+    total = tl.zeros([TILE, BLOCK], tl.float64)
+    for other in range(languages):
+        inverse = tl.load(saved + languages * languages + other)
+        if HAS_TABLE:
+            begin = tl.load(table_ptr + prompt * languages + other) * row_stride
+        else:
+            begin = prompt * prompt_stride + row_stride.to(tl.int64) * other
+        # Not loaded where missing: NaN may stand there.
+        loaded = feature < tl.where(inverse != 0.0, features, 0)
+        line = tl.load(rows_ptr + begin + feature, mask=loaded, other=0.0).to(tl.float64)
+        # The bracket is symmetric: its row is its column.
+        column = tl.load(saved + other * languages + row, mask=inside, other=0.0)
+        total += (column * inverse)[:, None] * line[None, :]
+    grad = tl.load(grad_ptr + prompt * grad_stride).to(tl.float64)
+    if MEAN:
+        grad = grad / tl.load(count_ptr).to(tl.float64)
+    inverse = tl.load(saved + languages * languages + row, mask=inside, other=0.0)
+    total = tl.where((inverse != 0.0)[:, None], total * (grad * inverse)[:, None], 0.0)
+    if HAS_TABLE:
+        index = tl.load(table_ptr + prompt * languages + row, mask=inside, other=-1)
+        begin = index * features
+        inside = index >= 0
+    else:
+        begin = (prompt * languages + row) * features
+    where = out_ptr + begin[:, None] + feature[None, :]
+    if out_ptr.dtype.element_ty != tl.float64:
+        total = total.to(tl.float32)  # the way to the 16-bit types
+    tl.store(where, total.to(out_ptr.dtype.element_ty), mask=inside[:, None] & within[None, :])

@@ -1,0 +1,210 @@
+"""Every kernel compiled for GPUs that are not here: no spills, bounded registers, shared memory and time.
+
+Run with ``-s`` to see the table of figures.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+triton = pytest.importorskip("triton")
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from mlc_kernels import fused, fused_pooling, loss_kernels, pooling_kernels  # noqa: E402
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter takes the place of the compiler"
+)
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+# Bytes that every one of these devices gives to a program without being asked (sm_80: 48 KiB, gfx942: 64 KiB).
+SHARED = 48 * 1024
+# Registers of a multiprocessor: a program needs (registers per thread) x (threads).
+REGISTER_FILE = 65536
+# A first call compiles one forward and one backward kernel, in under 5 s (L <= 16) or 15 s. Each takes below a
+# second or two; the bounds are for the pair, so that a loaded machine does not fail the test.
+SECONDS = {16: 5.0, 32: 15.0, 64: 15.0}
+POINTERS = {
+    "mask_ptr": "*i1",
+    "table_ptr": "*i64",
+    "saved_ptr": "*fp64",
+    "group_ptr": "*i64",
+    "language_ptr": "*i64",
+    "offsets_ptr": "*i64",
+}
+
+
+class Figures(NamedTuple):
+    registers: int
+    spilled: int  # bytes stored and loaded (CUDA) or registers (ROCm)
+    shared: int
+    seconds: float
+
+
+def compiled(
+    target: str, kernel: Any, constants: dict[str, Any], warps: int, pointers: dict[str, str], folder: Path
+) -> Figures:
+    signature, aligned = {}, {}
+    for position, parameter in enumerate(kernel.params):
+        name = parameter.name
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name.endswith("_ptr"):
+            signature[name] = (POINTERS | pointers)[name]
+            aligned[(position,)] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = "i64" if name == "temperature_bits" else "i32"
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+    start = time.perf_counter()
+    options = {"num_warps": warps}
+    if kernel in (loss_kernels.prompt_forward, loss_kernels.prompt_backward) and target != "gfx942":
+        options |= fused.COMPILER
+    binary = triton.compile(source, target=TARGETS[target], options=options)
+    seconds = time.perf_counter() - start
+    if target == "gfx942":
+        text = binary.asm["amdgcn"]
+        registers, spilled, scalars = (
+            int(re.search(rf"\.{name}:\s+(\d+)", text)[1])  # type: ignore[index]
+            for name in ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count")
+        )
+        return Figures(registers, spilled + scalars, binary.metadata.shared, seconds)
+    # Twenty-odd bits, unlike rsqrt.approx.f64, which ptxas completes to float64.
+    assert "rsqrt.approx.ftz.f64" not in binary.asm["ptx"]
+    (folder / "kernel.ptx").write_text(binary.asm["ptx"])
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
+    architecture = re.search(r"^\.target (\w+)", binary.asm["ptx"], re.MULTILINE)[1]  # type: ignore[index]
+    command = [tool, "-v", f"--gpu-name={architecture}", folder / "kernel.ptx", "-o", folder / "kernel.cubin"]
+    report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    registers = int(re.search(r"Used (\d+) registers", report)[1])  # type: ignore[index]
+    spilled = [int(count) for count in re.findall(r"(\d+) bytes spill (?:stores|loads)", report)]
+    assert len(spilled) >= 2
+    return Figures(registers, sum(spilled), binary.metadata.shared, seconds)
+
+
+@pytest.fixture(autouse=True)
+def _no_cache(tmp_path: Path) -> Iterator[None]:
+    """What was compiled before tells nothing of the time."""
+    with triton.knobs.cache.scope():
+        triton.knobs.cache.dir = str(tmp_path / "cache")
+        yield
+
+
+def assert_fits(title: str, figures: Figures, warps: int, target: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with capsys.disabled():
+        if os.environ.get("MLC_SHOW_FIGURES") == "1":
+            cells = [target, title, warps, figures.registers, figures.spilled, figures.shared, f"{figures.seconds:.1f}"]
+            print("\n|", " | ".join(map(str, cells)), "|", end="")
+    assert figures.spilled == 0
+    assert figures.shared <= SHARED
+    lanes = TARGETS[target].warp_size
+    # gfx942 has 512 registers for each of 4 x 64 lanes, and so up to 512 with up to 4 warps.
+    file = REGISTER_FILE if target != "gfx942" else 2 * REGISTER_FILE
+    assert figures.registers * lanes * warps <= file
+
+
+def forward_constants(target: str, tile: int, **changes: Any) -> dict[str, Any]:
+    constants = {
+        "OUTPUT": "gradient",
+        "HAS_MASK": True,
+        "HAS_TABLE": False,
+        "DIVIDE_BY_TOP": True,
+        "RESCALE": False,
+        "ALIGNED": True,
+        "DOT": target != "gfx942",
+        "TILE": tile,
+        "BLOCK": fused.FORWARD[tile][1],
+    }
+    return constants | changes
+
+
+FORWARD_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bf16": ("*bf16", {}),
+    "fp32, table": ("*fp32", {"HAS_TABLE": True, "HAS_MASK": False, "DIVIDE_BY_TOP": False}),
+    "fp64": ("*fp64", {"RESCALE": True}),
+    "bf16, any stride": ("*bf16", {"ALIGNED": False}),
+    "bf16, values": ("*bf16", {"OUTPUT": "values"}),
+    "fp16, no gradient": ("*fp16", {"OUTPUT": "loss"}),
+}
+
+
+@pytest.mark.parametrize("variant", FORWARD_VARIANTS)
+@pytest.mark.parametrize("tile", [16, 32, 64])
+@pytest.mark.parametrize("target", TARGETS)
+def test_forward(target: str, tile: int, variant: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows, changes = FORWARD_VARIANTS[variant]
+    warps = fused.FORWARD[tile][0]
+    pointers = {"rows_ptr": rows, "out_ptr": "*fp64" if rows == "*fp64" else "*fp32"}
+    constants = forward_constants(target, tile, **changes)
+    figures = compiled(target, loss_kernels.prompt_forward, constants, warps, pointers, tmp_path)
+    assert_fits(f"forward, L <= {tile}, {variant}", figures, warps, target, capsys)
+    assert figures.seconds < SECONDS[tile]
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32", "fp64"])
+@pytest.mark.parametrize("tile", [16, 32, 64])
+@pytest.mark.parametrize("target", TARGETS)
+def test_backward(target: str, tile: int, dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    warps, block = fused.BACKWARD[tile]
+    pointers = {"rows_ptr": f"*{dtype}", "out_ptr": f"*{dtype}", "grad_ptr": "*fp32", "count_ptr": "*fp32"}
+    constants = {"MEAN": True, "HAS_TABLE": dtype == "fp32", "ALIGNED": True, "TILE": tile, "BLOCK": block}
+    figures = compiled(target, loss_kernels.prompt_backward, constants, warps, pointers, tmp_path)
+    assert_fits(f"backward, L <= {tile}, {dtype}", figures, warps, target, capsys)
+    assert figures.seconds < SECONDS[tile]
+
+
+@pytest.mark.parametrize("mean", [True, False])
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("target", TARGETS)
+def test_pooling(target: str, packed: bool, mean: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = {"HAS_MASK": not packed, "PACKED": packed}
+    find = common | {"OF_TOKENS": not mean, "TILE": 64, "BLOCK": fused_pooling.ids_in_a_step(64)}
+    move = common | {"MEAN": mean, "ALIGNED": True, "TOKENS": fused_pooling.TOKENS, "BLOCK": fused_pooling.FEATURES}
+    pointers = {
+        "hidden_ptr": "*bf16",
+        "count_ptr": "*fp64" if mean else "*i64",
+        "grad_ptr": "*fp32" if mean else "*bf16",
+    }
+    kind = f"{'packed' if packed else 'padded'}, {'mean' if mean else 'last'}"
+    for kernel, constants, warps, out in (
+        (pooling_kernels.find_rows, find, 4, ""),
+        (pooling_kernels.pool_rows, move, fused_pooling.WARPS, "*fp32" if mean else "*bf16"),
+        (pooling_kernels.spread_rows, move, fused_pooling.WARPS, "*bf16"),
+    ):
+        figures = compiled(target, kernel, constants, warps, pointers | {"out_ptr": out}, tmp_path)
+        assert_fits(f"{kernel.__name__}, {kind}", figures, warps, target, capsys)
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        loss_kernels.prompt_forward,
+        loss_kernels.prompt_backward,
+        pooling_kernels.find_rows,
+        pooling_kernels.pool_rows,
+        pooling_kernels.spread_rows,
+    ],
+)
+def test_no_number_makes_a_variant(kernel: Any) -> None:
+    """Triton compiles anew for a number that is 1, or a multiple of 16, unless told otherwise."""
+    numbers = [p for p in kernel.params if not p.is_constexpr and not p.name.endswith("_ptr")]
+    assert numbers
+    assert [p.name for p in numbers if not p.do_not_specialize] == []
+
+
+def test_launch_table_covers_every_number_of_languages() -> None:
+    assert {fused.tile_of(languages) for languages in range(1, 65)} == set(fused.FORWARD) == set(fused.BACKWARD)
+    assert all(languages <= fused.tile_of(languages) for languages in range(1, 65))

@@ -1,0 +1,42 @@
+"""Where these tests run: on a GPU if there is one, else in Triton's interpreter.
+
+The interpreter has to be chosen before Triton is imported, hence in a process of its own: test_interpreter.py, one
+folder up, starts it. Without it and without a GPU nothing here is collected.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+HERE = importlib.util.find_spec("triton") is not None and (INTERPRETED or torch.cuda.is_available())
+collect_ignore_glob = [] if HERE else ["test_*.py"]
+
+
+@pytest.fixture
+def device() -> str:
+    return "cpu" if INTERPRETED else "cuda"
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a kernel leaves unwritten shows: uninitialised memory is NaN, or a number that is out of range."""
+    original = Tensor.new_empty
+
+    def new_empty(self: Tensor, *size: Any, **options: Any) -> Tensor:
+        made = original(self, *size, **options)
+        return made.fill_(float("nan") if made.is_floating_point() else -(2**20))
+
+    monkeypatch.setattr(Tensor, "new_empty", new_empty)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if INTERPRETED and item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="about the device, not about numbers"))
