@@ -9,7 +9,9 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "lightning_mlc/__init__.py").read_text())
 assert VERSION is not None
 
-TEST = ["pytest>=8", "gguf>=0.10", "peft>=0.17", "kernels", "tensorboard", "wandb"]
+# transformers reads GGUF files with both.
+GGUF = ["gguf>=0.10", "accelerate"]
+TEST = [*GGUF, "pytest>=8", "peft>=0.17", "kernels", "tensorboard", "wandb"]
 
 setup(
     name="lightning-mlc",
@@ -45,7 +47,7 @@ setup(
         "triton; sys_platform == 'linux'",
     ],
     extras_require={
-        "quickstart": ["gguf>=0.10"],
+        "quickstart": GGUF,
         "lora": ["peft>=0.17"],
         "test": TEST,
         "dev": [*TEST, "ruff", "mypy", "types-PyYAML"],
