@@ -25,7 +25,7 @@ from torch import Tensor
 
 from benchmarks import alternatives
 from benchmarks.environment import environment
-from benchmarks.timing import Function, copy_bandwidth, graph_times, peak_bytes, wall_times
+from benchmarks.timing import Function, Quantiles, copy_bandwidth, graph_times, peak_bytes, wall_times
 from mlc_kernels import mlc_loss, mlc_loss_from_hidden
 
 PHASES = ("forward", "backward", "both")
@@ -119,14 +119,14 @@ def measure(shape: Shape, dtype: torch.dtype, device: torch.device, seconds: flo
         phase: wall_times({name: phase_of(phase, loss, rows) for name, loss in losses.items()}, device, seconds)
         for phase in PHASES
     }
-    capturable = [p.name for p in providers if p.capturable] if device.type == "cuda" else []
-    # Together more than the 50 MB of an H100's L2, up to 64 of them.
-    inputs = [make_input(shape, dtype, device, seed) for seed in range(min(64, 1 + (1 << 27) // rows.nbytes))]
-    in_graph = (
-        graph_times({name: [phase_of("both", losses[name], x) for x in inputs] for name in capturable}, device)
-        if capturable
-        else {}
-    )
+    in_graph: dict[str, Quantiles] = {}
+    if device.type == "cuda":
+        # Together more than the 50 MB of an H100's L2, up to 64 of them.
+        inputs = [make_input(shape, dtype, device, seed) for seed in range(min(64, 1 + (1 << 27) // rows.nbytes))]
+        capturable = [p.name for p in providers if p.capturable]
+        in_graph = graph_times(
+            {name: [phase_of("both", losses[name], x) for x in inputs] for name in capturable}, device
+        )
     read = 2 * rows.nbytes if mask is None else rows.nbytes * int(mask.sum()) // mask.numel()
     measured = []
     for p in providers:
