@@ -21,9 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_BLOCK = 1 << 19
+"""Rows are widened to float64 in blocks of so many elements on a CPU: 4 MiB, which stay in its cache and whose memory
+is used again, where a large allocation comes from the system, page by page, every time."""
+
 
 def prompt_losses(
-    representations: Tensor, mask: Tensor, temperature: float, divide_by_top: bool
+    representations: Tensor, mask: Tensor | None, temperature: float, divide_by_top: bool
 ) -> tuple[Tensor, Tensor]:
     """(B,) loss of each prompt, and whether it has the two rows it takes to count."""
     if torch.is_grad_enabled() and representations.requires_grad:
@@ -34,28 +38,29 @@ def prompt_losses(
     return losses.to(_out_dtype(representations)), counted
 
 
-def values(representations: Tensor, mask: Tensor) -> Tensor:
+def values(representations: Tensor, mask: Tensor | None) -> Tensor:
     """(B, L) singular values of the unit rows, descending, zeros at the end."""
-    eigenvalues, _, count = _eigen(*_gram(representations, mask))
+    eigenvalues, _, taken, _ = _eigen(*_gram(representations, mask), representations.shape[2])
     # The eigenvalues past the rank are rounding of 0, whose square root would be a visible 1e-8.
-    past_the_rank = _positions(eigenvalues) >= count.clamp(max=representations.shape[2])[:, None]
-    return eigenvalues.clamp(min=0).sqrt().masked_fill(past_the_rank, 0.0).to(_out_dtype(representations))
+    return eigenvalues.sqrt().masked_fill(~taken, 0.0).flip(1).to(_out_dtype(representations))
 
 
 class _PromptLosses(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, representations: Tensor, mask: Tensor, temperature: float, divide_by_top: bool
+        ctx: Any, representations: Tensor, mask: Tensor | None, temperature: float, divide_by_top: bool
     ) -> tuple[Tensor, Tensor]:
         gram, inverse_norms = _gram(representations, mask)
         losses, counted, slopes, vectors = _losses(
             gram, inverse_norms, representations.shape[2], temperature, divide_by_top
         )
-        outer = (vectors * slopes[:, None, :]) @ vectors.transpose(1, 2)  # M
-        along = (outer * gram).sum(2)  # (M G)_ii: what would only change a row's length
+        bracket = (vectors * slopes[:, None, :]) @ vectors.transpose(1, 2)  # M
+        # Less (M G)_ii on the diagonal: what would only change a row's length.
+        bracket.diagonal(dim1=1, dim2=2).sub_((bracket * gram).sum(2))
         # A prompt that does not count has no gradient, whatever stands in it: its rows go as missing.
-        inverse_norms = torch.where(counted[:, None], inverse_norms, 0.0)
-        ctx.save_for_backward(representations, outer - torch.diag_embed(along), inverse_norms)
+        inverse_norms.masked_fill_(~counted[:, None], 0.0)
+        ctx.save_for_backward(representations, bracket, inverse_norms)
+        ctx.has_mask = mask is not None
         ctx.mark_non_differentiable(counted)
         return losses.to(_out_dtype(representations)), counted
 
@@ -65,22 +70,54 @@ class _PromptLosses(torch.autograd.Function):
             # autograd would differentiate what follows as if the bracket were constant: a wrong answer.
             raise RuntimeError("mlc_loss: double backward is not implemented; use backend='reference'")
         representations, bracket, inverse_norms = ctx.saved_tensors
-        present = inverse_norms != 0
-        rows = torch.where(present[:, :, None], representations, 0.0).double()
-        # 1 / n_j and 1 / n_i are applied one after the other: their product may leave float64's range.
-        gradient = (bracket * inverse_norms[:, None, :]) @ rows
-        gradient *= (grad_losses.double()[:, None] * inverse_norms)[:, :, None]
-        return torch.where(present[:, :, None], gradient, 0.0).to(representations.dtype), None, None, None
+        missing = (inverse_norms == 0)[:, :, None]
+        left = (grad_losses.double()[:, None] * inverse_norms)[:, :, None]
+        bracket = bracket * inverse_norms[:, None, :]
+        # 1 / n_j and 1 / n_i are applied one after the other: of float64 rows, their product may leave the range.
+        scale_last = representations.dtype == torch.float64
+        if not scale_last:
+            bracket = bracket * left
+        gradient = torch.empty_like(representations)
+        step = _prompts_at_once(representations)
+        for parts in zip(*(x.split(step) for x in (representations, bracket, missing, left, gradient)), strict=True):
+            rows, matrix, absent, factor, out = parts
+            rows = rows.double()
+            if ctx.has_mask:  # NaN may stand in a row that is missing from a prompt that counts
+                rows = rows.masked_fill(absent, 0.0)
+            found = matrix @ rows
+            out.copy_(found.mul_(factor) if scale_last else found)
+            out.masked_fill_(absent, 0.0)
+        return gradient, None, None, None
 
 
 def _out_dtype(representations: Tensor) -> torch.dtype:
     return torch.float64 if representations.dtype == torch.float64 else torch.float32
 
 
-def _gram(representations: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def _prompts_at_once(representations: Tensor) -> int:
+    """How many prompts' rows are widened to float64 together."""
+    prompts, languages, features = representations.shape
+    # torch.compile fuses the widening itself, and would compile anew for every number of blocks.
+    if representations.device.type != "cpu" or torch.compiler.is_compiling():
+        return max(1, prompts)
+    return max(1, _BLOCK // max(1, languages * features))
+
+
+def _gram(representations: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """(B, L, L) Gram matrix of the unit rows, 0 where missing; (B, L) 1 / length, 0 where missing."""
-    # `where`, not a product: a missing row may hold NaN.
-    rows = torch.where(mask[:, :, None], representations, 0.0).double()
+    step = _prompts_at_once(representations)
+    blocks = representations.split(step)
+    masks = [None] * len(blocks) if mask is None else mask.split(step)
+    parts = [_gram_of_block(rows, present) for rows, present in zip(blocks, masks, strict=True)]
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat([gram for gram, _ in parts]), torch.cat([inverse for _, inverse in parts])
+
+
+def _gram_of_block(representations: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    rows = representations.double()
+    if mask is not None:
+        rows = rows.masked_fill(~mask[:, :, None], 0.0)  # no product: a missing row may hold NaN
     largest: Tensor | None = None
     if representations.dtype == torch.float64:
         # Squares of float64 may over- or underflow; those of narrower dtypes cannot.
@@ -88,58 +125,59 @@ def _gram(representations: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         rows = rows / torch.where(largest != 0, largest, 1.0)
     products = rows @ rows.transpose(1, 2)
     squares = products.diagonal(dim1=1, dim2=2)
+    inverse = squares.rsqrt()
     # A row with an infinity has no direction. Its inverse length 0 would pass for a missing row.
-    squares = squares.masked_fill(squares.isinf(), float("nan"))
-    present = squares != 0  # also true for NaN, which must reach the loss and not vanish
-    inverse = torch.where(present, torch.where(present, squares, 1.0).rsqrt(), 0.0)
+    inverse.masked_fill_(squares == float("inf"), float("nan"))
+    missing = squares == 0  # false for NaN, which must reach the loss and not vanish
+    inverse.masked_fill_(missing, 0.0)
     gram = products * inverse[:, :, None] * inverse[:, None, :]
     if largest is not None:
-        inverse = torch.where(present, inverse / torch.where(present, largest[:, :, 0], 1.0), 0.0)
+        inverse = (inverse / largest[:, :, 0]).masked_fill_(missing, 0.0)
     return gram, inverse
 
 
-def _eigen(gram: Tensor, inverse_norms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Eigenvalues (B, L) descending, eigenvectors as columns (B, L, L), and (B,) number of rows.
+def _eigen(gram: Tensor, inverse_norms: Tensor, features: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Eigenvalues (B, L) ascending and not negative, eigenvectors as columns (B, L, L), which of them are those of
+    the rows and not of what is missing (B, L), and (B,) number of rows.
 
     LAPACK refuses a matrix with NaN, and with it the whole batch. Here only the prompt's own values are NaN.
     """
-    present = inverse_norms != 0
-    finite = gram.isfinite().all(2).all(1)
+    missing = inverse_norms == 0
+    total = gram.sum((1, 2))
+    broken = total != total  # its entries are cosines: a sum is NaN or finite
     # A missing row is a zero row and column. -1 on its diagonal keeps it apart from the others and sorts
-    # it behind every true eigenvalue.
-    gram = torch.where(finite[:, None, None], gram - torch.diag_embed((~present).double()), 0.0)
-    eigenvalues, vectors = torch.linalg.eigh(gram)
-    eigenvalues = torch.where(finite[:, None], eigenvalues, float("nan"))
-    return eigenvalues.flip(1), vectors.flip(2), present.sum(1)
-
-
-def _positions(values: Tensor) -> Tensor:
-    """(L,) 0, 1, 2, ... for (B, L) values."""
-    return torch.arange(values.shape[1], device=values.device)
+    # it before every true eigenvalue.
+    shifted = gram.masked_fill(broken[:, None, None], 0.0)
+    shifted.diagonal(dim1=1, dim2=2).sub_(missing.double())
+    eigenvalues, vectors = torch.linalg.eigh(shifted)
+    eigenvalues = eigenvalues.clamp_(min=0).masked_fill_(broken[:, None], float("nan"))
+    languages = gram.shape[1]
+    count = languages - missing.sum(1)
+    from_top = torch.arange(languages - 1, -1, -1, device=gram.device)
+    return eigenvalues, vectors, from_top < count.clamp(max=features)[:, None], count
 
 
 def _losses(
     gram: Tensor, inverse_norms: Tensor, features: int, temperature: float, divide_by_top: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(B,) losses, (B,) whether they count, (B, L) g_i / s_i, and (B, L, L) U."""
+    """(B,) losses, (B,) whether they count, (B, L) g_i / s_i, and (B, L, L) U; eigenvalues ascending."""
     batch, languages = inverse_norms.shape
     if languages == 0:
         nothing = gram.new_zeros(batch)
         return nothing, nothing.bool(), inverse_norms, gram
-    eigenvalues, vectors, count = _eigen(gram, inverse_norms)
-    values = eigenvalues.clamp(min=0).sqrt()
+    eigenvalues, vectors, taken, count = _eigen(gram, inverse_norms, features)
+    values = eigenvalues.sqrt()
     counted = count >= 2
-    top = torch.where(counted, values[:, 0], 1.0)[:, None]
+    top = values[:, -1:].masked_fill(~counted[:, None], 1.0)
     unit_of_logits = temperature * top if divide_by_top else torch.full_like(top, temperature)
-    logits = values / unit_of_logits
-    positions = _positions(values)
-    taken = positions < count.clamp(max=features)[:, None]
-    logits = torch.where(taken | (positions == 0), logits, float("-inf"))
-    log_total = logits.logsumexp(1)
-    losses = torch.where(counted, log_total - logits[:, 0], 0.0)
-    slopes = ((logits - log_total[:, None]).exp() - (positions == 0).double()) / unit_of_logits
+    # Softmax over the values that are those of rows; what does not count has weight 0 / 1.
+    weights = ((values - top) / unit_of_logits).exp().masked_fill_(~taken, 0.0)
+    total = weights.sum(1, keepdim=True).masked_fill_(~counted[:, None], 1.0)
+    losses = total[:, 0].log()
+    slopes = weights / total
+    slopes[:, -1] -= 1.0
     # Below this a singular value is rounding of 0, which has no gradient: take the zero subgradient.
     floor = (languages * torch.finfo(torch.float64).eps) ** 0.5 * top
-    usable = ~(values <= floor) & counted[:, None]  # NaN stays, and makes the gradient NaN as the loss is
-    slopes = torch.where(usable, slopes / torch.where(usable, values, 1.0), 0.0)
+    unusable = (values <= floor) | ~counted[:, None]  # NaN stays, and makes the gradient NaN as the loss is
+    slopes = (slopes / (unit_of_logits * values)).masked_fill_(unusable, 0.0)
     return losses, counted, slopes, vectors

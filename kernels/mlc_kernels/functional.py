@@ -188,16 +188,14 @@ def check_is_tensor(name: str, value: object) -> None:
 
 
 def _full_precision(device_type: str) -> AbstractContextManager[Any]:
-    """Autocast off, on devices that have it."""
-    if torch.amp.is_autocast_available(device_type):
+    """Autocast off, where it is on."""
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type=device_type, enabled=False)
     return nullcontext()
 
 
-def _where_float64_exists(representations: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Both tensors, on the CPU if their device has no float64, with the mask made explicit."""
-    if mask is None:
-        mask = torch.ones(representations.shape[:2], dtype=torch.bool, device=representations.device)
+def _where_float64_exists(representations: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Both tensors, on the CPU if their device has no float64."""
     if representations.device.type == "mps":
-        return representations.cpu(), mask.cpu()
+        return representations.cpu(), None if mask is None else mask.cpu()
     return representations, mask

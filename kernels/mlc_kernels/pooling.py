@@ -6,6 +6,8 @@ them, and a table says which row holds which translation of which prompt.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -51,7 +53,7 @@ def pool(hidden: Tensor, attention_mask: Tensor | None, offsets: Tensor | None, 
             total, count = hidden.sum(1, dtype=wide), hidden.new_full((len(hidden),), hidden.shape[1], dtype=wide)
         else:
             real = attention_mask != 0
-            total = torch.where(real[:, :, None], hidden, 0.0).sum(1, dtype=wide)
+            total = _MaskedSum.apply(hidden, real, wide)  # type: ignore[no-untyped-call]
             count = real.sum(1).to(wide)
     else:
         first, end = _bounds(offsets, len(hidden))
@@ -63,6 +65,29 @@ def pool(hidden: Tensor, attention_mask: Tensor | None, offsets: Tensor | None, 
         count = (end - first).to(wide)
     mean_of_row = total / count.clamp(min=1)[:, None]
     return mean_of_row.to(torch.float64 if hidden.dtype == torch.float64 else torch.float32)
+
+
+class _MaskedSum(torch.autograd.Function):
+    """(N, H) sum over the tokens of (N, T, H) where a (N, T) mask is True.
+
+    By itself for its memory: on a CPU a row at a time, so that no copy of all the states is made, and with a backward
+    pass that writes their gradient once.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, real: Tensor, wide: torch.dtype) -> Tensor:
+        ctx.save_for_backward(real)
+        ctx.dtype = hidden.dtype
+        # torch.compile fuses mask and sum itself, and would compile anew for every number of rows.
+        whole = hidden.device.type != "cpu" or torch.compiler.is_compiling() or len(hidden) == 0
+        blocks = zip(hidden.split(len(hidden) if whole else 1), real.split(len(real) if whole else 1), strict=True)
+        # `where`, not a product: padding may hold NaN.
+        return torch.cat([torch.where(kept[:, :, None], rows, 0.0).sum(1, dtype=wide) for rows, kept in blocks])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (real,) = ctx.saved_tensors
+        return torch.where(real[:, :, None], grad.to(ctx.dtype)[:, None, :], 0.0), None, None
 
 
 def _last_tokens(hidden: Tensor, attention_mask: Tensor | None, offsets: Tensor | None) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 
 def prompt_losses(
-    representations: Tensor, mask: Tensor, temperature: float, divide_by_top: bool
+    representations: Tensor, mask: Tensor | None, temperature: float, divide_by_top: bool
 ) -> tuple[Tensor, Tensor]:
     """(B,) loss of each prompt, and whether it has the two rows it takes to count."""
     batch, languages, features = representations.shape
@@ -43,7 +43,7 @@ def prompt_losses(
     return torch.where(counted, losses, 0.0), counted
 
 
-def values(representations: Tensor, mask: Tensor) -> Tensor:
+def values(representations: Tensor, mask: Tensor | None) -> Tensor:
     """(B, L) singular values of the unit rows, descending, zeros at the end."""
     present = _present(representations, mask)
     found = _singular_values(_unit_rows(representations, present))
@@ -53,9 +53,10 @@ def values(representations: Tensor, mask: Tensor) -> Tensor:
     return torch.nn.functional.pad(found, (0, representations.shape[1] - found.shape[1]))
 
 
-def _present(representations: Tensor, mask: Tensor) -> Tensor:
+def _present(representations: Tensor, mask: Tensor | None) -> Tensor:
     """(B, L) where there is a row with a direction."""
-    return mask & (representations != 0).any(2)  # NaN != 0: it must reach the loss and not vanish
+    has_direction = (representations != 0).any(2)
+    return has_direction if mask is None else mask & has_direction  # NaN != 0: it must reach the loss and not vanish
 
 
 def _unit_rows(representations: Tensor, present: Tensor) -> Tensor:
