@@ -46,6 +46,6 @@ def _loss(values: Tensor) -> Tensor:
 
 
 # So that the backward pass can be timed by itself, more than once.
-torch._functorch.config.donated_buffer = False  # type: ignore[attr-defined]
+torch._functorch.config.donated_buffer = False
 gram_eigh_compiled = torch.compile(gram_eigh, dynamic=True)
 """What torch.compile makes of it, once for all shapes; the eigen-solver stays a library call."""

@@ -134,11 +134,15 @@ def measure(shape: Shape, dtype: torch.dtype, device: torch.device, seconds: flo
         on_gpu = in_graph[p.name].median if p.name in in_graph else None
         measured.append(
             Row(
-                *dataclasses.astuple(shape),
+                shape.prompts,
+                shape.languages,
+                shape.features,
+                shape.tokens,
                 str(dtype).removeprefix("torch."),
                 p.name,
                 p.ours,
-                *errors[p.name],
+                errors[p.name][0],
+                errors[p.name][1],
                 *forward[:3],
                 *backward[:3],
                 *both[:3],
@@ -256,7 +260,7 @@ def speed_ups(rows: list[Row]) -> list[dict[str, Any]]:
 def write(folder: Path, device: torch.device, settings: dict[str, Any], rows: list[Row], trusted: bool) -> list[Path]:
     """JSON with everything, CSV with the rows, and a picture."""
     folder.mkdir(parents=True, exist_ok=True)
-    everything = {
+    everything: dict[str, Any] = {
         "environment": environment(device),
         "settings": settings,
         "speed_ups": speed_ups(rows) if trusted else None,
@@ -300,8 +304,8 @@ def plot(rows: list[Row], path: Path, device: str) -> None:
 
 
 def main(args: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.kernel", description=__doc__.split("\n")[0])
-    numbers = {"type": int, "nargs": "+", "metavar": "N"}
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.kernel", description=str(__doc__).split("\n")[0])
+    numbers: dict[str, Any] = {"type": int, "nargs": "+", "metavar": "N"}
     parser.add_argument("--prompts", default=[1, 2, 8, 32, 128], help="B", **numbers)
     parser.add_argument("--languages", default=[4, 10, 16, 32], help="L", **numbers)
     parser.add_argument("--features", default=[512, 2048, 4096, 8192], help="D", **numbers)
@@ -332,9 +336,9 @@ def main(args: list[str] | None = None) -> int:
         return 1
     print(f"{'B':>4} {'L':>3} {'D':>5} {'T':>4}  {'ours':<12} {'ms':>9} {'x svd':>7}  x best eager")
     for s in speed_ups(rows):
-        shape = f"{s['prompts']:>4} {s['languages']:>3} {s['features']:>5} {s['tokens']:>4}"
+        sizes = f"{s['prompts']:>4} {s['languages']:>3} {s['features']:>5} {s['tokens']:>4}"
         ratios = f"{s['times_faster_than_svd']:>7.1f}  {s['times_faster_than_best_eager']:.1f} ({s['best_eager']})"
-        print(f"{shape}  {s['ours']:<12} {s['milliseconds']:>9.3f} {ratios}")
+        print(f"{sizes}  {s['ours']:<12} {s['milliseconds']:>9.3f} {ratios}")
     return 0
 
 

@@ -79,8 +79,8 @@ class _PromptLosses(torch.autograd.Function):
             bracket = bracket * left
         gradient = torch.empty_like(representations)
         step = _prompts_at_once(representations)
-        for parts in zip(*(x.split(step) for x in (representations, bracket, missing, left, gradient)), strict=True):
-            rows, matrix, absent, factor, out = parts
+        blocks = (torch.split(x, step) for x in (representations, bracket, missing, left, gradient))
+        for rows, matrix, absent, factor, out in zip(*blocks, strict=True):
             rows = rows.double()
             if ctx.has_mask:  # NaN may stand in a row that is missing from a prompt that counts
                 rows = rows.masked_fill(absent, 0.0)
@@ -106,8 +106,8 @@ def _prompts_at_once(representations: Tensor) -> int:
 def _gram(representations: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """(B, L, L) Gram matrix of the unit rows, 0 where missing; (B, L) 1 / length, 0 where missing."""
     step = _prompts_at_once(representations)
-    blocks = representations.split(step)
-    masks = [None] * len(blocks) if mask is None else mask.split(step)
+    blocks = torch.split(representations, step)
+    masks = [None] * len(blocks) if mask is None else torch.split(mask, step)
     parts = [_gram_of_block(rows, present) for rows, present in zip(blocks, masks, strict=True)]
     if len(parts) == 1:
         return parts[0]

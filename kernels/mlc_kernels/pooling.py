@@ -80,7 +80,8 @@ class _MaskedSum(torch.autograd.Function):
         ctx.dtype = hidden.dtype
         # torch.compile fuses mask and sum itself, and would compile anew for every number of rows.
         whole = hidden.device.type != "cpu" or torch.compiler.is_compiling() or len(hidden) == 0
-        blocks = zip(hidden.split(len(hidden) if whole else 1), real.split(len(real) if whole else 1), strict=True)
+        rows_at_once = len(hidden) if whole else 1
+        blocks = zip(torch.split(hidden, rows_at_once), torch.split(real, rows_at_once), strict=True)
         # `where`, not a product: padding may hold NaN.
         return torch.cat([torch.where(kept[:, :, None], rows, 0.0).sum(1, dtype=wide) for rows, kept in blocks])
 
