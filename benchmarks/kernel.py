@@ -229,9 +229,8 @@ def inexact(rows: list[Row]) -> list[str]:
             ("gradient", row.gradient_error, max(bar.gradient_error, unit)),
         ):
             if row.ours and not error <= allowed:
-                where = f"B={row.prompts} L={row.languages} D={row.features}"
                 complaints.append(
-                    f"{row.provider} at {where}: error of the {what} is {error:.1e}, allowed {allowed:.1e}"
+                    f"{row.provider} at {row.shape}: error of the {what} is {error:.1e}, allowed {allowed:.1e}"
                 )
     return complaints
 
@@ -282,12 +281,13 @@ def plot(rows: list[Row], path: Path, device: str) -> None:
     """Time of forward + backward over the number of prompts; a panel for each number of features."""
     from matplotlib.figure import Figure
 
+    rows = [r for r in rows if r.tokens == 0]
     languages = 10 if any(r.languages == 10 for r in rows) else rows[0].languages
-    rows = [r for r in rows if r.languages == languages and r.tokens == 0]
+    rows = [r for r in rows if r.languages == languages]
     widths = sorted({r.features for r in rows})
     figure = Figure(figsize=(2.6 * len(widths) + 1.2, 3.2), layout="constrained")
     panels = figure.subplots(1, len(widths), sharey=True, squeeze=False)[0]
-    markers = dict(zip((p.name for p in PROVIDERS), "os^vDx", strict=True))
+    markers = dict(zip((p.name for p in PROVIDERS), "os^vDx", strict=False))
     for axes, width in zip(panels, widths, strict=True):
         for name in dict.fromkeys(r.provider for r in rows):
             points = sorted((r.prompts, r.both * 1e3) for r in rows if r.provider == name and r.features == width)
