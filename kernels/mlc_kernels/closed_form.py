@@ -77,16 +77,19 @@ class _PromptLosses(torch.autograd.Function):
         scale_last = representations.dtype == torch.float64
         if not scale_last:
             bracket = bracket * left
+        # A look at values is free on a CPU, and most steps have no row to fill with zeros.
+        fill = not _on_host(representations) or bool(missing.any())
         gradient = torch.empty_like(representations)
         step = _prompts_at_once(representations)
         blocks = (torch.split(x, step) for x in (representations, bracket, missing, left, gradient))
         for rows, matrix, absent, factor, out in zip(*blocks, strict=True):
             rows = rows.double()
-            if ctx.has_mask:  # NaN may stand in a row that is missing from a prompt that counts
+            if fill and ctx.has_mask:  # NaN may stand in a row that is missing from a prompt that counts
                 rows = rows.masked_fill(absent, 0.0)
             found = matrix @ rows
             out.copy_(found.mul_(factor) if scale_last else found)
-            out.masked_fill_(absent, 0.0)
+            if fill:
+                out.masked_fill_(absent, 0.0)
         return gradient, None, None, None
 
 
@@ -94,13 +97,16 @@ def _out_dtype(representations: Tensor) -> torch.dtype:
     return torch.float64 if representations.dtype == torch.float64 else torch.float32
 
 
+def _on_host(tensor: Tensor) -> bool:
+    """Whether values can be looked at, and work be cut up, for nothing: on a CPU, outside of ``torch.compile``."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def _prompts_at_once(representations: Tensor) -> int:
     """How many prompts' rows are widened to float64 together."""
     prompts, languages, features = representations.shape
     # torch.compile fuses the widening itself, and would compile anew for every number of blocks.
-    if representations.device.type != "cpu" or torch.compiler.is_compiling():
-        return max(1, prompts)
-    return max(1, _BLOCK // max(1, languages * features))
+    return max(1, _BLOCK // max(1, languages * features) if _on_host(representations) else prompts)
 
 
 def _gram(representations: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
