@@ -94,14 +94,14 @@ def head_agrees(model: PreTrainedModel, input_ids: Tensor) -> bool:
     return False
 
 
-def token_logps(model: PreTrainedModel, hidden: Tensor, labels: Tensor, chunk_elements: int = CHUNK_ELEMENTS) -> Tensor:
+def token_logps(model: PreTrainedModel, hidden: Tensor, labels: Tensor, chunk_elements: int) -> Tensor:
     """Log-probability of each of M tokens, as :func:`head_of` ``model`` gives it.
 
     Args:
         model: A causal LM for which :func:`head_agrees`.
         hidden: (M, H), last hidden states where the tokens are predicted.
         labels: (M,) int64, the tokens.
-        chunk_elements: Upper bound of the logits that exist at a time (one token's at least).
+        chunk_elements: Upper bound of the logits that exist at a time, such as :data:`CHUNK_ELEMENTS` (one token's at least).
 
     Returns:
         (M,) float32, or float64 where the logits are. If more than one chunk is needed, the backward pass

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from lightning_mlc.data.batches import TokenRows
 from lightning_mlc.errors import UserError
-from lightning_mlc.models.logprobs import head_agrees, logps_of, token_logps
+from lightning_mlc.models.logprobs import CHUNK_ELEMENTS, head_agrees, logps_of, token_logps
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -66,7 +66,7 @@ class Policy(nn.Module):
             elif in_two_parts:
                 hidden = self._run(self.causal_lm.base_model, rows)[0]
                 predicting = hidden.flatten(0, 1).index_select(0, rows.response - 1)
-                logps = _sum_by_row(token_logps(self.causal_lm, predicting, _labels(rows)), rows)
+                logps = _sum_by_row(token_logps(self.causal_lm, predicting, _labels(rows), CHUNK_ELEMENTS), rows)
             else:
                 logps = _sum_by_row(logps_of(self._response_logits(rows), _labels(rows)), rows)
         tokens = _sum_by_row(torch.ones(len(rows.response), device=device), rows)
