@@ -101,7 +101,7 @@ def token_logps(model: PreTrainedModel, hidden: Tensor, labels: Tensor, chunk_el
         model: A causal LM for which :func:`head_agrees`.
         hidden: (M, H), last hidden states where the tokens are predicted.
         labels: (M,) int64, the tokens.
-        chunk_elements: Upper bound of the logits that exist at a time, such as :data:`CHUNK_ELEMENTS` (one token's at least).
+        chunk_elements: How many logits may exist at a time (but one token's at least), as `CHUNK_ELEMENTS`.
 
     Returns:
         (M,) float32, or float64 where the logits are. If more than one chunk is needed, the backward pass

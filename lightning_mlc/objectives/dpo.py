@@ -21,7 +21,7 @@ class DPO(Objective):
 
     - ``sigmoid``: ``-log s(m)`` (equation 7). With label smoothing it is conservative DPO (Mitchell, "A note on
       DPO with noisy preferences", 2023), ``-(1 - e) log s(m) - e log s(-m)``: the margin has an optimum.
-    - ``robust``: ``(-(1 - e) log s(m) + e log s(-m)) / (1 - 2 e)`` (arXiv 2403.00409, equation 12), whose expectation
+    - ``robust``: ``(-(1 - e) log s(m) + e log s(-m)) / (1 - 2 e)`` (arXiv 2403.00409, section 3.1), whose expectation
       over labels flipped at the rate ``e`` is the ``sigmoid`` loss on the true ones. It may be negative.
     - ``hinge``: ``max(0, 1 - m)`` (SLiC, arXiv 2305.10425, in the form of arXiv 2309.06657).
     - ``ipo``: ``(m / beta - 1 / (2 beta))^2`` (arXiv 2310.12036, equation 17; ``beta`` is its tau), with
@@ -32,7 +32,7 @@ class DPO(Objective):
     - ``apo_down``: ``s(r(chosen)) + 1 - s(m)`` (arXiv 2408.06266; the paper leaves the constant 1 out). Zero, for data
       better than the model, makes the chosen response likelier; down, for data worse than it, makes both less likely.
 
-    ``rpo_alpha * -log pi(chosen) / tokens`` is added to any of them (RPO, arXiv 2404.19733, equation 1).
+    ``rpo_alpha * -log pi(chosen) / tokens`` is added to any of them (RPO, arXiv 2404.19733).
 
     Args:
         beta: Strength of the pull towards the reference model; smaller lets the policy go further.
