@@ -211,9 +211,12 @@ class AlignmentModule(LightningModule):
         chosen = grid.scores(CHOSEN, reference, batch.source)
         rejected = grid.scores(REJECTED, reference, batch.source) if self.objective.needs_rejected else None
         totals = batch.normalizers
-        total = totals.examples if self.objective.mean_over == "examples" else totals.response_tokens
-        loss = self.objective.losses(chosen, rejected).sum() / total
+        total = {"examples": totals.examples, "tokens": totals.response_tokens}
+        terms = self.objective.terms(chosen, rejected)
+        loss = torch.stack([term.losses.sum() / total[term.mean_over] for term in terms]).sum()
         metrics = {"objective/loss": loss, "logps/chosen": chosen.logps.sum() / totals.examples}
+        for name, values in self.objective.metrics(chosen, rejected).items():
+            metrics[name] = values.sum() / totals.examples
         if rejected is not None:
             metrics["logps/rejected"] = rejected.logps.sum() / totals.examples
             rewards = self.objective.rewards(chosen), self.objective.rewards(rejected)
@@ -328,10 +331,8 @@ class AlignmentModule(LightningModule):
         nll = -chosen.logps / chosen.tokens.clamp(min=1)
         metrics["nll"].update(**where, values=nll[grid.present])
         rejected = grid.scores(REJECTED, reference) if self.objective.needs_rejected else None
-        if rejected is None:
-            losses = nll
-        else:
-            losses = self.objective.losses(chosen, rejected)
+        losses = self.objective.each_alone(chosen, rejected)
+        if rejected is not None:
             rewards = self.objective.rewards(chosen), self.objective.rewards(rejected)
             if rewards[0] is not None and rewards[1] is not None:
                 margins = (rewards[0] - rewards[1])[grid.present]

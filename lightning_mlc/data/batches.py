@@ -56,6 +56,8 @@ class TokenRows:
     """(N,) int64, index into ``Batch.languages``."""
     kind: Tensor
     """(N,) int64: ``CHOSEN``, ``REJECTED`` or ``NO_RESPONSE``."""
+    response: Tensor
+    """(M,) int64, where the response tokens of all rows lie in the flattened (N * T) ``input_ids``."""
     logits_to_keep: int
     """Logits are needed only at the last so many positions (0: nowhere)."""
 
@@ -66,6 +68,7 @@ class TokenRows:
         ids = torch.full((len(rows), length), pad_id, dtype=torch.int64)
         mask = torch.zeros((len(rows), length), dtype=torch.int64)
         ends = []
+        response: list[int] = []
         first_logit = length
         for i, row in enumerate(rows):
             start = length - len(row) if side == "left" else 0
@@ -74,6 +77,7 @@ class TokenRows:
             ends.append(start + len(row.prompt) - 1)
             if row.response:
                 first_logit = min(first_logit, ends[-1])
+                response += range(i * length + ends[-1] + 1, i * length + start + len(row))
         return cls(
             input_ids=ids,
             attention_mask=mask,
@@ -81,6 +85,7 @@ class TokenRows:
             example=torch.tensor([row.example for row in rows], dtype=torch.int64),
             language=torch.tensor([row.language for row in rows], dtype=torch.int64),
             kind=torch.tensor([row.kind for row in rows], dtype=torch.int64),
+            response=torch.tensor(response, dtype=torch.int64),
             logits_to_keep=length - first_logit,
         )
 

@@ -1,8 +1,8 @@
 """A Hugging Face causal LM as the training step uses it.
 
 One pass over token rows gives the log-probabilities of their response tokens and, if asked for, the
-hidden state of one layer at the end of each prompt. Nothing else is computed or kept: logits exist only
-where responses lie, and rows without a response skip ``lm_head``.
+hidden state of one layer at the end of each prompt. Nothing else is computed or kept: logits exist for
+response tokens only and a chunk at a time, and rows without a response skip ``lm_head``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from lightning_mlc.data.batches import TokenRows
 from lightning_mlc.errors import UserError
+from lightning_mlc.models.logprobs import CHUNK_ELEMENTS, head_agrees, logps_of, token_logps
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -27,7 +28,7 @@ class RowOutputs(NamedTuple):
     """What one pass over N rows gives."""
 
     logps: Tensor
-    """(N,) float32, summed log-probability of each row's response tokens (0 without a response)."""
+    """(N,) float32 (float64 of a float64 model), summed log-probability of the response's tokens (0 without one)."""
     tokens: Tensor
     """(N,) float32, number of response tokens."""
     states: Tensor | None
@@ -41,6 +42,8 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self._accepted = frozenset(inspect.signature(self.causal_lm.forward).parameters)
+        self._in_two_parts: bool | None = None
+        """Whether decoder and head can be run one after the other; None until the first responses come."""
 
     @property
     def causal_lm(self) -> PreTrainedModel:
@@ -54,21 +57,39 @@ class Policy(nn.Module):
         """Run ``rows``; ``layer`` (0 embeddings, ..., n after the final norm) asks for its hidden states."""
         count = len(rows)
         device = rows.input_ids.device
-        keep = rows.logits_to_keep
+        # Asked first, for the answer may take a pass of its own, which must not be captured.
+        in_two_parts = rows.logits_to_keep > 0 and self._runs_in_two_parts(rows)
         with self._capture(layer) as captured:
-            if keep == 0:
+            if rows.logits_to_keep == 0:
                 self._run(self.causal_lm.base_model, rows)
                 logps = torch.zeros(count, device=device)
-                tokens = torch.zeros(count, device=device)
+            elif in_two_parts:
+                hidden = self._run(self.causal_lm.base_model, rows)[0]
+                predicting = hidden.flatten(0, 1).index_select(0, rows.response - 1)
+                logps = _sum_by_row(token_logps(self.causal_lm, predicting, _labels(rows), CHUNK_ELEMENTS), rows)
             else:
-                logits = self._run(self.model, rows, logits_to_keep=keep).logits[:, -keep:]
-                logps, tokens = _response_logps(logits, rows)
+                logps = _sum_by_row(logps_of(self._response_logits(rows), _labels(rows)), rows)
+        tokens = _sum_by_row(torch.ones(len(rows.response), device=device), rows)
         states = None
         if captured:
             # Gathered here and not in the hook: under gradient checkpointing the hook lies inside the
             # region that is run again in the backward pass, where it must add no operation.
             states = captured[0][torch.arange(count, device=device), rows.prompt_end]
         return RowOutputs(logps, tokens, states)
+
+    def _runs_in_two_parts(self, rows: TokenRows) -> bool:
+        if self._in_two_parts is None:
+            # A few tokens are enough, and any will do.
+            self._in_two_parts = head_agrees(self.causal_lm, rows.input_ids[:1, -8:])
+        return self._in_two_parts
+
+    def _response_logits(self, rows: TokenRows) -> Tensor:
+        """(M, V), logits that predict the response tokens, from the model's own forward pass."""
+        keep = rows.logits_to_keep
+        logits: Tensor = self._run(self.model, rows, logits_to_keep=keep).logits[:, -keep:]
+        length = rows.input_ids.shape[1]
+        row, column = rows.response // length, rows.response % length
+        return logits[row, column - 1 - (length - keep)]
 
     def _run(self, module: nn.Module, rows: TokenRows, **keywords: Any) -> Any:
         keywords = {name: value for name, value in keywords.items() if name in self._accepted}
@@ -143,18 +164,13 @@ def resolve_layer(layer: int | float, depth: int) -> int:
     return resolved
 
 
-def _response_logps(logits: Tensor, rows: TokenRows) -> tuple[Tensor, Tensor]:
-    """Summed log-probability and number of each row's response tokens.
+def _labels(rows: TokenRows) -> Tensor:
+    """(M,) int64, the response tokens of all rows."""
+    return rows.input_ids.flatten().index_select(0, rows.response)
 
-    ``logits`` (N, K, V) are those of the last K positions; position t predicts token t + 1.
-    """
-    keep = logits.shape[1]
-    length = rows.input_ids.shape[1]
-    first = length - keep + 1
-    labels = rows.input_ids[:, first:]
-    positions = torch.arange(first, length, device=labels.device)
-    is_response = (positions > rows.prompt_end[:, None]) & rows.attention_mask[:, first:].bool()
-    scores = logits[:, :-1].float()
-    logps = scores.gather(2, labels[:, :, None]).squeeze(2) - scores.logsumexp(2)
-    # `where`, not a product: padding may see logits that are not finite.
-    return torch.where(is_response, logps, 0.0).sum(1), is_response.sum(1).float()
+
+def _sum_by_row(values: Tensor, rows: TokenRows) -> Tensor:
+    """(N,) sums of ``values`` (M,), one for each response token."""
+    # Laid out first: sums by index have no fixed order on a GPU.
+    count, length = rows.input_ids.shape
+    return values.new_zeros(count * length).index_copy(0, rows.response, values).view(count, length).sum(1)

@@ -165,6 +165,39 @@ def test_sft(tiny_model: Path, tmp_path: Path) -> None:
     assert runs[True] == runs[False]
 
 
+@pytest.mark.parametrize(
+    ("objective", "names"),
+    [
+        (["--model.objective=ORPO"], {"nll_loss", "log_odds_ratio", "log_odds_chosen"}),
+        (["--model.objective=SimPO", "--model.objective.gamma=0.3"], set()),
+        (["--model.objective=CPO"], {"nll_loss"}),
+        (["--model.objective.loss=ipo", "--model.objective.rpo_alpha=0.5"], {"nll_loss"}),
+        (["--model.objective.loss=robust", "--model.objective.label_smoothing=0.1"], set()),
+        (
+            [
+                "--model.objective=Sum",
+                '--model.objective.objectives=[{"class_path": "DPO"}, {"class_path": "SFT"}]',
+                "--model.objective.weights=[1, 0.5]",
+            ],
+            set(),
+        ),
+    ],
+    ids=lambda value: value[0].split("=")[-1] if isinstance(value, list) else "",
+)
+def test_every_objective_with_mlc(
+    tiny_model: Path, pairs_file: Path, tmp_path: Path, objective: list[str], names: set[str]
+) -> None:
+    out = tmp_path / "out"
+    more = ["--model.optimizer=AdamW", "--model.optimizer.lr=3e-3", "--data.batch_size=4", "--data.val_share=0.25"]
+    run(arguments("fit", tiny_model, pairs_file, out, *objective, *more, "--trainer.max_steps=12"))
+    logged = columns(out)
+    common = {"rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "logps/chosen"}
+    assert {f"train/{name}" for name in common | names | {"mlc/loss"}} <= logged.keys()
+    assert logged["train/objective/loss"][-1] < logged["train/objective/loss"][0]
+    assert logged["train/rewards/margins"][-1] > logged["train/rewards/margins"][0]
+    assert logged["val/loss"][-1] < logged["val/loss"][0]
+
+
 def test_resumed_run_continues_and_explicit_options_win(tiny_model: Path, pairs_file: Path, tmp_path: Path) -> None:
     options = ["--model.optimizer=AdamW", "--data.batch_size=2"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -259,6 +292,8 @@ def test_options_that_cannot_work_together(
         (tiny_model, pairs_file, ["--model.mlc.layer=9"], "the model has no layer 9; it has 3 layers"),
         (tiny_model, pairs_file, ["--model.mlc.temperature=-1"], "model.mlc.temperature: must be from"),
         (tiny_model, pairs_file, ["--model.objective.beta=-1"], "model.objective.beta: must be above 0"),
+        (tiny_model, pairs_file, ["--model.objective.loss=robust"], "model.objective.label_smoothing: the loss robust"),
+        (tiny_model, single, ["--model.objective=ORPO"], "model.objective: ORPO needs chosen and rejected responses"),
         (tiny_model, pairs_file, ["--trainer.precision=bf16-mixed", *fused], "model.optimizer.fused: Lightning cannot"),
         (tiny_model, pairs_file, ["--trainer.overfit_batches=1"], "trainer.overfit_batches: is not supported"),
         (tiny_model, pairs_file, ["--model.lora.target_modules=nothing"], "model.lora.target_modules:"),

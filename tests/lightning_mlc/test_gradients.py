@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_mlc.consistency import MLC
 from lightning_mlc.data import MultilingualData
 from lightning_mlc.module import AlignmentModule
-from lightning_mlc.objectives import DPO, SFT, Objective
+from lightning_mlc.objectives import CPO, DPO, ORPO, SFT, Objective, SimPO, Sum
 
 
 class Recorder(AlignmentModule):
@@ -72,8 +72,23 @@ def train(
     return module
 
 
-@pytest.mark.parametrize("objective", [SFT(), DPO()], ids=["sft", "dpo"])
-@pytest.mark.parametrize("center", [False, True])
+OBJECTIVES: dict[str, Objective] = {
+    "sft": SFT(),
+    "dpo": DPO(),
+    # At a smaller beta its gradient is so large that steps at this rate multiply the rounding of those before.
+    "ipo": DPO(beta=1.0, loss="ipo", rpo_alpha=0.5),
+    "orpo": ORPO(),
+    "simpo": SimPO(),
+    "cpo": CPO(),
+    "sum": Sum([SFT(), DPO(), ORPO()], [0.5, 1.0, 2.0]),
+}
+
+
+@pytest.mark.parametrize(
+    ("objective", "center"),
+    [*((objective, False) for objective in OBJECTIVES.values()), (SFT(), True), (DPO(), True)],
+    ids=[*OBJECTIVES, "sft centred", "dpo centred"],
+)
 def test_cutting_a_batch_changes_no_gradient(
     tiny_model: Path, tmp_path: Path, objective: Objective, center: bool
 ) -> None:
@@ -101,6 +116,32 @@ def test_loss_is_the_objective_plus_weighted_mlc(tiny_model: Path, tmp_path: Pat
     assert not any(key.startswith("consistency") for key in none)
 
 
+def test_a_sum_s_gradient_is_the_sum_of_the_parts_own(tiny_model: Path, tmp_path: Path) -> None:
+    """Over ragged rows, where a mean over examples and one over tokens differ."""
+    path = write_jsonl(tmp_path / "a.jsonl", ragged_rows())
+    off = MLC(weight=0.0)
+    parts: list[Objective] = [DPO(), SFT()]
+    name = "policy.model.model.layers.1.mlp.up_proj.weight"
+    dpo, sft, both = (
+        train(tiny_model, path, objective, off, steps=1).gradients[0][name]
+        for objective in (*parts, Sum(parts, [1.0, 0.25]))
+    )
+    # float32 sums in another order.
+    torch.testing.assert_close(both, dpo + 0.25 * sft, rtol=1e-3, atol=1e-6)
+
+
+def test_logits_in_many_chunks_change_no_gradient(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", ragged_rows())
+    whole = train(tiny_model, path, DPO(), MLC(), steps=1).gradients[0]
+    monkeypatch.setattr("lightning_mlc.models.policy.CHUNK_ELEMENTS", 4096)  # 15 tokens
+    chunked = train(tiny_model, path, DPO(), MLC(), steps=1).gradients[0]
+    for name, gradient in whole.items():
+        # float32 sums in another order.
+        torch.testing.assert_close(chunked[name], gradient, rtol=1e-3, atol=1e-6, msg=name)
+
+
 def test_weight_zero_runs_no_translation(tiny_model: Path, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", ragged_rows())
     assert train(tiny_model, path, DPO(), MLC(weight=0)).prompt_rows == 0
@@ -114,6 +155,12 @@ def test_every_second_step(tiny_model: Path, tmp_path: Path) -> None:
     assert every.prompt_rows == 2 * second.prompt_rows == 16
     moved = ["consistency.extractor.weight" in gradients for gradients in second.gradients]
     assert moved == [True, False, True, False]  # no gradient, so that momentum cannot move it either
+
+
+@pytest.mark.parametrize("objective", [SFT(), ORPO(), SimPO(), CPO(), Sum([SFT(), ORPO()])])
+def test_what_needs_no_reference_loads_none(tiny_model: Path, tmp_path: Path, objective: Objective) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", example_rows(4))
+    assert train(tiny_model, path, objective, MLC(), steps=1)._reference is None
 
 
 def test_reference_is_frozen_hidden_and_in_eval_mode(tiny_model: Path, tmp_path: Path) -> None:

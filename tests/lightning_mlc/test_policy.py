@@ -46,15 +46,32 @@ def test_padded_rows_equal_rows_alone(tmp_path: Path, kind: str, side: Literal["
             torch.testing.assert_close(found.states[index], alone.hidden_states[layer][0, start], rtol=1e-4, atol=2e-5)
 
 
-def test_rows_without_response_skip_lm_head(tiny_model: Path) -> None:
+def test_logits_are_made_for_response_tokens_only(tiny_model: Path) -> None:
+    model = load(tiny_model)
+    policy = Policy(model)
+    policy(TokenRows.pad(ROWS, 0))  # the first pass with responses also checks that the model comes apart
+    calls: list[int] = []
+    model.lm_head.register_forward_hook(lambda _module, inputs, _output: calls.append(inputs[0].shape[1]))
+    policy(TokenRows.pad(ROWS[3:], 0), 3)
+    assert calls == []
+    policy(TokenRows.pad(ROWS, 0), 3)
+    assert calls == [2 + 1 + 4]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_model_that_does_not_come_apart_makes_its_own_logits(
+    tiny_model: Path, side: Literal["left", "right"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = TokenRows.pad(ROWS, 0, side=side)
+    apart = Policy(load(tiny_model))(rows, 2)
+    monkeypatch.setattr("lightning_mlc.models.policy.head_agrees", lambda *_: False)
     model = load(tiny_model)
     calls: list[int] = []
     model.lm_head.register_forward_hook(lambda _module, inputs, _output: calls.append(inputs[0].shape[1]))
-    Policy(model)(TokenRows.pad(ROWS[3:], 0), 3)
-    assert calls == []
-    # With responses, logits exist at the last positions only: those of the longest response and one before.
-    Policy(model)(TokenRows.pad(ROWS[:3], 0), 3)
-    assert calls == [5]
+    whole = Policy(model)(rows, 2)
+    assert calls == [rows.logits_to_keep]
+    for found, expected in zip(whole, apart, strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("layer", [1, 2, 3])
@@ -62,11 +79,13 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_model: Path, layer: int
     gradients = []
     for checkpointing in (False, True):
         model = load(tiny_model).train()
+        policy = Policy(model)
+        policy(TokenRows.pad(ROWS, 0))  # the first pass with responses also checks that the model comes apart
         forwards: list[int] = []
         model.model.layers[0].mlp.register_forward_pre_hook(lambda *_, seen=forwards: seen.append(1))
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        out = Policy(model)(TokenRows.pad(ROWS, 0), layer)
+        out = policy(TokenRows.pad(ROWS, 0), layer)
         (out.logps.sum() + out.states.square().sum()).backward()
         assert len(forwards) == (2 if checkpointing else 1)
         gradients.append(model.model.layers[0].mlp.up_proj.weight.grad)

@@ -16,6 +16,7 @@ def test_left_padding_aligns_responses() -> None:
     assert rows.input_ids.tolist() == [[9, 1, 2, 3], [4, 5, 6, 7]]
     assert rows.attention_mask.tolist() == [[0, 1, 1, 1], [1, 1, 1, 1]]
     assert rows.prompt_end.tolist() == [2, 0]
+    assert rows.response.tolist() == [3, 5, 6, 7]
     assert rows.logits_to_keep == 4  # from the end of the prompt of the longest response
 
 
@@ -23,6 +24,7 @@ def test_right_padding() -> None:
     rows = TokenRows.pad([Row([1, 2], [3], 0, 0, CHOSEN), Row([4, 5, 6, 7], [], 1, 2, NO_RESPONSE)], 9, side="right")
     assert rows.input_ids.tolist() == [[1, 2, 3, 9], [4, 5, 6, 7]]
     assert rows.prompt_end.tolist() == [1, 3]
+    assert rows.response.tolist() == [2]
     assert rows.logits_to_keep == 3
     assert rows.language.tolist() == [0, 2]
     assert rows.example.tolist() == [0, 1]
@@ -93,5 +95,5 @@ def test_moving_a_batch_moves_every_tensor(name: str) -> None:
     assert batch.keys.device.type == "meta"
     for rows in getattr(batch, name):
         tensors = [value for value in vars(rows).values() if isinstance(value, torch.Tensor)]
-        assert len(tensors) == 6
+        assert len(tensors) == 7
         assert all(tensor.device.type == "meta" for tensor in tensors)
