@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -107,6 +108,16 @@ def example_rows(count: int, pairs: bool = True) -> list[dict[str, Any]]:
         row |= {"chosen": answers[0], "rejected": answers[1]} if pairs else {"response": answers[0]}
         rows.append(row)
     return rows
+
+
+def columns(out: Path) -> dict[str, list[float]]:
+    """Logged values by name, without the steps that lack them."""
+    found: dict[str, list[float]] = {}
+    for row in csv.DictReader((out / "metrics.csv").open()):
+        for name, cell in row.items():
+            if cell:
+                found.setdefault(name, []).append(float(cell))
+    return found
 
 
 def write_jsonl(path: Path, rows: list[Any]) -> Path:

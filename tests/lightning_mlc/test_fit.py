@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import example_rows, save_model, write_jsonl
+from conftest import columns, example_rows, save_model, write_jsonl
 from lightning.pytorch import Callback
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -34,16 +33,6 @@ def arguments(command: str, model: Path, data: Path, out: Path, *more: str) -> l
     }
     given = [item for name, value in options.items() for item in (f"--{name}", str(value))]
     return [command, *given, *more]
-
-
-def columns(out: Path) -> dict[str, list[float]]:
-    """Logged values by name, without the steps that lack them."""
-    found: dict[str, list[float]] = {}
-    for row in csv.DictReader((out / "metrics.csv").open()):
-        for name, cell in row.items():
-            if cell:
-                found.setdefault(name, []).append(float(cell))
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import example_rows, write_jsonl
-
-
-def losses(out: Path) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
-    for row in csv.DictReader((out / "metrics.csv").open()):
-        for name, cell in row.items():
-            if cell:
-                found.setdefault(name, []).append(float(cell))
-    return found
+from conftest import columns, example_rows, write_jsonl
 
 
 @pytest.mark.slow
@@ -48,7 +38,7 @@ def test_two_processes_train_as_one_does(tiny_model: Path, tmp_path: Path) -> No
             [sys.executable, "-m", "lightning_mlc", "fit", *arguments], capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0, done.stderr[-2000:]
-    one, two = losses(tmp_path / "out-1"), losses(tmp_path / "out-2")
+    one, two = columns(tmp_path / "out-1"), columns(tmp_path / "out-2")
     assert one.keys() == two.keys()
     assert len(one["train/mlc/loss"]) == 3
     for name, values in one.items():
