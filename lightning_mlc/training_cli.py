@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_mlc.callbacks import EvaluationReport, PredictionWriter, Progress
 from lightning_mlc.data import MultilingualData
@@ -85,7 +86,7 @@ class TrainingCLI(LightningCLI):
         """What jsonargparse says over several lines, in one, and what might have been meant."""
         message = " ".join(str(error).split())
         command = self._subcommand_parsers[args[0]]
-        if "--config" not in args and "-c" not in args and '"model.name_or_path"' in message:
+        if '"model.name_or_path"' in message and message.endswith("Got value: None"):
             return f"model.name_or_path: is not set; give it, or a configuration: lightning-mlc {args[0]} --config FILE"
         if unknown := re.search(r"unrecognized arguments: (--[^ =]+)", message):
             options = [option for action in command._actions for option in action.option_strings]
@@ -135,7 +136,10 @@ class TrainingCLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         if config["fast_dev_run"]:  # which writes nothing
             callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
-        return super()._instantiate_trainer(config, callbacks)
+        try:
+            return super()._instantiate_trainer(config, callbacks)
+        except (ValueError, MisconfigurationException) as error:  # options that Lightning itself refuses
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         keywords = super()._prepare_subcommand_kwargs(subcommand)

@@ -53,6 +53,10 @@ def test_runs_as_a_module() -> None:
         (["fit", "--config=quickstart", "--model.objective=Nothing"], "Nothing"),
         (["fit", "--config=quickstart", "--data.languages=[en,tlh1]"], "data.languages: 'tlh1' is not a language code"),
         (["fit", "--config=quickstart", "--data.languages=[en,EN]"], "language 'en' is given twice"),
+        (
+            ["fit", "--config=quickstart", "--trainer.accelerator=abacus"],
+            "trainer: You selected an invalid accelerator",
+        ),
     ],
 )
 def test_a_wrong_call_gets_one_line(
