@@ -94,11 +94,11 @@ class EvaluationReport(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Not earlier: the progress bar would be drawn again below the tables."""
         assert isinstance(pl_module, AlignmentModule)
-        if not trainer.is_global_zero or trainer.fast_dev_run or not pl_module.validation_results:  # type: ignore[attr-defined]
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         if stage == "fit":
             self._report_fit(trainer, pl_module)
-        else:  # `validate` and `test` end with the same tables, without a before
+        elif pl_module.validation_results:  # `validate` and `test` end with the same tables, without a before
             _print_tables(None, pl_module)
 
     def _report_fit(self, trainer: Trainer, pl_module: AlignmentModule) -> None:

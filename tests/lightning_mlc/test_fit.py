@@ -87,6 +87,15 @@ def test_fit_logs_the_names_that_users_know(finished: tuple[Path, Path, Path]) -
     assert logged["train/objective/loss"][0] == pytest.approx(math.log(2), rel=1e-5)
 
 
+def test_a_run_without_validation_still_says_what_it_wrote(
+    tiny_model: Path, pairs_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(arguments("fit", tiny_model, pairs_file, tmp_path / "out", "--data.val_share=0"))
+    shown = capsys.readouterr().out
+    assert f"wrote\n  {tmp_path / 'out' / 'checkpoints' / 'last.ckpt'}\nnext\n  lightning-mlc export" in shown
+    assert not (tmp_path / "out" / "report").exists()
+
+
 def test_training_lowers_both_losses(tiny_model: Path, pairs_file: Path, tmp_path: Path) -> None:
     more = ["--model.optimizer=AdamW", "--model.optimizer.lr=3e-3", "--data.val_share=0", "--data.batch_size=4"]
     run(arguments("fit", tiny_model, pairs_file, tmp_path / "out", *more, "--trainer.max_steps=30"))
