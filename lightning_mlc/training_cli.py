@@ -85,11 +85,11 @@ class TrainingCLI(LightningCLI):
     def _explain(self, error: argparse.ArgumentError, args: list[str]) -> str:
         """What jsonargparse says over several lines, in one, and what might have been meant."""
         message = " ".join(str(error).split())
-        command = self._subcommand_parsers[args[0]]
         if '"model.name_or_path"' in message and message.endswith("Got value: None"):
             return f"model.name_or_path: is not set; give it, or a configuration: lightning-mlc {args[0]} --config FILE"
         if unknown := re.search(r"unrecognized arguments: (--[^ =]+)", message):
-            options = [option for action in command._actions for option in action.option_strings]
+            actions = self._subcommand_parsers[args[0]]._actions
+            options = [option for action in actions for option in action.option_strings]
             near = difflib.get_close_matches(unknown[1], options, n=1)
             return f"there is no option {unknown[1]}" + (
                 f"; did you mean {near[0]}?" if near else f"; see lightning-mlc {args[0]} --help"
