@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import torch
@@ -24,17 +25,20 @@ class Reference:
         self._policy = policy if self._adapted else copy.deepcopy(policy).requires_grad_(False).eval()
 
     @torch.no_grad()
-    def score(self, batch: Batch) -> Grid:
-        """Log-probabilities of the responses in ``batch``, without gradients."""
-        rows = batch.without_prompts()
+    def score(self, batch: Batch, translations: bool = False, pool: bool = False) -> Grid:
+        """Log-probabilities of the responses in ``batch``, without gradients.
+
+        ``translations`` asks for those of the other languages too, ``pool`` for mean states (see :class:`Grid`).
+        """
+        rows = dataclasses.replace(batch, prompts=()) if translations else batch.without_translations()
         if not self._adapted:
             self._policy.to(batch.keys.device)
-            return run_batch(self._policy, rows)
+            return run_batch(self._policy, rows, pool=pool)
         was_training = self._policy.training
         self._policy.eval()
         model: Any = self._policy.model
         try:
             with model.disable_adapter():
-                return run_batch(self._policy, rows)
+                return run_batch(self._policy, rows, pool=pool)
         finally:
             self._policy.train(was_training)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -12,6 +12,11 @@ from lightning_mlc.data.batches import CHOSEN, NO_RESPONSE, REJECTED, Batch, Nor
 
 EVALUATION_TOKENS = 4096
 """Tokens of a block in evaluation, which bounds the memory that its logits take."""
+
+
+ResponsesIn = Literal["none", "source", "all"]
+"""In which languages the prompts of a training step are followed by responses: the language's own where the
+example has them, else those of the source language."""
 
 
 @dataclass(frozen=True)
@@ -22,18 +27,28 @@ class Collator:
     """The source language first."""
     pad_id: int
     with_rejected: bool
+    responses_in: ResponsesIn = "source"
 
     def training(self, examples: Sequence[Mapping[str, Any]], keys: Sequence[int], normalizers: Normalizers) -> Batch:
-        """Responses in the source language; the translations are prompts alone."""
-        responses, prompts = [], []
+        """Responses where ``responses_in`` says; the other rows are prompts alone."""
+        responses: list[Row] = []
+        translations: list[Row] = []
+        prompts = []
         for index, example in enumerate(examples):
             for language, prompt in zip(example["languages"], example["prompts"], strict=True):
-                if language == 0:
+                if language == 0 and self.responses_in != "none":
                     responses += self._with_responses(example, prompt, index, language)
+                elif self.responses_in == "all":
+                    translations += self._with_responses(example, prompt, index, language)
                 else:
                     prompts.append(Row(prompt, (), index, language, NO_RESPONSE))
         return self._batch(
-            examples, keys, normalizers, (TokenRows.pad(responses, self.pad_id),), pad_in_chunks(prompts, self.pad_id)
+            examples,
+            keys,
+            normalizers,
+            (TokenRows.pad(responses, self.pad_id),) if responses else (),
+            pad_in_chunks(prompts, self.pad_id),
+            pad_in_chunks(translations, self.pad_id),
         )
 
     def evaluation(self, examples: Sequence[Mapping[str, Any]], keys: Sequence[int], normalizers: Normalizers) -> Batch:
@@ -55,9 +70,13 @@ class Collator:
         return self._batch(examples, keys, normalizers, (), pad_in_chunks(prompts, self.pad_id))
 
     def _with_responses(self, example: Mapping[str, Any], prompt: list[int], index: int, language: int) -> list[Row]:
-        rows = [Row(prompt, example["chosen"], index, language, CHOSEN)]
-        if self.with_rejected and example["rejected"]:
-            rows.append(Row(prompt, example["rejected"], index, language, REJECTED))
+        chosen, rejected = example["chosen"], example["rejected"]
+        if language in example["translated"]:
+            place = example["translated"].index(language)
+            chosen, rejected = example["translated_chosen"][place], example["translated_rejected"][place]
+        rows = [Row(prompt, chosen, index, language, CHOSEN)]
+        if self.with_rejected and rejected:
+            rows.append(Row(prompt, rejected, index, language, REJECTED))
         return rows
 
     def _batch(
@@ -67,6 +86,7 @@ class Collator:
         normalizers: Normalizers,
         responses: tuple[TokenRows, ...],
         prompts: tuple[TokenRows, ...],
+        translations: tuple[TokenRows, ...] = (),
     ) -> Batch:
         return Batch(
             ids=tuple(example["id"] for example in examples),
@@ -76,4 +96,5 @@ class Collator:
             responses=responses,
             prompts=prompts,
             normalizers=normalizers,
+            translations=translations,
         )

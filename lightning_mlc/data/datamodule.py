@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
 from lightning_mlc.data.batches import Batch
-from lightning_mlc.data.collation import Collator
+from lightning_mlc.data.collation import Collator, ResponsesIn
 from lightning_mlc.data.languages import canonical_language, canonical_languages
 from lightning_mlc.data.layouts import parse_rows
 from lightning_mlc.data.reading import locate, read_rows
@@ -122,7 +123,9 @@ class MultilingualData(LightningDataModule):
             "trust_remote_code": trust_remote_code,
         }
         self.with_rejected = True
-        """Whether batches have rows of rejected responses. An objective without them sets it to False."""
+        """Whether batches have rows of rejected responses. A model that needs none sets it to False."""
+        self.responses_in: ResponsesIn = "source"
+        """In which languages training batches have rows with responses. The model sets it, too."""
         self.languages: tuple[str, ...] = ()
         """Languages of the data, the source language first."""
         self.has_pairs = False
@@ -307,7 +310,7 @@ class MultilingualData(LightningDataModule):
         return self._evaluation_loader("predict", self._collator().prediction)
 
     def _collator(self) -> Collator:
-        return Collator(self.languages, self.pad_id, self.with_rejected)
+        return Collator(self.languages, self.pad_id, self.with_rejected, self.responses_in)
 
     def _sizes(self, split: Split) -> Sizes:
         table = self._tables[split].select(self._rows[split])
@@ -354,7 +357,10 @@ def _remark_on_empty_responses(examples: list[Example]) -> None:
     empty = [
         example.where
         for example in examples
-        if not example.chosen.strip() or (example.rejected is not None and not example.rejected.strip())
+        if not all(
+            text is None or text.strip()
+            for text in (example.chosen, example.rejected, *itertools.chain(*example.translated.values()))
+        )
     ]
     if empty:
         logger.warning("%d examples have an empty response, which teaches silence: %s", len(empty), _some(empty))

@@ -33,6 +33,8 @@ class RowOutputs(NamedTuple):
     """(N,) float32, number of response tokens."""
     states: Tensor | None
     """(N, H), hidden state of the layer asked for at the last prompt token."""
+    pooled: Tensor | None = None
+    """(N, H) float32 (float64 of a float64 model), mean over each row's tokens of the state after the final norm."""
 
 
 class Policy(nn.Module):
@@ -53,13 +55,17 @@ class Policy(nn.Module):
         assert isinstance(inner, PreTrainedModel)
         return inner
 
-    def forward(self, rows: TokenRows, layer: int | None = None) -> RowOutputs:
-        """Run ``rows``; ``layer`` (0 embeddings, ..., n after the final norm) asks for its hidden states."""
+    def forward(self, rows: TokenRows, layer: int | None = None, pool: bool = False) -> RowOutputs:
+        """Run ``rows``; ``layer`` (0 embeddings, ..., n after the final norm) asks for its hidden states.
+
+        ``pool`` asks for the mean of the last ones, over prompt and response.
+        """
         count = len(rows)
         device = rows.input_ids.device
         # Asked first, for the answer may take a pass of its own, which must not be captured.
         in_two_parts = rows.logits_to_keep > 0 and self._runs_in_two_parts(rows)
-        with self._capture(layer) as captured:
+        top = num_layers(self.causal_lm.config) if pool else None
+        with self._capture(layer) as captured, self._capture(top) as last:
             if rows.logits_to_keep == 0:
                 self._run(self.causal_lm.base_model, rows)
                 logps = torch.zeros(count, device=device)
@@ -75,7 +81,7 @@ class Policy(nn.Module):
             # Gathered here and not in the hook: under gradient checkpointing the hook lies inside the
             # region that is run again in the backward pass, where it must add no operation.
             states = captured[0][torch.arange(count, device=device), rows.prompt_end]
-        return RowOutputs(logps, tokens, states)
+        return RowOutputs(logps, tokens, states, _mean_by_row(last[0], rows) if last else None)
 
     def _runs_in_two_parts(self, rows: TokenRows) -> bool:
         if self._in_two_parts is None:
@@ -130,7 +136,8 @@ class Policy(nn.Module):
             if isinstance(module, nn.ModuleList) and len(module) == depth:
                 return module
         raise UserError(
-            f"model.mlc.layer: cannot find the {depth} layers of {type(self.causal_lm).__name__}; use the last (-1)"
+            f"model.consistency.layer: cannot find the {depth} layers of {type(self.causal_lm).__name__}; "
+            "use the last (-1)"
         )
 
 
@@ -140,7 +147,7 @@ def num_layers(config: Any) -> int:
 
 
 def resolve_layer(layer: int | float, depth: int) -> int:
-    """The layer that ``model.mlc.layer`` names in a model of ``depth`` layers.
+    """The layer that ``model.consistency.layer`` names in a model of ``depth`` layers.
 
     Args:
         layer: An integer is an index into the hidden states (0 embeddings, 1 after the first layer, ...,
@@ -153,12 +160,14 @@ def resolve_layer(layer: int | float, depth: int) -> int:
     """
     if isinstance(layer, float):
         if not 0.0 <= layer <= 1.0:
-            raise UserError(f"model.mlc.layer: {layer} is not a fraction of depth; give 0.0 to 1.0, or an integer")
+            raise UserError(
+                f"model.consistency.layer: {layer} is not a fraction of depth; give 0.0 to 1.0, or an integer"
+            )
         return round(layer * depth)
     resolved = layer + depth + 1 if layer < 0 else layer
     if not 0 <= resolved <= depth:
         raise UserError(
-            f"model.mlc.layer: the model has no layer {layer}; it has {depth} layers, "
+            f"model.consistency.layer: the model has no layer {layer}; it has {depth} layers, "
             f"so give {-depth - 1} to {depth}, or a fraction such as 0.5"
         )
     return resolved
@@ -174,3 +183,10 @@ def _sum_by_row(values: Tensor, rows: TokenRows) -> Tensor:
     # Laid out first: sums by index have no fixed order on a GPU.
     count, length = rows.input_ids.shape
     return values.new_zeros(count * length).index_copy(0, rows.response, values).view(count, length).sum(1)
+
+
+def _mean_by_row(hidden: Tensor, rows: TokenRows) -> Tensor:
+    """(N, H) means of ``hidden`` (N, T, H) over the tokens of each row."""
+    is_token = rows.attention_mask[:, :, None] == 1
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    return torch.where(is_token, hidden, 0.0).sum(1, dtype=dtype) / is_token.sum(1)
