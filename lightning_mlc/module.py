@@ -13,6 +13,7 @@ import torch
 import torchmetrics
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -132,11 +133,23 @@ class AlignmentModule(LightningModule):
             data.responses_in = "all" if in_all else "source" if in_source else "none"
         if stage == "fit":
             self.consistency.require_languages(data.languages)
+            self._require_gradients_everywhere()
         if self.policy is None:
             self._layer = resolve_layer(self.consistency.layer, num_layers(load_config(self.source)))
         self.languages = data.languages
         if stage != "predict":
             self._metrics = self._make_metrics(self.languages)
+
+    def _require_gradients_everywhere(self) -> None:
+        """Refuse what DDP would stumble over in its second step."""
+        strategy = self.trainer.strategy
+        if self.objective is not None or self.consistency.needs.responses or not isinstance(strategy, DDPStrategy):
+            return
+        if not strategy._ddp_kwargs.get("find_unused_parameters"):
+            raise UserError(
+                "trainer.strategy: hidden states alone give the head no gradient, and model.objective is null; "
+                "set it to ddp_find_unused_parameters_true"
+            )
 
     def configure_model(self) -> None:
         loaded_now = self.policy is None

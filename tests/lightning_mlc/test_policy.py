@@ -33,7 +33,7 @@ def test_padded_rows_equal_rows_alone(tmp_path: Path, kind: str, side: Literal["
     policy = Policy(model)
     for layer in range(4):
         with torch.no_grad():
-            found = policy(TokenRows.pad(ROWS, pad_id=0, side=side), layer)
+            found = policy(TokenRows.pad(ROWS, pad_id=0, side=side), layer, pool=True)
         for index, row in enumerate(ROWS):
             with torch.no_grad():
                 alone = model(torch.tensor([[*row.prompt, *row.response]]), output_hidden_states=True)
@@ -44,6 +44,7 @@ def test_padded_rows_equal_rows_alone(tmp_path: Path, kind: str, side: Literal["
             assert float(found.logps[index]) == pytest.approx(expected, abs=2e-5)
             assert found.tokens[index] == len(row.response)
             torch.testing.assert_close(found.states[index], alone.hidden_states[layer][0, start], rtol=1e-4, atol=2e-5)
+            torch.testing.assert_close(found.pooled[index], alone.hidden_states[-1][0].mean(0), rtol=1e-4, atol=2e-5)
 
 
 def test_logits_are_made_for_response_tokens_only(tiny_model: Path) -> None:
@@ -101,5 +102,5 @@ def test_layers_by_index_and_by_fraction(layer: int | float, expected: int) -> N
 
 @pytest.mark.parametrize("layer", [31, -32, 1.5, -0.1])
 def test_a_layer_the_model_does_not_have(layer: int | float) -> None:
-    with pytest.raises(UserError, match=r"model\.mlc\.layer"):
+    with pytest.raises(UserError, match=r"model\.consistency\.layer"):
         resolve_layer(layer, 30)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import example_rows, save_model, write_jsonl
+from conftest import example_rows, save_model, translated_rows, write_jsonl
 
 from lightning_mlc.data import MultilingualData
 from lightning_mlc.data.batches import Batch
@@ -82,6 +82,24 @@ def test_rows_without_translations_are_kept(tiny_model: Path, tmp_path: Path) ->
     assert len(batch) == 3
     assert batch.normalizers.groups == 2
     assert sum(len(rows) for rows in batch.prompts) == 3
+
+
+def test_responses_in_other_languages_reach_the_batch(tiny_model: Path, tmp_path: Path) -> None:
+    """Also where the first rows have none, and the table cannot tell from them what is to come."""
+    rows = [*example_rows(1001), translated_rows(1)[0] | {"id": "last"}]
+    data = ready(tiny_model, write_jsonl(tmp_path / "a.jsonl", rows), val_share=0)
+    table = data._tables["train"]
+    assert table["translated"][:1001] == [[]] * 1001
+    assert table["translated"][1001] == [1, 2]
+    chosen, rejected = (
+        [_text(data, ids) for ids in table[name][1001]] for name in ("translated_chosen", "translated_rejected")
+    )
+    assert chosen == ["Hapana, bag 0 si yako.<|end|>", "不，bag 0 不是你的。<|end|>"]
+    assert rejected == ["Ndiyo, chukua bag 0.<|end|>", "好，拿走 bag 0 吧。<|end|>"]
+
+
+def _text(data: MultilingualData, ids: list[int]) -> str:
+    return str(data._chat_tokenizer().tokenizer.decode(ids))
 
 
 def test_workers_give_the_same_batches(tiny_model: Path, pairs_file: Path) -> None:
