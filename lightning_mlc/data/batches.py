@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_mlc.data.rows import TokenRows
 
+
 @dataclass
 class Normalizers:
     """What a micro-batch's sums are divided by, so that no way of cutting a batch changes the gradient.

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 
 from lightning_mlc.data.batches import Batch
 from lightning_mlc.data.collation import Collator
-from lightning_mlc.data.layout import Layout
 from lightning_mlc.data.languages import canonical_language, canonical_languages
+from lightning_mlc.data.layout import Layout
 from lightning_mlc.data.layouts import parse_rows
 from lightning_mlc.data.reading import locate, read_rows
 from lightning_mlc.data.records import Example
