@@ -19,10 +19,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from lightning_mlc.consistency import Consistency, ConsistencyTerm, Needs, Observed, Representation
-from lightning_mlc.data.batches import CHOSEN, REJECTED, Batch
+from lightning_mlc.data.batches import Batch
+from lightning_mlc.data.layout import Layout
+from lightning_mlc.data.rows import CHOSEN, REJECTED
 from lightning_mlc.errors import UserError
 from lightning_mlc.forward import Grid, run_batch
 from lightning_mlc.metrics import Collinearity, ExampleMean, LanguageCosines, LanguageMean
+from lightning_mlc.models.attention import packed_layout, packing_agrees
 from lightning_mlc.models.loading import ModelSource, dtype_of, load_causal_lm, load_config, load_tokenizer
 from lightning_mlc.models.lora import LoRA, add_lora
 from lightning_mlc.models.policy import Policy, num_layers, resolve_layer
@@ -56,6 +59,8 @@ class AlignmentModule(LightningModule):
         revision: Revision of a hub model.
         trust_remote_code: Run Python code that the model repository carries. Only for repositories you trust.
         attn_implementation: Attention implementation of transformers; null takes its default.
+        packing: Run several sequences in a row instead of padding each, and a prompt once for all its responses.
+            Null does so wherever the model gives the same results.
         max_new_tokens: Longest response that ``predict`` generates, in tokens.
     """
 
@@ -75,6 +80,7 @@ class AlignmentModule(LightningModule):
         revision: str | None = None,
         trust_remote_code: bool = False,
         attn_implementation: str | None = None,
+        packing: bool | None = None,
         max_new_tokens: int = 128,
     ) -> None:
         super().__init__()
@@ -97,6 +103,7 @@ class AlignmentModule(LightningModule):
         self.lora = lora
         self.gradient_checkpointing = gradient_checkpointing
         self.attn_implementation = attn_implementation
+        self.packing = packing
         self.max_new_tokens = max_new_tokens
         self.policy = None
         self.representation = None
@@ -155,6 +162,7 @@ class AlignmentModule(LightningModule):
         loaded_now = self.policy is None
         if self.policy is None:
             self.policy = self._load_policy()
+            self.trainer.datamodule.layout = self._choose_layout(self.policy)  # type: ignore[attr-defined]
             if self.consistency.needs.representations:
                 hidden_size = self.policy.causal_lm.config.get_text_config().hidden_size
                 self.representation = Representation(self.consistency, hidden_size)
@@ -169,6 +177,17 @@ class AlignmentModule(LightningModule):
 
     def _needs_reference(self, needs: Needs) -> bool:
         return needs.reference or (self.objective is not None and self.objective.needs_reference)
+
+    def _choose_layout(self, policy: Policy) -> Layout:
+        if self.packing is False:
+            return Layout()
+        if packing_agrees(policy):
+            layout = packed_layout(str(policy.causal_lm.config._attn_implementation))
+            assert layout is not None
+            return layout
+        if self.packing:
+            raise UserError(f"model.packing: {self.source} cannot run packed rows (see above); set it to null or false")
+        return Layout()
 
     def _load_policy(self) -> Policy:
         model: Any = load_causal_lm(self.source, dtype_of(str(self.trainer.precision)), self.attn_implementation)

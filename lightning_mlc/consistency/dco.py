@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_mlc.consistency.base import ConsistencyTerm, Needs, Observed
-from lightning_mlc.data.batches import CHOSEN, REJECTED
+from lightning_mlc.data.rows import CHOSEN, REJECTED
 from lightning_mlc.forward import Grid
 
 

@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 import torch
 
-from lightning_mlc.data.batches import CHOSEN, NO_RESPONSE, REJECTED, Batch, Normalizers, Row, TokenRows, pad_in_chunks
+from lightning_mlc.data.batches import Batch, Normalizers
+from lightning_mlc.data.layout import Layout
+from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, Row, TokenRows
 
 EVALUATION_TOKENS = 4096
 """Tokens of a block in evaluation, which bounds the memory that its logits take."""
@@ -27,6 +29,8 @@ class Collator:
     """The source language first."""
     pad_id: int
     with_rejected: bool
+    layout: Layout
+    """How the rows of a step are laid out. Prompts to generate from are always padded."""
     responses_in: ResponsesIn = "source"
 
     def training(self, examples: Sequence[Mapping[str, Any]], keys: Sequence[int], normalizers: Normalizers) -> Batch:
@@ -46,9 +50,9 @@ class Collator:
             examples,
             keys,
             normalizers,
-            (TokenRows.pad(responses, self.pad_id),) if responses else (),
-            pad_in_chunks(prompts, self.pad_id),
-            pad_in_chunks(translations, self.pad_id),
+            self.layout.blocks(responses, self.pad_id),
+            self.layout.blocks(prompts, self.pad_id),
+            self.layout.blocks(translations, self.pad_id),
         )
 
     def evaluation(self, examples: Sequence[Mapping[str, Any]], keys: Sequence[int], normalizers: Normalizers) -> Batch:
@@ -57,7 +61,7 @@ class Collator:
         for index, example in enumerate(examples):
             for language, prompt in zip(example["languages"], example["prompts"], strict=True):
                 responses += self._with_responses(example, prompt, index, language)
-        blocks = pad_in_chunks(responses, self.pad_id, max_tokens=EVALUATION_TOKENS)
+        blocks = self.layout.blocks(responses, self.pad_id, max_tokens=EVALUATION_TOKENS)
         return self._batch(examples, keys, normalizers, blocks, ())
 
     def prediction(self, examples: Sequence[Mapping[str, Any]], keys: Sequence[int], normalizers: Normalizers) -> Batch:
@@ -67,7 +71,7 @@ class Collator:
             for index, example in enumerate(examples)
             for language, prompt in zip(example["languages"], example["prompts"], strict=True)
         ]
-        return self._batch(examples, keys, normalizers, (), pad_in_chunks(prompts, self.pad_id))
+        return self._batch(examples, keys, normalizers, (), Layout().blocks(prompts, self.pad_id))
 
     def _with_responses(self, example: Mapping[str, Any], prompt: list[int], index: int, language: int) -> list[Row]:
         chosen, rejected = example["chosen"], example["rejected"]
@@ -76,7 +80,7 @@ class Collator:
             chosen, rejected = example["translated_chosen"][place], example["translated_rejected"][place]
         rows = [Row(prompt, chosen, index, language, CHOSEN)]
         if self.with_rejected and rejected:
-            rows.append(Row(prompt, rejected, index, language, REJECTED))
+            rows.append(Row(prompt, rejected, index, language, REJECTED, leads=False))
         return rows
 
     def _batch(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_mlc.consistency import DCO, MLC, MPO, Consistency, PairwiseCosine, SourceCosine
 from lightning_mlc.data import MultilingualData
-from lightning_mlc.data.batches import CHOSEN, NO_RESPONSE, REJECTED, TokenRows
+from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, TokenRows
 from lightning_mlc.errors import UserError
 from lightning_mlc.module import AlignmentModule
 from lightning_mlc.objectives import CPO, DPO, ORPO, SFT, Objective, SimPO, Sum
