@@ -30,7 +30,13 @@ from lightning_mlc.models.lora import LoRA, add_lora
 from lightning_mlc.models.policy import Policy, num_layers, resolve_layer
 from lightning_mlc.objectives import Objective
 from lightning_mlc.provenance import Provenance
-from lightning_mlc.reference import Reference
+from lightning_mlc.reference import (
+    OnlineReference,
+    PrecomputedReference,
+    ReferenceSettings,
+    describe_model,
+    precompute,
+)
 from lightning_mlc.schedules import Warmup
 
 PROGRESS = {"loss": "loss", "mlc/loss": "mlc", "rewards/accuracies": "acc"}
@@ -50,6 +56,7 @@ class AlignmentModule(LightningModule):
             installed Python package.
         objective: What is learned from the responses in the source language.
         mlc: The multi-lingual consistency term.
+        reference: The model that objectives such as DPO measure the policy against.
         optimizer: Optimizer of the trainable parameters.
         scheduler: Learning-rate schedule, stepped once per optimizer step; null keeps the rate constant.
         lora: Train low-rank adapters instead of the weights; null trains the weights.
@@ -71,6 +78,7 @@ class AlignmentModule(LightningModule):
         name_or_path: str,
         objective: Objective,
         mlc: MLC = MLC(),  # noqa: B008 (frozen)
+        reference: ReferenceSettings = ReferenceSettings(),  # noqa: B008 (frozen)
         optimizer: OptimizerCallable = default_optimizer,
         scheduler: LRSchedulerCallable | None = None,
         lora: LoRA | None = None,
@@ -88,6 +96,7 @@ class AlignmentModule(LightningModule):
         self.source = ModelSource(name_or_path, gguf_file, revision, trust_remote_code)
         self.objective = objective
         self.mlc = mlc
+        self.reference = reference
         self.optimizer_callable = optimizer
         self.scheduler_callable = scheduler
         self.lora = lora
@@ -103,8 +112,9 @@ class AlignmentModule(LightningModule):
         """Metrics of the latest validation, by logged name."""
         self.validation_cosines: list[list[float]] = []
         """Mean cosines between languages of the raw hidden states in the latest validation."""
-        self._reference: Reference | None = None
-        self._reference_cache: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+        self._reference: OnlineReference | PrecomputedReference | None = None
+        self._initial: dict[str, str] = {}
+        """What the scores of the initial model depend on, where they are precomputed."""
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._layer: int | None = None
         self._window: dict[str, Tensor] = {}
@@ -118,6 +128,7 @@ class AlignmentModule(LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         precision = str(self.trainer.precision)
         dtype_of(precision)
+        self.reference.check(self.objective, adapters=self.lora is not None)
         if stage != "predict":
             if self.objective.needs_rejected and not data.has_pairs:
                 raise UserError(
@@ -144,10 +155,18 @@ class AlignmentModule(LightningModule):
             if self.mlc.weight > 0:
                 hidden_size = self.policy.causal_lm.config.get_text_config().hidden_size
                 self.consistency = Consistency(self.mlc, hidden_size)
-        if self._reference is None and self.objective.needs_reference and not self.trainer.predicting:
+        if self.objective.needs_reference and not self.trainer.predicting:
             # Without adapters only a model just loaded is the initial one; it may have been trained since.
-            is_initial = loaded_now or self.lora is not None
-            self._reference = Reference(self.policy if is_initial else self._load_policy())
+            self._set_up_reference(self.policy if loaded_now or self.lora is not None else None)
+
+    def _set_up_reference(self, initial: Policy | None) -> None:
+        """The reference, of the ``initial`` model if it is at hand: now, before a checkpoint takes its place."""
+        if self.reference.mode == "precomputed":
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            load = self._load_policy if initial is None else lambda: initial
+            self._reference = precompute(self.trainer, data, load, self._initial, str(self.source))
+        elif self._reference is None:
+            self._reference = OnlineReference(initial or self._load_policy())
 
     def _choose_layout(self, policy: Policy) -> Layout:
         if self.packing is False:
@@ -162,6 +181,8 @@ class AlignmentModule(LightningModule):
 
     def _load_policy(self) -> Policy:
         model: Any = load_causal_lm(self.source, dtype_of(str(self.trainer.precision)), self.attn_implementation)
+        if self.reference.mode == "precomputed" and not self._initial and not self.trainer.predicting:
+            self._initial = describe_model(model, str(self.trainer.precision)) if self.trainer.is_global_zero else {}
         if self.lora is not None:
             model = add_lora(model, self.lora)
         if self.gradient_checkpointing:
@@ -205,7 +226,7 @@ class AlignmentModule(LightningModule):
         assert self.policy is not None
         with_mlc = self.mlc.is_on(self.trainer.global_step)
         grid = run_batch(self.policy, batch, self._layer if with_mlc else None)
-        reference = None if self._reference is None else self._reference.score(batch)
+        reference = None if self._reference is None else self._reference.grid(batch, "train")
         loss, metrics = self._objective_terms(batch, grid, reference)
         if with_mlc:
             assert self.consistency is not None
@@ -273,6 +294,14 @@ class AlignmentModule(LightningModule):
         else:
             for parameter in self.consistency.parameters():
                 parameter.grad = None  # or the optimizer's momentum would move it on steps without MLC
+
+    def optimizer_step(self, *arguments: Any, **keywords: Any) -> None:
+        super().optimizer_step(*arguments, **keywords)
+        # Here, since callbacks may save a checkpoint as soon as the step is done.
+        if self.reference.updates_after(self.trainer.global_step + 1):
+            assert self.policy is not None
+            assert isinstance(self._reference, OnlineReference)
+            self._reference.update(self.policy, self.reference.update_share)
 
     # ---- logging of training ------------------------------------------------------------------------
 
@@ -343,7 +372,7 @@ class AlignmentModule(LightningModule):
         grid = run_batch(self.policy, batch, self._layer)
         assert grid.states is not None
         metrics: Any = self._metrics
-        reference = self._reference_grid(batch, split)
+        reference = None if self._reference is None else self._reference.grid(batch, split)
         examples, languages = grid.present.nonzero(as_tuple=True)
         where = {"keys": batch.keys[examples], "language": languages}
         chosen = grid.scores(CHOSEN, reference)
@@ -362,20 +391,6 @@ class AlignmentModule(LightningModule):
         metrics["cosines"].update(batch.keys, grid.states, grid.present)
         if self.consistency is not None:
             metrics["mlc/extracted"].update(batch.keys, self.consistency.extract(grid.states), grid.present)
-
-    def _reference_grid(self, batch: Batch, split: str) -> Grid | None:
-        """Reference scores of a batch for evaluation, which never change and so are computed once."""
-        if self._reference is None:
-            return None
-        keys = [(split, key) for key in batch.keys.tolist()]
-        if all(key in self._reference_cache for key in keys):
-            rows = [self._reference_cache[key] for key in keys]
-            logps, tokens = (torch.stack(part).to(batch.keys.device) for part in zip(*rows, strict=True))
-            return Grid(logps, tokens, None, tokens[:, :, CHOSEN] > 0)
-        grid = self._reference.score(batch)
-        for index, key in enumerate(keys):
-            self._reference_cache[key] = grid.logps[index].cpu(), grid.tokens[index].cpu()
-        return grid
 
     def _log_evaluation(self, split: str) -> None:
         results: dict[str, Tensor] = {}
@@ -420,6 +435,9 @@ class AlignmentModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         assert self.policy is not None
         checkpoint[Provenance.KEY] = Provenance.of(self.source, self.policy.causal_lm, self.lora).as_dict()
+        if self.reference.is_updated:
+            assert isinstance(self._reference, OnlineReference)
+            checkpoint[OnlineReference.KEY] = self._reference.state_dict()
         if self.lora is not None:
             # The frozen weights are those of the base model; only what was trained need be stored.
             trained = self._trained_keys()
@@ -429,6 +447,13 @@ class AlignmentModule(LightningModule):
         assert self.policy is not None
         own = Provenance.of(self.source, self.policy.causal_lm, self.lora)
         Provenance.read(checkpoint).require_same_model(own)
+        if OnlineReference.KEY in checkpoint and not self.trainer.predicting:
+            if not isinstance(self._reference, OnlineReference) or not self.reference.is_updated:
+                raise UserError(
+                    "ckpt_path: the checkpoint was trained with a reference that follows the policy, and rewards are "
+                    "measured against it; use its model.objective and model.reference.update_every_n_steps"
+                )
+            self._reference.load_state_dict(checkpoint[OnlineReference.KEY])
         state = checkpoint["state_dict"]
         expected = self.state_dict()
         if self.lora is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +40,9 @@ class OnlineReference:
     ``train()`` ever reaches it. Under LoRA it is the policy with its adapters off and costs no memory.
     """
 
+    KEY: ClassVar[str] = "lightning_mlc_reference"
+    """Where a checkpoint has the weights of a reference that was updated."""
+
     def __init__(self, policy: Policy) -> None:
         self._policy = policy if _has_adapters(policy) else copy.deepcopy(policy).requires_grad_(False).eval()
         self._evaluated: dict[str, ReferenceScores] = {}
@@ -52,8 +55,7 @@ class OnlineReference:
         if not known.missing(batch.keys.tolist()):
             return known.grid(batch)
         grid = self.score(batch)
-        new = ReferenceScores.of(batch, grid)
-        self._evaluated[split] = ReferenceScores.union([known, new]) if len(known.keys) else new
+        self._evaluated[split] = ReferenceScores.union([known, ReferenceScores.of(batch, grid)])
         return grid
 
     def score(self, batch: Batch) -> Grid:

@@ -14,7 +14,7 @@ from lightning_mlc.forward import Grid
 
 
 class ReferenceScores(NamedTuple):
-    """Scores of N examples in the first L of the data's languages (all, or the source alone), of K kinds of responses."""
+    """Scores of N examples in the first L of the data's languages (all, or the source alone), K kinds of responses."""
 
     keys: Tensor
     """(N,) int64, ascending, each once: ``Batch.keys``."""
@@ -32,6 +32,7 @@ class ReferenceScores(NamedTuple):
     @classmethod
     def union(cls, parts: Sequence[ReferenceScores]) -> ReferenceScores:
         """All of ``parts``; of an example that is in several, the first."""
+        parts = [part for part in parts if len(part.keys)]
         if not parts:
             none = torch.zeros(0, 1, 1)
             return cls(none[:, 0, 0].long(), none, none)
