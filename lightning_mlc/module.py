@@ -447,11 +447,11 @@ class AlignmentModule(LightningModule):
         assert self.policy is not None
         own = Provenance.of(self.source, self.policy.causal_lm, self.lora)
         Provenance.read(checkpoint).require_same_model(own)
-        if OnlineReference.KEY in checkpoint and not self.trainer.predicting:
+        if OnlineReference.KEY in checkpoint and self._reference is not None:
             if not isinstance(self._reference, OnlineReference) or not self.reference.is_updated:
                 raise UserError(
                     "ckpt_path: the checkpoint was trained with a reference that follows the policy, and rewards are "
-                    "measured against it; use its model.objective and model.reference.update_every_n_steps"
+                    "measured against it; set model.reference.update_every_n_steps as it was"
                 )
             self._reference.load_state_dict(checkpoint[OnlineReference.KEY])
         state = checkpoint["state_dict"]

@@ -149,7 +149,7 @@ class MultilingualData(LightningDataModule):
             raise UserError("trainer.overfit_batches: is not supported; give a small data.train_path instead")
         self._load(self._needed_paths())
         for split in ("train", "val", "test", "predict"):
-            if split in self._tables:
+            if split in self._tables and split not in self._rows:  # a second command may come with the same data
                 self._rows[split] = list(range(len(self._tables[split])))
         if "train" in self._tables and "val" not in self._tables:
             self._rows["train"], self._rows["val"] = self._split()

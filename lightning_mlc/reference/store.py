@@ -18,6 +18,9 @@ from lightning_mlc.reference.scores import ReferenceScores
 FORMAT = "1"
 """Raised when what a shard holds, or the way scores are computed, changes."""
 
+SAME_RESPONSES = ("data", "languages")
+"""Parts that say which responses are scored."""
+
 logger = logging.getLogger("lightning_mlc")
 
 
@@ -71,11 +74,11 @@ class ScoreStore:
         self._write(f"{self._name(content)}.safetensors", content)
 
     def explain_absence(self) -> None:
-        """Say how the scores asked for differ from the most similar ones of the same data, if there are any."""
+        """Say how the scores asked for differ from the most similar ones of the same responses, if there are any."""
         similar = []
         for folder in self.folder.parent.glob("*/"):
             parts = _manifest(folder).get("parts", {})
-            if folder != self.folder and parts.get("data") == self._parts.get("data"):
+            if folder != self.folder and all(parts.get(name) == self._parts.get(name) for name in SAME_RESPONSES):
                 similar.append((self._differences(folder), folder))
         if similar:
             differences, folder = min(similar, key=lambda pair: len(pair[0]))
