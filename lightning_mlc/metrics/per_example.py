@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,10 @@ from lightning_mlc.metrics.keyed import KeyedMetric
 
 class ExampleMean(KeyedMetric):
     """Mean of a value over examples. ``compute`` gives it as a scalar; NaN without samples."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.reset()
 
     def reset(self) -> None:
         """Forget all samples."""
