@@ -15,7 +15,9 @@ from transformers import AutoModelForCausalLM, Gemma2Config, PreTrainedConfig, Q
 from lightning_mlc.models.loading import ModelSource, load_tokenizer
 
 
-def _qwen(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, vocabulary: int, tied: bool) -> Qwen2Config:
+def _qwen(
+    hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, vocabulary: int, tied: bool
+) -> Qwen2Config:
     return Qwen2Config(
         hidden_size=hidden,
         intermediate_size=intermediate,
@@ -50,5 +52,6 @@ def write_random_model(architecture: str, tokenizer_of: ModelSource, folder: Pat
     config.bos_token_id, config.eos_token_id = None, tokenizer.eos_token_id
     config.pad_token_id = tokenizer.pad_token_id
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

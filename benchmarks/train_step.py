@@ -1,8 +1,9 @@
 """``python -m benchmarks.train_step``: what a training step costs, against the published recipe and against TRL.
 
-Four variants train on the same examples from the same weights: ``published`` (:mod:`benchmarks.published`), ``dpo`` and
-``dpo_mlc`` (this project without and with the consistency term) and ``trl`` where it is installed. Each has a process of
-its own, and on a CPU they take their steps in turn. A ratio is the median over steps of the ratio on the same examples.
+Four variants train on the same examples from the same weights: ``published`` (:mod:`benchmarks.published`), ``dpo``
+and ``dpo_mlc`` (this project without and with the consistency term) and ``trl`` where it is installed. Each has a
+process of its own, and on a CPU they take their steps in turn. A ratio is the median over steps of the ratio on the
+same examples.
 
 ``--parity`` first sets ``published`` and ``dpo_mlc`` to the same mathematics in float32 and compares their losses over
 some steps. If they disagree no ratio is stated.
@@ -11,11 +12,13 @@ some steps. If they disagree no ratio is stated.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import dataclasses
 import importlib.util
 import json
 import multiprocessing
+import os
 import random
 import statistics
 import sys
@@ -32,7 +35,7 @@ from benchmarks.architectures import ARCHITECTURES, write_random_model
 from benchmarks.environment import environment
 from benchmarks.published import Pair
 from benchmarks.timing import quantiles
-from benchmarks.workers import VARIANTS, WARM_UP, Counts, Failure, Memory, Settings, Step, plan, work
+from benchmarks.workers import VARIANTS, Counts, Failure, Memory, Settings, Step, plan, work
 from lightning_mlc.data.layouts import parse_rows
 from lightning_mlc.data.reading import read_rows
 from lightning_mlc.errors import UserError
@@ -66,12 +69,23 @@ PARITY_RATE = 5e-6
 
 @dataclass
 class Measured:
-    """What a worker said. Steps and counts are numbered alike, the `WARM_UP` included."""
+    """What a worker said."""
 
+    warm_up: int = 0
     steps: list[Step] = field(default_factory=list)
     counts: list[Counts] = field(default_factory=list)
+    """Of the first of the `timed` steps."""
     memory: Memory | None = None
     failure: str | None = None
+
+    @property
+    def timed(self) -> list[Step]:
+        return self.steps[self.warm_up :]
+
+    @property
+    def seconds_and_flops(self) -> list[tuple[float, int]]:
+        """Of the counted steps."""
+        return [(step.seconds, count.flops) for step, count in zip(self.timed, self.counts, strict=False)]
 
 
 class Worker:
@@ -84,7 +98,7 @@ class Worker:
         self._process = context.Process(target=work, args=(variant, settings, planned, theirs, log))
         self._process.start()
         theirs.close()  # or the end of the process would not be the end of the pipe
-        self.measured = Measured()
+        self.measured = Measured(settings.warm_up)
 
     def hear(self) -> Any:
         """The next message; None where there will be none, and then `Measured.failure` says why."""
@@ -102,10 +116,8 @@ class Worker:
     def ask(self) -> Any:
         """Ask for the next thing, and hear of it."""
         if self.measured.failure is None:
-            try:
+            with contextlib.suppress(OSError):  # it has ended, and `hear` learns why
                 self._pipe.send("next")
-            except OSError:
-                pass  # it has ended, and `hear` learns why
         return self.hear()
 
     def stop(self) -> None:
@@ -126,6 +138,7 @@ def measure(
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Measured]:
     """Train with each of ``variants``, step by step in turn or one variant after the other."""
+    logs.mkdir(parents=True, exist_ok=True)
     found = {}
     for together in [variants] if in_turn else [[variant] for variant in variants]:
         workers: dict[str, Worker] = {}
@@ -151,6 +164,10 @@ def measure(
             for worker in workers.values():
                 worker.stop()
     return found
+
+
+WITH_TRANSLATIONS = ("published", "dpo_mlc")
+"""Variants that run them."""
 
 
 # ---- what it says --------------------------------------------------------------------------------------------------
@@ -182,29 +199,30 @@ class Result:
 def result(variant: str, measured: Measured, planned: list[list[Pair]]) -> Result:
     """The figures of one variant that has run to its end."""
     assert measured.memory is not None
-    median, p20, p80, count = quantiles([step.seconds for step in measured.steps[WARM_UP:]])
-    counts, seconds = measured.counts[WARM_UP:], [step.seconds for step in measured.steps[WARM_UP:]]
+    median, p20, p80, steps = quantiles([step.seconds for step in measured.timed])
+    counts = measured.counts
     tokens = [
         sum(pair.pair_tokens + (pair.translation_tokens if variant in WITH_TRANSLATIONS else 0) for pair in pairs)
-        for pairs in planned[WARM_UP:]
-    ][: len(counts)]
+        for pairs in planned[measured.warm_up :][: len(counts)]
+    ]
     return Result(
         variant,
         median,
         p20,
         p80,
-        count,
-        measured.memory.before,
-        measured.memory.peak,
-        *(
-            statistics.mean(values) if counts else None
-            for values in (tokens, [c.trained for c in counts], [c.frozen for c in counts], [c.flops for c in counts])
-        ),
-        statistics.median(c.flops / s for c, s in zip(counts, seconds, strict=False)) if counts else None,
+        steps,
+        bytes_before=measured.memory.before,
+        peak_bytes=measured.memory.peak,
+        real_tokens=_mean(tokens),
+        trained_positions=_mean([count.trained for count in counts]),
+        frozen_positions=_mean([count.frozen for count in counts]),
+        flops=_mean([count.flops for count in counts]),
+        flops_per_second=_mean([flops / seconds for seconds, flops in measured.seconds_and_flops]),
     )
 
 
-WITH_TRANSLATIONS = ("published", "dpo_mlc")
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.mean(values) if values else None
 
 
 @dataclass(frozen=True)
@@ -215,26 +233,35 @@ class Target:
     bound: float
     value: float | None
     """None where it was not measured."""
+    stated: bool = True
+    """Whether the bound is one for these settings."""
 
     @property
     def met(self) -> bool | None:
-        return None if self.value is None else self.value <= self.bound
+        """None where there is nothing to meet or nothing was measured."""
+        return None if self.value is None or not self.stated else self.value <= self.bound
 
 
-def targets(measured: Mapping[str, Measured]) -> list[Target]:
-    """Every target, with what was measured of it."""
+def targets(measured: Mapping[str, Measured], usual: bool = True) -> list[Target]:
+    """Every target, with what was measured of it. ``usual`` settings are those of `is_usual`."""
     ours, published, dpo, trl = (measured.get(name) for name in ("dpo_mlc", "published", "dpo", "trl"))
     return [
-        Target("time of a step, dpo_mlc / published", 0.40, ratio(ours, published, _seconds)),
-        Target("peak memory, dpo_mlc / published", 0.35, ratio(ours, published, _peak)),
+        Target("time of a step, dpo_mlc / published", 0.40, ratio(ours, published, _seconds), usual),
+        Target("peak memory, dpo_mlc / published", 0.35, ratio(ours, published, _peak), usual),
         Target("time of a step per FLOP, dpo_mlc / dpo", 1.10, ratio(ours, dpo, _seconds_per_flop)),
         Target("time of a step, dpo / trl", 1.00, ratio(dpo, trl, _seconds)),
         Target("peak memory, dpo / trl", 1.00, ratio(dpo, trl, _peak)),
     ]
 
 
+def is_usual(settings: Settings) -> bool:
+    """Whether this is what the targets against the published recipe were set for: SmolLM2 on a CPU, 2 pairs, L = 10."""
+    smollm2 = settings.model == ModelSource(SMOLLM2, SMOLLM2_FILE)
+    return smollm2 and settings.device == "cpu" and settings.batch_size == 2 and len(settings.languages) == 10
+
+
 def ratio(ours: Measured | None, theirs: Measured | None, figures: Callable[[Measured], list[float]]) -> float | None:
-    """The median of the ratios of ``figures`` of the same steps; None where there are none."""
+    """The median of the ratios of ``figures``, of the same steps; None where there are none."""
     if ours is None or theirs is None or ours.failure or theirs.failure:
         return None
     pairs = list(zip(figures(ours), figures(theirs), strict=True))
@@ -242,12 +269,11 @@ def ratio(ours: Measured | None, theirs: Measured | None, figures: Callable[[Mea
 
 
 def _seconds(measured: Measured) -> list[float]:
-    return [step.seconds for step in measured.steps[WARM_UP:]]
+    return [step.seconds for step in measured.timed]
 
 
 def _seconds_per_flop(measured: Measured) -> list[float]:
-    counts = measured.counts[WARM_UP:]
-    return [seconds / count.flops for seconds, count in zip(_seconds(measured), counts, strict=False)]
+    return [seconds / flops for seconds, flops in measured.seconds_and_flops]
 
 
 def _peak(measured: Measured) -> list[float]:
@@ -289,7 +315,8 @@ def check_parity(settings: Settings, steps: int, folder: Path, logs: Path, say: 
     """
     same = replace(
         settings,
-        steps=steps - WARM_UP,
+        warm_up=0,
+        steps=steps,
         counted_steps=0,
         precision="32-true",
         learning_rate=PARITY_RATE,
@@ -328,11 +355,16 @@ def table(results: Iterable[Result]) -> str:
 
 def verdicts(found: Iterable[Target]) -> str:
     """One line for each target."""
-    words = {True: "met", False: "NOT MET", None: "not measured"}
-    return "\n".join(
-        f"{words[t.met]:<12} {t.name}: at most {t.bound:.2f}" + ("" if t.value is None else f", is {t.value:.3f}")
-        for t in found
-    )
+    lines = []
+    for target in found:
+        if target.value is None:
+            lines.append(f"not measured  {target.name}: at most {target.bound:.2f}")
+        elif target.met is None:
+            lines.append(f"no target     {target.name} at these settings: is {target.value:.3f}")
+        else:
+            word = "met" if target.met else "NOT MET"
+            lines.append(f"{word:<13} {target.name}: at most {target.bound:.2f}, is {target.value:.3f}")
+    return "\n".join(lines)
 
 
 def write(
@@ -367,8 +399,14 @@ def write(
         writer.writerows(everything["results"])
     paths = [folder / "train_step.json", folder / "train_step.csv"]
     if results and found is not None:
-        title = f"One step of {settings['name']}, {settings['batch_size']} pairs in {len(settings['languages'])} languages"
-        plot(results, folder / "train_step.png", f"{title}\n{everything['environment']['device']}, {settings['precision']}")
+        title = (
+            f"One step of {settings['name']}, {settings['batch_size']} pairs in {len(settings['languages'])} languages"
+        )
+        plot(
+            results,
+            folder / "train_step.png",
+            f"{title}\n{everything['environment']['device']}, {settings['precision']}",
+        )
         paths.append(folder / "train_step.png")
     return paths
 
@@ -415,12 +453,15 @@ def parse(args: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", default=SMOLLM2, help="as model.name_or_path; SmolLM2-135M-Instruct if not given")
     parser.add_argument("--gguf_file", help="as model.gguf_file")
     parser.add_argument(
-        "--architecture", choices=list(ARCHITECTURES), help="random weights of this shape, with the tokenizer of --model"
+        "--architecture",
+        choices=list(ARCHITECTURES),
+        help="random weights of this shape; tokenizer of --model",
     )
     parser.add_argument("--data", default="sample", help="preference pairs, as data.train_path")
     parser.add_argument("--languages", nargs="+", metavar="CODE", help="that of the responses first; all if not given")
     parser.add_argument("--batch_size", type=int, default=2, metavar="N", help="pairs in a step")
-    parser.add_argument("--steps", type=int, default=10, metavar="N", help="timed steps, after one to warm up")
+    parser.add_argument("--warm_up", type=int, default=3, metavar="N", help="first steps, which are not measured")
+    parser.add_argument("--steps", type=int, default=10, metavar="N", help="timed steps, after these")
     parser.add_argument("--counted_steps", type=int, default=3, metavar="N", help="of them, how many to count FLOPs of")
     parser.add_argument("--precision", default="bf16-mixed", choices=["bf16-mixed", "32-true", "bf16-true"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
@@ -439,7 +480,13 @@ def parse(args: Sequence[str] | None) -> argparse.Namespace:
         help="one variant after the other instead of in turn; by default on a GPU, whose memory seldom holds them all",
     )
     parser.add_argument(
-        "--parity", type=int, nargs="?", const=20, default=0, metavar="N", help="first compare the losses of N steps (20)"
+        "--parity",
+        type=int,
+        nargs="?",
+        const=20,
+        default=0,
+        metavar="N",
+        help="first compare the losses of N (20) steps",
     )
     return parser.parse_args(args)
 
@@ -450,7 +497,7 @@ def check(options: argparse.Namespace) -> None:
     Raises:
         UserError: So it is.
     """
-    for name, least in (("steps", 2), ("batch_size", 1), ("counted_steps", 0), ("parity", 0)):
+    for name, least in (("steps", 2), ("warm_up", 0), ("batch_size", 1), ("counted_steps", 0), ("parity", 0)):
         if getattr(options, name) < least:
             raise UserError(f"--{name}: must be at least {least}, got {getattr(options, name)}")
     if options.counted_steps > options.steps:
@@ -485,6 +532,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _main(options: argparse.Namespace) -> int:
     check(options)
+    load, cpus = os.getloadavg()[0], os.cpu_count() or 1
     device = torch.device(options.device)
     gguf_file = options.gguf_file or (SMOLLM2_FILE if options.model == SMOLLM2 else None)
     settings = Settings(
@@ -492,6 +540,7 @@ def _main(options: argparse.Namespace) -> int:
         data=options.data,
         languages=languages_of(options),
         batch_size=options.batch_size,
+        warm_up=options.warm_up,
         steps=options.steps,
         counted_steps=options.counted_steps,
         precision=options.precision,
@@ -503,7 +552,7 @@ def _main(options: argparse.Namespace) -> int:
         seed=options.seed,
         overrides=tuple(options.set),
     )
-    planned = plan(settings)
+    planned, usual = plan(settings), is_usual(settings)
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
     in_turn = device.type == "cpu" if options.one_by_one is None else not options.one_by_one
@@ -525,8 +574,10 @@ def _main(options: argparse.Namespace) -> int:
             if maker.exitcode:
                 raise UserError(f"--architecture: the model could not be made (status {maker.exitcode})")
             settings = replace(settings, model=ModelSource(str(folder / "model")))
-        parity = check_parity(settings, options.parity, folder, out, say) if options.parity else None
-        measured = measure(variants, settings, planned, out, in_turn, say)
+        parity = (
+            check_parity(settings, options.parity, folder, out / "logs" / "parity", say) if options.parity else None
+        )
+        measured = measure(variants, settings, planned, out / "logs", in_turn, say)
     say("")
     for variant in options.variants:
         if variant not in variants:
@@ -534,13 +585,14 @@ def _main(options: argparse.Namespace) -> int:
     wrong = disagreement(measured, planned)
     results = [result(name, measured[name], planned) for name in options.variants if not measured[name].failure]
     trusted = (parity is None or parity.holds) and not wrong
-    found = targets(measured) if trusted else None
+    found = targets(measured, usual) if trusted else None
     shown = {
         "name": options.architecture or (gguf_file or options.model),
         **{key: getattr(options, key) for key in vars(options) if key not in ("out", "architecture", "model", "data")},
         "data": Path(options.data).name,
         "languages": settings.languages,
         "in_turn": in_turn,
+        "load_average": load,
     }
     paths = write(out, device, shown, measured, results, parity, found)
     print("wrote", *paths, sep="\n  ")
@@ -554,7 +606,10 @@ def _main(options: argparse.Namespace) -> int:
             f"losses of published and dpo_mlc in float32 {verdict}: they differ by up to "
             f"{parity.largest_difference:.1e} over {len(parity.published)} steps, allowed {PARITY_BOUND:.0e}"
         )
-    print(*wrong, sep="\n", end="\n" if wrong else "")
+    if load > cpus / 2:
+        print(f"the machine was busy before the first step (load average {load:.1f}, {cpus} CPUs): times mean little")
+    for line in wrong:
+        print(line)
     print(verdicts(found) if found is not None else "no ratio is stated of variants that do not do the same")
     failed = any(m.failure for name, m in measured.items() if name in variants)
     return int(failed or not trusted)

@@ -1,14 +1,14 @@
 """The variants of a training step, each in a process of its own that takes one step whenever it is asked to.
 
 Processes, so that the peak of memory is each one's own; one step at a time, so that the variants take turns and a
-machine that slows down slows all of them. Ours are the command ``lightning-mlc fit`` itself, held up between its steps by
-a callback: what is timed is what a user runs, loading and collating of the batch and logging included.
+machine that slows down slows all of them. Ours are the command ``lightning-mlc fit`` itself, held up between its steps
+by a callback: what is timed is what a user runs, loading and collating of the batch and logging included.
 """
 
 from __future__ import annotations
 
 import gc
-import sys
+import os
 import tempfile
 import time
 import traceback
@@ -36,11 +36,9 @@ from lightning_mlc.data.layouts import parse_rows
 from lightning_mlc.data.reading import read_rows
 from lightning_mlc.data.tokenization import ChatTokenizer
 from lightning_mlc.errors import UserError
-from lightning_mlc.models.loading import ModelSource, dtype_of, load_causal_lm, load_config, load_tokenizer
+from lightning_mlc.models.loading import ModelSource, dtype_of, load_causal_lm, load_tokenizer
 from lightning_mlc.training_cli import run
 
-WARM_UP = 1
-"""First steps, in which lazy things happen, and which are not measured."""
 BETA, WEIGHT, TEMPERATURE, EXTRACTOR_DIM, CLIP = 0.1, 0.8, 0.2, 512, 1.0
 """The published settings, and the usual limit of the gradient's norm."""
 
@@ -54,10 +52,12 @@ class Settings:
     languages: tuple[str, ...]
     """The language of the responses first."""
     batch_size: int
+    warm_up: int
+    """First steps, in which what is lazy happens and memory grows."""
     steps: int
-    """Optimizer steps after the `WARM_UP`."""
+    """Steps after these, which are measured."""
     counted_steps: int
-    """How many of them are taken once more, with the arithmetic counted."""
+    """How many of them, from the first on, are taken once more with their arithmetic counted."""
     precision: str
     device: str
     gradient_checkpointing: bool
@@ -90,7 +90,7 @@ def plan(settings: Settings) -> list[list[Pair]]:
             )
         if example.rejected is None:
             raise UserError(f"{example.where}: has no rejected response; give preference pairs")
-    steps = WARM_UP + settings.steps
+    steps = settings.warm_up + settings.steps
     if steps * settings.batch_size > len(examples):
         raise UserError(
             f"--data: {settings.data} has {len(examples)} rows, too few for {steps} steps of {settings.batch_size}; "
@@ -241,7 +241,7 @@ def published(settings: Settings, planned: list[list[Pair]], turns: Turns) -> No
     """The authors' recipe."""
     torch.manual_seed(settings.seed)
     device, dtype = torch.device(settings.device), dtype_of(settings.precision)
-    model = load_causal_lm(settings.model, dtype).train().to(device)  # type: ignore[arg-type]
+    model = load_causal_lm(settings.model, dtype).train().to(device)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     extractor = nn.Linear(model.config.get_text_config().hidden_size, EXTRACTOR_DIM)
@@ -264,7 +264,7 @@ def published(settings: Settings, planned: list[list[Pair]], turns: Turns) -> No
         loss = step(pairs)
         turns.end(tuple(pair.id for pair in pairs), loss)
     turns.rest()
-    for pairs in planned[: counted(settings)]:
+    for pairs in planned[settings.warm_up :][: settings.counted_steps]:
         with turns.counting():
             step(pairs)
 
@@ -296,7 +296,7 @@ def trl(settings: Settings, planned: list[list[Pair]], turns: Turns) -> None:
             losses.append(loss.detach())
             return loss
 
-    class OnRequest(TrainerCallback):  # type: ignore[misc]
+    class OnRequest(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             turns.ready()
             turns.begin()
@@ -306,10 +306,11 @@ def trl(settings: Settings, planned: list[list[Pair]], turns: Turns) -> None:
             if state.global_step < len(planned):
                 turns.begin()
 
-    class Counted(TrainerCallback):  # type: ignore[misc]
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
+    class Counted(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.stack = ExitStack()
-            self.stack.enter_context(turns.counting())
+            if state.global_step >= settings.warm_up:
+                self.stack.enter_context(turns.counting())
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             self.stack.close()
@@ -336,8 +337,10 @@ def trl(settings: Settings, planned: list[list[Pair]], turns: Turns) -> None:
             "seed": settings.seed,
             "use_cpu": settings.device == "cpu",
         }
+        model: Any = load_causal_lm(settings.model, dtype)
+        model.is_quantized = False  # the weights of a GGUF file are dequantised on loading, and the Trainer asks
         trainer = Tokenised(
-            load_causal_lm(settings.model, dtype),
+            model,
             ref_model=load_causal_lm(settings.model, dtype),
             args=DPOConfig(**options, max_steps=len(planned)),
             train_dataset=Dataset.from_dict(
@@ -354,8 +357,8 @@ def trl(settings: Settings, planned: list[list[Pair]], turns: Turns) -> None:
         turns.rest()
         trainer.pop_callback(OnRequest)
         trainer.add_callback(Counted())
-        trainer.args.max_steps = counted(settings)
-        if trainer.args.max_steps:
+        trainer.args.max_steps = settings.warm_up + settings.counted_steps
+        if settings.counted_steps:
             trainer.train()
 
 
@@ -365,11 +368,6 @@ VARIANTS: dict[str, Callable[[Settings, list[list[Pair]], Turns], None]] = {
     "dpo_mlc": dpo_mlc,
     "trl": trl,
 }
-
-
-def counted(settings: Settings) -> int:
-    """How many steps to count from the first one on."""
-    return WARM_UP + settings.counted_steps if settings.counted_steps else 0
 
 
 # ---- ours: the command, and callbacks that it is given by name -----------------------------------------------------
@@ -385,7 +383,9 @@ class OnRequest(Callback):
         assert _here is not None
         turns, settings = _here
         if settings.extractor is not None:
-            part = {name.rpartition("extractor.")[2]: p for name, p in pl_module.named_parameters() if "extractor." in name}
+            part = {
+                name.rpartition("extractor.")[2]: p for name, p in pl_module.named_parameters() if "extractor." in name
+            }
             save_file(part, settings.extractor)
         turns.ready()
         turns.begin()
@@ -401,12 +401,14 @@ class OnRequest(Callback):
 
 
 class Counted(Callback):
-    """Counts what every step does."""
+    """Counts what the steps do."""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         assert _here is not None
+        turns, settings = _here
         self._stack = ExitStack()
-        self._stack.enter_context(_here[0].counting())
+        if batch_idx >= settings.warm_up:
+            self._stack.enter_context(turns.counting())
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -418,10 +420,11 @@ def _ours(settings: Settings, weight: float, turns: Turns) -> None:
     global _here
     _here = turns, settings if weight > 0 else replace(settings, extractor=None)
     with tempfile.TemporaryDirectory() as folder:
-        run(_arguments(settings, weight, Path(folder) / "timed", WARM_UP + settings.steps, OnRequest))
+        run(_arguments(settings, weight, Path(folder) / "timed", settings.warm_up + settings.steps, OnRequest))
         turns.rest()
-        if counted(settings):
-            run(_arguments(settings, weight, Path(folder) / "counted", counted(settings), Counted))
+        if settings.counted_steps:
+            steps = settings.warm_up + settings.counted_steps
+            run(_arguments(settings, weight, Path(folder) / "counted", steps, Counted))
 
 
 def _arguments(settings: Settings, weight: float, out: Path, steps: int, callback: type[Callback]) -> list[str]:
@@ -467,8 +470,9 @@ def _arguments(settings: Settings, weight: float, out: Path, steps: int, callbac
 
 def work(variant: str, settings: Settings, planned: list[list[Pair]], pipe: Connection, log: Path) -> None:
     """Run ``variant``, with all that it prints in the file ``log``. The target of a process."""
-    with log.open("w", buffering=1) as sys.stdout:
-        sys.stderr = sys.stdout
+    with log.open("w") as file:
+        for stream in (1, 2):  # the descriptors: loggers keep the streams that they first saw
+            os.dup2(file.fileno(), stream)
         try:
             turns = Turns(pipe, torch.device(settings.device))
             VARIANTS[variant](settings, planned, turns)
