@@ -411,7 +411,7 @@ def write(
     return paths
 
 
-OURS, OTHERS, BEFORE = "#2b6cb0", "#b8c4d0", "#5f6b76"
+OURS, OTHERS, HATCH = "#2b6cb0", "#b8c4d0", "#111820"
 """Apart in lightness too, for those who do not see the hues and for printers."""
 
 
@@ -432,9 +432,8 @@ def plot(results: Sequence[Result], path: Path, title: str) -> None:
     bars = memory.barh(names, peaks, color=colours)
     memory.bar_label(bars, [f"{value:.3g}" for value in peaks], padding=5)
     before = [r.bytes_before / 1e9 for r in results]
-    memory.barh(names, before, color="none", edgecolor=BEFORE, hatch="////", lw=0, label="before the first step")
-    memory.set(xlabel="peak memory, GB")
-    memory.legend(fontsize=7, loc="lower right")
+    memory.barh(names, before, color="none", edgecolor=HATCH, hatch="////", lw=0)
+    memory.set(xlabel="peak memory, GB (hatched: before the first step)")
     for axes in (time, memory):
         axes.margins(x=0.18)
         axes.spines[["top", "right"]].set_visible(False)

@@ -383,10 +383,11 @@ class OnRequest(Callback):
         assert _here is not None
         turns, settings = _here
         if settings.extractor is not None:
-            part = {
-                name.rpartition("extractor.")[2]: p for name, p in pl_module.named_parameters() if "extractor." in name
-            }
-            save_file(part, settings.extractor)
+            own: dict[str, torch.Tensor] = {}
+            for name, parameter in pl_module.named_parameters():
+                if "extractor." in name:
+                    own[name.rpartition(".")[2]] = parameter.detach()
+            save_file(own, settings.extractor)
         turns.ready()
         turns.begin()
 
