@@ -19,13 +19,14 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_mlc.consistency import MLC, Consistency
 from lightning_mlc.data.batches import CHOSEN, REJECTED, Batch
+from lightning_mlc.data.records import DataKind
 from lightning_mlc.errors import UserError
 from lightning_mlc.forward import Grid, run_batch
-from lightning_mlc.metrics import Collinearity, LanguageCosines, LanguageMean, collinearity
+from lightning_mlc.metrics import Collinearity, LanguageCosines, LanguageMean, collinearity, language_differences
 from lightning_mlc.models.loading import ModelSource, dtype_of, load_causal_lm, load_config, load_tokenizer
 from lightning_mlc.models.lora import LoRA, add_lora
 from lightning_mlc.models.policy import Policy, num_layers, resolve_layer
-from lightning_mlc.objectives import Objective
+from lightning_mlc.objectives import Objective, Responses
 from lightning_mlc.provenance import Provenance
 from lightning_mlc.reference import Reference
 from lightning_mlc.schedules import Warmup
@@ -112,12 +113,11 @@ class AlignmentModule(LightningModule):
         precision = str(self.trainer.precision)
         dtype_of(precision)
         if stage != "predict":
-            if self.objective.needs_rejected and not data.has_pairs:
-                raise UserError(
-                    f"model.objective: {type(self.objective).__name__} needs chosen and rejected responses, "
-                    "but the data has single responses; give preference data or set model.objective to SFT"
-                )
+            self.objective.check_data(data.kind)
+            if self.objective.needs_mismatched:
+                data.check_mismatches()
             data.with_rejected = self.objective.needs_rejected
+            data.with_mismatched = self.objective.needs_mismatched
         if stage == "fit" and self.mlc.weight > 0 and len(data.languages) < 2:
             raise UserError(
                 "model.mlc: needs prompts in two or more languages, the training data has only "
@@ -127,7 +127,7 @@ class AlignmentModule(LightningModule):
             self._layer = resolve_layer(self.mlc.layer, num_layers(load_config(self.source)))
         self.languages = data.languages
         if stage != "predict":
-            self._metrics = self._make_metrics(self.languages)
+            self._metrics = self._make_metrics(self.languages, data.kind)
 
     def configure_model(self) -> None:
         loaded_now = self.policy is None
@@ -208,27 +208,36 @@ class AlignmentModule(LightningModule):
         return loss
 
     def _objective_terms(self, batch: Batch, grid: Grid, reference: Grid | None) -> tuple[Tensor, dict[str, Tensor]]:
-        chosen = grid.scores(CHOSEN, reference, batch.source)
-        rejected = grid.scores(REJECTED, reference, batch.source) if self.objective.needs_rejected else None
+        responses = grid.responses(self.objective, reference, batch.source)
         totals = batch.normalizers
-        total = {"examples": totals.examples, "tokens": totals.response_tokens}
-        terms = self.objective.terms(chosen, rejected)
+        # A step may be without desirable responses, or without undesirable ones: their sums are 0.
+        total = {"examples": totals.examples, "responses": totals.responses, "tokens": totals.response_tokens or 1.0}
+        terms = self.objective.terms(responses)
         loss = torch.stack([term.losses.sum() / total[term.mean_over] for term in terms]).sum()
-        metrics = {"objective/loss": loss, "logps/chosen": chosen.logps.sum() / totals.examples}
-        for name, values in self.objective.metrics(chosen, rejected).items():
+        metrics = {"objective/loss": loss}
+        for name, values in self.objective.metrics(responses).items():
             metrics[name] = values.sum() / totals.examples
-        if rejected is not None:
-            metrics["logps/rejected"] = rejected.logps.sum() / totals.examples
-            rewards = self.objective.rewards(chosen), self.objective.rewards(rejected)
-            if rewards[0] is not None and rewards[1] is not None:
-                margins = rewards[0] - rewards[1]
-                metrics |= {
-                    "rewards/chosen": rewards[0].sum() / totals.examples,
-                    "rewards/rejected": rewards[1].sum() / totals.examples,
-                    "rewards/margins": margins.sum() / totals.examples,
-                    "rewards/accuracies": wins(margins).sum() / totals.examples,
-                }
+        for name, scores, count in (
+            ("chosen", responses.chosen, totals.chosen),
+            ("rejected", responses.rejected, totals.rejected),
+        ):
+            if scores is None or count == 0:  # of the whole step, and so on all processes
+                continue
+            metrics[f"logps/{name}"] = scores.logps.sum() / count
+            if (rewards := self.objective.rewards(scores)) is not None:
+                metrics[f"rewards/{name}"] = (rewards * scores.present).sum() / count
+        if {"rewards/chosen", "rewards/rejected"} <= metrics.keys():
+            metrics["rewards/margins"] = metrics["rewards/chosen"] - metrics["rewards/rejected"]
+            if totals.chosen == totals.rejected == totals.examples:
+                metrics["rewards/accuracies"] = wins(self._margins(responses)).sum() / totals.examples
         return loss, metrics
+
+    def _margins(self, responses: Responses) -> Tensor:
+        """(B,) rewards of the chosen responses less those of the rejected ones of the same examples."""
+        chosen, rejected = (self.objective.rewards(scores) for scores in responses.pairs)
+        assert chosen is not None
+        assert rejected is not None
+        return chosen - rejected
 
     def _mlc_terms(self, batch: Batch, grid: Grid, consistency: Consistency) -> tuple[Tensor, dict[str, Tensor]]:
         assert grid.states is not None
@@ -288,11 +297,14 @@ class AlignmentModule(LightningModule):
 
     # ---- validation ---------------------------------------------------------------------------------
 
-    def _make_metrics(self, languages: tuple[str, ...]) -> nn.ModuleDict:
+    def _make_metrics(self, languages: tuple[str, ...], kind: DataKind) -> nn.ModuleDict:
         metrics: dict[str, torchmetrics.Metric] = {"loss": LanguageMean(languages, higher_is_better=False)}
-        if self.objective.needs_rejected:
+        if self.objective.needs_rejected and kind == "pairs":
             metrics["rewards/accuracies"] = LanguageMean(languages, higher_is_better=True)
             metrics["rewards/margins"] = LanguageMean(languages, higher_is_better=True)
+        elif self.objective.needs_rejected:
+            metrics["rewards/chosen"] = LanguageMean(languages, higher_is_better=True)
+            metrics["rewards/rejected"] = LanguageMean(languages, higher_is_better=False)
         metrics["nll"] = LanguageMean(languages, higher_is_better=False)
         metrics["mlc/raw"] = Collinearity(self.mlc.temperature, self.mlc.scale)
         if self.mlc.weight > 0:
@@ -325,20 +337,25 @@ class AlignmentModule(LightningModule):
         assert grid.states is not None
         metrics: Any = self._metrics
         reference = self._reference_grid(batch, split)
-        examples, languages = grid.present.nonzero(as_tuple=True)
-        where = {"keys": batch.keys[examples], "language": languages}
-        chosen = grid.scores(CHOSEN, reference)
-        nll = -chosen.logps / chosen.tokens.clamp(min=1)
-        metrics["nll"].update(**where, values=nll[grid.present])
-        rejected = grid.scores(REJECTED, reference) if self.objective.needs_rejected else None
-        losses = self.objective.each_alone(chosen, rejected)
-        if rejected is not None:
-            rewards = self.objective.rewards(chosen), self.objective.rewards(rejected)
-            if rewards[0] is not None and rewards[1] is not None:
-                margins = (rewards[0] - rewards[1])[grid.present]
-                metrics["rewards/margins"].update(**where, values=margins)
-                metrics["rewards/accuracies"].update(**where, values=wins(margins))
-        metrics["loss"].update(**where, values=losses[grid.present])
+
+        def samples(values: Tensor, there: Tensor) -> dict[str, Tensor]:
+            examples, language = there.nonzero(as_tuple=True)
+            return {"keys": batch.keys[examples], "language": language, "values": values[there]}
+
+        losses = self.objective.each_alone(grid.responses(self.objective, reference, batch.source))
+        source = torch.full_like(batch.keys, batch.source)
+        metrics["loss"].update(keys=batch.keys, language=source, values=losses)
+        chosen, rejected = grid.scores(CHOSEN, reference), grid.scores(REJECTED, reference)
+        metrics["nll"].update(**samples(-chosen.mean_logps, chosen.present))
+        rewards = self.objective.rewards(chosen), self.objective.rewards(rejected)
+        if self.objective.needs_rejected and rewards[0] is not None and rewards[1] is not None:
+            if "rewards/accuracies" in metrics:
+                margins = samples(rewards[0] - rewards[1], chosen.present & rejected.present)
+                metrics["rewards/margins"].update(**margins)
+                metrics["rewards/accuracies"].update(**margins | {"values": wins(margins["values"])})
+            else:
+                metrics["rewards/chosen"].update(**samples(rewards[0], chosen.present))
+                metrics["rewards/rejected"].update(**samples(rewards[1], rejected.present))
         metrics["mlc/raw"].update(batch.keys, grid.states, grid.present)
         metrics["cosines"].update(batch.keys, grid.states, grid.present)
         if self.consistency is not None:
@@ -352,7 +369,7 @@ class AlignmentModule(LightningModule):
         if all(key in self._reference_cache for key in keys):
             rows = [self._reference_cache[key] for key in keys]
             logps, tokens = (torch.stack(part).to(batch.keys.device) for part in zip(*rows, strict=True))
-            return Grid(logps, tokens, None, tokens[:, :, CHOSEN] > 0)
+            return Grid(logps, tokens, None, (tokens > 0).any(2))
         grid = self._reference.score(batch)
         for index, key in enumerate(keys):
             self._reference_cache[key] = grid.logps[index].cpu(), grid.tokens[index].cpu()
@@ -360,8 +377,10 @@ class AlignmentModule(LightningModule):
 
     def _log_evaluation(self, split: str) -> None:
         results: dict[str, Tensor] = {}
-        for name, metric in self._metrics.items():
-            value = metric.compute()  # type: ignore[operator]
+        values: dict[str, Any] = {name: metric.compute() for name, metric in self._metrics.items()}  # type: ignore[operator]
+        if "rewards/rejected" in values:
+            values["rewards/margins"] = language_differences(values["rewards/chosen"], values["rewards/rejected"])
+        for name, value in values.items():
             if name == "cosines":
                 self.validation_cosines = value.tolist()
             elif name == "loss":

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import logging
 import os
+import pkgutil
 import re
 import warnings
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
@@ -23,7 +25,9 @@ from lightning_mlc.callbacks import EvaluationReport, PredictionWriter, Progress
 from lightning_mlc.data import MultilingualData
 from lightning_mlc.errors import UserError
 from lightning_mlc.module import AlignmentModule
+from lightning_mlc.objectives import Objective, Sum
 
+OBJECTIVE = "model.objective"
 TOKENIZER_OPTIONS = ("name_or_path", "gguf_file", "revision", "trust_remote_code")
 
 
@@ -120,6 +124,15 @@ class TrainingCLI(LightningCLI):
                 raise UserError(f"ckpt_path: there is no checkpoint in {checkpoint_folder(str(out))}")
             config.ckpt_path = str(found[-1])
 
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except UserError as error:
+            if str(error).startswith(OBJECTIVE):
+                # The parts of a sum are made before it, and do not know their place in it.
+                build_objective(self.config[self.subcommand].model.objective)
+            raise
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand]
         options = config.trainer
@@ -149,6 +162,25 @@ class TrainingCLI(LightningCLI):
         if subcommand == "predict":
             keywords["return_predictions"] = False  # they are written as they come
         return keywords
+
+
+def build_objective(node: Namespace, option: str = OBJECTIVE) -> Objective:
+    """The objective that ``node`` of a configuration describes.
+
+    Raises:
+        UserError: Its options mean nothing. They are named as those of ``option``, such as
+            ``model.objective.objectives[1]``.
+    """
+    kind = pkgutil.resolve_name(node.class_path)
+    options = dict(node.get("init_args") or {})
+    if issubclass(kind, Sum):
+        parts = enumerate(options["objectives"])
+        options["objectives"] = [build_objective(part, f"{option}.objectives[{index}]") for index, part in parts]
+    try:
+        objective: Objective = kind(**options)
+    except UserError as error:
+        raise UserError(str(error).replace(OBJECTIVE, option, 1)) from error
+    return objective
 
 
 def checkpoint_folder(out: str) -> str:

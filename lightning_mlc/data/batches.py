@@ -19,6 +19,10 @@ CHOSEN = 0
 """Row ends with the chosen response (or with the only response of an instruction example)."""
 REJECTED = 1
 """Row ends with the rejected response."""
+MISMATCHED = 2
+"""Row ends with a response to another prompt."""
+KINDS = 3
+"""Number of kinds of responses above."""
 NO_RESPONSE = -1
 """Row is a prompt alone."""
 
@@ -34,7 +38,7 @@ class Row:
     language: int
     """Index into ``Batch.languages``."""
     kind: int
-    """``CHOSEN``, ``REJECTED`` or ``NO_RESPONSE``."""
+    """``CHOSEN``, ``REJECTED``, ``MISMATCHED`` or ``NO_RESPONSE``."""
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.response)
@@ -55,7 +59,7 @@ class TokenRows:
     language: Tensor
     """(N,) int64, index into ``Batch.languages``."""
     kind: Tensor
-    """(N,) int64: ``CHOSEN``, ``REJECTED`` or ``NO_RESPONSE``."""
+    """(N,) int64: ``CHOSEN``, ``REJECTED``, ``MISMATCHED`` or ``NO_RESPONSE``."""
     response: Tensor
     """(M,) int64, where the response tokens of all rows lie in the flattened (N * T) ``input_ids``."""
     logits_to_keep: int
@@ -124,6 +128,15 @@ class Normalizers:
     """Tokens of the chosen responses; what a token-mean loss is averaged over."""
     groups: float
     """Examples with a prompt in two or more languages; what the consistency loss is averaged over."""
+    chosen: float
+    """Chosen (desirable, or only) responses."""
+    rejected: float
+    """Rejected (undesirable) responses."""
+
+    @property
+    def responses(self) -> float:
+        """Responses; what a loss is averaged over in which each counts for itself."""
+        return self.chosen + self.rejected
 
 
 @dataclass  # not frozen: Lightning walks over a batch's tensors, and refuses frozen dataclasses
@@ -143,6 +156,8 @@ class Batch:
     prompts: tuple[TokenRows, ...]
     """Rows that are a prompt alone: in training the translations, in prediction every language."""
     normalizers: Normalizers
+    mismatched: tuple[TokenRows, ...] = ()
+    """Rows in the source language that end with a response to another prompt; scored, and never learned from."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -154,6 +169,7 @@ class Batch:
             keys=self.keys.to(device, non_blocking=non_blocking),
             responses=tuple(rows.to(device, non_blocking) for rows in self.responses),
             prompts=tuple(rows.to(device, non_blocking) for rows in self.prompts),
+            mismatched=tuple(rows.to(device, non_blocking) for rows in self.mismatched),
         )
 
     def pin_memory(self) -> Batch:
@@ -163,6 +179,7 @@ class Batch:
             keys=self.keys.pin_memory(),
             responses=tuple(rows.pin_memory() for rows in self.responses),
             prompts=tuple(rows.pin_memory() for rows in self.prompts),
+            mismatched=tuple(rows.pin_memory() for rows in self.mismatched),
         )
 
     def without_prompts(self) -> Batch:

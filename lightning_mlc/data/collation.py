@@ -8,7 +8,17 @@ from typing import Any
 
 import torch
 
-from lightning_mlc.data.batches import CHOSEN, NO_RESPONSE, REJECTED, Batch, Normalizers, Row, TokenRows, pad_in_chunks
+from lightning_mlc.data.batches import (
+    CHOSEN,
+    MISMATCHED,
+    NO_RESPONSE,
+    REJECTED,
+    Batch,
+    Normalizers,
+    Row,
+    TokenRows,
+    pad_in_chunks,
+)
 
 EVALUATION_TOKENS = 4096
 """Tokens of a block in evaluation, which bounds the memory that its logits take."""
@@ -55,8 +65,11 @@ class Collator:
         return self._batch(examples, keys, normalizers, (), pad_in_chunks(prompts, self.pad_id))
 
     def _with_responses(self, example: Mapping[str, Any], prompt: list[int], index: int, language: int) -> list[Row]:
-        rows = [Row(prompt, example["chosen"], index, language, CHOSEN)]
-        if self.with_rejected and example["rejected"]:
+        rows = []
+        if example["chosen"]:
+            rows.append(Row(prompt, example["chosen"], index, language, CHOSEN))
+        # Whatever is learned, each prompt has a row with a response: it has the prompt's hidden state, too.
+        if example["rejected"] and (self.with_rejected or not rows):
             rows.append(Row(prompt, example["rejected"], index, language, REJECTED))
         return rows
 
@@ -68,6 +81,11 @@ class Collator:
         responses: tuple[TokenRows, ...],
         prompts: tuple[TokenRows, ...],
     ) -> Batch:
+        mismatched = [
+            Row(example["prompts"][0], example["mismatched"], index, 0, MISMATCHED)
+            for index, example in enumerate(examples)
+            if "mismatched" in example
+        ]
         return Batch(
             ids=tuple(example["id"] for example in examples),
             keys=torch.tensor(keys, dtype=torch.int64),
@@ -76,4 +94,5 @@ class Collator:
             responses=responses,
             prompts=prompts,
             normalizers=normalizers,
+            mismatched=pad_in_chunks(mismatched, self.pad_id),
         )

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from lightning_mlc.data.records import Example
 from lightning_mlc.data.tokenization import ChatTokenizer
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the columns of a table, or what they mean, change."""
 
 logger = logging.getLogger("lightning_mlc")
@@ -36,8 +36,8 @@ def tokenised_table(
 ) -> Dataset:
     """The table of ``examples``, from the cache if it is there.
 
-    Columns: ``id``, ``where``, ``languages`` (indices), ``prompts`` (ids for each), ``chosen``,
-    ``rejected`` (empty without one), ``cut_prompts``, ``cut_response``.
+    Columns: ``id``, ``where``, ``languages`` (indices), ``prompts`` (ids for each), ``chosen`` and
+    ``rejected`` (empty where there is none), ``cut_prompts``, ``cut_response``.
     """
     folder = cache_dir / "tokenised" / _fingerprint(examples, languages, chat)
     if folder.is_dir():

@@ -43,7 +43,7 @@ class ChatTokenizer:
             if was_cut:
                 cut.append(languages[index])
         source = example.prompts[languages[0]]
-        chosen = self._response(source, example.chosen)
+        chosen = [] if example.chosen is None else self._response(source, example.chosen)
         rejected = [] if example.rejected is None else self._response(source, example.rejected)
         limit = self.max_response_length
         return {

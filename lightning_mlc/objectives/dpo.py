@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_mlc.errors import UserError
-from lightning_mlc.objectives.base import MeanOver, Objective, Scores, check_not_negative, check_positive
+from lightning_mlc.objectives.base import MeanOver, Objective, Responses, Scores, check_not_negative, check_positive
 
 Loss = Literal["sigmoid", "ipo", "hinge", "robust", "apo_zero", "apo_down"]
 
@@ -68,8 +68,8 @@ class DPO(Objective):
         self.label_smoothing = label_smoothing
         self.rpo_alpha = check_not_negative("rpo_alpha", rpo_alpha)
 
-    def losses(self, chosen: Scores, rejected: Scores | None) -> Tensor:
-        assert rejected is not None
+    def losses(self, responses: Responses) -> Tensor:
+        chosen, rejected = responses.pairs
         losses = self._of_rewards(self.rewards(chosen), self.rewards(rejected))
         if self.rpo_alpha > 0:
             losses = losses - self.rpo_alpha * chosen.mean_logps
@@ -98,5 +98,5 @@ class DPO(Objective):
         ratios = scores.log_ratios
         return self.beta * (ratios / scores.tokens.clamp(min=1) if self.loss == "ipo" else ratios)
 
-    def metrics(self, chosen: Scores, rejected: Scores | None) -> dict[str, Tensor]:
-        return {"nll_loss": -chosen.mean_logps} if self.rpo_alpha > 0 else {}
+    def metrics(self, responses: Responses) -> dict[str, Tensor]:
+        return {"nll_loss": -responses.chosen.mean_logps} if self.rpo_alpha > 0 else {}

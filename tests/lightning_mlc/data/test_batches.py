@@ -8,7 +8,7 @@ import torch
 from lightning_mlc.data.batches import CHOSEN, NO_RESPONSE, REJECTED, Normalizers, Row, TokenRows, pad_in_chunks
 from lightning_mlc.data.collation import Collator
 
-NORMALIZERS = Normalizers(1, 1, 1)
+NORMALIZERS = Normalizers(1, 1, 1, 1, 1)
 
 
 def test_left_padding_aligns_responses() -> None:

@@ -33,11 +33,12 @@ def test_batches_have_all_rows_once(tiny_model: Path, pairs_file: Path) -> None:
     assert len(val) == 3
     assert sorted(train + val) == sorted(f"r{i}" for i in range(12))
     assert data.languages == ("en", "sw", "zh")
-    assert data.has_pairs
+    assert data.kind == "pairs"
     (batch, *_) = data.train_dataloader()
     assert batch.languages == data.languages
     assert batch.normalizers.examples == 2
     assert batch.normalizers.groups == 2
+    assert batch.normalizers.chosen == batch.normalizers.rejected == 2
 
 
 def test_split_follows_the_seed(tiny_model: Path, pairs_file: Path) -> None:
@@ -174,5 +175,7 @@ def test_too_few_rows_to_split(tiny_model: Path, tmp_path: Path) -> None:
 
 def test_data_of_two_kinds(tiny_model: Path, pairs_file: Path, tmp_path: Path) -> None:
     single = write_jsonl(tmp_path / "val.jsonl", example_rows(2, pairs=False))
-    with pytest.raises(UserError, match=r"data\.val_path: .* has no rejected responses"):
+    with pytest.raises(
+        UserError, match=r"data\.val_path: .* has a response without a label, the other data a"
+    ):
         ready(tiny_model, pairs_file, val_path=str(single))

@@ -158,7 +158,10 @@ def changed(**changes: Any) -> dict[str, Any]:
         (changed(chosen="same", rejected="same"), "row 2: chosen and rejected are the same"),
         (changed(chosen=...), "row 2: has no 'chosen'"),
         (changed(chosen=..., rejected=...), "row 2: has no response"),
-        (changed(chosen=..., rejected=..., response="x"), "row 2: has no rejected response, unlike the rows before"),
+        (
+            changed(chosen=..., rejected=..., response="x"),
+            "row 2: has a response without a label, the rows before it have a ch",
+        ),
         (changed(id="r0"), r"row 2: the id 'r0' is taken by a\.jsonl row 1"),
         (changed(id=[1]), "row 2: 'id' must be a string"),
     ],
