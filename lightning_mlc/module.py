@@ -386,7 +386,8 @@ class AlignmentModule(LightningModule):
             elif name == "loss":
                 # The loss that training lowers: on the source language. The others follow from `nll`/`rewards`.
                 results[f"{split}/loss"] = value[self.languages[0]]
-            else:
+            elif not name.startswith("rewards/") or value.keys() & set(self.languages):
+                # Rewards of a kind of which there are no responses are left out.
                 results |= {f"{split}/{name}/{key}": part for key, part in value.items()}
         self.validation_results = {name: float(value) for name, value in results.items()}
         self.log_dict(dict(self.validation_results), sync_dist=False, rank_zero_only=False)

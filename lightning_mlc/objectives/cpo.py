@@ -9,7 +9,7 @@ from lightning_mlc.objectives.base import MeanOver, Objective, Responses, Scores
 
 
 class CPO(Objective):
-    """Contrastive preference optimisation (arXiv 2401.08417), averaged over examples.
+    """Contrastive preference optimisation (arXiv 2401.08417, equations 3 and 5), averaged over examples.
 
     ``-log sigmoid(beta * [log pi(chosen) - log pi(rejected)]) - alpha * log pi(chosen) / tokens``: DPO with a uniform
     reference, and a likelihood term in its place that keeps the policy near good responses. The paper writes that

@@ -20,21 +20,23 @@ class KTO(Objective):
     With the rewards ``r = beta * (log pi(y) - log ref(y))``, ``s`` the sigmoid and ``z`` as below, the loss of a
 
     - desirable response is ``desirable_weight * (1 - s(r - z))``, and of an
-    - undesirable one ``undesirable_weight * (1 - s(z - r))`` (section 4.1, equation 7; the weights are its lambdas).
+    - undesirable one ``undesirable_weight * (1 - s(z - r))`` (equation 8 of the current version; the weights are its
+      lambdas).
 
     ``z = beta * max(0, KL)`` is the point that gains and losses are told by. The divergence of the policy from the
     reference is estimated by the mean log-ratio ``log pi(y') - log ref(y')`` of *mismatched* responses ``y'``, which
     answer another prompt than they are given; no gradient flows through it. Each example has one, chosen once for
-    the whole data set (:func:`lightning_mlc.data.mismatches.mismatches`). The mean is over the examples of the
-    micro-batches that run at the same time on all processes, each example with the same weight. So, alone among
-    the objectives, this one depends on how a step is cut: 4 x 1 (examples per micro-batch x accumulation) averages
-    four log-ratios where 1 x 4 has one. In evaluation each example's estimate is its own.
+    the whole data set (:func:`lightning_mlc.data.mismatches.mismatches`; in the paper it is the next one's of the
+    micro-batch). The mean is over the examples of the micro-batches that run at the same time on all processes, each
+    example with the same weight. So, alone among the objectives, this one depends on how a step is cut: 4 x 1
+    (examples per micro-batch x accumulation) averages four log-ratios where 1 x 4 has one. In evaluation each
+    example's estimate is its own.
 
     ``apo_zero_unpaired`` is the same with ``z = 0``, and so without mismatched responses: APO-zero
     (arXiv 2408.06266), response by response.
 
-    Where there are many more responses of one kind, its weight should be smaller: the paper advises a ratio of
-    ``desirable_weight`` times the desirable ones to ``undesirable_weight`` times the undesirable ones near 1.
+    Where there are many more responses of one kind, its weight should be smaller: with n responses of a kind the
+    paper advises ``desirable_weight * n_desirable / (undesirable_weight * n_undesirable)`` from 1 to 3/2.
 
     Args:
         beta: Strength of the pull towards the reference model; smaller lets the policy go further.

@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_mlc.data.batches import CHOSEN, NO_RESPONSE, REJECTED, Normalizers, Row, TokenRows, pad_in_chunks
+from lightning_mlc.data.batches import (
+    CHOSEN,
+    MISMATCHED,
+    NO_RESPONSE,
+    REJECTED,
+    Normalizers,
+    Row,
+    TokenRows,
+    pad_in_chunks,
+)
 from lightning_mlc.data.collation import Collator
 
 NORMALIZERS = Normalizers(1, 1, 1, 1, 1)
@@ -83,16 +92,45 @@ def test_rejected_rows_are_left_out_where_no_one_needs_them() -> None:
         assert all((block.kind != REJECTED).all() for block in batch.responses)
 
 
+UNPAIRED = [
+    {"id": "a", "languages": [0, 2], "prompts": [[1], [2, 2]], "chosen": [7], "rejected": [], "mismatched": [9, 9]},
+    {"id": "b", "languages": [0, 1], "prompts": [[3], [4]], "chosen": [], "rejected": [8], "mismatched": [7]},
+]
+
+
+def test_unpaired_examples_have_the_row_that_they_have() -> None:
+    collator = Collator(("en", "sw", "zh"), 0, with_rejected=True)
+    for batch, places_of in (
+        (collator.training(UNPAIRED, [0, 1], NORMALIZERS), {(0, 0, CHOSEN), (1, 0, REJECTED)}),
+        (
+            collator.evaluation(UNPAIRED, [0, 1], NORMALIZERS),
+            {(0, 0, CHOSEN), (0, 2, CHOSEN), (1, 0, REJECTED), (1, 1, REJECTED)},
+        ),
+    ):
+        assert places(batch.responses) == places_of
+        # A response to another prompt, after the prompt in the source language only.
+        assert places(batch.mismatched) == {(0, 0, MISMATCHED), (1, 0, MISMATCHED)}
+        assert sorted(ids for rows in batch.mismatched for ids in rows.input_ids.tolist()) == [[0, 3, 7], [1, 9, 9]]
+        assert batch.without_prompts().mismatched == batch.mismatched
+
+
+def test_a_prompt_s_only_response_is_run_even_where_no_one_needs_it() -> None:
+    """Its row has the prompt's hidden state."""
+    batch = Collator(("en", "sw", "zh"), 0, with_rejected=False).training(UNPAIRED, [0, 1], NORMALIZERS)
+    assert places(batch.responses) == {(0, 0, CHOSEN), (1, 0, REJECTED)}
+
+
 def test_prediction_has_prompts_alone() -> None:
     batch = Collator(("en", "sw", "zh"), 0, with_rejected=True).prediction(EXAMPLES, [0, 1], NORMALIZERS)
     assert batch.responses == ()
     assert len(places(batch.prompts)) == 5
 
 
-@pytest.mark.parametrize("name", ["responses", "prompts"])
+@pytest.mark.parametrize("name", ["responses", "prompts", "mismatched"])
 def test_moving_a_batch_moves_every_tensor(name: str) -> None:
-    batch = Collator(("en", "sw", "zh"), 0, True).training(EXAMPLES, [0, 1], NORMALIZERS).to("meta")
+    batch = Collator(("en", "sw", "zh"), 0, True).training(UNPAIRED, [0, 1], NORMALIZERS).to("meta")
     assert batch.keys.device.type == "meta"
+    assert len(getattr(batch, name)) > 0
     for rows in getattr(batch, name):
         tensors = [value for value in vars(rows).values() if isinstance(value, torch.Tensor)]
         assert len(tensors) == 7
