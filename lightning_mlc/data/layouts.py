@@ -2,13 +2,15 @@
 
 Three are known. Our own::
 
-    {"id": "...", "prompt": {"en": TEXT, "sw": TEXT}, "chosen": TEXT, "rejected": TEXT}   or   "response": TEXT
+    {"id": "...", "prompt": {"en": TEXT, "sw": TEXT}, "chosen": TEXT, "rejected": TEXT}
+    or, in place of the pair,                         "response": TEXT               or  "response": TEXT, "label": BOOL
 
 where TEXT is a string or a list of messages (``{"role", "content"}``), and ``chosen`` and ``rejected`` may be
 ``{"en": TEXT, "sw": TEXT}`` too, in this and the other layouts; in files that cannot nest, such as
 CSV, the prompts stand in columns ``prompt_en``, ``prompt_sw``, ... The layouts of the MLC authors, whose
 unsuffixed prompt is in the source language: preference pairs (``prompt``, ``prompt_sw``, ... as ShareGPT
-turns, ``chosen``, ``rejected``) and Alpaca (``instruction``, ``input``, ``output``, ``prompt_sw``, ...).
+turns, ``chosen``, ``rejected``) and Alpaca (``instruction``, ``input``, ``output``, ``prompt_sw``, ...). A response
+may be called ``response``, ``output`` or ``completion`` in each of them.
 """
 
 from __future__ import annotations
@@ -17,11 +19,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from lightning_mlc.data.languages import canonical_language, canonical_languages
-from lightning_mlc.data.records import Example, Message
+from lightning_mlc.data.records import KIND_NAMES, Example, Message
 from lightning_mlc.errors import UserError
 
 Row = Mapping[str, Any]
 _PREFIX = "prompt_"
+_RESPONSES = ("response", "output", "completion")
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
@@ -41,10 +44,10 @@ def parse_rows(rows: Iterable[tuple[str, Row]], source_language: str, file: str)
         if example.id in seen:
             raise UserError(f"{where}: the id '{example.id}' is taken by {seen[example.id]}; ids must be unique")
         seen[example.id] = where
-        if examples and (examples[0].rejected is None) != (example.rejected is None):
+        if examples and examples[0].kind != example.kind:
             raise UserError(
-                f"{where}: {'has no' if example.rejected is None else 'has a'} rejected response, unlike the rows "
-                "before it; keep preference data and instruction data in separate files"
+                f"{where}: has {KIND_NAMES[example.kind]}, the rows before it have {KIND_NAMES[examples[0].kind]}; "
+                "keep data of different kinds in separate files"
             )
         examples.append(example)
     if not examples:
@@ -76,17 +79,22 @@ def _example(
             f"{where}: has no prompt in the source language '{source}' "
             f"(it has {', '.join(sorted(prompts)) or 'none'}); add it or set data.source_language"
         )
+    chosen: str | None
+    rejected: str | None
+    label: bool | None = None
     if "chosen" in row or "rejected" in row:
         chosen, rejected, translated = _pairs(row, prompts, where, source)
     else:
-        key = next((key for key in ("response", "output") if key in row), None)
+        key = next((key for key in _RESPONSES if key in row), None)
         if key is None:
             raise UserError(f"{where}: has no response; expected 'chosen' and 'rejected', or 'response'")
-        chosen, rejected, translated = _response(row[key], f"'{key}'", where), None, {}
+        response, label, translated = _response(row[key], f"'{key}'", where), _label(row, where), {}
+        chosen, rejected = (None, response) if label is False else (response, None)
     own_id = row.get("id")
     if own_id is not None and not isinstance(own_id, str | int):
         raise UserError(f"{where}: 'id' must be a string or a number")
-    return Example(str(own_id) if own_id is not None else where, where, prompts, chosen, rejected, translated)
+    name = str(own_id) if own_id is not None else where
+    return Example(name, where, prompts, chosen, rejected, label is not None, translated)
 
 
 def _nested_prompts(row: Row, where: str, source: str) -> dict[str, list[Message]]:
@@ -176,6 +184,19 @@ def _response(given: Any, what: str, where: str) -> str:
     if len(messages) != 1 or messages[0]["role"] != "assistant":
         raise UserError(f"{where}: {what} must be one message of the assistant, or a string")
     return messages[0]["content"]
+
+
+def _label(row: Row, where: str) -> bool | None:
+    """Whether the response is desirable; None without a label."""
+    if "label" not in row:
+        return None
+    label = row["label"]
+    if not isinstance(label, bool):
+        raise UserError(
+            f"{where}: 'label' must be true (a desirable response) or false, got {type(label).__name__}; "
+            "leave the key out for instruction data"
+        )
+    return label
 
 
 def _messages(text: Any, role: str, what: str, may_be_empty: bool = False) -> list[Message]:
