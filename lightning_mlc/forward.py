@@ -29,13 +29,16 @@ class Grid(NamedTuple):
     """(B, 2, H) float32, mean state after the last layer over the source-language rows of either response."""
 
     def scores(self, kind: int, reference: Grid | None = None, language: int | None = None) -> Scores:
-        """Scores (B, L) of the ``CHOSEN`` or ``REJECTED`` responses; (B,) for one ``language``."""
+        """Scores (B, L) of the ``CHOSEN`` or ``REJECTED`` responses; (B,) for one ``language``.
+
+        Where the reference scored a response of another length, which is another response, its score is NaN.
+        """
         where = (slice(None), slice(None) if language is None else language, kind)
-        return Scores(
-            logps=self.logps[where],
-            tokens=self.tokens[where],
-            reference_logps=None if reference is None else reference.logps[where],
-        )
+        logps, tokens = self.logps[where], self.tokens[where]
+        if reference is None:
+            return Scores(logps, tokens, None)
+        same = reference.tokens[where] == tokens
+        return Scores(logps, tokens, torch.where(same, reference.logps[where], float("nan")))
 
 
 def run_batch(policy: Policy, batch: Batch, layer: int | None = None, pool: bool = False) -> Grid:

@@ -31,7 +31,13 @@ from lightning_mlc.models.lora import LoRA, add_lora
 from lightning_mlc.models.policy import Policy, num_layers, resolve_layer
 from lightning_mlc.objectives import Objective, Scores
 from lightning_mlc.provenance import Provenance
-from lightning_mlc.reference import Reference
+from lightning_mlc.reference import (
+    OnlineReference,
+    PrecomputedReference,
+    ReferenceSettings,
+    describe_model,
+    precompute,
+)
 from lightning_mlc.schedules import Warmup
 
 PROGRESS = {"loss": "loss", "mlc/loss": "mlc", "rewards/accuracies": "acc"}
@@ -51,6 +57,7 @@ class AlignmentModule(LightningModule):
             installed Python package.
         objective: What is learned from the responses in the source language; null trains on ``consistency`` alone.
         consistency: What keeps the languages together.
+        reference: The model that objectives such as DPO measure the policy against.
         optimizer: Optimizer of the trainable parameters.
         scheduler: Learning-rate schedule, stepped once per optimizer step; null keeps the rate constant.
         lora: Train low-rank adapters instead of the weights; null trains the weights.
@@ -72,6 +79,7 @@ class AlignmentModule(LightningModule):
         name_or_path: str,
         objective: Objective | None,
         consistency: Consistency = Consistency(),  # noqa: B008 (frozen)
+        reference: ReferenceSettings = ReferenceSettings(),  # noqa: B008 (frozen)
         optimizer: OptimizerCallable = default_optimizer,
         scheduler: LRSchedulerCallable | None = None,
         lora: LoRA | None = None,
@@ -98,6 +106,7 @@ class AlignmentModule(LightningModule):
         self.source = ModelSource(name_or_path, gguf_file, revision, trust_remote_code)
         self.objective = objective
         self.consistency = consistency
+        self.reference = reference
         self.optimizer_callable = optimizer
         self.scheduler_callable = scheduler
         self.lora = lora
@@ -113,8 +122,9 @@ class AlignmentModule(LightningModule):
         """Metrics of the latest validation, by logged name."""
         self.validation_cosines: list[list[float]] = []
         """Mean cosines between languages of the raw hidden states in the latest validation."""
-        self._reference: Reference | None = None
-        self._reference_cache: dict[tuple[str, int], tuple[Tensor, ...]] = {}
+        self._reference: OnlineReference | PrecomputedReference | None = None
+        self._initial: dict[str, str] = {}
+        """What the scores of the initial model depend on, where they are precomputed."""
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._layer: int | None = None
         self._window: dict[str, Tensor] = {}
@@ -128,6 +138,7 @@ class AlignmentModule(LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         precision = str(self.trainer.precision)
         dtype_of(precision)
+        self.reference.check(self.objective, self.consistency.needs, adapters=self.lora is not None)
         if stage != "predict":
             if self.objective is not None and self.objective.needs_rejected and not data.has_pairs:
                 raise UserError(
@@ -166,10 +177,18 @@ class AlignmentModule(LightningModule):
             if self.consistency.needs.representations:
                 hidden_size = self.policy.causal_lm.config.get_text_config().hidden_size
                 self.representation = Representation(self.consistency, hidden_size)
-        if self._reference is None and self._needs_reference(self.consistency.needs) and not self.trainer.predicting:
+        if self._needs_reference(self.consistency.needs) and not self.trainer.predicting:
             # Without adapters only a model just loaded is the initial one; it may have been trained since.
-            is_initial = loaded_now or self.lora is not None
-            self._reference = Reference(self.policy if is_initial else self._load_policy())
+            self._set_up_reference(self.policy if loaded_now or self.lora is not None else None)
+
+    def _set_up_reference(self, initial: Policy | None) -> None:
+        """The reference, of the ``initial`` model if it is at hand: now, before a checkpoint takes its place."""
+        if self.reference.mode == "precomputed":
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            load = self._load_policy if initial is None else lambda: initial
+            self._reference = precompute(self.trainer, data, load, self._initial, str(self.source))
+        elif self._reference is None:
+            self._reference = OnlineReference(initial or self._load_policy())
 
     @property
     def _needs_rejected(self) -> bool:
@@ -191,6 +210,8 @@ class AlignmentModule(LightningModule):
 
     def _load_policy(self) -> Policy:
         model: Any = load_causal_lm(self.source, dtype_of(str(self.trainer.precision)), self.attn_implementation)
+        if self.reference.mode == "precomputed" and not self._initial and not self.trainer.predicting:
+            self._initial = describe_model(model, str(self.trainer.precision)) if self.trainer.is_global_zero else {}
         if self.lora is not None:
             model = add_lora(model, self.lora)
         if self.gradient_checkpointing:
@@ -237,7 +258,7 @@ class AlignmentModule(LightningModule):
         grid = run_batch(self.policy, batch, self._layer if needs.representations else None, needs.pooled_states)
         reference = None
         if self._reference is not None and self._needs_reference(needs):
-            reference = self._reference.score(batch, needs.reference_translations, needs.pooled_states)
+            reference = self._reference.grid(batch, "train", needs.reference_translations, needs.pooled_states)
         loss, metrics = self._objective_terms(batch, grid, reference)
         if terms:
             consistency_loss, consistency_metrics = self._consistency_terms(batch, grid, reference, terms)
@@ -322,6 +343,14 @@ class AlignmentModule(LightningModule):
             for parameter in self.representation.parameters():
                 parameter.grad = None  # or the optimizer's momentum would move it on steps without the terms
 
+    def optimizer_step(self, *arguments: Any, **keywords: Any) -> None:
+        super().optimizer_step(*arguments, **keywords)
+        # Here, since callbacks may save a checkpoint as soon as the step is done.
+        if self.reference.updates_after(self.trainer.global_step + 1):
+            assert self.policy is not None
+            assert isinstance(self._reference, OnlineReference)
+            self._reference.update(self.policy, self.reference.update_share)
+
     # ---- logging of training ------------------------------------------------------------------------
 
     def _ends_window(self, batch_idx: int) -> bool:
@@ -397,7 +426,11 @@ class AlignmentModule(LightningModule):
         grid = run_batch(self.policy, batch, self._layer, self.consistency.needs.pooled_states)
         assert grid.states is not None
         metrics: Any = self._metrics
-        reference = self._reference_grid(batch, split)
+        reference = (
+            None
+            if self._reference is None
+            else self._reference.grid(batch, split, pool=self.consistency.needs.pooled_states)
+        )
         examples, languages = grid.present.nonzero(as_tuple=True)
         where = {"keys": batch.keys[examples], "language": languages}
         chosen = grid.scores(CHOSEN, reference)
@@ -419,20 +452,6 @@ class AlignmentModule(LightningModule):
         metrics["cosines"].update(batch.keys, grid.states, grid.present)
         if observed.representations is not None:
             metrics["mlc/extracted"].update(batch.keys, observed.representations, grid.present)
-
-    def _reference_grid(self, batch: Batch, split: str) -> Grid | None:
-        """Reference scores of a batch for evaluation, which never change and so are computed once."""
-        if self._reference is None:
-            return None
-        keys = [(split, key) for key in batch.keys.tolist()]
-        if all(key in self._reference_cache for key in keys):
-            rows = [self._reference_cache[key] for key in keys]
-            logps, tokens, *pooled = (torch.stack(part).to(batch.keys.device) for part in zip(*rows, strict=True))
-            return Grid(logps, tokens, None, tokens[:, :, CHOSEN] > 0, *pooled)
-        grid = self._reference.score(batch, pool=self.consistency.needs.pooled_states)
-        parts = [part.cpu() for part in (grid.logps, grid.tokens, grid.pooled) if part is not None]
-        self._reference_cache |= dict(zip(keys, zip(*parts, strict=True), strict=True))
-        return grid
 
     def _log_evaluation(self, split: str) -> None:
         results: dict[str, Tensor] = {}
@@ -479,6 +498,9 @@ class AlignmentModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         assert self.policy is not None
         checkpoint[Provenance.KEY] = Provenance.of(self.source, self.policy.causal_lm, self.lora).as_dict()
+        if self.reference.is_updated:
+            assert isinstance(self._reference, OnlineReference)
+            checkpoint[OnlineReference.KEY] = self._reference.state_dict()
         if self.lora is not None:
             # The frozen weights are those of the base model; only what was trained need be stored.
             trained = self._trained_keys()
@@ -488,6 +510,13 @@ class AlignmentModule(LightningModule):
         assert self.policy is not None
         own = Provenance.of(self.source, self.policy.causal_lm, self.lora)
         Provenance.read(checkpoint).require_same_model(own)
+        if OnlineReference.KEY in checkpoint and self._reference is not None:
+            if not isinstance(self._reference, OnlineReference) or not self.reference.is_updated:
+                raise UserError(
+                    "ckpt_path: the checkpoint was trained with a reference that follows the policy, and rewards are "
+                    "measured against it; set model.reference.update_every_n_steps as it was"
+                )
+            self._reference.load_state_dict(checkpoint[OnlineReference.KEY])
         state = checkpoint["state_dict"]
         expected = self.state_dict()
         if self.lora is not None:

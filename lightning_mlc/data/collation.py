@@ -64,6 +64,13 @@ class Collator:
         blocks = self.layout.blocks(responses, self.pad_id, max_tokens=EVALUATION_TOKENS)
         return self._batch(examples, keys, normalizers, blocks, ())
 
+    def source_responses(
+        self, examples: Sequence[Mapping[str, Any]], keys: Sequence[int], normalizers: Normalizers
+    ) -> Batch:
+        """The responses that :meth:`training` has, without translations and in blocks as in evaluation."""
+        source = [{**row, "languages": row["languages"][:1], "prompts": row["prompts"][:1]} for row in examples]
+        return self.evaluation(source, keys, normalizers)
+
     def prediction(self, examples: Sequence[Mapping[str, Any]], keys: Sequence[int], normalizers: Normalizers) -> Batch:
         """The prompts in every language."""
         prompts = [

@@ -92,6 +92,11 @@ def tokenised_table(
     return load_from_disk(str(folder))
 
 
+def table_fingerprint(table: Dataset) -> str:
+    """The fingerprint of all that ``table``, as :func:`tokenised_table` returns it, depends on."""
+    return Path(table.cache_files[0]["filename"]).parent.name
+
+
 def _fingerprint(examples: list[Example], languages: tuple[str, ...], chat: ChatTokenizer) -> str:
     digest = hashlib.sha256()
     settings = [FORMAT, languages, chat.max_prompt_length, chat.max_response_length, chat.on_long_prompt]

@@ -8,9 +8,9 @@ response tokens only and a chunk at a time, and prompts alone run neither ``lm_h
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,25 @@ class Policy(nn.Module):
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         assert isinstance(inner, PreTrainedModel)
         return inner
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or convert the model, but leave to ``transformers`` in which precision its constants are.
+
+        Lightning converts whatever is floating point when the whole model is in half precision. Rotary frequencies
+        would be rounded, and every position with them, unlike in the model that was loaded and the one exported.
+        """
+        constants = [
+            (module, name, buffer)
+            for module in self.modules()
+            for name, buffer in module.named_buffers(recurse=False)
+            if name in module._non_persistent_buffers_set
+        ]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for module, name, before in constants:
+            after = getattr(module, name)
+            if after.dtype != before.dtype:
+                setattr(module, name, before.to(after.device))
+        return self
 
     def forward(self, rows: TokenRows, layer: int | None = None, pool: bool = False) -> RowOutputs:
         """Run ``rows``; ``layer`` (0 embeddings, ..., n after the final norm) asks for its hidden states.

@@ -117,3 +117,15 @@ def test_layers_by_index_and_by_fraction(layer: int | float, expected: int) -> N
 def test_a_layer_the_model_does_not_have(layer: int | float) -> None:
     with pytest.raises(UserError, match=r"model\.consistency\.layer"):
         resolve_layer(layer, 30)
+
+
+@pytest.mark.parametrize("kind", list(CONFIGS))
+def test_half_precision_is_that_of_transformers(tmp_path: Path, kind: str) -> None:
+    """Lightning converts a module as a whole; far into a row, rounded rotary frequencies give other positions."""
+    folder = save_model(tmp_path / kind, kind)
+    loaded, converted = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16) for _ in range(2))
+    policy = Policy(converted)
+    torch.nn.ModuleList([policy]).to(torch.bfloat16).to("cpu")
+    ids = torch.arange(300)[None] % 200
+    with torch.no_grad():
+        assert torch.equal(policy.causal_lm(ids).logits, loaded(ids).logits)

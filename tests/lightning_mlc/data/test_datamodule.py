@@ -40,6 +40,16 @@ def test_batches_have_all_rows_once(tiny_model: Path, pairs_file: Path) -> None:
     assert batch.normalizers.groups == 2
 
 
+def test_a_second_command_has_the_same_split(tiny_model: Path, pairs_file: Path) -> None:
+    data = ready(tiny_model, pairs_file, val_share=0.25)
+    before = [ids(loader) for loader in (data.train_dataloader(), data.val_dataloader(), data.predict_dataloader())]
+    for stage in ("validate", "predict", "fit"):
+        data.setup(stage)
+        loaders = data.train_dataloader(), data.val_dataloader(), data.predict_dataloader()
+        assert [ids(loader) for loader in loaders] == before
+    assert [len(found) for found in before] == [9, 3, 3]
+
+
 def test_split_follows_the_seed(tiny_model: Path, pairs_file: Path) -> None:
     held_out = [ids(ready(tiny_model, pairs_file, val_share=0.5, seed=seed).val_dataloader()) for seed in (1, 1, 2)]
     assert held_out[0] == held_out[1]
