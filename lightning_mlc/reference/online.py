@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
@@ -47,10 +48,14 @@ class OnlineReference:
         self._policy = policy if _has_adapters(policy) else copy.deepcopy(policy).requires_grad_(False).eval()
         self._evaluated: dict[str, ReferenceScores] = {}
 
-    def grid(self, batch: Batch, split: str) -> Grid:
-        """Scores of ``batch`` of the data's ``split``. In evaluation, which repeats, they are computed once."""
-        if split == "train":
-            return self.score(batch)
+    def grid(self, batch: Batch, split: str, translations: bool = False, pool: bool = False) -> Grid:
+        """Scores of ``batch`` of the data's ``split``. In evaluation, which repeats, they are computed once.
+
+        ``translations`` asks for those of responses in the other languages too, ``pool`` for mean states (see
+        :class:`~lightning_mlc.forward.Grid`), which are not kept.
+        """
+        if split == "train" or pool:
+            return self.score(batch, translations, pool)
         known = self._evaluated.get(split, ReferenceScores.union([]))
         if not known.missing(batch.keys.tolist()):
             return known.grid(batch)
@@ -58,11 +63,12 @@ class OnlineReference:
         self._evaluated[split] = ReferenceScores.union([known, ReferenceScores.of(batch, grid)])
         return grid
 
-    def score(self, batch: Batch) -> Grid:
+    def score(self, batch: Batch, translations: bool = False, pool: bool = False) -> Grid:
         """Log-probabilities of the responses in ``batch``, without gradients."""
+        rows = dataclasses.replace(batch, prompts=()) if translations else batch.without_translations()
         self._policy.to(batch.keys.device)
         with as_reference(self._policy):
-            return run_batch(self._policy, batch.without_prompts())
+            return run_batch(self._policy, rows, pool=pool)
 
     @torch.no_grad()
     def update(self, policy: Policy, share: float) -> None:

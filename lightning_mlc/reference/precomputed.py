@@ -35,8 +35,10 @@ class PrecomputedReference:
     def __init__(self, scores: Mapping[str, ReferenceScores]) -> None:
         self._scores = dict(scores)
 
-    def grid(self, batch: Batch, split: str) -> Grid:
-        """Scores of ``batch`` of the data's ``split``."""
+    def grid(self, batch: Batch, split: str, translations: bool = False, pool: bool = False) -> Grid:
+        """Scores of ``batch`` of the data's ``split``. What else an online reference gives is refused at start."""
+        assert not translations
+        assert not pool
         scores = self._scores[split] = self._scores[split].to(batch.keys.device)
         return scores.grid(batch)
 

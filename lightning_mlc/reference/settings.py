@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from lightning_mlc.consistency import Needs
 from lightning_mlc.errors import UserError
 from lightning_mlc.objectives import Objective
 
@@ -46,19 +47,25 @@ class ReferenceSettings:
         """Whether optimizer step ``step`` (from 1) ends with an update of the reference."""
         return self.update_every_n_steps is not None and step % self.update_every_n_steps == 0
 
-    def check(self, objective: Objective, adapters: bool) -> None:
+    def check(self, objective: Objective | None, needs: Needs, adapters: bool) -> None:
         """Refuse what cannot work with the rest of the configuration; all of that belongs here.
 
         Raises:
-            UserError: A reference is asked for that ``objective`` does not need, or that the chosen ``mode``, or a
-                model with ``adapters``, cannot give.
+            UserError: A reference is asked for that neither ``objective`` nor consistency terms (``needs``) need, or
+                that the chosen ``mode``, or a model with ``adapters``, cannot give.
         """
-        name = type(objective).__name__
-        if not objective.needs_reference and self.mode == "precomputed":
+        name = type(objective).__name__ if objective is not None else "model.consistency"
+        needed = needs.reference or (objective is not None and objective.needs_reference)
+        if self.mode == "precomputed" and (needs.reference_translations or needs.pooled_states):
+            raise UserError(
+                "model.reference.mode: precomputed has the log-probabilities of the source language alone, and "
+                "model.consistency has a term that needs more of the reference (mpo, dco); set it to online"
+            )
+        if not needed and self.mode == "precomputed":
             raise UserError(
                 f"model.reference.mode: {name} needs no reference, so there is nothing to precompute; set it to online"
             )
-        if not objective.needs_reference and self.is_updated:
+        if not needed and self.is_updated:
             raise UserError(
                 f"model.reference.update_every_n_steps: {name} needs no reference, so there is nothing to update; "
                 "set it to null"

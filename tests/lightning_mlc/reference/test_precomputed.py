@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from lightning_mlc.consistency import MLC
+from lightning_mlc.consistency import MLC, Consistency
 from lightning_mlc.data import MultilingualData
 from lightning_mlc.data import datamodule as datamodule_module
 from lightning_mlc.errors import UserError
@@ -80,7 +80,7 @@ def fit(
     **module: Any,
 ) -> AlignmentModule:
     torch.manual_seed(0)
-    found = AlignmentModule(str(model), DPO(), MLC(weight=0.0), reference, **module)
+    found = AlignmentModule(str(model), DPO(), Consistency(mlc=MLC(weight=0.0)), reference, **module)
     trainer_of(**trainer or {}).fit(found, data_of(model, file, **data or {}))
     return found
 
@@ -150,7 +150,7 @@ def test_scores_are_those_of_a_plain_forward_pass(tiny_model: Path, data_file: P
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
 def test_before_training_every_margin_is_exactly_zero(tiny_model: Path, data_file: Path, precision: str) -> None:
     """Validation rows are scored in the batches of validation: to the last bit, or ties would look like preferences."""
-    module = AlignmentModule(str(tiny_model), DPO(), MLC(weight=0.0), PRECOMPUTED)
+    module = AlignmentModule(str(tiny_model), DPO(), Consistency(mlc=MLC(weight=0.0)), PRECOMPUTED)
     trainer_of(precision=precision).validate(module, data_of(tiny_model, data_file), verbose=False)
     margins = {key: value for key, value in module.validation_results.items() if "rewards/margins" in key}
     assert margins
@@ -225,7 +225,7 @@ def test_the_pass_does_not_depend_on_the_default_device_and_draws_no_random_numb
                 super()._set_up_reference(initial)
             assert torch.equal(torch.get_rng_state(), state)
 
-    module = Elsewhere(str(tiny_model), DPO(), MLC(weight=0.0), PRECOMPUTED)
+    module = Elsewhere(str(tiny_model), DPO(), Consistency(mlc=MLC(weight=0.0)), PRECOMPUTED)
     trainer_of().fit(module, data_of(tiny_model, data_file))
     assert tables(module)["train"].logps.isfinite().all()
 
@@ -347,7 +347,7 @@ def test_a_killed_pass_loses_no_more_than_the_last_shard(
     options = {
         "out": tmp_path / "out",
         "model.name_or_path": tiny_model,
-        "model.mlc.weight": 0,
+        "model.consistency.mlc.weight": 0,
         "model.reference.mode": "precomputed",
         "data.train_path": data_file,
         "data.val_share": 0.3,
@@ -453,7 +453,7 @@ def test_online_scores_of_evaluation_are_computed_once(tiny_model: Path, data_fi
             scored.append(len(batch))
             return super().score(batch)
 
-    module = AlignmentModule(str(tiny_model), DPO(), MLC(weight=0.0))
+    module = AlignmentModule(str(tiny_model), DPO(), Consistency(mlc=MLC(weight=0.0)))
     data = data_of(tiny_model, data_file)
     trainer_of().validate(module, data, verbose=False)
     first = dict(module.validation_results)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from lightning_mlc.consistency import Needs
 from lightning_mlc.errors import UserError
 from lightning_mlc.objectives import DPO, SFT, Objective, SimPO, Sum
 from lightning_mlc.reference import ReferenceSettings
@@ -24,7 +25,7 @@ UPDATED = ReferenceSettings(update_every_n_steps=2)
 )
 def test_what_cannot_work(settings: ReferenceSettings, objective: Objective, adapters: bool, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        settings.check(objective, adapters)
+        settings.check(objective, Needs(), adapters)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,14 @@ def test_what_cannot_work(settings: ReferenceSettings, objective: Objective, ada
     ],
 )
 def test_what_can(settings: ReferenceSettings, objective: Objective, adapters: bool) -> None:
-    settings.check(objective, adapters)
+    settings.check(objective, Needs(), adapters)
+
+
+@pytest.mark.parametrize("needs", [Needs(reference=True, pooled_states=True), Needs(reference_translations=True)])
+def test_precomputed_scores_are_not_all_that_some_terms_need(needs: Needs) -> None:
+    with pytest.raises(UserError, match=r"model\.reference\.mode: precomputed has .* set it to online"):
+        PRECOMPUTED.check(DPO(), needs, adapters=False)
+    ReferenceSettings().check(None, needs, adapters=False)
 
 
 @pytest.mark.parametrize(

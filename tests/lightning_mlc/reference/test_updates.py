@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from lightning_mlc.cli import main
-from lightning_mlc.consistency import MLC
+from lightning_mlc.consistency import MLC, Consistency
 from lightning_mlc.data import MultilingualData
 from lightning_mlc.module import AlignmentModule
 from lightning_mlc.objectives import DPO
@@ -51,7 +51,11 @@ def test_each_update_is_the_sum_that_the_paper_has(tiny_model: Path, data_file: 
     """With accumulation, so that optimizer steps and batches are not the same."""
     settings = ReferenceSettings(update_every_n_steps=2, update_share=0.25)
     module = AlignmentModule(
-        str(tiny_model), DPO(), MLC(weight=0.0), settings, optimizer=lambda p: torch.optim.SGD(p, lr=0.5)
+        str(tiny_model),
+        DPO(),
+        Consistency(mlc=MLC(weight=0.0)),
+        settings,
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.5),
     )
     kept = Weights()
     trainer = Trainer(
@@ -83,7 +87,7 @@ def arguments(command: str, model: Path, file: Path, out: Path, *more: str) -> l
         "model.optimizer": "SGD",
         "model.optimizer.lr": 0.1,
         "model.reference.update_every_n_steps": 2,
-        "model.mlc.weight": 0,
+        "model.consistency.mlc.weight": 0,
         "data.train_path": file,
         "data.val_share": 0.25,
         "data.batch_size": 2,
