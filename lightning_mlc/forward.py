@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,10 +36,22 @@ class Grid(NamedTuple):
         )
 
 
-def run_batch(policy: Policy, batch: Batch, layer: int | None = None) -> Grid:
-    """All rows of ``batch`` through ``policy``, with the hidden states of ``layer`` if one is given."""
-    rows = [*batch.responses, *batch.prompts]
-    return _arrange([policy(part, layer) for part in rows], rows, len(batch), len(batch.languages))
+def run_batch(
+    policy: Policy,
+    batch: Batch,
+    layer: int | None = None,
+    span: Callable[[str], AbstractContextManager[Any]] = nullcontext,
+) -> Grid:
+    """All rows of ``batch`` through ``policy``, with the hidden states of ``layer`` if one is given.
+
+    ``span`` is entered for the responses and for the prompts alone, with a name to show.
+    """
+    outputs = []
+    for name, blocks in (("responses forward", batch.responses), ("translations forward", batch.prompts)):
+        if blocks:
+            with span(name):
+                outputs += [policy(rows, layer) for rows in blocks]
+    return _arrange(outputs, [*batch.responses, *batch.prompts], len(batch), len(batch.languages))
 
 
 def _arrange(outputs: Sequence[RowOutputs], rows: Sequence[TokenRows], examples: int, languages: int) -> Grid:

@@ -7,12 +7,14 @@ sum the objective's losses and the consistency term's, divide each by the optimi
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 import torchmetrics
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -123,6 +125,8 @@ class AlignmentModule(LightningModule):
                 "model.mlc: needs prompts in two or more languages, the training data has only "
                 f"'{data.languages[0]}'; add translations (see data.languages) or set model.mlc.weight to 0"
             )
+        if stage == "fit":
+            data.plan_steps(rejected=self.objective.needs_rejected, translations=self.mlc.weight > 0)
         if self.policy is None:
             self._layer = resolve_layer(self.mlc.layer, num_layers(load_config(self.source)))
         self.languages = data.languages
@@ -185,12 +189,17 @@ class AlignmentModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         assert self.policy is not None
         with_mlc = self.mlc.is_on(self.trainer.global_step)
-        grid = run_batch(self.policy, batch, self._layer if with_mlc else None)
-        reference = None if self._reference is None else self._reference.score(batch)
-        loss, metrics = self._objective_terms(batch, grid, reference)
+        grid = run_batch(self.policy, batch, self._layer if with_mlc else None, self._span)
+        reference = None
+        if self._reference is not None:
+            with self._span("reference forward"):
+                reference = self._reference.score(batch)
+        with self._span("objective"):
+            loss, metrics = self._objective_terms(batch, grid, reference)
         if with_mlc:
             assert self.consistency is not None
-            mlc_loss, mlc_metrics = self._mlc_terms(batch, grid, self.consistency)
+            with self._span("consistency loss"):
+                mlc_loss, mlc_metrics = self._mlc_terms(batch, grid, self.consistency)
             loss = loss + self.mlc.weight * mlc_loss
             metrics |= mlc_metrics
         elif self.consistency is not None:
@@ -206,6 +215,17 @@ class AlignmentModule(LightningModule):
         if self._ends_window(batch_idx):
             self._log_window()
         return loss
+
+    def _span(self, name: str) -> AbstractContextManager[Any]:
+        """Shows what runs inside to ``--trainer.profiler``, under ``name``."""
+        profiler: Profiler = self.trainer.profiler  # type: ignore[attr-defined]
+        return profiler.profile(f"[Step]{name}")
+
+    def policies(self) -> list[Policy]:
+        """What a step runs batches through: the policy, then the reference where it is a model of its own."""
+        assert self.policy is not None
+        reference = [] if self._reference is None else [self._reference.policy]
+        return [self.policy, *(policy for policy in reference if policy is not self.policy)]
 
     def _objective_terms(self, batch: Batch, grid: Grid, reference: Grid | None) -> tuple[Tensor, dict[str, Tensor]]:
         chosen = grid.scores(CHOSEN, reference, batch.source)

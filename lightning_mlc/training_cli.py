@@ -23,6 +23,7 @@ from lightning_mlc.callbacks import EvaluationReport, PredictionWriter, Progress
 from lightning_mlc.data import MultilingualData
 from lightning_mlc.errors import UserError
 from lightning_mlc.module import AlignmentModule
+from lightning_mlc.speed import Speed
 
 TOKENIZER_OPTIONS = ("name_or_path", "gguf_file", "revision", "trust_remote_code")
 
@@ -129,6 +130,8 @@ class TrainingCLI(LightningCLI):
         if options.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(Progress())
         callbacks.append(EvaluationReport())
+        if self.subcommand == "fit":
+            callbacks.append(Speed())
         if self.subcommand == "predict":
             callbacks.append(PredictionWriter())
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)

@@ -60,6 +60,12 @@ class TokenRows:
     """(M,) int64, where the response tokens of all rows lie in the flattened (N * T) ``input_ids``."""
     logits_to_keep: int
     """Logits are needed only at the last so many positions (0: nowhere)."""
+    num_tokens: int = -1
+    """Tokens that are not padding. Counted when rows are made, on the CPU: later, it would wait for the device."""
+
+    def __post_init__(self) -> None:
+        if self.num_tokens < 0:
+            self.num_tokens = int(self.attention_mask.sum())
 
     @classmethod
     def pad(cls, rows: Sequence[Row], pad_id: int, side: Literal["left", "right"] = "left") -> TokenRows:

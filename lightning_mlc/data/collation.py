@@ -32,8 +32,9 @@ class Collator:
                     responses += self._with_responses(example, prompt, index, language)
                 else:
                     prompts.append(Row(prompt, (), index, language, NO_RESPONSE))
+        # Both in chunks, so that no long row pads all others to its length, and memory follows the tokens.
         return self._batch(
-            examples, keys, normalizers, (TokenRows.pad(responses, self.pad_id),), pad_in_chunks(prompts, self.pad_id)
+            examples, keys, normalizers, pad_in_chunks(responses, self.pad_id), pad_in_chunks(prompts, self.pad_id)
         )
 
     def evaluation(self, examples: Sequence[Mapping[str, Any]], keys: Sequence[int], normalizers: Normalizers) -> Batch:
