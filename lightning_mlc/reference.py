@@ -21,20 +21,25 @@ class Reference:
 
     def __init__(self, policy: Policy) -> None:
         self._adapted = hasattr(policy.model, "disable_adapter")
-        self.policy = policy if self._adapted else copy.deepcopy(policy).requires_grad_(False).eval()
+        self._policy = policy if self._adapted else copy.deepcopy(policy).requires_grad_(False).eval()
+
+    @property
+    def policy(self) -> Policy:
+        """What it runs responses through: a model of its own, or the policy whose adapters it turns off."""
+        return self._policy
 
     @torch.no_grad()
     def score(self, batch: Batch) -> Grid:
         """Log-probabilities of the responses in ``batch``, without gradients."""
         rows = batch.without_prompts()
         if not self._adapted:
-            self.policy.to(batch.keys.device)
-            return run_batch(self.policy, rows)
-        was_training = self.policy.training
-        self.policy.eval()
-        model: Any = self.policy.model
+            self._policy.to(batch.keys.device)
+            return run_batch(self._policy, rows)
+        was_training = self._policy.training
+        self._policy.eval()
+        model: Any = self._policy.model
         try:
             with model.disable_adapter():
-                return run_batch(self.policy, rows)
+                return run_batch(self._policy, rows)
         finally:
-            self.policy.train(was_training)
+            self._policy.train(was_training)

@@ -314,8 +314,8 @@ class MultilingualData(LightningDataModule):
         where = self._tables["train"][self._rows["train"][worst]]["where"]
         dearest = [f"{self.languages[i]} {costs[worst, i]}" for i in np.argsort(-costs[worst])[:3] if costs[worst, i]]
         raise UserError(
-            f"data.tokens_per_batch: {self.tokens_per_batch} is too few for {where}, which alone has {totals[worst]} "
-            f"(most in {', '.join(dearest)}), the most of {too_long} such examples; raise it to {totals[worst]}, "
+            f"data.tokens_per_batch: {self.tokens_per_batch} is less than the {totals[worst]} tokens of {where} alone "
+            f"(most in {', '.join(dearest)}; {too_long} examples have too many); raise it to {totals[worst]}, "
             "lower data.max_prompt_length or data.max_response_length, or drop languages (data.languages)"
         )
 

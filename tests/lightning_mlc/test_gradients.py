@@ -13,24 +13,30 @@ from torch import Tensor
 
 from lightning_mlc.consistency import MLC
 from lightning_mlc.data import MultilingualData
+from lightning_mlc.data.batches import Batch
 from lightning_mlc.module import AlignmentModule
 from lightning_mlc.objectives import CPO, DPO, ORPO, SFT, Objective, SimPO, Sum
 
 
 class Recorder(AlignmentModule):
-    """Keeps the gradient of every optimizer step, and how many rows were run without a response."""
+    """Keeps the gradient of every optimizer step, the sizes of batches, and how many rows had no response."""
 
     gradients: list[dict[str, Tensor]]
+    counts: list[int]
     prompt_rows: int
 
     def on_fit_start(self) -> None:
         self.gradients = []
+        self.counts = []
         self.prompt_rows = 0
         assert self.policy is not None
         self.policy.register_forward_hook(self._count)
 
     def _count(self, _module: Any, inputs: tuple[Any, ...], _output: Any) -> None:
         self.prompt_rows += len(inputs[0]) if inputs[0].logits_to_keep == 0 else 0
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        self.counts.append(len(batch))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         super().on_before_optimizer_step(optimizer)
@@ -54,11 +60,19 @@ def ragged_rows() -> list[dict[str, Any]]:
 
 
 def train(
-    model: Path, data_file: Path, objective: Objective, mlc: MLC, cut: tuple[int, int] = (2, 2), steps: int = 2
+    model: Path,
+    data_file: Path,
+    objective: Objective,
+    mlc: MLC,
+    cut: tuple[int, int] = (2, 2),
+    steps: int = 2,
+    tokens_per_batch: int | None = None,
 ) -> Recorder:
+    """``cut`` into examples per micro-batch, unless there are ``tokens_per_batch``, and micro-batches per step."""
     torch.manual_seed(0)
     module = Recorder(str(model), objective, mlc, optimizer=sgd)
-    data = MultilingualData(str(data_file), val_share=0.0, batch_size=cut[0], name_or_path=str(model))
+    size: dict[str, Any] = {"tokens_per_batch": tokens_per_batch} if tokens_per_batch else {"batch_size": cut[0]}
+    data = MultilingualData(str(data_file), val_share=0.0, name_or_path=str(model), **size)
     Trainer(
         accelerator="cpu",
         max_steps=steps,
@@ -103,6 +117,24 @@ def test_cutting_a_batch_changes_no_gradient(
             for name, gradient in expected.items():
                 # float32 sums in another order; later steps also carry the earlier ones' rounding.
                 torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("objective", [SFT(), DPO()])
+def test_micro_batches_of_unlike_counts_change_no_gradient(
+    tiny_model: Path, tmp_path: Path, objective: Objective
+) -> None:
+    """All nine examples in one step: as one micro-batch, and as four by a budget of tokens."""
+    path = write_jsonl(tmp_path / "a.jsonl", ragged_rows())
+    mlc = MLC(weight=2.0)
+    whole = train(tiny_model, path, objective, mlc, (9, 1), steps=1)
+    parts = train(tiny_model, path, objective, mlc, (0, 4), steps=1, tokens_per_batch=1000)
+    assert whole.counts == [9]
+    assert sum(parts.counts) == 9
+    assert len(parts.counts) == 4
+    assert len(set(parts.counts)) > 1
+    for name, gradient in whole.gradients[0].items():
+        # float32 sums in another order.
+        torch.testing.assert_close(parts.gradients[0][name], gradient, rtol=1e-3, atol=1e-5, msg=name)
 
 
 def test_loss_is_the_objective_plus_weighted_mlc(tiny_model: Path, tmp_path: Path) -> None:
