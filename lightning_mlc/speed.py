@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_mlc.data.batches import TokenRows
+from lightning_mlc.data.rows import TokenRows
 from lightning_mlc.flops import ModelFlops, Pass
 from lightning_mlc.module import AlignmentModule
 
@@ -93,9 +93,8 @@ class Speed(Callback):
         layer: int | None
         rows, layer = (*arguments, None)[:2]
         head_tokens = len(rows.response)
-        # Rows without a response are needed up to the layer whose states are asked for.
-        layers = None if head_tokens else layer
-        size = Pass(rows.num_tokens, rows.num_tokens / len(rows), head_tokens, layers)
+        # Prompts alone end at the layer whose states are asked for.
+        size = Pass(rows.num_tokens, rows.num_tokens / len(rows), head_tokens, None if head_tokens else layer)
         operations = flops.forward(size)
         if torch.is_grad_enabled():
             operations += flops.backward(size)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, MixtralConfig, PreTrainedConfig, Qwen2MoeConfig, Qwen3Config
 
-from lightning_mlc.data.batches import CHOSEN, Row, TokenRows
+from lightning_mlc.data.rows import CHOSEN, Row, TokenRows
 from lightning_mlc.flops import ModelFlops, Pass
 from lightning_mlc.models.lora import LoRA, add_lora
 from lightning_mlc.models.policy import Policy

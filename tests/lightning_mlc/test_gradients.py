@@ -33,7 +33,7 @@ class Recorder(AlignmentModule):
         self.policy.register_forward_hook(self._count)
 
     def _count(self, _module: Any, inputs: tuple[Any, ...], _output: Any) -> None:
-        self.prompt_rows += len(inputs[0]) if inputs[0].logits_to_keep == 0 else 0
+        self.prompt_rows += len(inputs[0]) if inputs[0].longest_response == 0 else 0
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         self.counts.append(len(batch))

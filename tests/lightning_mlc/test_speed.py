@@ -37,8 +37,11 @@ def row(number: int) -> dict[str, Any]:
     return {"prompt": prompt, "chosen": "y" * 9, "rejected": "z" * 8}
 
 
-TOKENS = 30 + 10 + 30 + 9 + 28 + 60
-PADDED = 40 + 40 + 28 + 60
+RESPONSES = 30 + 10 + 30 + 9
+TRANSLATIONS = 28 + 60
+TOKENS = RESPONSES + TRANSLATIONS
+PADDED = 40 + 40 + TRANSLATIONS
+"""The shorter response in a row as long as the other's; translations of such different lengths are run apart."""
 
 
 def fit(model: Path, out: Path, *more: str, batch: int = 1) -> tuple[TrainingCLI, dict[str, list[float]]]:
@@ -47,6 +50,7 @@ def fit(model: Path, out: Path, *more: str, batch: int = 1) -> tuple[TrainingCLI
         "out": out,
         "model.name_or_path": model,
         "model.attn_implementation": "eager",  # the counter misses fused attention on CPUs
+        "model.packing": "false",
         "data.train_path": data,
         "data.val_share": 0,
         "data.batch_size": batch,
@@ -81,7 +85,7 @@ def test_figures(tiny_model: Path, tmp_path: Path) -> None:
     COUNTED.clear()
     _, without = fit(tiny_model, tmp_path / "none", "--model.mlc.weight=0", f"--trainer.callbacks+={__name__}.Counter")
     assert "speed/consistency_flops" not in without
-    assert without["speed/tokens_per_second"] == [30 + 10 + 30 + 9] * 4
+    assert without["speed/tokens_per_second"] == [RESPONSES] * 4
     # The counter takes padding for tokens, one in eighty, and sees the extractor and, in the first step, the
     # comparison of two ways to compute logits.
     for found, expected in ((without, COUNTED), (logged, whole)):
@@ -96,9 +100,11 @@ def test_several_micro_batches_and_steps_in_one_log(tiny_model: Path, tmp_path: 
     more = ["--trainer.accumulate_grad_batches=2", "--trainer.log_every_n_steps=2", "--model.mlc.every_n_steps=2"]
     _, logged = fit(tiny_model, tmp_path / "out", *more)
     # Of two steps one runs translations: four times the responses, twice the translations.
-    assert logged["speed/tokens_per_second"] == [4 * 79 + 2 * 88] * 2
+    assert logged["speed/tokens_per_second"] == [4 * RESPONSES + 2 * TRANSLATIONS] * 2
     _, every = fit(tiny_model, tmp_path / "every", *more[:2])
-    assert logged["speed/consistency_flops"][0] < 0.7 * every["speed/consistency_flops"][0]
+    # Half of what they add beside the other passes when they run on every step.
+    half = [share / (1 - share) / 2 for share in every["speed/consistency_flops"]]
+    assert logged["speed/consistency_flops"] == pytest.approx([added / (1 + added) for added in half])
 
 
 @pytest.mark.usefixtures("ticking")
@@ -131,6 +137,14 @@ def test_adapters_are_their_own_reference(tiny_model: Path, tmp_path: Path) -> N
     cli, logged = fit(tiny_model, tmp_path / "out", "--model.lora.r=2")
     assert len(cli.model.policies()) == 1
     assert logged["speed/padding"] == pytest.approx([1 - TOKENS / PADDED] * 4)
+
+
+@pytest.mark.usefixtures("ticking")
+def test_packed_rows(tiny_model: Path, tmp_path: Path) -> None:
+    """Where a prompt is there once for both responses, and translations are in two rows as long as the longer."""
+    _, logged = fit(tiny_model, tmp_path / "out", "--model.packing=true")
+    assert logged["speed/tokens_per_second"] == [49 + TRANSLATIONS] * 4
+    assert logged["speed/padding"] == pytest.approx([1 - (49 + TRANSLATIONS) / (49 + 120)] * 4)
 
 
 @pytest.mark.gpu
