@@ -40,6 +40,7 @@ setup(
         "jsonargparse[signatures]>=4.41,<5",
         "torchmetrics>=1.5",
         "datasets>=4",
+        "pyarrow",
         "langcodes>=3.4",
         "safetensors",
         "matplotlib>=3.8",

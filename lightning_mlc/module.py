@@ -7,12 +7,14 @@ sum the objective's losses and the consistency terms', divide each by the optimi
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 import torchmetrics
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -153,6 +155,7 @@ class AlignmentModule(LightningModule):
         if stage == "fit":
             self.consistency.require_languages(data.languages)
             self._require_gradients_everywhere()
+            data.plan_steps(translations=bool(self.consistency.terms))
         if self.policy is None:
             self._layer = resolve_layer(self.consistency.layer, num_layers(load_config(self.source)))
         self.languages = data.languages
@@ -260,13 +263,17 @@ class AlignmentModule(LightningModule):
         assert self.policy is not None
         terms = self.consistency.terms_at(self.trainer.global_step)
         needs = Needs.of(terms)
-        grid = run_batch(self.policy, batch, self._layer if needs.representations else None, needs.pooled_states)
+        layer = self._layer if needs.representations else None
+        grid = run_batch(self.policy, batch, layer, needs.pooled_states, self._span)
         reference = None
         if self._reference is not None and self._needs_reference(needs):
-            reference = self._reference.grid(batch, "train", needs.reference_translations, needs.pooled_states)
-        loss, metrics = self._objective_terms(batch, grid, reference)
+            with self._span("reference forward"):
+                reference = self._reference.grid(batch, "train", needs.reference_translations, needs.pooled_states)
+        with self._span("objective"):
+            loss, metrics = self._objective_terms(batch, grid, reference)
         if terms:
-            consistency_loss, consistency_metrics = self._consistency_terms(batch, grid, reference, terms)
+            with self._span("consistency loss"):
+                consistency_loss, consistency_metrics = self._consistency_terms(batch, grid, reference, terms)
             loss = loss + consistency_loss
             metrics |= consistency_metrics
         elif self.representation is not None:
@@ -282,6 +289,17 @@ class AlignmentModule(LightningModule):
         if self._ends_window(batch_idx):
             self._log_window()
         return loss
+
+    def _span(self, name: str) -> AbstractContextManager[Any]:
+        """Shows what runs inside to ``--trainer.profiler``, under ``name``."""
+        profiler: Profiler = self.trainer.profiler  # type: ignore[attr-defined]
+        return profiler.profile(f"[Step]{name}")
+
+    def policies(self) -> list[Policy]:
+        """What a step runs batches through: the policy, then the reference where it is a model of its own."""
+        assert self.policy is not None
+        reference = [self._reference.policy] if isinstance(self._reference, OnlineReference) else []
+        return [self.policy, *(policy for policy in reference if policy is not self.policy)]
 
     def _objective_terms(self, batch: Batch, grid: Grid, reference: Grid | None) -> tuple[Tensor, dict[str, Tensor]]:
         loss = torch.zeros((), device=batch.keys.device)

@@ -29,6 +29,7 @@ from lightning_mlc.errors import Interrupted, UserError
 from lightning_mlc.metrics_file import MetricsFile
 from lightning_mlc.module import AlignmentModule
 from lightning_mlc.objectives import Objective, Sum
+from lightning_mlc.speed import Speed
 
 OBJECTIVE = "model.objective"
 TOKENIZER_OPTIONS = ("name_or_path", "gguf_file", "revision", "trust_remote_code")
@@ -157,6 +158,8 @@ class TrainingCLI(LightningCLI):
         if options.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(Progress())
         callbacks += [EvaluationReport(), ExactResume(int(config.seed_everything))]
+        if self.subcommand == "fit":
+            callbacks.append(Speed())
         if self.subcommand == "predict":
             callbacks.append(PredictionWriter())
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
