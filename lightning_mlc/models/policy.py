@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from lightning_mlc.data.batches import TokenRows
 from lightning_mlc.errors import UserError
+from lightning_mlc.models.compiling import compile_layers
 from lightning_mlc.models.logprobs import CHUNK_ELEMENTS, head_agrees, logps_of, token_logps
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Policy(nn.Module):
         self._accepted = frozenset(inspect.signature(self.causal_lm.forward).parameters)
         self._in_two_parts: bool | None = None
         """Whether decoder and head can be run one after the other; None until the first responses come."""
+        self._compiled = False
 
     @property
     def causal_lm(self) -> PreTrainedModel:
@@ -52,6 +54,16 @@ class Policy(nn.Module):
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         assert isinstance(inner, PreTrainedModel)
         return inner
+
+    def compile_layers(self) -> None:
+        """Compile the decoder layers in place, those of copies of this policy too."""
+        compile_layers(self._decoder_layers())
+        self._compiled = True
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if self._compiled:  # torch leaves what it compiled out of copies
+            self.compile_layers()
 
     def forward(self, rows: TokenRows, layer: int | None = None) -> RowOutputs:
         """Run ``rows``; ``layer`` (0 embeddings, ..., n after the final norm) asks for its hidden states."""
@@ -79,8 +91,9 @@ class Policy(nn.Module):
 
     def _runs_in_two_parts(self, rows: TokenRows) -> bool:
         if self._in_two_parts is None:
-            # A few tokens are enough, and any will do.
-            self._in_two_parts = head_agrees(self.causal_lm, rows.input_ids[:1, -8:])
+            # A few tokens are enough, and any will do. Compiled layers are not compiled for their sake.
+            with torch.compiler.set_stance("force_eager"):
+                self._in_two_parts = head_agrees(self.causal_lm, rows.input_ids[:1, -8:])
         return self._in_two_parts
 
     def _response_logits(self, rows: TokenRows) -> Tensor:
@@ -130,7 +143,8 @@ class Policy(nn.Module):
             if isinstance(module, nn.ModuleList) and len(module) == depth:
                 return module
         raise UserError(
-            f"model.mlc.layer: cannot find the {depth} layers of {type(self.causal_lm).__name__}; use the last (-1)"
+            f"model.name_or_path: cannot find the {depth} layers of {type(self.causal_lm).__name__}; "
+            "leave model.compile at false and model.mlc.layer at -1"
         )
 
 
