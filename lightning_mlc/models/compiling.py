@@ -8,6 +8,7 @@ adapters and a loop over fewer layers stay what they are.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 
 import torch
 import torch._dynamo
@@ -27,6 +28,12 @@ def compile_layers(layers: Iterable[nn.Module]) -> None:
     for layer in layers:
         # Batches differ in rows and length, so sizes are symbols from the first compilation on.
         layer.compile(dynamic=True)
+
+
+def uncompiled() -> AbstractContextManager[None]:
+    """Run compiled layers as they were, for passes that are not worth a compilation."""
+    stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def require_compiler(device: torch.device) -> None:
