@@ -104,7 +104,8 @@ def record(variant: str, model: Path, options: Sequence[str], out: Path) -> dict
 
 
 def summary(records: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """A row for each variant; the first step, in which things are compiled and allocated, counts by itself."""
+    """A row for each variant. First steps, in which things are compiled and allocated, count by themselves: that of the
+    first round, and that of the last, which finds what was compiled before."""
     rows = []
     for name, runs in records.items():
         ratios = [
@@ -118,8 +119,8 @@ def summary(records: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
                 "peak_gb": round(min(run["peak_bytes"] for run in runs) / 1e9, 2),
                 "seconds_per_step": round(statistics.median(s for run in runs for s in run["seconds"][1:]), 2),
                 "times_plain": round(statistics.median(ratios), 2),
-                "first_step_seconds": round(runs[0]["seconds"][0], 1),
-                "last_step_seconds": round(runs[-1]["seconds"][0], 1),
+                "first_step_cold": round(runs[0]["seconds"][0], 1),
+                "first_step_warm": round(runs[-1]["seconds"][0], 1),
                 "first_loss": round(runs[0]["losses"][0], 4),
             }
         )

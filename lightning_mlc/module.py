@@ -104,6 +104,11 @@ class AlignmentModule(LightningModule):
                 "model.activation_offload: offloads what gradient checkpointing keeps; "
                 "set model.gradient_checkpointing to true"
             )
+        if compile and activation_offload:
+            raise UserError(
+                "model.compile: layers that offload their activations cannot be compiled; "
+                "set model.activation_offload or model.compile to false"
+            )
         if compile and lora is not None and lora.quantize == "int8":
             raise UserError(
                 "model.compile: int8 products cannot be compiled under gradient checkpointing; "

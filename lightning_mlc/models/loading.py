@@ -13,6 +13,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GgufConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -122,12 +123,12 @@ def load_causal_lm(
     keywords: dict[str, Any] = {"dtype": dtype, **options}
     if attn_implementation is not None:
         keywords["attn_implementation"] = attn_implementation
+    if source.is_gguf:
+        # Else the weights stay packed, and cannot be trained, wherever the hub has a kernel for the device.
+        keywords["quantization_config"] = GgufConfig(dequantize=True)
     model: PreTrainedModel = _from_pretrained(
         AutoModelForCausalLM.from_pretrained, source, "causal language model", **keywords
     )
-    if hasattr(model.config, "quantization_config") and source.is_gguf:
-        # The weights have been dequantised: a saved copy is an ordinary model and must not claim otherwise.
-        del model.config.quantization_config
     return model
 
 
