@@ -94,7 +94,12 @@ def forget_peak(device: torch.device) -> None:
 def record(variant: str, model: Path, options: Sequence[str], out: Path) -> dict[str, Any]:
     """One run of ``variant``: seconds and losses of its steps, and its peak of memory over the process before it."""
     command = [sys.executable, "-m", "lightning_mlc", "fit", f"--out={out}", f"--model.name_or_path={model}"]
-    command += ["--data.val_share=0", "--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=1"]
+    command += [
+        "--data.train_path=sample",
+        "--data.val_share=0",
+        "--trainer.enable_progress_bar=false",
+        "--trainer.log_every_n_steps=1",
+    ]
     command += [f"--trainer.callbacks+={__name__ if __name__ != '__main__' else 'benchmarks.options'}.Watch"]
     done = subprocess.run([*command, *options, *VARIANTS[variant]], capture_output=True, text=True)
     if done.returncode != 0:
