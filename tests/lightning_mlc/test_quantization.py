@@ -105,7 +105,7 @@ def test_from_training_to_an_ordinary_model(
     assert summary["after"]["val/rewards/margins/en"] != 0
     checkpoint = out / "checkpoints" / "last.ckpt"
     saved = torch.load(checkpoint, weights_only=True)["state_dict"]
-    assert all("lora" in key or key.startswith("consistency") for key in saved)
+    assert all("lora" in key or key.startswith("representation") for key in saved)
 
     # A model that was not there before it was trained: the quantised weights, whole, with the adapters in them.
     assert main(["export", "--ckpt_path", str(checkpoint), "--out", str(tmp_path / "hf")]) == 0
