@@ -14,6 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import Namespace
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -234,6 +235,20 @@ def _with_shipped_configs(args: Sequence[str]) -> list[str]:
     return resolved
 
 
+def _with_torch_optimizers(args: Sequence[str]) -> list[str]:
+    """A bare name of an optimizer is PyTorch's, whatever libraries with classes of that name have been imported."""
+    resolved = list(args)
+    for index, arg in enumerate(args):
+        option, equals, name = arg.partition("=")
+        if option != "--model.optimizer" or (not equals and index + 1 >= len(args)):
+            continue
+        name = name if equals else args[index + 1]
+        if name.isidentifier() and hasattr(torch.optim, name):
+            position, prefix = (index, f"{option}=") if equals else (index + 1, "")
+            resolved[position] = f"{prefix}torch.optim.{name}"
+    return resolved
+
+
 def run(args: Sequence[str]) -> TrainingCLI:
     """Parse ``args`` (subcommand first) and run them.
 
@@ -263,7 +278,7 @@ def _cli(args: Sequence[str]) -> TrainingCLI:
     return TrainingCLI(
         AlignmentModule,
         MultilingualData,
-        args=_with_shipped_configs(args),
+        args=_with_torch_optimizers(_with_shipped_configs(args)),
         seed_everything_default=42,
         save_config_callback=SaveConfig,
         trainer_defaults={
