@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,6 +19,8 @@ class Provenance:
     """Plain values only: a checkpoint must load with ``weights_only=True``."""
 
     KEY: ClassVar[str] = "lightning_mlc"
+    FILE: ClassVar[str] = "lightning_mlc.json"
+    """Where an exported folder keeps it."""
 
     source: dict[str, Any]
     """Fields of :class:`~lightning_mlc.models.loading.ModelSource`."""
@@ -27,10 +30,21 @@ class Provenance:
     lora: dict[str, Any] | None
     """Fields of :class:`~lightning_mlc.models.lora.LoRA`, if the model has adapters."""
     version: str = __version__
+    languages: list[str] | None = None
+    """BCP-47 codes of the prompts it was trained on, the source language first."""
+    consistency: dict[str, Any] | None = None
+    """Settings of the consistency term: which layer the extractor in the checkpoint is for."""
 
     @classmethod
-    def of(cls, source: ModelSource, model: PreTrainedModel, lora: LoRA | None) -> Provenance:
-        """What describes ``model``, loaded from ``source``."""
+    def of(
+        cls,
+        source: ModelSource,
+        model: PreTrainedModel,
+        lora: LoRA | None,
+        languages: Sequence[str] | None = None,
+        consistency: Mapping[str, Any] | None = None,
+    ) -> Provenance:
+        """What describes ``model``, loaded from ``source`` and trained on prompts in ``languages``."""
         generation = getattr(model, "generation_config", None)
         return cls(
             source={
@@ -42,6 +56,8 @@ class Provenance:
             config=_plain(model.config.to_dict()),
             generation_config=None if generation is None else _plain(generation.to_dict()),
             lora=None if lora is None else lora.as_dict(),
+            languages=None if languages is None else list(languages),
+            consistency=None if consistency is None else _plain(consistency),
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -52,6 +68,8 @@ class Provenance:
             "generation_config": self.generation_config,
             "lora": self.lora,
             "version": self.version,
+            "languages": self.languages,
+            "consistency": self.consistency,
         }
 
     @classmethod
@@ -88,7 +106,7 @@ class Provenance:
 
 def _plain(value: Any) -> Any:
     """``value`` with anything that is not plain data turned into text."""
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]

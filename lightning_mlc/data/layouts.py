@@ -1,26 +1,30 @@
 """Layouts of data files: from a row as the file has it to an :class:`~lightning_mlc.data.records.Example`.
 
-Three are known. Our own::
+These are known. Our own::
 
     {"id": "...", "prompt": {"en": TEXT, "sw": TEXT}, "chosen": TEXT, "rejected": TEXT}   or   "response": TEXT
 
 where TEXT is a string or a list of messages (``{"role", "content"}``); in files that cannot nest, such as
 CSV, the prompts stand in columns ``prompt_en``, ``prompt_sw``, ... The layouts of the MLC authors, whose
 unsuffixed prompt is in the source language: preference pairs (``prompt``, ``prompt_sw``, ... as ShareGPT
-turns, ``chosen``, ``rejected``) and Alpaca (``instruction``, ``input``, ``output``, ``prompt_sw``, ...).
+turns, ``chosen``, ``rejected``) and Alpaca (``instruction``, ``input``, ``output``, ``prompt_sw``, ...). And
+that of MultiJail (arXiv 2310.06474), prompts without responses: ``id``, ``source``, ``tags``, and a column per
+language that is named by its code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from lightning_mlc.data.languages import canonical_language
+from lightning_mlc.data.languages import canonical_language, is_language
 from lightning_mlc.data.records import Example, Message
 from lightning_mlc.errors import UserError
 
 Row = Mapping[str, Any]
 _PREFIX = "prompt_"
+_BESIDE_LANGUAGES = frozenset({"id", "source", "tags"})
+"""Columns of MultiJail that are no language."""
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
@@ -31,12 +35,9 @@ def parse_rows(rows: Iterable[tuple[str, Row]], source_language: str, file: str)
         UserError: A row is malformed; ``file`` has no row; two examples have the same id.
     """
     examples: list[Example] = []
-    prompts_of: Callable[[Row, str, str], dict[str, list[Message]]] | None = None
     seen: dict[str, str] = {}
-    for where, row in rows:
-        if prompts_of is None:
-            prompts_of = _layout_of(row, where)
-        example = _example(row, where, source_language, prompts_of)
+    for where, row, prompts in prompts_of_rows(rows, source_language):
+        example = _example(row, where, source_language, prompts)
         if example.id in seen:
             raise UserError(f"{where}: the id '{example.id}' is taken by {seen[example.id]}; ids must be unique")
         seen[example.id] = where
@@ -51,6 +52,21 @@ def parse_rows(rows: Iterable[tuple[str, Row]], source_language: str, file: str)
     return examples
 
 
+def prompts_of_rows(
+    rows: Iterable[tuple[str, Row]], source_language: str
+) -> Iterator[tuple[str, Row, dict[str, list[Message]]]]:
+    """Each row (after where it stands) with its conversations by language. The first row decides on the layout.
+
+    Raises:
+        UserError: A row has no prompt in that layout.
+    """
+    prompts_of: Callable[[Row, str, str], dict[str, list[Message]]] | None = None
+    for where, row in rows:
+        if prompts_of is None:
+            prompts_of = _layout_of(row, where)
+        yield where, row, prompts_of(row, where, source_language)
+
+
 def _layout_of(row: Row, where: str) -> Callable[[Row, str, str], dict[str, list[Message]]]:
     if isinstance(row.get("prompt"), Mapping):
         return _nested_prompts
@@ -60,34 +76,42 @@ def _layout_of(row: Row, where: str) -> Callable[[Row, str, str], dict[str, list
         return _suffixed_prompts
     if any(key.startswith(_PREFIX) for key in row):
         return _flat_prompts
+    if (languages := row.keys() - _BESIDE_LANGUAGES) and all(is_language(column) for column in languages):
+        return _language_columns
     raise UserError(
         f"{where}: has no prompt; expected a key 'prompt' with one text per language, columns such as "
         f"'prompt_en', or 'instruction' (keys found: {', '.join(map(str, row)) or 'none'})"
     )
 
 
-def _example(
-    row: Row, where: str, source: str, prompts_of: Callable[[Row, str, str], dict[str, list[Message]]]
-) -> Example:
-    prompts = prompts_of(row, where, source)
+def _example(row: Row, where: str, source: str, prompts: dict[str, list[Message]]) -> Example:
     if source not in prompts:
         raise UserError(
             f"{where}: has no prompt in the source language '{source}' "
             f"(it has {', '.join(sorted(prompts)) or 'none'}); add it or set data.source_language"
         )
     if "chosen" in row or "rejected" in row:
-        chosen, rejected = _response(row, "chosen", where), _response(row, "rejected", where)
+        chosen, rejected = response_of(row, "chosen", where), response_of(row, "rejected", where)
         if chosen == rejected:
             raise UserError(f"{where}: chosen and rejected are the same; remove the row, there is nothing to prefer")
     else:
         key = next((key for key in ("response", "output") if key in row), None)
         if key is None:
             raise UserError(f"{where}: has no response; expected 'chosen' and 'rejected', or 'response'")
-        chosen, rejected = _response(row, key, where), None
+        chosen, rejected = response_of(row, key, where), None
+    return Example(id_of(row, where), where, prompts, chosen, rejected)
+
+
+def id_of(row: Row, where: str) -> str:
+    """The row's ``id``, or where it stands if it has none.
+
+    Raises:
+        UserError: The id is neither a string nor a number.
+    """
     own_id = row.get("id")
     if own_id is not None and not isinstance(own_id, str | int):
         raise UserError(f"{where}: 'id' must be a string or a number")
-    return Example(str(own_id) if own_id is not None else where, where, prompts, chosen, rejected)
+    return str(own_id) if own_id is not None else where
 
 
 def _nested_prompts(row: Row, where: str, source: str) -> dict[str, list[Message]]:
@@ -100,6 +124,10 @@ def _nested_prompts(row: Row, where: str, source: str) -> dict[str, list[Message
 def _flat_prompts(row: Row, where: str, source: str) -> dict[str, list[Message]]:
     columns = [(key.removeprefix(_PREFIX), text) for key, text in row.items() if key.startswith(_PREFIX)]
     return _by_language(columns, where)
+
+
+def _language_columns(row: Row, where: str, source: str) -> dict[str, list[Message]]:
+    return _by_language([(key, text) for key, text in row.items() if key not in _BESIDE_LANGUAGES], where)
 
 
 def _suffixed_prompts(row: Row, where: str, source: str) -> dict[str, list[Message]]:
@@ -133,7 +161,12 @@ def _by_language(texts: Iterable[tuple[str, Any]], where: str) -> dict[str, list
     return prompts
 
 
-def _response(row: Row, key: str, where: str) -> str:
+def response_of(row: Row, key: str, where: str) -> str:
+    """The response that a row has under ``key``; it may be empty.
+
+    Raises:
+        UserError: There is none, or it is not one message of the assistant.
+    """
     if row.get(key) is None:
         raise UserError(f"{where}: has no '{key}'")
     # May be empty, as it is in PKU-SafeRLHF: to say nothing is an answer, too.
