@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_mlc.data.batches import NO_RESPONSE, REJECTED, Batch, TokenRows
+from lightning_mlc.data.batches import Batch
+from lightning_mlc.data.rows import NO_RESPONSE, TokenRows
 from lightning_mlc.models.policy import Policy, RowOutputs
 from lightning_mlc.objectives import Scores
 
@@ -53,8 +54,8 @@ def _arrange(outputs: Sequence[RowOutputs], rows: Sequence[TokenRows], examples:
         return empty.index_copy(0, index, values)[:-1]
 
     response = torch.where(kind == NO_RESPONSE, 2 * spare, 2 * cell + kind)
-    # A rejected row repeats the chosen row's prompt, and with it the prompt's state.
-    prompt = torch.where(kind == REJECTED, spare, cell)
+    # Sequences with the same prompt all have its state; one of them gives it.
+    prompt = torch.where(torch.cat([part.leads for part in rows]), cell, spare)
     states = [output.states for output in outputs if output.states is not None]
     return Grid(
         logps=place(torch.cat([o.logps for o in outputs]), response, 2 * cells).view(examples, languages, 2),

@@ -18,10 +18,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from lightning_mlc.consistency import MLC, Consistency
-from lightning_mlc.data.batches import CHOSEN, REJECTED, Batch
+from lightning_mlc.data.batches import Batch
+from lightning_mlc.data.layout import Layout
+from lightning_mlc.data.rows import CHOSEN, REJECTED
 from lightning_mlc.errors import UserError
 from lightning_mlc.forward import Grid, run_batch
 from lightning_mlc.metrics import Collinearity, LanguageCosines, LanguageMean, collinearity
+from lightning_mlc.models.attention import packed_layout, packing_agrees
 from lightning_mlc.models.loading import ModelSource, dtype_of, load_causal_lm, load_config, load_tokenizer
 from lightning_mlc.models.lora import LoRA, add_lora
 from lightning_mlc.models.policy import Policy, num_layers, resolve_layer
@@ -55,6 +58,8 @@ class AlignmentModule(LightningModule):
         revision: Revision of a hub model.
         trust_remote_code: Run Python code that the model repository carries. Only for repositories you trust.
         attn_implementation: Attention implementation of transformers; null takes its default.
+        packing: Run several sequences in a row instead of padding each, and a prompt once for all its responses.
+            Null does so wherever the model gives the same results.
         max_new_tokens: Longest response that ``predict`` generates, in tokens.
     """
 
@@ -74,6 +79,7 @@ class AlignmentModule(LightningModule):
         revision: str | None = None,
         trust_remote_code: bool = False,
         attn_implementation: str | None = None,
+        packing: bool | None = None,
         max_new_tokens: int = 128,
     ) -> None:
         super().__init__()
@@ -87,6 +93,7 @@ class AlignmentModule(LightningModule):
         self.lora = lora
         self.gradient_checkpointing = gradient_checkpointing
         self.attn_implementation = attn_implementation
+        self.packing = packing
         self.max_new_tokens = max_new_tokens
         self.policy = None
         self.consistency = None
@@ -133,6 +140,7 @@ class AlignmentModule(LightningModule):
         loaded_now = self.policy is None
         if self.policy is None:
             self.policy = self._load_policy()
+            self.trainer.datamodule.layout = self._choose_layout(self.policy)  # type: ignore[attr-defined]
             if self.mlc.weight > 0:
                 hidden_size = self.policy.causal_lm.config.get_text_config().hidden_size
                 self.consistency = Consistency(self.mlc, hidden_size)
@@ -140,6 +148,17 @@ class AlignmentModule(LightningModule):
             # Without adapters only a model just loaded is the initial one; it may have been trained since.
             is_initial = loaded_now or self.lora is not None
             self._reference = Reference(self.policy if is_initial else self._load_policy())
+
+    def _choose_layout(self, policy: Policy) -> Layout:
+        if self.packing is False:
+            return Layout()
+        if packing_agrees(policy):
+            layout = packed_layout(str(policy.causal_lm.config._attn_implementation))
+            assert layout is not None
+            return layout
+        if self.packing:
+            raise UserError(f"model.packing: {self.source} cannot run packed rows (see above); set it to null or false")
+        return Layout()
 
     def _load_policy(self) -> Policy:
         model: Any = load_causal_lm(self.source, dtype_of(str(self.trainer.precision)), self.attn_implementation)

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
-from lightning_mlc.data.batches import CHOSEN, NO_RESPONSE, REJECTED, Batch, Normalizers, Row, TokenRows, pad_in_chunks
+from lightning_mlc.data.batches import Batch, Normalizers
+from lightning_mlc.data.layout import Layout
+from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, Row, TokenRows
 
 EVALUATION_TOKENS = 4096
 """Tokens of a block in evaluation, which bounds the memory that its logits take."""
@@ -22,6 +24,8 @@ class Collator:
     """The source language first."""
     pad_id: int
     with_rejected: bool
+    layout: Layout
+    """How the rows of a step are laid out. Prompts to generate from are always padded."""
 
     def training(self, examples: Sequence[Mapping[str, Any]], keys: Sequence[int], normalizers: Normalizers) -> Batch:
         """Responses in the source language; the translations are prompts alone."""
@@ -33,7 +37,11 @@ class Collator:
                 else:
                     prompts.append(Row(prompt, (), index, language, NO_RESPONSE))
         return self._batch(
-            examples, keys, normalizers, (TokenRows.pad(responses, self.pad_id),), pad_in_chunks(prompts, self.pad_id)
+            examples,
+            keys,
+            normalizers,
+            self.layout.blocks(responses, self.pad_id),
+            self.layout.blocks(prompts, self.pad_id),
         )
 
     def evaluation(self, examples: Sequence[Mapping[str, Any]], keys: Sequence[int], normalizers: Normalizers) -> Batch:
@@ -42,7 +50,7 @@ class Collator:
         for index, example in enumerate(examples):
             for language, prompt in zip(example["languages"], example["prompts"], strict=True):
                 responses += self._with_responses(example, prompt, index, language)
-        blocks = pad_in_chunks(responses, self.pad_id, max_tokens=EVALUATION_TOKENS)
+        blocks = self.layout.blocks(responses, self.pad_id, max_tokens=EVALUATION_TOKENS)
         return self._batch(examples, keys, normalizers, blocks, ())
 
     def prediction(self, examples: Sequence[Mapping[str, Any]], keys: Sequence[int], normalizers: Normalizers) -> Batch:
@@ -52,12 +60,12 @@ class Collator:
             for index, example in enumerate(examples)
             for language, prompt in zip(example["languages"], example["prompts"], strict=True)
         ]
-        return self._batch(examples, keys, normalizers, (), pad_in_chunks(prompts, self.pad_id))
+        return self._batch(examples, keys, normalizers, (), Layout().blocks(prompts, self.pad_id))
 
     def _with_responses(self, example: Mapping[str, Any], prompt: list[int], index: int, language: int) -> list[Row]:
         rows = [Row(prompt, example["chosen"], index, language, CHOSEN)]
         if self.with_rejected and example["rejected"]:
-            rows.append(Row(prompt, example["rejected"], index, language, REJECTED))
+            rows.append(Row(prompt, example["rejected"], index, language, REJECTED, leads=False))
         return rows
 
     def _batch(

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from lightning_mlc.data.batches import Batch
 from lightning_mlc.data.collation import Collator
 from lightning_mlc.data.languages import canonical_language, canonical_languages
+from lightning_mlc.data.layout import Layout
 from lightning_mlc.data.layouts import parse_rows
 from lightning_mlc.data.reading import locate, read_rows
 from lightning_mlc.data.records import Example
@@ -123,6 +124,8 @@ class MultilingualData(LightningDataModule):
         }
         self.with_rejected = True
         """Whether batches have rows of rejected responses. An objective without them sets it to False."""
+        self.layout = Layout()
+        """How the rows of a step are laid out; the model says what its attention can run."""
         self.languages: tuple[str, ...] = ()
         """Languages of the data, the source language first."""
         self.has_pairs = False
@@ -307,7 +310,7 @@ class MultilingualData(LightningDataModule):
         return self._evaluation_loader("predict", self._collator().prediction)
 
     def _collator(self) -> Collator:
-        return Collator(self.languages, self.pad_id, self.with_rejected)
+        return Collator(self.languages, self.pad_id, self.with_rejected, self.layout)
 
     def _sizes(self, split: Split) -> Sizes:
         table = self._tables[split].select(self._rows[split])

@@ -30,7 +30,7 @@ class Recorder(AlignmentModule):
         self.policy.register_forward_hook(self._count)
 
     def _count(self, _module: Any, inputs: tuple[Any, ...], _output: Any) -> None:
-        self.prompt_rows += len(inputs[0]) if inputs[0].logits_to_keep == 0 else 0
+        self.prompt_rows += len(inputs[0]) if inputs[0].longest_response == 0 else 0
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         super().on_before_optimizer_step(optimizer)
