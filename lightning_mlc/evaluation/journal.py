@@ -88,7 +88,9 @@ class Journal:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UserError(f"out: another process is writing {self.path}; wait for it, or give another --out") from error
+            raise UserError(
+                f"out: another process is writing {self.path}; wait for it, or give another --out"
+            ) from error
 
     def _claim(self) -> None:
         """Compare the settings with those that the journal was begun with, or note them."""
