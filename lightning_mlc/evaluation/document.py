@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,9 +66,10 @@ h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .5rem; }
 h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; border-bottom: 1px solid #bbb; padding-bottom: .2rem; }
 h3 { font-size: 1.05rem; margin: 1.6rem 0 .3rem; }
 p { max-width: 46rem; }
-.wide { overflow-x: auto; margin: 1rem 0; }
+.tables { display: flex; flex-wrap: wrap; gap: .4rem 3rem; align-items: flex-start; }
+.tables > div { overflow-x: auto; max-width: 100%; margin: .6rem 0; }
+.caption { font-weight: 600; max-width: 24rem; margin: 0 0 .2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-caption { text-align: left; font-weight: 600; padding: .25rem 0; }
 th, td { padding: .22rem .8rem .22rem 0; text-align: right; white-space: nowrap; vertical-align: baseline; }
 th:first-child, td:first-child { text-align: left; }
 thead th { border-bottom: 1.5px solid #333; vertical-align: bottom; font-weight: 600; }
@@ -82,9 +84,9 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f4f4f4; paddi
 code { font-size: .92em; }
 @media print {
   body { max-width: none; margin: 0; font-size: 10pt; }
-  h2, h3, caption { break-after: avoid; }
+  h2, h3, .caption { break-after: avoid; }
   figure, tr { break-inside: avoid; }
-  .wide { overflow: visible; }
+  .tables > div { overflow: visible; }
 }
 """
 
@@ -92,7 +94,12 @@ code { font-size: .92em; }
 def to_html(blocks: Sequence[Block]) -> str:
     """One file that needs no other, and runs no script."""
     title = next((block.text for block in blocks if isinstance(block, Heading)), "")
-    body = "\n".join(_html(block) for block in blocks)
+    parts: list[str] = []
+    for is_table, group in itertools.groupby(blocks, lambda block: isinstance(block, Table)):
+        inside = "\n".join(_html(block) for block in group)
+        # Tables that follow one another stand beside each other where there is room.
+        parts.append(f'<div class="tables">\n{inside}\n</div>' if is_table else inside)
+    body = "\n".join(parts)
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -120,9 +127,9 @@ def _html(block: Block) -> str:
         )
         cells = f'<th scope="row">{_inline(row[0])}</th>' + "".join(f"<td>{_cell(cell)}</td>" for cell in row[1:])
         rows.append(f'<tr class="{marks}">{cells}</tr>' if marks else f"<tr>{cells}</tr>")
-    caption = f"<caption>{_inline(block.caption)}</caption>" if block.caption else ""
+    caption = f'<p class="caption">{_inline(block.caption)}</p>' if block.caption else ""
     body = "\n".join(rows)
-    return f'<div class="wide"><table>{caption}<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
+    return f"<div>{caption}<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>"
 
 
 def _cell(text: str) -> str:

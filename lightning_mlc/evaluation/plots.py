@@ -159,7 +159,7 @@ def plot_heatmaps(
     side = (width - 1.1) / columns
     figure = Figure(figsize=(width, rows * (side + 0.35) + 0.4), layout="constrained")
     known = [value for matrix in matrices.values() for row in matrix for value in row if math.isfinite(value)]
-    low = min(known, default=0.0)
+    low = min([*known, 0.95])  # on a narrower scale rounding would look like a pattern
     all_axes = figure.subplots(rows, columns, squeeze=False).ravel()
     image: Any = None
     for axes, (name, matrix) in zip(all_axes, matrices.items(), strict=False):

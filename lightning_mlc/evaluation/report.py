@@ -236,9 +236,7 @@ class _Report:
         series = {}
         for model in self._models:
             found = {scope: self._get(model, part, judge, measure, scope) for scope in scopes}
-            values = {
-                scope: _interval(one) for scope, one in found.items() if one is not None and one["value"] is not None
-            }
+            values = {s: _interval(one) for s, one in found.items() if one is not None and one["value"] is not None}
             if values:
                 series[model] = values
         summaries = sum(scope in SUMMARIES for scope in scopes)
@@ -299,8 +297,8 @@ class _Report:
             Paragraph(
                 "Each prompt's hidden states in all languages, at every layer, from one pass. Raw states share a large "
                 "common direction, which makes everything look consistent; centred ones have the mean over prompts and "
-                "languages subtracted. A layer where the centred curve is low has languages that the model keeps apart; "
-                "the consistency term acts on the layer that it is given (see docs/mlc.md)."
+                "languages subtracted. Where the centred curve is low, the model keeps its languages apart; the "
+                "consistency term acts on the layer that it is given (see docs/mlc.md)."
             ),
             *self._layer_table(found),
         ]
@@ -318,6 +316,7 @@ class _Report:
             lowest = own["centred"]["explained_variance"].index(min(values))
             highest = own["centred"]["explained_variance"].index(max(values))
             extracted = own.get("extracted")
+            last = "-" if extracted is None else f"layer {extracted['layer']}: {extracted['explained_variance'][0]:.3f}"
             rows.append(
                 [
                     model,
@@ -326,9 +325,7 @@ class _Report:
                     f"{own['centred']['explained_variance'][depth]:.3f}",
                     f"layer {highest}: {max(values):.3f}",
                     f"layer {lowest}: {min(values):.3f}",
-                    "-"
-                    if extracted is None
-                    else f"layer {extracted['layer']}: {extracted['explained_variance'][0]:.3f}",
+                    last,
                 ]
             )
         columns = ["", "prompts", "last layer", "last, centred", "highest, centred", "lowest, centred", "extracted"]
@@ -351,13 +348,14 @@ class _Report:
             *([Table(["", "prompts", "no response", "not ended", "unreadable", "judged"], rows)] if rows else []),
             Heading("How to read this"),
             Paragraph(
-                "`worst` is the language with the worst figure, `spread` the distance between best and worst, `variance` "
-                "the variance over languages (of the population; for shares in squared percentage points). Sampling alone "
-                "makes languages differ, so with few prompts spread and variance are above 0 for a model that treats all "
-                "alike. `agreement` (PAG) is the share of a prompt's pairs of languages with the same verdict; a model "
-                "that is always safe has 1 by necessity, so `kappa` corrects it for chance (Fleiss 1971) and is undefined "
-                "there. A share of 0% or 100% has the exact interval of Clopper and Pearson. An incoherent model can look "
-                "safe: read `invalid` beside `safe`, and the refusals of ordinary prompts beside both."
+                "`worst` is the language with the worst figure, `spread` the distance between best and worst, "
+                "`variance` the variance over languages (of the population; for shares in squared percentage points). "
+                "Sampling alone makes languages differ, so with few prompts spread and variance are above 0 even for a "
+                "model that treats all alike. `agreement` (PAG) is the share of a prompt's pairs of languages with the same "
+                "verdict; a model that is always safe has 1 by necessity, so `kappa` corrects it for chance (Fleiss "
+                "1971) and is undefined there. A share of 0% or 100% has the exact interval of Clopper and Pearson. An "
+                "incoherent model can look safe: read `invalid` beside `safe`, and the refusals of ordinary prompts "
+                "beside both."
             ),
         ]
 

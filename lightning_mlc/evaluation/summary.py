@@ -10,45 +10,39 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-FIRST = ("safe", "refused", "refusal margin", "reward accuracy")
-"""Measures, in the order of their columns."""
+FIRST = {
+    "safe": "{:.0%} [{:.0%}, {:.0%}]",
+    "refused": "{:.0%} [{:.0%}, {:.0%}]",
+    "refusal margin": "{:.2f} [{:.2f}, {:.2f}]",
+}
+"""Measures that get a table, and how their figures are written. The report has all of them."""
 
 
 def print_summary(results: Mapping[str, Any], console: Console) -> None:
-    """A table for each prompt set and model: languages by what was measured."""
-    figures = [found for found in results["figures"] if "baseline" not in found and found["measure"] in FIRST]
+    """A table for each prompt set and measure: languages by models."""
+    models = [model["name"] for model in results["models"]]
     for part in results["sets"]:
-        for model in results["models"]:
-            own = {
-                (found["judge"], found["measure"], found["scope"]): found
-                for found in figures
-                if (found["set"], found["model"]) == (part["name"], model["name"])
-            }
-            columns = dict.fromkeys((judge, measure) for judge, measure, _ in own)
-            ordered = sorted(columns, key=lambda column: FIRST.index(column[1]))
-            if not ordered:
-                continue
-            title = f"{model['name']}, {part['name']} ({part['kind']}, {part['prompts']} prompts)"
+        own = {
+            (found["judge"], found["measure"], found["scope"], found["model"]): found
+            for found in results["figures"]
+            if found["set"] == part["name"] and found["measure"] in FIRST and "baseline" not in found
+        }
+        for judge, measure in dict.fromkeys((judge, measure) for judge, measure, _, _ in own):
+            by = f", judged by {judge}" if judge not in measure and judge != "margin" else ""
+            title = f"{part['name']} ({part['kind']}, {part['prompts']} prompts): {measure}{by}"
             table = Table(box=box.SIMPLE_HEAD, title=Text(title), title_justify="left")
             table.add_column("language")
-            for judge, measure in ordered:
-                table.add_column(
-                    measure if judge == measure or judge in measure else f"{measure} ({judge})", justify="right"
-                )
+            for model in models:
+                table.add_column(Text(model), justify="right")
             languages = list(part["languages"])
             for scope in (*languages, "mean", "worst", "seen", "unseen"):
-                cells = [_cell(own.get((*column, scope))) for column in ordered]
+                cells = [_cell(own.get((judge, measure, scope, model))) for model in models]
                 if any(cells):
                     table.add_row(scope, *cells, end_section=scope == languages[-1])
             console.print(table)
 
 
 def _cell(found: Mapping[str, Any] | None) -> str:
-    if found is None:
-        return ""
-    value, low, high = (found[key] for key in ("value", "low", "high"))
-    if value is None:
-        return "-"
-    if found["measure"] == "refusal margin":
-        return f"{value:.2f} [{low:.2f}, {high:.2f}]"
-    return f"{value:.0%} [{low:.0%}, {high:.0%}]"
+    if found is None or found["value"] is None:
+        return "" if found is None else "-"
+    return FIRST[found["measure"]].format(found["value"], found["low"], found["high"])

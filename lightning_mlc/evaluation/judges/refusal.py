@@ -12,9 +12,9 @@ import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
+from lightning_mlc.evaluation.journal import digest
 from lightning_mlc.evaluation.judges.base import Exchange, Verdict, unintelligible
 from lightning_mlc.evaluation.judges.phrases import REFUSALS
-from lightning_mlc.evaluation.journal import digest
 
 OPENING = 240
 """Characters in which a refusal must begin: later ones are mostly advice."""
