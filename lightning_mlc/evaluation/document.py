@@ -30,7 +30,8 @@ class Paragraph:
 class Table:
     """Cells of text; the first column is the heading of its row.
 
-    ``strong`` are the indices of rows to set off, ``rule_before`` those that start a new part.
+    ``strong`` are the indices of rows to set off, ``rule_before`` those that start a new part, ``words`` those of
+    columns that hold words and not numbers.
     """
 
     columns: Sequence[str]
@@ -38,6 +39,7 @@ class Table:
     caption: str = ""
     strong: Sequence[int] = ()
     rule_before: Sequence[int] = ()
+    words: Sequence[int] = (0,)
 
 
 @dataclass(frozen=True)
@@ -71,14 +73,14 @@ p { max-width: 46rem; }
 .caption { font-weight: 600; max-width: 24rem; margin: 0 0 .2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .22rem .8rem .22rem 0; text-align: right; white-space: nowrap; vertical-align: baseline; }
-th:first-child, td:first-child { text-align: left; }
+th.words, td.words { text-align: left; }
 thead th { border-bottom: 1.5px solid #333; vertical-align: bottom; font-weight: 600; }
 tbody th { font-weight: 400; }
 tbody tr.strong th, tbody tr.strong td { font-weight: 600; }
 tbody tr.rule th, tbody tr.rule td { border-top: 1px solid #999; }
 td small { color: #555; }
 figure { margin: 1.2rem 0; }
-figure img { width: 100%; max-width: 47rem; height: auto; display: block; }
+figure img { max-width: 100%; height: auto; display: block; }
 figcaption { color: #444; font-size: .9rem; max-width: 46rem; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f4f4f4; padding: .6rem .8rem; }
 code { font-size: .92em; }
@@ -117,15 +119,20 @@ def _html(block: Block) -> str:
     if isinstance(block, Picture):
         data = base64.b64encode(block.path.read_bytes()).decode()
         caption = html.escape(block.caption)
-        image = f'<img src="data:image/png;base64,{data}" alt="{caption}">'
+        width = _png_width(block.path) * 2 // 3  # as large on all screens as letters of its size should be
+        image = f'<img src="data:image/png;base64,{data}" width="{width}" alt="{caption}">'
         return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
-    head = "".join(f'<th scope="col">{_inline(cell)}</th>' for cell in block.columns)
+    kinds = [' class="words"' if index in block.words else "" for index in range(len(block.columns))]
+    head = "".join(
+        f'<th scope="col"{kind}>{_inline(cell)}</th>' for cell, kind in zip(block.columns, kinds, strict=True)
+    )
     rows = []
     for index, row in enumerate(block.rows):
         marks = " ".join(
             name for name, marked in (("strong", block.strong), ("rule", block.rule_before)) if index in marked
         )
-        cells = f'<th scope="row">{_inline(row[0])}</th>' + "".join(f"<td>{_cell(cell)}</td>" for cell in row[1:])
+        cells = f'<th scope="row"{kinds[0]}>{_inline(row[0])}</th>'
+        cells += "".join(f"<td{kind}>{_cell(cell)}</td>" for cell, kind in zip(row[1:], kinds[1:], strict=True))
         rows.append(f'<tr class="{marks}">{cells}</tr>' if marks else f"<tr>{cells}</tr>")
     caption = f'<p class="caption">{_inline(block.caption)}</p>' if block.caption else ""
     body = "\n".join(rows)
@@ -158,7 +165,10 @@ def _markdown(block: Block, folder: Path) -> str:
         return f"{fence}text\n{block.text}\n{fence}"
     if isinstance(block, Picture):
         return f"![{block.caption}]({block.path.relative_to(folder).as_posix()})"
-    lines = [_row(block.columns), _row([":--", *["--:"] * (len(block.columns) - 1)])]
+    lines = [
+        _row(block.columns),
+        _row([":--" if index in block.words else "--:" for index in range(len(block.columns))]),
+    ]
     for index, row in enumerate(block.rows):
         lines.append(_row([f"**{cell}**" if cell and index in block.strong else cell for cell in row]))
     return (f"{block.caption}\n\n" if block.caption else "") + "\n".join(lines)
@@ -166,3 +176,8 @@ def _markdown(block: Block, folder: Path) -> str:
 
 def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def _png_width(path: Path) -> int:
+    """Pixels, from the header."""
+    return int.from_bytes(path.read_bytes()[16:20], "big")

@@ -132,6 +132,11 @@ def plot_spectra(spectra: Mapping[str, Sequence[float | None]], title: str) -> F
             linewidth=1.2,
             label=name,
         )
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.set_xticks(range(1, 1 + max((len(shares) for shares in spectra.values()), default=1)))
     axes.set_xlabel("singular value", fontsize=9)
     axes.set_ylabel("share of the sum of squares", fontsize=9)

@@ -103,8 +103,8 @@ class _Report:
                 f"{self._results['settings']['bootstrap']} resamples of the prompts. Responses are greedy, of at most "
                 f"{self._results['settings']['max_new_tokens']} tokens.{baseline}"
             ),
-            Table(["model", "what it is", "languages of its training"], rows),
-            Table(["prompts", "kind", "number", "languages"], sets),
+            Table(["model", "what it is", "languages of its training"], rows, words=(0, 1, 2)),
+            Table(["prompts", "kind", "number", "languages"], sets, words=(0, 1, 3)),
         ]
 
     def _harmful(self, part: Mapping[str, Any]) -> list[Block]:
@@ -195,7 +195,7 @@ class _Report:
                     _text(self._get(model, part, judge, "kappa", "all")),
                 ]
             )
-        return Table(columns, rows, "In brief")
+        return Table(columns, rows, "In brief", words=(0, 2))
 
     def _table(self, part: str, judge: str, measure: str, caption: str) -> Table:
         scopes = self._scopes(part, judge, measure)
@@ -351,8 +351,8 @@ class _Report:
                 "`worst` is the language with the worst figure, `spread` the distance between best and worst, "
                 "`variance` the variance over languages (of the population; for shares in squared percentage points). "
                 "Sampling alone makes languages differ, so with few prompts spread and variance are above 0 even for a "
-                "model that treats all alike. `agreement` (PAG) is the share of a prompt's pairs of languages with the same "
-                "verdict; a model that is always safe has 1 by necessity, so `kappa` corrects it for chance (Fleiss "
+                "model that treats all alike. `agreement` (PAG) is the share of a prompt's pairs of languages with the "
+                "same verdict; a model that is always safe has 1 by necessity, so `kappa` corrects it for chance (Fleiss "
                 "1971) and is undefined there. A share of 0% or 100% has the exact interval of Clopper and Pearson. An "
                 "incoherent model can look safe: read `invalid` beside `safe`, and the refusals of ordinary prompts "
                 "beside both."

@@ -30,7 +30,7 @@ def print_summary(results: Mapping[str, Any], console: Console) -> None:
         for judge, measure in dict.fromkeys((judge, measure) for judge, measure, _, _ in own):
             by = f", judged by {judge}" if judge not in measure and judge != "margin" else ""
             title = f"{part['name']} ({part['kind']}, {part['prompts']} prompts): {measure}{by}"
-            table = Table(box=box.SIMPLE_HEAD, title=Text(title), title_justify="left")
+            table = Table(box=box.SIMPLE_HEAD)
             table.add_column("language")
             for model in models:
                 table.add_column(Text(model), justify="right")
@@ -39,7 +39,7 @@ def print_summary(results: Mapping[str, Any], console: Console) -> None:
                 cells = [_cell(own.get((judge, measure, scope, model))) for model in models]
                 if any(cells):
                     table.add_row(scope, *cells, end_section=scope == languages[-1])
-            console.print(table)
+            console.print(Text(title), table, sep="\n")
 
 
 def _cell(found: Mapping[str, Any] | None) -> str:
