@@ -7,6 +7,7 @@ run asks again. What the endpoint declines for good (its content filter) is kept
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import random
@@ -129,7 +130,7 @@ class EndpointGenerator:
                 if isinstance(found, Response):
                     return found
                 reason, asked_for = found
-            except (OSError, json.JSONDecodeError, KeyError, IndexError, TypeError) as error:
+            except (OSError, http.client.HTTPException, ValueError, KeyError, IndexError, TypeError) as error:
                 timed_out = isinstance(error, TimeoutError) or isinstance(getattr(error, "reason", None), TimeoutError)
                 reason = "no answer in time" if timed_out else type(error).__name__
                 asked_for = None
@@ -164,7 +165,7 @@ class EndpointGenerator:
         details = _details(error)
         if details.get("code") in FILTERED or details.get("type") in FILTERED:
             return Response("", True, "content filter")
-        if error.code == 400 and details.get("param") == "max_tokens" and self._limit == "max_tokens":
+        if error.code == 400 and details.get("param") == "max_tokens":
             self._limit = "max_completion_tokens"
             return "unsupported max_tokens", 0.0
         if error.code in PASSING:
