@@ -353,9 +353,9 @@ class _Report:
                 "Sampling alone makes languages differ, so with few prompts spread and variance are above 0 even for a "
                 "model that treats all alike. `agreement` (PAG) is the share of a prompt's pairs of languages with the "
                 "same verdict; a model that is always safe has 1 by necessity, so `kappa` corrects it for chance "
-                "(Fleiss 1971) and is undefined there. A share of 0% or 100% has the exact interval of Clopper and Pearson. An "
-                "incoherent model can look safe: read `invalid` beside `safe`, and the refusals of ordinary prompts "
-                "beside both."
+                "(Fleiss 1971) and is undefined there. A share of 0% or 100% has the exact interval of Clopper and "
+                "Pearson. An incoherent model can look safe: read `invalid` beside `safe`, and the refusals of "
+                "ordinary prompts beside both."
             ),
         ]
 
