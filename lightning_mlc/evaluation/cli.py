@@ -75,7 +75,7 @@ def _with_lists(args: Sequence[str]) -> list[str]:
 
 def _explain(error: argparse.ArgumentError, options: ArgumentParser) -> str:
     message = " ".join(str(error).split())
-    if '"models"' in message and "required" in message:
+    if "required: models" in message:
         return "models: is not set; give one or several models (lightning-mlc evaluate --help)"
     if unknown := re.search(r"[Uu]nrecognized arguments: (--[^ =]+)", message):
         names = [name for action in options._actions for name in action.option_strings]

@@ -121,9 +121,8 @@ def test_two_models_from_prompts_to_report(
 def test_texts_are_shown_to_those_who_ask_and_break_nothing(model: Path, tmp_path: Path) -> None:
     rows = [{"prompt_en": "<script>alert('```')</script>"}, {"prompt_en": "b"}]
     asked, out = write_jsonl(tmp_path / "p.jsonl", rows), tmp_path / "out"
-    assert (
-        main(["evaluate", f"--models={model}", f"--prompts={asked}", f"--out={out}", "--show_text=true", *QUICK]) == 0
-    )
+    args = ["evaluate", f"--models={model}", f"--prompts={asked}", f"--out={out}", *QUICK]
+    assert main([*args, "--show_text=true"]) == 0
     html, markdown = (out / "report.html").read_text(), (out / "report.md").read_text()
     assert "<script>" not in html
     assert "&lt;script&gt;alert(&#x27;```&#x27;)&lt;/script&gt;" in html
@@ -177,7 +176,8 @@ def test_a_second_run_computes_nothing_and_a_changed_setting_is_refused(
     from lightning_mlc.evaluation.systems import System
 
     monkeypatch.setattr(System, "load_model", lambda *_: pytest.fail("the model is loaded again"))
-    assert main([*args, "--languages=en,sw", "--limit=2"]) == 0  # less of the same is there already
+    less = ["--languages=en,sw", "--limit=2", "--representation_prompts=0"]
+    assert main([*args, *less]) == 0  # less of the same is there already
     assert main(args) == 0
     assert {path: path.read_bytes() for path in out.rglob("*.json*")} == before
     capsys.readouterr()
@@ -321,7 +321,7 @@ BAD: list[tuple[Callable[[Path], list[str]], str]] = [
     (lambda model: ["--models=/no/where", "--prompts=sample"], "models: there is no folder /no/where"),
     (lambda model: ["--models=gone.ckpt", "--prompts=sample"], "models: there is no file gone.ckpt"),
     (lambda model: [f"--models={model}", "--prompts=sample", "--reference=x"], "reference: no model is called 'x'"),
-    (lambda model: [f"--models={model}", "--prompts=sample", "--max_new_tokens=0"], "max_new_tokens: must be at least 1"),
+    (lambda model: [f"--models={model}", "--prompts=sample", "--max_new_tokens=0"], "must be at least 1, got 0"),
     (lambda model: [f"--models={model}", "--prompts=sample", "--engine=vllm"], "engine: vllm is not installed"),
     (lambda model: [f"--models={model}", "--prompts=sample", "--device=abacus"], "device: cannot use abacus"),
     (lambda model: [f"--models={model}", "--prompts=sample", "--openings=gone"], "openings: gone must be a JSON file"),
