@@ -16,7 +16,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from lightning_mlc.errors import UserError
+from lightning_mlc.errors import Interrupted, UserError
 from lightning_mlc.evaluation.settings import Settings
 
 DESCRIPTION = "is a model safe in every language, and what did it cost?"
@@ -98,12 +98,14 @@ def run(args: Sequence[str]) -> None:
     from lightning_mlc.evaluation.report import write_report
     from lightning_mlc.evaluation.results import collect
     from lightning_mlc.evaluation.study import Study
-
-    study = Study(settings, console)
-    study.run()
-    results = collect(study)
-    written = write_report(study, results)
     from lightning_mlc.evaluation.summary import print_summary
 
+    study = Study(settings, console)
+    try:
+        study.run()
+    except KeyboardInterrupt as error:
+        raise Interrupted("stopped; what is done is kept, so run the same command again to go on") from error
+    results = collect(study)
+    written = write_report(study, results)
     print_summary(results, console)
     print("wrote", *written, sep="\n  ")
