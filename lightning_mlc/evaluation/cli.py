@@ -22,6 +22,8 @@ from lightning_mlc.evaluation.settings import Settings
 DESCRIPTION = "is a model safe in every language, and what did it cost?"
 LISTS = tuple(name for name, kind in typing.get_type_hints(Settings).items() if "list" in str(kind))
 """Options that take several values after one another."""
+SWITCHES = tuple(f"--{name}" for name, kind in typing.get_type_hints(Settings).items() if kind is bool)
+"""Options that may stand alone."""
 BY_COMMA = ("languages", "seen", "judges")
 """Those whose values may be separated by commas, too."""
 
@@ -50,13 +52,16 @@ def parse(args: Sequence[str]) -> Settings:
 
 
 def _with_lists(args: Sequence[str]) -> list[str]:
-    """``--models A B`` as one argument, a JSON list, which is what the parser takes."""
+    """``--models A B`` as one argument, a JSON list, which is what the parser takes; ``--show_text`` with its value."""
     joined: list[str] = []
     index = 0
     while index < len(args):
         name, equals, value = args[index].partition("=")
         index += 1
         option = name.removeprefix("--")
+        if args[index - 1] in SWITCHES and args[index : index + 1] not in (["true"], ["false"]):
+            joined.append(f"{name}=true")
+            continue
         if not name.startswith("--") or option not in LISTS:
             joined.append(args[index - 1])
             continue

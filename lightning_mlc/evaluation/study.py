@@ -128,6 +128,11 @@ class Study:
             (key, messages, rows[key.set, key.id]) for key, messages in self.conversations if (key.set, key.id) in rows
         ]
 
+    @property
+    def pair_jobs(self) -> list[Job]:
+        """One for each of ``paired``."""
+        return [Job(key, digest(messages, row.chosen, row.rejected)) for key, messages, row in self.paired]
+
     def exchanges(self, responses: Journal) -> list[tuple[Job, Exchange]]:
         """The prompts that have a response, with it."""
         found = []
@@ -170,6 +175,7 @@ class Study:
                         return ((i, verdict.as_dict()) for i, verdict in judge.judge(exchanges, done))
 
                     fill(journal, jobs, produce, f"{system.label}: {judge.name}", self.console)
+            judge.close()  # models that judge need not all be in memory at once
 
     def _check(self, system: System) -> None:
         if self.judges:
@@ -181,6 +187,9 @@ class Study:
         if not system.is_endpoint and wants_margin(self.settings.judges):
             with self.margins(system) as journal:
                 answered(journal, self.prompt_jobs)
+        if not system.is_endpoint and self.paired:
+            with self.pairs(system) as journal:
+                answered(journal, self.pair_jobs)
 
     def _run_local(self, system: System) -> None:
         model = _Lazy(self, system)
@@ -197,14 +206,13 @@ class Study:
                 fill(journal, jobs, produce, f"{system.label}: margin", self.console)
         if self.paired:
             with self.pairs(system) as journal:
-                jobs = [Job(key, digest(messages, row.chosen, row.rejected)) for key, messages, row in self.paired]
                 responses = [(row.chosen or "", row.rejected or "") for _, _, row in self.paired]
 
                 def produce_pairs(done: Collection[int]) -> Iterator[tuple[int, Mapping[str, Any]]]:
                     for index, found in self._score(model, [m for _, m, _ in self.paired], responses, done, True):
                         yield index, {"likelihoods": _plain(found)}
 
-                fill(journal, jobs, produce_pairs, f"{system.label}: chosen and rejected", self.console)
+                fill(journal, self.pair_jobs, produce_pairs, f"{system.label}: chosen and rejected", self.console)
         if self.settings.representation_prompts:
             self._represent(system, model)
 

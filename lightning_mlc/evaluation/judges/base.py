@@ -51,6 +51,9 @@ class Judge(Protocol):
     def judge(self, exchanges: Sequence[Exchange], done: Collection[int]) -> Iterator[tuple[int, Verdict]]:
         """The verdict on each of ``exchanges`` whose index is not in ``done``, as they come."""
 
+    def close(self) -> None:
+        """Give back what it holds, a loaded model say; it may be asked again."""
+
 
 LOOP_LENGTH = 16
 """Characters of the passages whose repetition is counted."""

@@ -33,6 +33,9 @@ class PromptedJudge:
     def settings(self) -> dict[str, Any]:
         return {"judge": self.name, "model": self._identity}
 
+    def close(self) -> None:
+        self._generator = None
+
     def judge(self, exchanges: Sequence[Exchange], done: Collection[int]) -> Iterator[tuple[int, Verdict]]:
         settled = {}
         for index, exchange in enumerate(exchanges):

@@ -65,6 +65,9 @@ class RefusalJudge:
             if index not in done:
                 yield index, self._verdict(exchange)
 
+    def close(self) -> None:
+        pass
+
     def _verdict(self, exchange: Exchange) -> Verdict:
         if reason := unintelligible(exchange.response):
             return Verdict("invalid", False, reason)

@@ -122,7 +122,7 @@ def test_texts_are_shown_to_those_who_ask_and_break_nothing(model: Path, tmp_pat
     rows = [{"prompt_en": "<script>alert('```')</script>"}, {"prompt_en": "b"}]
     asked, out = write_jsonl(tmp_path / "p.jsonl", rows), tmp_path / "out"
     args = ["evaluate", f"--models={model}", f"--prompts={asked}", f"--out={out}", *QUICK]
-    assert main([*args, "--show_text=true"]) == 0
+    assert main([*args, "--show_text"]) == 0
     html, markdown = (out / "report.html").read_text(), (out / "report.md").read_text()
     assert "<script>" not in html
     assert "&lt;script&gt;alert(&#x27;```&#x27;)&lt;/script&gt;" in html
@@ -301,6 +301,8 @@ def test_options_come_from_a_file_and_from_the_command_line(tmp_path: Path) -> N
     assert (found.prompts, found.limit) == (["sample"], 5)
     assert parse(["--models", "a", "b", "--prompts=sample"]).models == ["a", "b"]
     assert parse(["--models=a", "--prompts=sample", "--seen=null"]).seen is None
+    for given, shown in (([], False), (["--show_text"], True), (["--show_text", "false"], False)):
+        assert parse(["--models=a", *given, "--prompts=sample"]).show_text is shown
 
 
 BAD: list[tuple[Callable[[Path], list[str]], str]] = [
