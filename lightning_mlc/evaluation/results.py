@@ -15,7 +15,7 @@ from lightning_mlc.evaluation import figures
 from lightning_mlc.evaluation.figures import Figure, Measure, Sample, Subject
 from lightning_mlc.evaluation.journal import Key
 from lightning_mlc.evaluation.prompts import ORDINARY, PromptSet
-from lightning_mlc.evaluation.roster import MARGIN, wants_margin
+from lightning_mlc.evaluation.roster import MARGIN
 from lightning_mlc.evaluation.study import Study
 from lightning_mlc.evaluation.systems import System
 from lightning_mlc.metrics.verdicts import INVALID, MISSING, OUTCOMES, SAFE, UNSAFE, pair_agreement
@@ -110,7 +110,7 @@ def _likelihood_samples(study: Study, system: System, part: PromptSet, subject: 
     if system.is_endpoint:
         return []
     samples = []
-    if wants_margin(study.settings.judges):
+    if MARGIN in study.settings.judges:
         measure = figures.ORDINARY_MARGIN if part.kind == ORDINARY else figures.MARGIN
         with study.margins(system) as journal:
             values = {key: record["margin"] for key, record in journal.records.items()}

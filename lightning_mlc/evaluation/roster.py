@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from lightning_mlc.errors import UserError
 from lightning_mlc.evaluation.endpoint import Endpoint, EndpointGenerator
@@ -61,8 +61,3 @@ def _generator(system: System, form: Format, settings: Settings) -> Callable[[],
 def endpoint_of(system: System, max_new_tokens: int, settings: Settings) -> Endpoint:
     """How to ask the endpoint ``system``."""
     return Endpoint(system.spec, max_new_tokens, settings.concurrency, settings.timeout, settings.retries)
-
-
-def wants_margin(judges: Sequence[str]) -> bool:
-    """Whether the judge ``margin`` is among ``judges``."""
-    return MARGIN in judges

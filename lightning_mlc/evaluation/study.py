@@ -35,7 +35,7 @@ from lightning_mlc.evaluation.local import chat_of, check_lengths, choose_device
 from lightning_mlc.evaluation.phases import answered, fill
 from lightning_mlc.evaluation.prompts import EvaluationRow, choose_languages, conversations, read_prompt_sets
 from lightning_mlc.evaluation.representations import compare
-from lightning_mlc.evaluation.roster import endpoint_of, make_judges, wants_margin
+from lightning_mlc.evaluation.roster import MARGIN, endpoint_of, make_judges
 from lightning_mlc.evaluation.settings import Settings
 from lightning_mlc.evaluation.systems import System, parse_systems
 
@@ -184,7 +184,7 @@ class Study:
         for judge in self.judges:
             with self.verdicts(system, judge.name):
                 pass
-        if not system.is_endpoint and wants_margin(self.settings.judges):
+        if not system.is_endpoint and MARGIN in self.settings.judges:
             with self.margins(system) as journal:
                 answered(journal, self.prompt_jobs)
         if not system.is_endpoint and self.paired:
@@ -194,7 +194,7 @@ class Study:
     def _run_local(self, system: System) -> None:
         model = _Lazy(self, system)
         self._generate(system, model)
-        if wants_margin(self.settings.judges):
+        if MARGIN in self.settings.judges:
             with self.margins(system) as journal:
                 jobs = self.prompt_jobs
                 texts = [self.openings.texts] * len(jobs)
