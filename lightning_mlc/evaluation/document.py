@@ -84,10 +84,15 @@ figure img { max-width: 100%; height: auto; display: block; }
 figcaption { color: #444; font-size: .9rem; max-width: 46rem; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f4f4f4; padding: .6rem .8rem; }
 code { font-size: .92em; }
+@page { margin: 1.5cm; }
 @media print {
-  body { max-width: none; margin: 0; font-size: 10pt; }
+  body { max-width: none; margin: 0; padding: 0; font-size: 8.5pt; line-height: 1.35; }
+  h2 { margin-top: 1.4rem; }
+  .tables { gap: .2rem 1.8rem; }
+  th, td { padding: .08rem .5rem .08rem 0; }
+  figure img { max-height: 10.5cm; width: auto; }
   h2, h3, .caption { break-after: avoid; }
-  figure, tr { break-inside: avoid; }
+  figure, tr, .tables > div { break-inside: avoid; }
   .tables > div { overflow: visible; }
 }
 """

@@ -40,7 +40,7 @@ def plot_intervals(
     """
     step = 0.3 + 0.13 * max(0, len(series) - 1)
     figure, axes = figure_and_axes(height=1.3 + step * len(scopes))
-    spread = 0.0 if len(series) == 1 else 0.62
+    spread = min(0.62, 0.32 * (len(series) - 1))
     for index, (name, values) in enumerate(series.items()):
         colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
         offset = 0.0 if len(series) == 1 else spread * (index / (len(series) - 1) - 0.5)

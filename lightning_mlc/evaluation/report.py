@@ -225,8 +225,8 @@ class _Report:
                 cells.append("-" if found is None else _difference(found) + counts)
             rows.append([_scope(scope, measure), *cells])
         first = next((i for i, scope in enumerate(scopes) if scope in SUMMARIES), len(scopes))
-        note = ", and how many prompts got better and worse" if measure in SHARES else ""
-        caption = f"{caption} to {baseline} on the same prompts{note}"
+        note = " (prompts that got better, worse)" if measure in SHARES else ""
+        caption = f"{caption} to {baseline}{note}"
         return [Table(["", *others], rows, caption, strong=[first], rule_before=[first])]
 
     # ---- pictures -----------------------------------------------------------------------------------
@@ -413,8 +413,15 @@ def _difference(found: Found) -> str:
     if value is None:
         return "undefined"
     if found["measure"] in SHARES:
-        return f"{100 * value:+.0f} pp [{100 * low:+.0f}, {100 * high:+.0f}]"
-    return f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
+        value, low, high = (f"{100 * number:+.0f}" for number in (value, low, high))
+        return f"{_unsigned(value)} pp [{_unsigned(low)}, {_unsigned(high)}]"
+    value, low, high = (f"{number:+.2f}" for number in (value, low, high))
+    return f"{_unsigned(value)} [{_unsigned(low)}, {_unsigned(high)}]"
+
+
+def _unsigned(number: str) -> str:
+    """A zero has no sign."""
+    return number.lstrip("+-") if float(number) == 0 else number
 
 
 def _squared_points(found: Found) -> str:
