@@ -9,9 +9,12 @@ from typing import Any, ClassVar
 from transformers import PreTrainedModel
 
 from lightning_mlc import __version__
+from lightning_mlc.consistency import Consistency
 from lightning_mlc.errors import UserError
 from lightning_mlc.models.loading import ModelSource
 from lightning_mlc.models.lora import LoRA
+
+_FORM = ("layer", "extractor", "extractor_dim", "extractor_bias", "center")
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,9 @@ class Provenance:
     version: str = __version__
     languages: list[str] | None = None
     """BCP-47 codes of the prompts it was trained on, the source language first."""
-    consistency: dict[str, Any] | None = None
-    """Settings of the consistency term: which layer the extractor in the checkpoint is for."""
+    representation: dict[str, Any] | None = None
+    """Which layer the extractor in the checkpoint is for, and its form: those fields of
+    :class:`~lightning_mlc.consistency.Consistency`."""
 
     @classmethod
     def of(
@@ -42,7 +46,7 @@ class Provenance:
         model: PreTrainedModel,
         lora: LoRA | None,
         languages: Sequence[str] | None = None,
-        consistency: Mapping[str, Any] | None = None,
+        consistency: Consistency | None = None,
     ) -> Provenance:
         """What describes ``model``, loaded from ``source`` and trained on prompts in ``languages``."""
         generation = getattr(model, "generation_config", None)
@@ -57,7 +61,7 @@ class Provenance:
             generation_config=None if generation is None else _plain(generation.to_dict()),
             lora=None if lora is None else lora.as_dict(),
             languages=None if languages is None else list(languages),
-            consistency=None if consistency is None else _plain(consistency),
+            representation=None if consistency is None else {name: getattr(consistency, name) for name in _FORM},
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -69,7 +73,7 @@ class Provenance:
             "lora": self.lora,
             "version": self.version,
             "languages": self.languages,
-            "consistency": self.consistency,
+            "representation": self.representation,
         }
 
     @classmethod

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning_mlc.data.languages import canonical_language, canonical_languages
-from lightning_mlc.data.layouts import id_of, prompts_of_rows, response_of
+from lightning_mlc.data.layouts import id_of, pair_of, prompts_of_rows
 from lightning_mlc.data.reading import HUB, read_rows
 from lightning_mlc.data.records import Message
 from lightning_mlc.errors import UserError
@@ -109,7 +109,9 @@ def _rows_by_kind(path: str, option: str, kind: Kind, source: str) -> dict[Kind,
         if identity in seen:
             raise UserError(f"{where}: the id '{identity}' is taken by {seen[identity]}; ids must be unique")
         seen[identity] = where
-        chosen, rejected = _pair(row, where)
+        chosen, rejected = None, None
+        if row.get("chosen") is not None and row.get("rejected") is not None:
+            chosen, rejected, _ = pair_of(row, prompts, where, source)
         rows.setdefault(_kind_of(row, kind), []).append(EvaluationRow(identity, where, prompts, chosen, rejected))
     if not rows:
         raise UserError(f"{option}: {path} has no rows")
@@ -119,13 +121,6 @@ def _rows_by_kind(path: str, option: str, kind: Kind, source: str) -> dict[Kind,
 def _kind_of(row: Mapping[str, Any], otherwise: Kind) -> Kind:
     own = row.get("kind")
     return HARMFUL if own == HARMFUL else ORDINARY if own == ORDINARY else otherwise
-
-
-def _pair(row: Mapping[str, Any], where: str) -> tuple[str | None, str | None]:
-    """The responses of a preference row. Other responses are of no use here."""
-    if row.get("chosen") is None or row.get("rejected") is None:
-        return None, None
-    return response_of(row, "chosen", where), response_of(row, "rejected", where)
 
 
 def _name(path: str, taken: set[str]) -> str:

@@ -298,7 +298,7 @@ class _Report:
                 "Each prompt's hidden states in all languages, at every layer, from one pass. Raw states share a large "
                 "common direction, which makes everything look consistent; centred ones have the mean over prompts and "
                 "languages subtracted. Where the centred curve is low, the model keeps its languages apart; the "
-                "consistency term acts on the layer that it is given (see docs/mlc.md)."
+                "consistency term acts on the layer that it is given (see docs/consistency.md)."
             ),
             *self._layer_table(found),
         ]

@@ -122,9 +122,9 @@ def compare(
         "raw": sweep(states, mask, center=False),
         "centred": sweep(states, mask, center=True),
     }
-    consistency = system.consistency(states.shape[-1])
-    if consistency is not None:
-        layer, extractor = consistency
+    own = system.representation(states.shape[-1])
+    if own is not None:
+        layer, extractor = own
         found["extracted"] = extracted(states, mask, extractor, layer) | {"layer": layer}
     return found
 

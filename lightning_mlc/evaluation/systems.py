@@ -125,28 +125,28 @@ class System:
                 model = load_causal_lm(self.source, getattr(torch, dtype))
         return model.eval()
 
-    def consistency(self, hidden_size: int) -> tuple[int, Callable[[Tensor], Tensor]] | None:
+    def representation(self, hidden_size: int) -> tuple[int, Callable[[Tensor], Tensor]] | None:
         """The layer and the extractor of a checkpoint; None of other models, and where it does not say.
 
-        ``extract`` takes hidden states (B, L, H) and centres them too, where the training did.
+        The extractor takes hidden states (B, L, H) and centres them too, where the training did.
         """
-        if not self.is_checkpoint or self.provenance is None or self.provenance.consistency is None:
+        if not self.is_checkpoint or self.provenance is None or self.provenance.representation is None:
             return None
-        from lightning_mlc.consistency import MLC, Consistency
+        from lightning_mlc.consistency import Consistency, Representation
         from lightning_mlc.models.policy import resolve_layer
 
-        prefix = "consistency."
+        prefix = "representation."
         state = self._checkpoint["state_dict"]
         weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        settings = MLC(**self.provenance.consistency)
-        if not weights or settings.weight == 0:
+        if not weights:  # trained without a term that compares representations
             return None
-        term = Consistency(settings, hidden_size)
-        term.load_state_dict(weights)
+        settings = Consistency(**self.provenance.representation)
+        representation = Representation(settings, hidden_size)
+        representation.load_state_dict(weights)
         config = self.provenance.config
         text = config.get("text_config") or config
         depth = int(text["num_hidden_layers"] if "num_hidden_layers" in text else text["n_layer"])
-        return resolve_layer(settings.layer, depth), term.float().extract
+        return resolve_layer(settings.layer, depth), representation.float().extract
 
 
 def parse_systems(specs: Sequence[str]) -> list[System]:

@@ -272,7 +272,7 @@ def test_a_checkpoint_says_what_it_was_trained_on(tmp_path: Path, tiny_model: Pa
     checkpoint = torch.load(path, weights_only=True)
     checkpoint[Provenance.KEY] |= {
         "languages": ["en", "sw"],
-        "consistency": {"layer": 2, "extractor": "frozen", "extractor_dim": 512, "weight": 10.0},
+        "representation": {"layer": 2, "extractor": "frozen", "extractor_dim": 512, "extractor_bias": True},
     }
     path.unlink()  # a link
     torch.save(checkpoint, path)
