@@ -21,7 +21,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fake_endpoint import Answer, completion, failure, serve
 
 from lightning_mlc.cli import main
+from lightning_mlc.consistency import Consistency
 from lightning_mlc.evaluation.cli import parse
+from lightning_mlc.export import restore
+from lightning_mlc.models.loading import ModelSource
 from lightning_mlc.provenance import Provenance
 from lightning_mlc.training_cli import run
 
@@ -270,10 +273,11 @@ def test_a_checkpoint_says_what_it_was_trained_on(tmp_path: Path, tiny_model: Pa
     ])  # fmt: skip
     path = tmp_path / "fit" / "checkpoints" / "last.ckpt"
     checkpoint = torch.load(path, weights_only=True)
-    checkpoint[Provenance.KEY] |= {
-        "languages": ["en", "sw"],
-        "representation": {"layer": 2, "extractor": "frozen", "extractor_dim": 512, "extractor_bias": True},
-    }
+    own = Provenance.read(checkpoint)
+    settings = Consistency(layer=2, extractor="frozen")
+    languages = ("en", "sw")
+    says = Provenance.of(ModelSource(**own.source), restore(checkpoint), None, languages, settings)
+    checkpoint[Provenance.KEY] = says.as_dict()
     path.unlink()  # a link
     torch.save(checkpoint, path)
     folder, out = tmp_path / "fit" / "model", tmp_path / "out"
