@@ -21,15 +21,16 @@ from transformers import PreTrainedTokenizerBase
 from lightning_mlc.consistency import Consistency, ConsistencyTerm, Needs, Observed, Representation
 from lightning_mlc.data.batches import Batch
 from lightning_mlc.data.layout import Layout
+from lightning_mlc.data.records import DataKind
 from lightning_mlc.data.rows import CHOSEN, REJECTED
 from lightning_mlc.errors import UserError
 from lightning_mlc.forward import Grid, run_batch
-from lightning_mlc.metrics import Collinearity, ExampleMean, LanguageCosines, LanguageMean
+from lightning_mlc.metrics import Collinearity, ExampleMean, LanguageCosines, LanguageMean, language_differences
 from lightning_mlc.models.attention import packed_layout, packing_agrees
 from lightning_mlc.models.loading import ModelSource, dtype_of, load_causal_lm, load_config, load_tokenizer
 from lightning_mlc.models.lora import LoRA, add_lora
 from lightning_mlc.models.policy import Policy, num_layers, resolve_layer
-from lightning_mlc.objectives import Objective, Scores
+from lightning_mlc.objectives import Objective, Responses, Scores
 from lightning_mlc.provenance import Provenance
 from lightning_mlc.reference import (
     OnlineReference,
@@ -140,13 +141,13 @@ class AlignmentModule(LightningModule):
         dtype_of(precision)
         self.reference.check(self.objective, self.consistency.needs, adapters=self.lora is not None)
         if stage != "predict":
-            if self.objective is not None and self.objective.needs_rejected and not data.has_pairs:
-                raise UserError(
-                    f"model.objective: {type(self.objective).__name__} needs chosen and rejected responses, "
-                    "but the data has single responses; give preference data or set model.objective to SFT"
-                )
-            self.consistency.require_pairs(data.has_pairs)
+            if self.objective is not None:
+                self.objective.check_data(data.kind)
+            if self._needs_mismatched:
+                data.check_mismatches()
+            self.consistency.require_pairs(data.kind == "pairs")
             data.with_rejected = self._needs_rejected
+            data.with_mismatched = self._needs_mismatched
             in_all, in_source = self.consistency.needs.responses, self.objective is not None
             data.responses_in = "all" if in_all else "source" if in_source else "none"
         if stage == "fit":
@@ -156,7 +157,7 @@ class AlignmentModule(LightningModule):
             self._layer = resolve_layer(self.consistency.layer, num_layers(load_config(self.source)))
         self.languages = data.languages
         if stage != "predict":
-            self._metrics = self._make_metrics(self.languages)
+            self._metrics = self._make_metrics(self.languages, data.kind)
 
     def _require_gradients_everywhere(self) -> None:
         """Refuse what DDP would stumble over in its second step."""
@@ -193,6 +194,10 @@ class AlignmentModule(LightningModule):
     @property
     def _needs_rejected(self) -> bool:
         return self.consistency.needs.responses or (self.objective is not None and self.objective.needs_rejected)
+
+    @property
+    def _needs_mismatched(self) -> bool:
+        return self.objective is not None and self.objective.needs_mismatched
 
     def _needs_reference(self, needs: Needs) -> bool:
         return needs.reference or (self.objective is not None and self.objective.needs_reference)
@@ -282,28 +287,41 @@ class AlignmentModule(LightningModule):
         loss = torch.zeros((), device=batch.keys.device)
         if not batch.responses:
             return loss, {}
-        chosen = grid.scores(CHOSEN, reference, batch.source)
-        rejected = grid.scores(REJECTED, reference, batch.source) if self._needs_rejected else None
+        responses = self._responses(grid, reference, batch.source)
         totals = batch.normalizers
-        metrics = {"logps/chosen": chosen.logps.sum() / totals.examples}
+        metrics: dict[str, Tensor] = {}
         if self.objective is not None:
-            total = {"examples": totals.examples, "tokens": totals.response_tokens}
-            terms = self.objective.terms(chosen, rejected)
+            # A step may be without desirable responses, or without undesirable ones: their sums are 0.
+            total = {
+                "examples": totals.examples,
+                "responses": totals.responses,
+                "tokens": totals.response_tokens or 1.0,
+            }
+            terms = self.objective.terms(responses)
             loss = torch.stack([term.losses.sum() / total[term.mean_over] for term in terms]).sum()
             metrics["objective/loss"] = loss
-            for name, values in self.objective.metrics(chosen, rejected).items():
+            for name, values in self.objective.metrics(responses).items():
                 metrics[name] = values.sum() / totals.examples
-        if rejected is not None:
-            metrics["logps/rejected"] = rejected.logps.sum() / totals.examples
-            rewards = self._rewards(chosen), self._rewards(rejected)
-            margins = rewards[0] - rewards[1]
-            metrics |= {
-                "rewards/chosen": rewards[0].sum() / totals.examples,
-                "rewards/rejected": rewards[1].sum() / totals.examples,
-                "rewards/margins": margins.sum() / totals.examples,
-                "rewards/accuracies": wins(margins).sum() / totals.examples,
-            }
+        for name, scores, count in (
+            ("chosen", responses.chosen, totals.chosen),
+            ("rejected", responses.rejected, totals.rejected),
+        ):
+            if scores is None or count == 0:  # of the whole step, and so on all processes
+                continue
+            metrics[f"logps/{name}"] = scores.logps.sum() / count
+            if self._needs_rejected:
+                metrics[f"rewards/{name}"] = (self._rewards(scores) * scores.present).sum() / count
+        if {"rewards/chosen", "rewards/rejected"} <= metrics.keys():
+            metrics["rewards/margins"] = metrics["rewards/chosen"] - metrics["rewards/rejected"]
+            if totals.chosen == totals.rejected == totals.examples:
+                chosen, rejected = responses.pairs
+                margins = self._rewards(chosen) - self._rewards(rejected)
+                metrics["rewards/accuracies"] = wins(margins).sum() / totals.examples
         return loss, metrics
+
+    def _responses(self, grid: Grid, reference: Grid | None, language: int) -> Responses:
+        """Scores (B,) of all that the objective and the consistency terms look at, in one language."""
+        return grid.responses(reference, language, self._needs_rejected, self._needs_mismatched)
 
     def _rewards(self, scores: Scores) -> Tensor:
         """The objective's rewards; without any, how likely the policy holds a response to be, per token."""
@@ -385,13 +403,16 @@ class AlignmentModule(LightningModule):
 
     # ---- validation ---------------------------------------------------------------------------------
 
-    def _make_metrics(self, languages: tuple[str, ...]) -> nn.ModuleDict:
+    def _make_metrics(self, languages: tuple[str, ...], kind: DataKind) -> nn.ModuleDict:
         metrics: dict[str, torchmetrics.Metric] = {}
         if self.objective is not None:
             metrics["loss"] = LanguageMean(languages, higher_is_better=False)
-        if self._needs_rejected:
+        if self._needs_rejected and kind == "pairs":
             metrics["rewards/accuracies"] = LanguageMean(languages, higher_is_better=True)
             metrics["rewards/margins"] = LanguageMean(languages, higher_is_better=True)
+        elif self._needs_rejected:
+            metrics["rewards/chosen"] = LanguageMean(languages, higher_is_better=True)
+            metrics["rewards/rejected"] = LanguageMean(languages, higher_is_better=False)
         metrics["nll"] = LanguageMean(languages, higher_is_better=False)
         mlc = self.consistency.mlc
         metrics["mlc/raw"] = Collinearity(mlc.temperature, mlc.scale)
@@ -431,19 +452,26 @@ class AlignmentModule(LightningModule):
             if self._reference is None
             else self._reference.grid(batch, split, pool=self.consistency.needs.pooled_states)
         )
-        examples, languages = grid.present.nonzero(as_tuple=True)
-        where = {"keys": batch.keys[examples], "language": languages}
-        chosen = grid.scores(CHOSEN, reference)
-        nll = -chosen.logps / chosen.tokens.clamp(min=1)
-        metrics["nll"].update(**where, values=nll[grid.present])
-        rejected = grid.scores(REJECTED, reference) if self._needs_rejected else None
-        if rejected is not None:
-            margins = (self._rewards(chosen) - self._rewards(rejected))[grid.present]
-            metrics["rewards/margins"].update(**where, values=margins)
-            metrics["rewards/accuracies"].update(**where, values=wins(margins))
+
+        def samples(values: Tensor, there: Tensor) -> dict[str, Tensor]:
+            examples, language = there.nonzero(as_tuple=True)
+            return {"keys": batch.keys[examples], "language": language, "values": values[there]}
+
         if self.objective is not None:
-            losses = self.objective.each_alone(chosen, rejected)
-            metrics["loss"].update(**where, values=losses[grid.present])
+            losses = self.objective.each_alone(self._responses(grid, reference, batch.source))
+            source = torch.full_like(batch.keys, batch.source)
+            metrics["loss"].update(keys=batch.keys, language=source, values=losses)
+        chosen, rejected = grid.scores(CHOSEN, reference), grid.scores(REJECTED, reference)
+        metrics["nll"].update(**samples(-chosen.mean_logps, chosen.present))
+        if self._needs_rejected:
+            rewards = self._rewards(chosen), self._rewards(rejected)
+            if "rewards/accuracies" in metrics:
+                margins = samples(rewards[0] - rewards[1], chosen.present & rejected.present)
+                metrics["rewards/margins"].update(**margins)
+                metrics["rewards/accuracies"].update(**margins | {"values": wins(margins["values"])})
+            else:
+                metrics["rewards/chosen"].update(**samples(rewards[0], chosen.present))
+                metrics["rewards/rejected"].update(**samples(rewards[1], rejected.present))
         observed = self._observed(batch, grid, reference)
         for term in self.consistency.terms:
             groups = observed.is_group
@@ -455,8 +483,10 @@ class AlignmentModule(LightningModule):
 
     def _log_evaluation(self, split: str) -> None:
         results: dict[str, Tensor] = {}
-        for name, metric in self._metrics.items():
-            value = metric.compute()  # type: ignore[operator]
+        values: dict[str, Any] = {name: metric.compute() for name, metric in self._metrics.items()}  # type: ignore[operator]
+        if "rewards/rejected" in values:
+            values["rewards/margins"] = language_differences(values["rewards/chosen"], values["rewards/rejected"])
+        for name, value in values.items():
             if name == "cosines":
                 self.validation_cosines = value.tolist()
             elif name == "loss":
@@ -464,7 +494,8 @@ class AlignmentModule(LightningModule):
                 results[f"{split}/loss"] = value[self.languages[0]]
             elif isinstance(value, Tensor):
                 results[f"{split}/{name}"] = value
-            else:
+            elif not name.startswith("rewards/") or value.keys() & set(self.languages):
+                # Rewards of a kind of which there are no responses are left out.
                 results |= {f"{split}/{name}/{key}": part for key, part in value.items()}
         self.validation_results = {name: float(value) for name, value in results.items()}
         self.log_dict(dict(self.validation_results), sync_dist=False, rank_zero_only=False)

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import logging
 import os
+import pkgutil
 import re
 import warnings
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -26,7 +28,9 @@ from lightning_mlc.data import MultilingualData
 from lightning_mlc.errors import Interrupted, UserError
 from lightning_mlc.metrics_file import MetricsFile
 from lightning_mlc.module import AlignmentModule
+from lightning_mlc.objectives import Objective, Sum
 
+OBJECTIVE = "model.objective"
 TOKENIZER_OPTIONS = ("name_or_path", "gguf_file", "revision", "trust_remote_code")
 
 
@@ -130,11 +134,16 @@ class TrainingCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-        except ValueError as error:
+        except (ValueError, UserError) as error:
             # Of an option that may be null jsonargparse tells over several lines what it is not.
-            if isinstance(error.__cause__, UserError):
-                raise error.__cause__ from None
-            raise
+            told = error if isinstance(error, UserError) else error.__cause__
+            if not isinstance(told, UserError):
+                raise
+            objective = self.config[self.subcommand].model.objective
+            if str(told).startswith(OBJECTIVE) and objective is not None:
+                # The parts of a sum are made before it, and do not know their place in it.
+                build_objective(objective)
+            raise told from None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand]
@@ -168,6 +177,25 @@ class TrainingCLI(LightningCLI):
         if subcommand == "predict":
             keywords["return_predictions"] = False  # they are written as they come
         return keywords
+
+
+def build_objective(node: Namespace, option: str = OBJECTIVE) -> Objective:
+    """The objective that ``node`` of a configuration describes.
+
+    Raises:
+        UserError: Its options mean nothing. They are named as those of ``option``, such as
+            ``model.objective.objectives[1]``.
+    """
+    kind = pkgutil.resolve_name(node.class_path)
+    options = dict(node.get("init_args") or {})
+    if issubclass(kind, Sum):
+        parts = enumerate(options["objectives"])
+        options["objectives"] = [build_objective(part, f"{option}.objectives[{index}]") for index, part in parts]
+    try:
+        objective: Objective = kind(**options)
+    except UserError as error:
+        raise UserError(str(error).replace(OBJECTIVE, option, 1)) from error
+    return objective
 
 
 def shipped_configs() -> dict[str, Path]:

@@ -124,6 +124,15 @@ def translated_rows(count: int) -> list[dict[str, Any]]:
     return rows
 
 
+def labelled_rows(count: int) -> list[dict[str, Any]]:
+    """Rows of one response with a label each; every third is undesirable."""
+    rows = example_rows(count)
+    for number, row in enumerate(rows):
+        chosen, rejected = row.pop("chosen"), row.pop("rejected")
+        row |= {"response": rejected, "label": False} if number % 3 == 2 else {"response": chosen, "label": True}
+    return rows
+
+
 def columns(out: Path) -> dict[str, list[float]]:
     """Logged values by name, without the steps that lack them."""
     found: dict[str, list[float]] = {}

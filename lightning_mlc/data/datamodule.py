@@ -22,8 +22,9 @@ from lightning_mlc.data.collation import Collator, ResponsesIn
 from lightning_mlc.data.languages import canonical_language, canonical_languages
 from lightning_mlc.data.layout import Layout
 from lightning_mlc.data.layouts import parse_rows
+from lightning_mlc.data.mismatches import Mismatch, mismatches
 from lightning_mlc.data.reading import locate, read_rows
-from lightning_mlc.data.records import Example
+from lightning_mlc.data.records import KIND_NAMES, DataKind, Example
 from lightning_mlc.data.sampling import EvaluationBatches, MicroBatch, Sizes, TrainingBatches
 from lightning_mlc.data.tables import default_cache_dir, table_fingerprint, tokenised_table
 from lightning_mlc.data.tokenization import ChatTokenizer
@@ -132,14 +133,17 @@ class MultilingualData(LightningDataModule):
         """In which languages training batches have rows with responses. The model sets it, too."""
         self.layout = Layout()
         """How the rows of a step are laid out; the model says what its attention can run."""
+        self.with_mismatched = False
+        """Whether batches have rows of mismatched responses. An objective with them sets it to True."""
         self.languages: tuple[str, ...] = ()
         """Languages of the data, the source language first."""
-        self.has_pairs = False
-        """Whether examples have a rejected response."""
+        self.kind: DataKind = "single"
+        """What responses the examples have."""
         self.pad_id = 0
         self._chat: ChatTokenizer | None = None
         self._tables: dict[str, Dataset] = {}
         self._rows: dict[str, list[int]] = {}
+        self._mismatches: dict[str, list[Mismatch] | None] = {}
 
     # ---- from files to tables -----------------------------------------------------------------------
 
@@ -156,7 +160,7 @@ class MultilingualData(LightningDataModule):
                 self._rows[split] = list(range(len(self._tables[split])))
         if "train" in self._tables and "val" not in self._tables:
             self._rows["train"], self._rows["val"] = self._split()
-            self._tables["val"] = self._tables["train"]
+            self._tables["val"], self._mismatches["val"] = self._tables["train"], self._mismatches["train"]
         if "predict" not in self._tables and "val" in self._tables:
             self._rows["predict"], self._tables["predict"] = self._rows["val"], self._tables["val"]
         if stage == "predict" and not self._rows.get("predict"):
@@ -192,18 +196,19 @@ class MultilingualData(LightningDataModule):
         first = next(iter(read.values()))
         if not self.languages:
             self.languages = self._choose_languages(first)
-            self.has_pairs = first[0].rejected is not None
+            self.kind = first[0].kind
         for split, examples in read.items():
-            if (examples[0].rejected is not None) != self.has_pairs:
+            if examples[0].kind != self.kind:
                 raise UserError(
-                    f"data.{split}_path: {missing[split]} has {'no ' if self.has_pairs else ''}rejected responses, "
-                    "unlike the other data; give both of one kind"
+                    f"data.{split}_path: {missing[split]} has {KIND_NAMES[examples[0].kind]}, the other data "
+                    f"{KIND_NAMES[self.kind]}; give data of one kind"
                 )
         chat = self._chat_tokenizer()
         for split, examples in read.items():
             _remark_on_empty_responses(examples)
             table = tokenised_table(examples, self.languages, chat, self.cache_dir, Path(missing[split]).name)
             self._tables[split] = table
+            self._mismatches[split] = mismatches(examples, self.source_language)
             self._remark_on_cuts(table)
 
     def _choose_languages(self, examples: list[Example]) -> tuple[str, ...]:
@@ -315,6 +320,19 @@ class MultilingualData(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Batch]:
         return self._evaluation_loader("predict", self._collator().prediction)
 
+    def check_mismatches(self) -> None:
+        """Refuse data without mismatched responses, for an objective that needs them.
+
+        Raises:
+            UserError: Some example has none.
+        """
+        for split, found in self._mismatches.items():
+            if found is None and split != "predict":
+                raise UserError(
+                    f"data.{split}_path: each row needs another one with a different prompt and a different response, "
+                    "which model.objective compares it with; add such rows, or choose another objective"
+                )
+
     # ---- what a pass over all responses needs (see `lightning_mlc.reference`) -------------------------
 
     def keys(self, split: Split) -> list[int]:
@@ -348,6 +366,7 @@ class MultilingualData(LightningDataModule):
             "max_response_length": str(self.max_response_length),
             "languages": self.languages[0] if training else ", ".join(self.languages),
             "responses": "chosen and rejected" if self.with_rejected else "chosen",
+            "mismatched": "yes" if self.with_mismatched else "no",
             "layout": "packed" if self.layout.packed else "padded",
             "examples per batch": str(SCORING_EXAMPLES if training else self.val_batch_size),
         }
@@ -360,6 +379,8 @@ class MultilingualData(LightningDataModule):
         return Sizes(
             response_tokens=np.array([len(ids) for ids in table["chosen"]]),
             groups=np.array([len(languages) > 1 for languages in table["languages"]], dtype=int),
+            chosen=np.array([len(ids) > 0 for ids in table["chosen"]], dtype=int),
+            rejected=np.array([len(ids) > 0 for ids in table["rejected"]], dtype=int),
         )
 
     def _evaluation_loader(self, split: Split, collate: Callable[..., Batch]) -> DataLoader[Batch]:
@@ -375,7 +396,12 @@ class MultilingualData(LightningDataModule):
         collate: Callable[..., Batch],
     ) -> DataLoader[Batch]:
         return DataLoader(
-            _MicroBatches(self._tables[split], self._rows[split], collate),
+            _MicroBatches(
+                self._tables[split],
+                self._rows[split],
+                collate,
+                self._mismatches[split] if self.with_mismatched and split != "predict" else None,
+            ),
             sampler=sampler,
             batch_size=None,  # the sampler yields whole micro-batches
             num_workers=self.num_workers,
@@ -387,14 +413,21 @@ class MultilingualData(LightningDataModule):
 class _MicroBatches(torch.utils.data.Dataset[Batch]):
     """Looks micro-batches up in a table."""
 
-    def __init__(self, table: Dataset, rows: list[int], collate: Callable[..., Batch]) -> None:
+    def __init__(
+        self, table: Dataset, rows: list[int], collate: Callable[..., Batch], mismatches: list[Mismatch] | None
+    ) -> None:
         self._table = table
         self._rows = rows
         self._collate = collate
+        self._mismatches = mismatches
 
     def __getitem__(self, micro_batch: MicroBatch) -> Batch:
         keys = [self._rows[index] for index in micro_batch.indices]
         examples: list[Any] = [self._table[key] for key in keys]
+        if self._mismatches is not None:
+            for key, example in zip(keys, examples, strict=True):
+                other, response = self._mismatches[key]
+                example["mismatched"] = self._table[other][response]
         return self._collate(examples, keys, micro_batch.normalizers)
 
 
@@ -403,10 +436,7 @@ def _remark_on_empty_responses(examples: list[Example]) -> None:
     empty = [
         example.where
         for example in examples
-        if not all(
-            text is None or text.strip()
-            for text in (example.chosen, example.rejected, *itertools.chain(*example.translated.values()))
-        )
+        if not all(text.strip() for text in (*example.responses, *itertools.chain(*example.translated.values())))
     ]
     if empty:
         logger.warning("%d examples have an empty response, which teaches silence: %s", len(empty), _some(empty))

@@ -2,15 +2,16 @@
 
 These are known. Our own::
 
-    {"id": "...", "prompt": {"en": TEXT, "sw": TEXT}, "chosen": TEXT, "rejected": TEXT}   or   "response": TEXT
+    {"id": "...", "prompt": {"en": TEXT, "sw": TEXT}, "chosen": TEXT, "rejected": TEXT}
+    or, in place of the pair,                         "response": TEXT               or  "response": TEXT, "label": BOOL
 
 where TEXT is a string or a list of messages (``{"role", "content"}``), and ``chosen`` and ``rejected`` may be
 ``{"en": TEXT, "sw": TEXT}`` too, in this and the other layouts; in files that cannot nest, such as
 CSV, the prompts stand in columns ``prompt_en``, ``prompt_sw``, ... The layouts of the MLC authors, whose
 unsuffixed prompt is in the source language: preference pairs (``prompt``, ``prompt_sw``, ... as ShareGPT
-turns, ``chosen``, ``rejected``) and Alpaca (``instruction``, ``input``, ``output``, ``prompt_sw``, ...). And
-that of MultiJail (arXiv 2310.06474), prompts without responses: ``id``, ``source``, ``tags``, and a column per
-language that is named by its code.
+turns, ``chosen``, ``rejected``) and Alpaca (``instruction``, ``input``, ``output``, ``prompt_sw``, ...). A response
+may be called ``response``, ``output`` or ``completion`` in each of them. And that of MultiJail (arXiv 2310.06474),
+prompts without responses: ``id``, ``source``, ``tags``, and a column per language that is named by its code.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from lightning_mlc.data.languages import canonical_language, canonical_languages, is_language
-from lightning_mlc.data.records import Example, Message
+from lightning_mlc.data.records import KIND_NAMES, Example, Message
 from lightning_mlc.errors import UserError
 
 Row = Mapping[str, Any]
 _PREFIX = "prompt_"
 _BESIDE_LANGUAGES = frozenset({"id", "source", "tags"})
 """Columns of MultiJail that are no language."""
+_RESPONSES = ("response", "output", "completion")
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
@@ -42,10 +44,10 @@ def parse_rows(rows: Iterable[tuple[str, Row]], source_language: str, file: str)
         if example.id in seen:
             raise UserError(f"{where}: the id '{example.id}' is taken by {seen[example.id]}; ids must be unique")
         seen[example.id] = where
-        if examples and (examples[0].rejected is None) != (example.rejected is None):
+        if examples and examples[0].kind != example.kind:
             raise UserError(
-                f"{where}: {'has no' if example.rejected is None else 'has a'} rejected response, unlike the rows "
-                "before it; keep preference data and instruction data in separate files"
+                f"{where}: has {KIND_NAMES[example.kind]}, the rows before it have {KIND_NAMES[examples[0].kind]}; "
+                "keep data of different kinds in separate files"
             )
         examples.append(example)
     if not examples:
@@ -91,14 +93,18 @@ def _example(row: Row, where: str, source: str, prompts: dict[str, list[Message]
             f"{where}: has no prompt in the source language '{source}' "
             f"(it has {', '.join(sorted(prompts)) or 'none'}); add it or set data.source_language"
         )
+    chosen: str | None
+    rejected: str | None
+    label: bool | None = None
     if "chosen" in row or "rejected" in row:
         chosen, rejected, translated = pair_of(row, prompts, where, source)
     else:
-        key = next((key for key in ("response", "output") if key in row), None)
+        key = next((key for key in _RESPONSES if key in row), None)
         if key is None:
             raise UserError(f"{where}: has no response; expected 'chosen' and 'rejected', or 'response'")
-        chosen, rejected, translated = _response(row[key], f"'{key}'", where), None, {}
-    return Example(id_of(row, where), where, prompts, chosen, rejected, translated)
+        response, label, translated = _response(row[key], f"'{key}'", where), _label(row, where), {}
+        chosen, rejected = (None, response) if label is False else (response, None)
+    return Example(id_of(row, where), where, prompts, chosen, rejected, label is not None, translated)
 
 
 def id_of(row: Row, where: str) -> str:
@@ -208,6 +214,19 @@ def _response(given: Any, what: str, where: str) -> str:
     if len(messages) != 1 or messages[0]["role"] != "assistant":
         raise UserError(f"{where}: {what} must be one message of the assistant, or a string")
     return messages[0]["content"]
+
+
+def _label(row: Row, where: str) -> bool | None:
+    """Whether the response is desirable; None without a label."""
+    if "label" not in row:
+        return None
+    label = row["label"]
+    if not isinstance(label, bool):
+        raise UserError(
+            f"{where}: 'label' must be true (a desirable response) or false, got {type(label).__name__}; "
+            "leave the key out for instruction data"
+        )
+    return label
 
 
 def _messages(text: Any, role: str, what: str, may_be_empty: bool = False) -> list[Message]:

@@ -46,7 +46,7 @@ class ChatTokenizer:
             if was_cut:
                 cut.append(languages[index])
         source = example.prompts[languages[0]]
-        chosen = self.response(source, example.chosen)
+        chosen = [] if example.chosen is None else self.response(source, example.chosen)
         rejected = [] if example.rejected is None else self.response(source, example.rejected)
         translated = [index for index in present if languages[index] in example.translated]
         pairs = [

@@ -3,7 +3,7 @@
 from lightning_mlc.metrics.collinearity import Collinearity, collinearity
 from lightning_mlc.metrics.cosines import LanguageCosines
 from lightning_mlc.metrics.per_example import ExampleMean
-from lightning_mlc.metrics.per_language import LanguageMean
+from lightning_mlc.metrics.per_language import LanguageMean, language_differences
 from lightning_mlc.metrics.verdicts import PairwiseAgreement, SafetyRates
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "PairwiseAgreement",
     "SafetyRates",
     "collinearity",
+    "language_differences",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import example_rows, translated_rows, write_jsonl
+from conftest import example_rows, labelled_rows, translated_rows, write_jsonl
 from lightning.pytorch import Trainer
 from torch import Tensor
 
@@ -18,7 +18,7 @@ from lightning_mlc.data import MultilingualData
 from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, TokenRows
 from lightning_mlc.errors import UserError
 from lightning_mlc.module import AlignmentModule
-from lightning_mlc.objectives import CPO, DPO, ORPO, SFT, Objective, SimPO, Sum
+from lightning_mlc.objectives import CPO, DPO, KTO, ORPO, SFT, Objective, SimPO, Sum
 
 
 class Recorder(AlignmentModule):
@@ -57,22 +57,19 @@ def sgd(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.5)
 
 
-def ragged_rows(translated: bool = False) -> list[dict[str, Any]]:
-    """Rows that differ in all that a wrong mean would weigh wrongly: length, languages."""
-    rows = translated_rows(9) if translated else example_rows(9)
+def ragged_rows(translated: bool = False, labelled: bool = False) -> list[dict[str, Any]]:
+    """Rows that differ in all that a wrong mean would weigh wrongly: length, languages, desirable or not."""
+    rows = labelled_rows(9) if labelled else translated_rows(9) if translated else example_rows(9)
+    key = "response" if labelled else "chosen"
     for number, row in enumerate(rows):
         missing = [("sw", "zh"), ("zh",), ()][number % 3]
         for language in missing:
             row["prompt"][language] = None
-            for key in ("chosen", "rejected"):
-                if isinstance(row[key], dict):
-                    row[key][language] = None
+            for translated_key in ("chosen", "rejected"):
+                if isinstance(row.get(translated_key), dict):
+                    row[translated_key][language] = None
         longer = " Really." * number
-        row["chosen"] = (
-            row["chosen"] | {"en": row["chosen"]["en"] + longer}
-            if isinstance(row["chosen"], dict)
-            else row["chosen"] + longer
-        )
+        row[key] = row[key] | {"en": row[key]["en"] + longer} if isinstance(row[key], dict) else row[key] + longer
     return rows
 
 
@@ -112,19 +109,30 @@ OBJECTIVES: dict[str, Objective] = {
     "orpo": ORPO(),
     "simpo": SimPO(),
     "cpo": CPO(),
+    "apo": KTO(loss="apo_zero_unpaired", desirable_weight=2.0),
     "sum": Sum([SFT(), DPO(), ORPO()], [0.5, 1.0, 2.0]),
+}
+UNPAIRED: dict[str, Objective] = {
+    "unpaired apo": KTO(loss="apo_zero_unpaired", desirable_weight=2.0),
+    "unpaired sft": SFT(),
+    "unpaired sum": Sum([KTO(loss="apo_zero_unpaired"), SFT()], [3.0, 1.0]),
 }
 
 
 @pytest.mark.parametrize(
-    ("objective", "center"),
-    [*((objective, False) for objective in OBJECTIVES.values()), (SFT(), True), (DPO(), True)],
-    ids=[*OBJECTIVES, "sft centred", "dpo centred"],
+    ("objective", "center", "labelled"),
+    [
+        *((objective, False, False) for objective in OBJECTIVES.values()),
+        *((objective, False, True) for objective in UNPAIRED.values()),
+        (SFT(), True, False),
+        (DPO(), True, False),
+    ],
+    ids=[*OBJECTIVES, *UNPAIRED, "sft centred", "dpo centred"],
 )
 def test_cutting_a_batch_changes_no_gradient(
-    tiny_model: Path, tmp_path: Path, objective: Objective, center: bool
+    tiny_model: Path, tmp_path: Path, objective: Objective, center: bool, labelled: bool
 ) -> None:
-    path = write_jsonl(tmp_path / "a.jsonl", ragged_rows())
+    path = write_jsonl(tmp_path / "a.jsonl", ragged_rows(labelled=labelled))
     # Three steps: the last of them, of one example in nine, is an incomplete window.
     consistency = Consistency(mlc=MLC(weight=2.0), center=center)
     runs = [train(tiny_model, path, objective, consistency, cut, steps=3) for cut in ((1, 4), (2, 2), (4, 1))]
@@ -160,6 +168,61 @@ def test_a_sum_s_gradient_is_the_sum_of_the_parts_own(tiny_model: Path, tmp_path
     )
     # float32 sums in another order.
     torch.testing.assert_close(both, dpo + 0.25 * sft, rtol=1e-3, atol=1e-6)
+
+
+def test_to_kto_a_pair_is_two_responses(tiny_model: Path, tmp_path: Path) -> None:
+    pairs = ragged_rows()
+    labelled = [
+        {"id": f"{row['id']} {name}", "prompt": row["prompt"], "response": row[name], "label": name == "chosen"}
+        for row in pairs
+        for name in ("chosen", "rejected")
+    ]
+    name = "policy.model.model.layers.1.mlp.up_proj.weight"
+    one, other = (
+        train(tiny_model, write_jsonl(tmp_path / "a.jsonl", rows), KTO(), MLC(weight=0.0), (len(rows), 1), 1)
+        for rows in (pairs, labelled)
+    )
+    # float32 sums in another order.
+    torch.testing.assert_close(one.gradients[0][name], other.gradients[0][name], rtol=1e-3, atol=1e-6)
+
+
+def test_kto_is_its_own_formula_over_the_responses_of_a_step(tiny_model: Path, tmp_path: Path) -> None:
+    """The second step's gradient again, from the log-ratios of all nine responses and of as many mismatched ones."""
+    rows = ragged_rows(labelled=True)
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    objective = KTO(beta=0.05, desirable_weight=2.0)
+    trained = train(tiny_model, path, objective, weighing(mlc=0.0), cut=(9, 1))
+    moved = train(tiny_model, path, objective, weighing(mlc=0.0), cut=(9, 1), steps=1)
+    assert moved.policy is not None
+    assert moved._reference is not None
+    data = MultilingualData(str(path), val_share=0.0, batch_size=9, name_or_path=str(tiny_model))
+    data.prepare_data()
+    data.setup("fit")
+    chat = data._chat_tokenizer()
+
+    def log_ratio(prompt: dict[str, str], response: str) -> Tensor:
+        ids = chat._prompt([{"role": "user", "content": prompt["en"]}], "")[0]
+        answer = chat._ids(response + "<|end|>")
+        assert moved.policy is not None
+        assert moved._reference is not None
+        logps = []
+        for model in (moved.policy.model, moved._reference._policy.model):
+            logits = model(torch.tensor([ids + answer])).logits[0, len(ids) - 1 : -1]
+            logps.append(logits.log_softmax(-1).gather(1, torch.tensor(answer)[:, None]).sum())
+        return logps[0] - logps[1]
+
+    others = [rows[(number + 1) % 9]["response"] for number in range(9)]
+    mismatched = [log_ratio(row["prompt"], other).detach() for row, other in zip(rows, others, strict=True)]
+    divergence = torch.stack(mismatched).mean().clamp(min=0)
+    assert 5 < divergence < 50  # a tenth of the gains and more, which are not all saturated
+    losses = []
+    for row in rows:
+        gain = 0.05 * (log_ratio(row["prompt"], row["response"]) - divergence)
+        losses.append(2 * (1 - gain.sigmoid()) if row["label"] else 1 - (-gain).sigmoid())
+    name = "model.layers.1.mlp.up_proj.weight"
+    (expected,) = torch.autograd.grad(torch.stack(losses).mean(), moved.policy.model.get_parameter(name))
+    # float32 sums in another order, after a step of their own.
+    torch.testing.assert_close(trained.gradients[1][f"policy.model.{name}"], expected, rtol=1e-3, atol=1e-5)
 
 
 def test_logits_in_many_chunks_change_no_gradient(
