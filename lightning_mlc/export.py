@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
@@ -46,19 +47,8 @@ def export(ckpt_path: str | Path, out: str | Path, tokenizer: str | None = None,
         raise UserError(f"--out: {folder} exists and is not an empty folder; give another one")
     checkpoint = read_checkpoint(ckpt_path)
     provenance = Provenance.read(checkpoint)
-    weights = {
-        key.removeprefix(_PREFIX): value for key, value in checkpoint["state_dict"].items() if key.startswith(_PREFIX)
-    }
-    source = ModelSource(**provenance.source)
-    if provenance.lora is not None:
-        model = _with_adapters(provenance, source, weights, merge=not adapters)
-    elif adapters:
-        raise UserError("--adapters: the checkpoint has none, for it was trained without model.lora; leave it out")
-    else:
-        model = _rebuild(provenance, source, weights)
-    if provenance.generation_config is not None:
-        model.generation_config = GenerationConfig.from_dict(provenance.generation_config)
-    text = load_tokenizer(source if tokenizer is None else ModelSource(tokenizer))
+    model = restore(checkpoint, merge=not adapters)
+    text = load_tokenizer(ModelSource(**provenance.source) if tokenizer is None else ModelSource(tokenizer))
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Written beside its place and then renamed, so that a folder that exists is complete.
@@ -66,6 +56,7 @@ def export(ckpt_path: str | Path, out: str | Path, tokenizer: str | None = None,
     try:
         model.save_pretrained(unfinished, safe_serialization=True)
         text.save_pretrained(unfinished)
+        (unfinished / Provenance.FILE).write_text(json.dumps(provenance.as_dict(), indent=2) + "\n", encoding="utf-8")
         unfinished.chmod(0o777 & ~_umask())
         if folder.exists():
             folder.rmdir()
@@ -74,6 +65,30 @@ def export(ckpt_path: str | Path, out: str | Path, tokenizer: str | None = None,
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
     return folder
+
+
+def restore(checkpoint: dict[str, Any], merge: bool = True) -> Any:
+    """The model inside a ``checkpoint`` that :func:`read_checkpoint` read, on the CPU.
+
+    LoRA adapters are merged, or without ``merge`` kept beside the model, which must then have some.
+
+    Raises:
+        UserError: The checkpoint is not ours, or what it was trained from is gone.
+    """
+    provenance = Provenance.read(checkpoint)
+    weights = {
+        key.removeprefix(_PREFIX): value for key, value in checkpoint["state_dict"].items() if key.startswith(_PREFIX)
+    }
+    source = ModelSource(**provenance.source)
+    if provenance.lora is not None:
+        model = _with_adapters(provenance, source, weights, merge)
+    elif not merge:
+        raise UserError("--adapters: the checkpoint has none, for it was trained without model.lora; leave it out")
+    else:
+        model = _rebuild(provenance, source, weights)
+    if provenance.generation_config is not None:
+        model.generation_config = GenerationConfig.from_dict(provenance.generation_config)
+    return model
 
 
 def read_checkpoint(ckpt_path: str | Path) -> dict[str, Any]:

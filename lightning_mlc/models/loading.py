@@ -51,10 +51,10 @@ class ModelSource:
             UserError: A package, folder or GGUF file does not exist.
         """
         location, gguf_file = self.name_or_path, self.gguf_file
+        if location.endswith(".gguf") and gguf_file is None:
+            location, gguf_file = str(Path(location).parent), Path(location).name
         if location.startswith(PACKAGE_PREFIX):
             location = _package_folder(location.removeprefix(PACKAGE_PREFIX))
-        elif location.endswith(".gguf") and gguf_file is None:
-            location, gguf_file = str(Path(location).parent), Path(location).name
         looks_local = location.startswith(("/", "./", "../", "~")) or Path(location).is_dir()
         if looks_local:
             folder = Path(location).expanduser()
