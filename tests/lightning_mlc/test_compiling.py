@@ -48,7 +48,7 @@ def gradient(policy: Policy, layer: int, layout: Layout) -> torch.Tensor:
 
 
 def load(folder: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").train()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).train()
 
 
 def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -56,9 +56,9 @@ def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["llama", "gemma2"])
-def test_compiled_layers_give_the_same_results_and_gradients(tmp_path: Path, kind: str) -> None:
-    model = load(save_model(tmp_path / "model", kind))
+def test_compiled_layers_give_the_same_results_and_gradients(tmp_path: Path) -> None:
+    # Layers of two kinds, with and without a sliding window, and capped scores.
+    model = load(save_model(tmp_path / "model", "gemma2"))
     policy, plain = Policy(copy.deepcopy(model)), Policy(model)
     names = list(policy.state_dict())
     policy.compile_layers()
