@@ -603,7 +603,9 @@ class AlignmentModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         assert self.policy is not None
-        checkpoint[Provenance.KEY] = Provenance.of(self.source, self.policy.causal_lm, self.lora).as_dict()
+        trained_on = self.languages if self.consistency.terms else self.languages[:1]
+        provenance = Provenance.of(self.source, self.policy.causal_lm, self.lora, trained_on, self.consistency)
+        checkpoint[Provenance.KEY] = provenance.as_dict()
         if self.reference.is_updated:
             assert isinstance(self._reference, OnlineReference)
             checkpoint[OnlineReference.KEY] = self._reference.state_dict()

@@ -228,7 +228,7 @@ def test_kto_is_its_own_formula_over_the_responses_of_a_step(tiny_model: Path, t
     chat = data._chat_tokenizer()
 
     def log_ratio(prompt: dict[str, str], response: str) -> Tensor:
-        ids = chat._prompt([{"role": "user", "content": prompt["en"]}], "")[0]
+        ids = chat.prompt([{"role": "user", "content": prompt["en"]}], "")[0]
         answer = chat._ids(response + "<|end|>")
         assert moved.policy is not None
         assert moved._reference is not None

@@ -68,7 +68,9 @@ def kill(out: Path, batch: int, signal_number: int = signal.SIGKILL, while_writi
 
 
 def rows_of(out: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader((out / "metrics.csv").open()))
+    """Without how fast it was, which never repeats."""
+    rows = csv.DictReader((out / "metrics.csv").open())
+    return [{name: value for name, value in row.items() if not name.startswith("speed/")} for row in rows]
 
 
 def final_state(out: Path) -> dict[str, Any]:

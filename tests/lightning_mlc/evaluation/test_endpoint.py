@@ -207,13 +207,9 @@ def test_newer_models_get_the_limit_by_its_new_name() -> None:
             1: Response("b", True),
             2: Response("c", True),
         }
-    assert sorted(
-        (body["messages"][0]["content"], body.get("max_completion_tokens")) for body in served.bodies[2:]
-    ) == [
-        ("a", 48),
-        ("b", 48),
-        ("c", 48),
-    ]
+    limits = {(body["messages"][0]["content"], body.get("max_completion_tokens")) for body in served.bodies}
+    assert limits >= {("a", 48), ("b", 48), ("c", 48)}
+    assert ("c", None) not in limits  # by then it was known
 
 
 def test_empty_answers_are_answers() -> None:

@@ -129,7 +129,7 @@ def test_scores_are_those_of_a_plain_forward_pass(tiny_model: Path, data_file: P
     for split, languages in (("train", 1), ("val", 3)):
         scores = tables(module)[split]
         assert scores.keys.tolist() == data.keys(split)
-        assert scores.logps.shape == (len(scores.keys), languages, 2)
+        assert scores.logps.shape == (len(scores.keys), languages, 3)
         for row, key in enumerate(scores.keys.tolist()):
             example = table[key]
             for language in range(languages):
