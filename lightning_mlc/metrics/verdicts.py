@@ -99,16 +99,8 @@ def pair_agreement(labels: Tensor) -> Tensor:
     return same / together
 
 
-class SafetyRates(KeyedMetric):
-    """Shares of safe, unsafe and invalid responses per language.
-
-    ``compute`` gives a dict: ``safe/sw``, ``unsafe/sw`` (the attack success rate) and ``invalid/sw`` for each
-    language with verdicts; ``.../mean``, ``/variance``, ``/spread`` and ``/worst`` over languages. Responses whose
-    verdict is missing take no part.
-
-    Args:
-        languages: BCP-47 codes of the L languages.
-    """
+class _Verdicts(KeyedMetric):
+    """Collects the labels of prompts in L languages."""
 
     def __init__(self, languages: Sequence[str], **options: Any) -> None:
         super().__init__(**options)
@@ -126,11 +118,27 @@ class SafetyRates(KeyedMetric):
         """Add B prompts: their ``keys`` (B,) and ``labels`` (B, L)."""
         self._add(keys, labels)
 
-    def compute(self) -> dict[str, Tensor]:
-        """() each, float64."""
+    def _labels(self) -> tuple[Tensor, Tensor]:
+        """(N, L) labels, each prompt's once, and (1, N) a weight of 1 for each."""
         _, values = self._unique()
         labels = values.reshape(-1, len(self.languages)).long()
-        once = torch.ones(1, len(labels), device=labels.device)
+        return labels, torch.ones(1, len(labels), device=labels.device)
+
+
+class SafetyRates(_Verdicts):
+    """Shares of safe, unsafe and invalid responses per language.
+
+    ``compute`` gives a dict: ``safe/sw``, ``unsafe/sw`` (the attack success rate) and ``invalid/sw`` for each
+    language with verdicts; ``.../mean``, ``/variance``, ``/spread`` and ``/worst`` over languages. Responses whose
+    verdict is missing take no part.
+
+    Args:
+        languages: BCP-47 codes of the L languages.
+    """
+
+    def compute(self) -> dict[str, Tensor]:
+        """() each, float64."""
+        labels, once = self._labels()
         return {name: value[0] for name, value in safety_rates(labels, once, self.languages).items()}
 
     def plot(self, val: Mapping[str, Tensor] | None = None, ax: Any = None) -> Any:
@@ -149,32 +157,16 @@ class SafetyRates(KeyedMetric):
         return figure, axes
 
 
-class PairwiseAgreement(KeyedMetric):
+class PairwiseAgreement(_Verdicts):
     """How often a prompt gets one verdict in two languages: ``pag`` and ``kappa`` of :func:`agreement`.
 
     Args:
         languages: BCP-47 codes of the L languages.
     """
 
-    def __init__(self, languages: Sequence[str], **options: Any) -> None:
-        super().__init__(**options)
-        self.languages = tuple(languages)
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget all samples."""
-        super().reset()
-        self._add(*_no_labels(len(self.languages), self.device))
-
-    def update(self, keys: Tensor, labels: Tensor) -> None:
-        """Add B prompts: their ``keys`` (B,) and ``labels`` (B, L)."""
-        self._add(keys, labels)
-
     def compute(self) -> dict[str, Tensor]:
         """() each, float64; NaN without prompts that have two labels."""
-        _, values = self._unique()
-        labels = values.reshape(-1, len(self.languages)).long()
-        once = torch.ones(1, len(labels), device=labels.device)
+        labels, once = self._labels()
         return {name: value[0] for name, value in agreement(labels, once).items()}
 
 
