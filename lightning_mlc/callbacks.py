@@ -82,7 +82,8 @@ class EvaluationReport(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch:
+        assert isinstance(pl_module, AlignmentModule)
+        if pl_module.ends_window(batch_idx):
             self._step_seconds.append(time.perf_counter() - self._step_started)
         if trainer.global_step == trainer.max_steps:
             # Asking the loop to stop makes it validate first, so the last step is measured and saved

@@ -343,7 +343,7 @@ class AlignmentModule(LightningModule):
                 "lower the learning rate, clip gradients (trainer.gradient_clip_val), or look at those rows"
             )
         self._accumulate({"loss": loss, **metrics})
-        if self._ends_window(batch_idx):
+        if self.ends_window(batch_idx):
             self._log_window()
         return loss
 
@@ -446,7 +446,7 @@ class AlignmentModule(LightningModule):
 
     # ---- logging of training ------------------------------------------------------------------------
 
-    def _ends_window(self, batch_idx: int) -> bool:
+    def ends_window(self, batch_idx: int) -> bool:
         """Whether an optimizer step follows this micro-batch."""
         return (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0 or self.trainer.is_last_batch
 

@@ -133,8 +133,8 @@ class Speed(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
         self._most_held = max(self._most_held, self._held)
-        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
-        if not stepped or not self._is_logged(trainer, trainer.global_step):
+        assert isinstance(pl_module, AlignmentModule)
+        if not pl_module.ends_window(batch_idx) or not self._is_logged(trainer, trainer.global_step):
             return
         assert self._running_since is not None
         now = self._now(trainer)
