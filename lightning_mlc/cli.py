@@ -29,10 +29,10 @@ Make a language model safe in every language its users speak, with data in one l
 commands:
 {chr(10).join(f"  {name:<10}{text}" for name, text in COMMANDS.items())}
 
-  lightning-mlc fit --config quickstart                 run a configuration that ships with the package
-  lightning-mlc fit --config my.yaml --model.mlc.weight 0   override one key
-  lightning-mlc fit --config quickstart --print_config  show every option and its value
-  lightning-mlc COMMAND --help                          options of one command
+  lightning-mlc fit --config quickstart                                  run a configuration of the package
+  lightning-mlc fit --config my.yaml --model.consistency.mlc.weight 0    override one key
+  lightning-mlc fit --config quickstart --print_config                   show every option and its value
+  lightning-mlc COMMAND --help                                           options of one command
   lightning-mlc --version
 """
 
@@ -73,9 +73,11 @@ def _export(args: Sequence[str]) -> None:
         "--tokenizer",
         help="folder or hub id of the tokenizer, if it is no longer where the model was trained from",
     )
+    parser.add_argument("--adapters", action="store_true", help="write the LoRA adapters alone, for peft")
     options = parser.parse_args(args)
 
     from lightning_mlc.export import export
 
-    folder = export(options.ckpt_path, options.out, tokenizer=options.tokenizer)
-    print(f"wrote {folder}: load it with AutoModelForCausalLM.from_pretrained('{folder}')")
+    folder = export(options.ckpt_path, options.out, tokenizer=options.tokenizer, adapters=options.adapters)
+    loader = "peft.AutoPeftModelForCausalLM" if options.adapters else "AutoModelForCausalLM"
+    print(f"wrote {folder}: load it with {loader}.from_pretrained('{folder}')")

@@ -10,30 +10,43 @@ import torch
 from torch import Tensor
 
 from lightning_mlc.data.batches import Batch
-from lightning_mlc.data.rows import NO_RESPONSE, TokenRows
+from lightning_mlc.data.rows import CHOSEN, KINDS, MISMATCHED, NO_RESPONSE, REJECTED, TokenRows
 from lightning_mlc.models.policy import Policy, RowOutputs
-from lightning_mlc.objectives import Scores
+from lightning_mlc.objectives import Responses, Scores
 
 
 class Grid(NamedTuple):
     """Results for B examples in L languages. Rows find their place by the ids they carry."""
 
     logps: Tensor
-    """(B, L, 2) float32, summed log-probability of the chosen and the rejected response."""
+    """(B, L, 3) float32, summed log-probability of the chosen, the rejected and the mismatched response."""
     tokens: Tensor
-    """(B, L, 2) float32, number of their tokens; 0 where no such row was run."""
+    """(B, L, 3) float32, number of their tokens; 0 where no such row was run."""
     states: Tensor | None
     """(B, L, H), hidden state at the end of the prompt."""
     present: Tensor
     """(B, L) bool, whether the example's prompt was run in the language."""
+    pooled: Tensor | None = None
+    """(B, 2, H) float32, mean state after the last layer over the source-language rows of either response."""
 
     def scores(self, kind: int, reference: Grid | None = None, language: int | None = None) -> Scores:
-        """Scores (B, L) of the ``CHOSEN`` or ``REJECTED`` responses; (B,) for one ``language``."""
+        """Scores (B, L) of the responses of a kind, such as ``CHOSEN``; (B,) for one ``language``.
+
+        Where the reference scored a response of another length, which is another response, its score is NaN.
+        """
         where = (slice(None), slice(None) if language is None else language, kind)
-        return Scores(
-            logps=self.logps[where],
-            tokens=self.tokens[where],
-            reference_logps=None if reference is None else reference.logps[where],
+        logps, tokens = self.logps[where], self.tokens[where]
+        if reference is None:
+            return Scores(logps, tokens, None)
+        same = reference.tokens[where] == tokens
+        return Scores(logps, tokens, torch.where(same, reference.logps[where], float("nan")))
+
+    def responses(self, reference: Grid | None, language: int, rejected: bool, mismatched: bool) -> Responses:
+        """Scores (B,) in one ``language``, of those kinds that are asked for."""
+        return Responses(
+            chosen=self.scores(CHOSEN, reference, language),
+            rejected=self.scores(REJECTED, reference, language) if rejected else None,
+            mismatched=self.scores(MISMATCHED, reference, language) if mismatched else None,
         )
 
 
@@ -41,22 +54,39 @@ def run_batch(
     policy: Policy,
     batch: Batch,
     layer: int | None = None,
+    pool: bool = False,
     span: Callable[[str], AbstractContextManager[Any]] = nullcontext,
 ) -> Grid:
-    """All rows of ``batch`` through ``policy``, with the hidden states of ``layer`` if one is given.
+    """All rows of ``batch`` through ``policy``.
 
-    ``span`` is entered for the responses and for the prompts alone, with a name to show.
+    ``layer`` asks for its hidden states at the ends of the prompts, ``pool`` for the means of the last ones. ``span``
+    is entered for the responses and for the translations, with a name to show.
     """
-    outputs = []
-    for name, blocks in (("responses forward", batch.responses), ("translations forward", batch.prompts)):
-        if blocks:
-            with span(name):
-                outputs += [policy(rows, layer) for rows in blocks]
-    return _arrange(outputs, [*batch.responses, *batch.prompts], len(batch), len(batch.languages))
+    with span("responses forward") if batch.responses else nullcontext():
+        responses = [policy(part, layer, pool) for part in batch.responses]
+        with torch.no_grad():
+            mismatched = [policy(part) for part in batch.mismatched]
+    others = [*batch.translations, *batch.prompts]
+    with span("translations forward") if others else nullcontext():
+        translations = [policy(part, layer) for part in others]
+    rows = [*batch.responses, *others, *batch.mismatched]
+    grid = _arrange([*responses, *translations, *mismatched], rows, len(batch), len(batch.languages))
+    return grid._replace(pooled=_source_means(responses, batch)) if pool else grid
+
+
+def _source_means(outputs: Sequence[RowOutputs], batch: Batch) -> Tensor:
+    """(B, 2, H), pooled states of the source-language rows by their kind."""
+    means = torch.cat([output.pooled for output in outputs if output.pooled is not None])
+    example, language, kind = (
+        torch.cat([getattr(part, name) for part in batch.responses]) for name in ("example", "language", "kind")
+    )
+    belongs = (language == batch.source) & ((kind == CHOSEN) | (kind == REJECTED))
+    spare = 2 * len(batch)
+    index = torch.where(belongs, 2 * example + kind, spare)
+    return means.new_zeros(spare + 1, means.shape[1]).index_copy(0, index, means)[:-1].view(len(batch), 2, -1)
 
 
 def _arrange(outputs: Sequence[RowOutputs], rows: Sequence[TokenRows], examples: int, languages: int) -> Grid:
-    device = rows[0].input_ids.device
     cells = examples * languages
     cell = torch.cat([part.example * languages + part.language for part in rows])
     kind = torch.cat([part.kind for part in rows])
@@ -66,13 +96,16 @@ def _arrange(outputs: Sequence[RowOutputs], rows: Sequence[TokenRows], examples:
         empty = values.new_zeros((size + 1, *values.shape[1:]))
         return empty.index_copy(0, index, values)[:-1]
 
-    response = torch.where(kind == NO_RESPONSE, 2 * spare, 2 * cell + kind)
+    response = torch.where(kind == NO_RESPONSE, KINDS * spare, KINDS * cell + kind)
     # Sequences with the same prompt all have its state; one of them gives it.
     prompt = torch.where(torch.cat([part.leads for part in rows]), cell, spare)
     states = [output.states for output in outputs if output.states is not None]
     return Grid(
-        logps=place(torch.cat([o.logps for o in outputs]), response, 2 * cells).view(examples, languages, 2),
-        tokens=place(torch.cat([o.tokens for o in outputs]), response, 2 * cells).view(examples, languages, 2),
-        states=place(torch.cat(states), prompt, cells).view(examples, languages, -1) if states else None,
-        present=place(torch.ones(len(cell), dtype=torch.bool, device=device), prompt, cells).view(examples, languages),
+        logps=place(torch.cat([o.logps for o in outputs]), response, KINDS * cells).view(examples, languages, KINDS),
+        tokens=place(torch.cat([o.tokens for o in outputs]), response, KINDS * cells).view(examples, languages, KINDS),
+        # Mismatched rows come last and have none.
+        states=place(torch.cat(states), prompt[: sum(map(len, states))], cells).view(examples, languages, -1)
+        if states
+        else None,
+        present=place(torch.ones_like(cell, dtype=torch.bool), prompt, cells).view(examples, languages),
     )

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import logging
 import os
+import pkgutil
 import re
 import warnings
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import torch
+from jsonargparse import Namespace
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -26,8 +29,10 @@ from lightning_mlc.data import MultilingualData
 from lightning_mlc.errors import Interrupted, UserError
 from lightning_mlc.metrics_file import MetricsFile
 from lightning_mlc.module import AlignmentModule
+from lightning_mlc.objectives import Objective, Sum
 from lightning_mlc.speed import Speed
 
+OBJECTIVE = "model.objective"
 TOKENIZER_OPTIONS = ("name_or_path", "gguf_file", "revision", "trust_remote_code")
 
 
@@ -89,6 +94,12 @@ class TrainingCLI(LightningCLI):
     def _explain(self, error: argparse.ArgumentError, args: list[str]) -> str:
         """What jsonargparse says over several lines, in one, and what might have been meant."""
         message = " ".join(str(error).split())
+        # Of an option that may be null: what is wrong with the value, without what else it is not.
+        message = re.sub(
+            r"Does not validate against any of the Union subtypes.* Errors: - (.*?) - Expected a <class 'NoneType'>.*",
+            r"\1",
+            message,
+        )
         if '"model.name_or_path"' in message and message.endswith("Got value: None"):
             return f"model.name_or_path: is not set; give it, or a configuration: lightning-mlc {args[0]} --config FILE"
         if unknown := re.search(r"unrecognized arguments: (--[^ =]+)", message):
@@ -121,6 +132,20 @@ class TrainingCLI(LightningCLI):
             if not found:
                 raise UserError(f"ckpt_path: there is no checkpoint in {checkpoint_folder(str(out))}")
             config.ckpt_path = str(found[-1].resolve())
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except (ValueError, UserError) as error:
+            # Of an option that may be null jsonargparse tells over several lines what it is not.
+            told = error if isinstance(error, UserError) else error.__cause__
+            if not isinstance(told, UserError):
+                raise
+            objective = self.config[self.subcommand].model.objective
+            if str(told).startswith(OBJECTIVE) and objective is not None:
+                # The parts of a sum are made before it, and do not know their place in it.
+                build_objective(objective)
+            raise told from None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand]
@@ -158,6 +183,25 @@ class TrainingCLI(LightningCLI):
         return keywords
 
 
+def build_objective(node: Namespace, option: str = OBJECTIVE) -> Objective:
+    """The objective that ``node`` of a configuration describes.
+
+    Raises:
+        UserError: Its options mean nothing. They are named as those of ``option``, such as
+            ``model.objective.objectives[1]``.
+    """
+    kind = pkgutil.resolve_name(node.class_path)
+    options = dict(node.get("init_args") or {})
+    if issubclass(kind, Sum):
+        parts = enumerate(options["objectives"])
+        options["objectives"] = [build_objective(part, f"{option}.objectives[{index}]") for index, part in parts]
+    try:
+        objective: Objective = kind(**options)
+    except UserError as error:
+        raise UserError(str(error).replace(OBJECTIVE, option, 1)) from error
+    return objective
+
+
 def shipped_configs() -> dict[str, Path]:
     """Configurations that come with the package, by name."""
     folder = Path(str(files("lightning_mlc"))) / "configs"
@@ -191,6 +235,20 @@ def _with_shipped_configs(args: Sequence[str]) -> list[str]:
     return resolved
 
 
+def _with_torch_optimizers(args: Sequence[str]) -> list[str]:
+    """A bare name of an optimizer is PyTorch's, whatever libraries with classes of that name have been imported."""
+    resolved = list(args)
+    for index, arg in enumerate(args):
+        option, equals, name = arg.partition("=")
+        if option != "--model.optimizer" or (not equals and index + 1 >= len(args)):
+            continue
+        name = name if equals else args[index + 1]
+        if name.isidentifier() and hasattr(torch.optim, name):
+            position, prefix = (index, f"{option}=") if equals else (index + 1, "")
+            resolved[position] = f"{prefix}torch.optim.{name}"
+    return resolved
+
+
 def run(args: Sequence[str]) -> TrainingCLI:
     """Parse ``args`` (subcommand first) and run them.
 
@@ -220,7 +278,7 @@ def _cli(args: Sequence[str]) -> TrainingCLI:
     return TrainingCLI(
         AlignmentModule,
         MultilingualData,
-        args=_with_shipped_configs(args),
+        args=_with_torch_optimizers(_with_shipped_configs(args)),
         seed_everything_default=42,
         save_config_callback=SaveConfig,
         trainer_defaults={

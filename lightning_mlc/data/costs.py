@@ -56,7 +56,7 @@ class TokenCounts:
             translations: Whether translations of the prompt are run.
         """
         counts = self.prompts.copy() if translations else np.zeros_like(self.prompts)
-        counts[:, 0] = self.prompts[:, 0] + self.chosen
+        counts[:, 0] = np.where(self.chosen > 0, self.prompts[:, 0] + self.chosen, 0)
         if rejected:
             counts[:, 0] += np.where(self.rejected > 0, self.prompts[:, 0] + self.rejected, 0)
         return counts

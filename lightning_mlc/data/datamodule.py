@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,15 +18,16 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
 from lightning_mlc.data.batches import Batch
-from lightning_mlc.data.collation import Collator
+from lightning_mlc.data.collation import Collator, ResponsesIn
 from lightning_mlc.data.costs import EXPENSIVE, TokenCounts
 from lightning_mlc.data.languages import canonical_language, canonical_languages
 from lightning_mlc.data.layout import Layout
 from lightning_mlc.data.layouts import parse_rows
+from lightning_mlc.data.mismatches import Mismatch, mismatches
 from lightning_mlc.data.reading import locate, read_rows
-from lightning_mlc.data.records import Example
+from lightning_mlc.data.records import KIND_NAMES, DataKind, Example
 from lightning_mlc.data.sampling import EvaluationBatches, MicroBatch, Sizes, TrainingBatches
-from lightning_mlc.data.tables import default_cache_dir, tokenised_table
+from lightning_mlc.data.tables import default_cache_dir, table_fingerprint, tokenised_table
 from lightning_mlc.data.tokenization import ChatTokenizer
 from lightning_mlc.data.windows import ByExamples, ByTokens, Cut, Division
 from lightning_mlc.errors import UserError
@@ -33,6 +35,9 @@ from lightning_mlc.errors import UserError
 logger = logging.getLogger("lightning_mlc")
 
 Split = Literal["train", "val", "test", "predict"]
+
+SCORING_EXAMPLES = 32
+"""Training examples of a batch that is only scored; its rows are run in blocks of ``EVALUATION_TOKENS`` tokens."""
 
 
 class MultilingualData(LightningDataModule):
@@ -134,19 +139,24 @@ class MultilingualData(LightningDataModule):
             "trust_remote_code": trust_remote_code,
         }
         self.with_rejected = True
-        """Whether batches have rows of rejected responses. An objective without them sets it to False."""
+        """Whether batches have rows of rejected responses. A model that needs none sets it to False."""
+        self.responses_in: ResponsesIn = "source"
+        """In which languages training batches have rows with responses. The model sets it, too."""
         self.with_translations = True
         """Whether any training step runs translations."""
         self.layout = Layout()
         """How the rows of a step are laid out; the model says what its attention can run."""
+        self.with_mismatched = False
+        """Whether batches have rows of mismatched responses. An objective with them sets it to True."""
         self.languages: tuple[str, ...] = ()
         """Languages of the data, the source language first."""
-        self.has_pairs = False
-        """Whether examples have a rejected response."""
+        self.kind: DataKind = "single"
+        """What responses the examples have."""
         self.pad_id = 0
         self._chat: ChatTokenizer | None = None
         self._tables: dict[str, Dataset] = {}
         self._rows: dict[str, list[int]] = {}
+        self._mismatches: dict[str, list[Mismatch] | None] = {}
 
     # ---- from files to tables -----------------------------------------------------------------------
 
@@ -159,11 +169,11 @@ class MultilingualData(LightningDataModule):
             raise UserError("trainer.overfit_batches: is not supported; give a small data.train_path instead")
         self._load(self._needed_paths())
         for split in ("train", "val", "test", "predict"):
-            if split in self._tables:
+            if split in self._tables and split not in self._rows:  # a second command may come with the same data
                 self._rows[split] = list(range(len(self._tables[split])))
         if "train" in self._tables and "val" not in self._tables:
             self._rows["train"], self._rows["val"] = self._split()
-            self._tables["val"] = self._tables["train"]
+            self._tables["val"], self._mismatches["val"] = self._tables["train"], self._mismatches["train"]
         if "predict" not in self._tables and "val" in self._tables:
             self._rows["predict"], self._tables["predict"] = self._rows["val"], self._tables["val"]
         if stage == "predict" and not self._rows.get("predict"):
@@ -199,18 +209,19 @@ class MultilingualData(LightningDataModule):
         first = next(iter(read.values()))
         if not self.languages:
             self.languages = self._choose_languages(first)
-            self.has_pairs = first[0].rejected is not None
+            self.kind = first[0].kind
         for split, examples in read.items():
-            if (examples[0].rejected is not None) != self.has_pairs:
+            if examples[0].kind != self.kind:
                 raise UserError(
-                    f"data.{split}_path: {missing[split]} has {'no ' if self.has_pairs else ''}rejected responses, "
-                    "unlike the other data; give both of one kind"
+                    f"data.{split}_path: {missing[split]} has {KIND_NAMES[examples[0].kind]}, the other data "
+                    f"{KIND_NAMES[self.kind]}; give data of one kind"
                 )
         chat = self._chat_tokenizer()
         for split, examples in read.items():
             _remark_on_empty_responses(examples)
             table = tokenised_table(examples, self.languages, chat, self.cache_dir, Path(missing[split]).name)
             self._tables[split] = table
+            self._mismatches[split] = mismatches(examples, self.source_language)
             self._remark_on_cuts(table)
 
     def _choose_languages(self, examples: list[Example]) -> tuple[str, ...]:
@@ -283,21 +294,24 @@ class MultilingualData(LightningDataModule):
 
     # ---- from tables to batches ---------------------------------------------------------------------
 
-    def plan_steps(self, rejected: bool, translations: bool) -> None:
-        """Take note of what training steps run, and look at what that costs, before a model is loaded.
+    def plan_steps(self, translations: bool) -> None:
+        """Look at what training steps cost, before a model is loaded.
 
         Args:
-            rejected: Whether the objective has a use for rejected responses.
             translations: Whether any step runs translations.
 
         Raises:
-            UserError: An example alone has more than ``tokens_per_batch`` tokens, or there are fewer examples
-                than processes.
+            UserError: An example alone has more than ``tokens_per_batch`` tokens, what a step runs cannot be
+                counted in tokens, or there are fewer examples than processes.
         """
-        self.with_rejected = rejected
         self.with_translations = translations
+        if self.tokens_per_batch is not None and (self.responses_in == "all" or self.with_mismatched):
+            raise UserError(
+                "data.tokens_per_batch: counts neither responses in other languages (model.consistency.mpo, dco) nor "
+                "those to other prompts (KTO); give data.batch_size"
+            )
         counts = self._counts("train")
-        costs = counts.in_step(rejected, translations)
+        costs = counts.in_step(self.with_rejected, translations)
         self._require_room(costs)
         if translations:
             self._remark_on_expensive_languages(counts.relative_to_source(), costs.sum(0) / costs.sum())
@@ -329,7 +343,7 @@ class MultilingualData(LightningDataModule):
             logger.warning(
                 "prompts in %s take several times as many tokens as the same prompts in %s with this tokenizer, and "
                 "each step pays for them; drop languages (data.languages), run translations on fewer steps "
-                "(model.mlc.every_n_steps), or take a model whose tokenizer covers them better",
+                "(model.consistency.every_n_steps), or take a model whose tokenizer covers them better",
                 ", ".join(
                     f"{self.languages[i]} ({factors[i]:.1f} times, {shares[i]:.0%} of a step's tokens)"
                     for i in expensive
@@ -376,12 +390,68 @@ class MultilingualData(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Batch]:
         return self._evaluation_loader("predict", self._collator().prediction)
 
+    def check_mismatches(self) -> None:
+        """Refuse data without mismatched responses, for an objective that needs them.
+
+        Raises:
+            UserError: Some example has none.
+        """
+        for split, found in self._mismatches.items():
+            if found is None and split != "predict":
+                raise UserError(
+                    f"data.{split}_path: each row needs another one with a different prompt and a different response, "
+                    "which model.objective compares it with; add such rows, or choose another objective"
+                )
+
+    # ---- what a pass over all responses needs (see `lightning_mlc.reference`) -------------------------
+
+    def keys(self, split: Split) -> list[int]:
+        """The keys (``Batch.keys``) of the examples of ``split``; none where the command has no such data."""
+        return self._rows.get(split, [])
+
+    def scored_languages(self, split: Split) -> int:
+        """In how many of ``languages``, from the first, the responses of ``split`` are scored."""
+        return 1 if split == "train" else len(self.languages)
+
+    def scoring_loader(self, split: Split, missing: Collection[int]) -> DataLoader[Batch]:
+        """This process's share of some batches of responses in which all examples of the keys ``missing`` are.
+
+        Training examples are in the source language alone. The others are in all languages, and batched as in
+        evaluation, so that a model gives the very same scores there.
+        """
+        trainer = self.trainer
+        world_size, rank = (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
+        collator, rows, training = self._collator(), self._rows[split], split == "train"
+        batches = EvaluationBatches(self._sizes(split), SCORING_EXAMPLES if training else self.val_batch_size)
+        wanted = [batch for batch in batches if any(rows[index] in missing for index in batch.indices)]
+        collate = collator.source_responses if training else collator.evaluation
+        return self._loader(split, wanted[rank::world_size], collate)
+
+    def describe(self, split: Split) -> dict[str, str]:
+        """What the scores of the responses of ``split`` depend on beside the model, by names for messages."""
+        training = split == "train"
+        return {
+            "data": table_fingerprint(self._tables[split]),
+            "max_prompt_length": str(self.max_prompt_length),
+            "max_response_length": str(self.max_response_length),
+            "languages": self.languages[0] if training else ", ".join(self.languages),
+            "responses": "chosen and rejected" if self.with_rejected else "chosen",
+            "mismatched": "yes" if self.with_mismatched else "no",
+            "layout": "packed" if self.layout.packed else "padded",
+            "examples per batch": str(SCORING_EXAMPLES if training else self.val_batch_size),
+        }
+
     def _collator(self) -> Collator:
-        return Collator(self.languages, self.pad_id, self.with_rejected, self.layout)
+        return Collator(self.languages, self.pad_id, self.with_rejected, self.layout, self.responses_in)
 
     def _sizes(self, split: Split) -> Sizes:
         counts = self._counts(split)
-        return Sizes(response_tokens=counts.chosen, groups=((counts.prompts > 0).sum(1) > 1).astype(int))
+        return Sizes(
+            response_tokens=counts.chosen,
+            groups=((counts.prompts > 0).sum(1) > 1).astype(int),
+            chosen=(counts.chosen > 0).astype(int),
+            rejected=(counts.rejected > 0).astype(int),
+        )
 
     def _counts(self, split: Split) -> TokenCounts:
         return TokenCounts.of(self._tables[split], len(self.languages)).take(self._rows[split])
@@ -393,10 +463,18 @@ class MultilingualData(LightningDataModule):
         return self._loader(split, sampler, collate)
 
     def _loader(
-        self, split: Split, sampler: TrainingBatches | EvaluationBatches, collate: Callable[..., Batch]
+        self,
+        split: Split,
+        sampler: TrainingBatches | EvaluationBatches | list[MicroBatch],
+        collate: Callable[..., Batch],
     ) -> DataLoader[Batch]:
         return DataLoader(
-            _MicroBatches(self._tables[split], self._rows[split], collate),
+            _MicroBatches(
+                self._tables[split],
+                self._rows[split],
+                collate,
+                self._mismatches[split] if self.with_mismatched and split != "predict" else None,
+            ),
             sampler=sampler,
             batch_size=None,  # the sampler yields whole micro-batches
             num_workers=self.num_workers,
@@ -408,14 +486,21 @@ class MultilingualData(LightningDataModule):
 class _MicroBatches(torch.utils.data.Dataset[Batch]):
     """Looks micro-batches up in a table."""
 
-    def __init__(self, table: Dataset, rows: list[int], collate: Callable[..., Batch]) -> None:
+    def __init__(
+        self, table: Dataset, rows: list[int], collate: Callable[..., Batch], mismatches: list[Mismatch] | None
+    ) -> None:
         self._table = table
         self._rows = rows
         self._collate = collate
+        self._mismatches = mismatches
 
     def __getitem__(self, micro_batch: MicroBatch) -> Batch:
         keys = [self._rows[index] for index in micro_batch.indices]
         examples: list[Any] = [self._table[key] for key in keys]
+        if self._mismatches is not None:
+            for key, example in zip(keys, examples, strict=True):
+                other, response = self._mismatches[key]
+                example["mismatched"] = self._table[other][response]
         return self._collate(examples, keys, micro_batch.normalizers)
 
 
@@ -424,7 +509,7 @@ def _remark_on_empty_responses(examples: list[Example]) -> None:
     empty = [
         example.where
         for example in examples
-        if not example.chosen.strip() or (example.rejected is not None and not example.rejected.strip())
+        if not all(text.strip() for text in (*example.responses, *itertools.chain(*example.translated.values())))
     ]
     if empty:
         logger.warning("%d examples have an empty response, which teaches silence: %s", len(empty), _some(empty))

@@ -19,11 +19,26 @@ from lightning_mlc.data.windows import Cut, Division, Window
 
 @dataclass(frozen=True)
 class Sizes:
-    """What an example adds to the totals of its step, for each example of a table."""
+    """What an example adds to the totals of its step, for each example of a table (see `Normalizers`)."""
 
     response_tokens: np.ndarray
+    """Tokens of the chosen response."""
     groups: np.ndarray
     """1 where there are prompts in two or more languages, else 0."""
+    chosen: np.ndarray
+    """1 where there is a chosen response, else 0."""
+    rejected: np.ndarray
+    """1 where there is a rejected response, else 0."""
+
+    def totals(self, taken: list[int], share: int = 1) -> Normalizers:
+        """Of the examples ``taken``, divided by ``share``."""
+        return Normalizers(
+            examples=len(taken) / share,
+            response_tokens=float(self.response_tokens[taken].sum()) / share,
+            groups=float(self.groups[taken].sum()) / share,
+            chosen=float(self.chosen[taken].sum()) / share,
+            rejected=float(self.rejected[taken].sum()) / share,
+        )
 
 
 @dataclass(frozen=True)
@@ -51,12 +66,7 @@ def plan_epoch(
         left -= micro
         taken = [index for part in parts[: micro * world_size] for index in part]
         # Lightning divides by `accumulate` even in an incomplete window, and DDP by the processes.
-        share = division.micro_batches
-        normalizers = Normalizers(
-            examples=len(taken) / share,
-            response_tokens=float(sizes.response_tokens[taken].sum()) / share,
-            groups=float(sizes.groups[taken].sum()) / share,
-        )
+        normalizers = sizes.totals(taken, share=division.micro_batches)
         plan += [MicroBatch(tuple(parts[step * world_size + rank]), normalizers) for step in range(micro)]
     return plan
 
@@ -117,17 +127,7 @@ class EvaluationBatches(Sampler[MicroBatch]):
         self._batches = []
         for start in starts[rank::world_size]:
             indices = tuple(range(start, min(start + batch_size, count)))
-            taken = list(indices)
-            self._batches.append(
-                MicroBatch(
-                    indices,
-                    Normalizers(
-                        examples=len(taken),
-                        response_tokens=float(sizes.response_tokens[taken].sum()),
-                        groups=float(sizes.groups[taken].sum()),
-                    ),
-                )
-            )
+            self._batches.append(MicroBatch(indices, sizes.totals(list(indices))))
 
     def __iter__(self) -> Iterator[MicroBatch]:
         return iter(self._batches)

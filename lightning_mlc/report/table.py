@@ -17,6 +17,8 @@ Results = Mapping[str, float]
 
 PER_LANGUAGE = {
     "rewards/accuracies": ("reward accuracy", "{:.0%}"),
+    "rewards/chosen": ("reward, desirable", "{:.3f}"),
+    "rewards/rejected": ("reward, undesirable", "{:.3f}"),
     "rewards/margins": ("reward margin", "{:.3f}"),
     "nll": ("NLL per token", "{:.3f}"),
 }
@@ -30,6 +32,10 @@ OVERALL = {
     "mlc/extracted/explained_variance": "explained variance, extracted",
     "mlc/extracted/min_cosine": "smallest cosine, extracted",
     "mlc/extracted/excess": "MLC loss above its floor, extracted",
+    "pairwise_cosine/loss": "pairwise cosine loss",
+    "source_cosine/loss": "source cosine loss",
+    "mpo/loss": "MPO loss",
+    "dco/loss": "DCO loss",
 }
 
 

@@ -83,7 +83,9 @@ def test_figures(tiny_model: Path, tmp_path: Path) -> None:
     assert logged["speed/padding"] == pytest.approx([1 - TOKENS / PADDED] * 4)
     whole = COUNTED.copy()
     COUNTED.clear()
-    _, without = fit(tiny_model, tmp_path / "none", "--model.mlc.weight=0", f"--trainer.callbacks+={__name__}.Counter")
+    _, without = fit(
+        tiny_model, tmp_path / "none", "--model.consistency.mlc.weight=0", f"--trainer.callbacks+={__name__}.Counter"
+    )
     assert "speed/consistency_flops" not in without
     assert without["speed/tokens_per_second"] == [RESPONSES] * 4
     # The counter takes padding for tokens, one in eighty, and sees the extractor and, in the first step, the
@@ -97,7 +99,11 @@ def test_figures(tiny_model: Path, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("ticking")
 def test_several_micro_batches_and_steps_in_one_log(tiny_model: Path, tmp_path: Path) -> None:
-    more = ["--trainer.accumulate_grad_batches=2", "--trainer.log_every_n_steps=2", "--model.mlc.every_n_steps=2"]
+    more = [
+        "--trainer.accumulate_grad_batches=2",
+        "--trainer.log_every_n_steps=2",
+        "--model.consistency.every_n_steps=2",
+    ]
     _, logged = fit(tiny_model, tmp_path / "out", *more)
     # Of two steps one runs translations: four times the responses, twice the translations.
     assert logged["speed/tokens_per_second"] == [4 * RESPONSES + 2 * TRANSLATIONS] * 2
@@ -116,7 +122,7 @@ def test_validation_takes_no_time_from_training(tiny_model: Path, tmp_path: Path
 
 
 def test_a_step_s_parts_are_seen_by_a_profiler(tiny_model: Path, tmp_path: Path) -> None:
-    cli, _ = fit(tiny_model, tmp_path / "out", "--model.mlc.every_n_steps=2", "--trainer.profiler=simple")
+    cli, _ = fit(tiny_model, tmp_path / "out", "--model.consistency.every_n_steps=2", "--trainer.profiler=simple")
     seen = {name: len(durations) for name, durations in cli.trainer.profiler.recorded_durations.items()}
     always = ("responses forward", "reference forward", "objective")
     assert {name: seen[f"[Step]{name}"] for name in always} == dict.fromkeys(always, 4)

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from lightning_mlc.data.batches import Normalizers
 from lightning_mlc.data.collation import Collator
 from lightning_mlc.data.layout import Layout
-from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, TokenRows
+from lightning_mlc.data.rows import CHOSEN, MISMATCHED, NO_RESPONSE, REJECTED, TokenRows
 
-NORMALIZERS = Normalizers(1, 1, 1)
+NORMALIZERS = Normalizers(1, 1, 1, 1, 1)
 
 
-EXAMPLES = [
-    {"id": "a", "languages": [0, 2], "prompts": [[1], [2, 2]], "chosen": [7], "rejected": [8, 8]},
-    {"id": "b", "languages": [0, 1, 2], "prompts": [[3], [4], [5]], "chosen": [7, 7], "rejected": [8]},
+NONE: dict[str, list[Any]] = {"translated": [], "translated_chosen": [], "translated_rejected": []}
+EXAMPLES: list[dict[str, Any]] = [
+    {"id": "a", "languages": [0, 2], "prompts": [[1], [2, 2]], "chosen": [7], "rejected": [8, 8], **NONE},
+    {
+        "id": "b",
+        "languages": [0, 1, 2],
+        "prompts": [[3], [4], [5]],
+        "chosen": [7, 7],
+        "rejected": [8],
+        "translated": [2],
+        "translated_chosen": [[71, 72]],
+        "translated_rejected": [[81, 82, 83]],
+    },
 ]
 
 
@@ -37,7 +49,48 @@ def test_training_runs_the_pair_in_the_source_language_only(layout: Layout) -> N
     assert batch.keys.tolist() == [4, 6]
     assert places(batch.responses) == {(0, 0, CHOSEN), (0, 0, REJECTED), (1, 0, CHOSEN), (1, 0, REJECTED)}
     assert places(batch.prompts) == {(0, 2, NO_RESPONSE), (1, 1, NO_RESPONSE), (1, 2, NO_RESPONSE)}
-    assert batch.without_prompts().prompts == ()
+    assert batch.without_translations().prompts == ()
+
+
+def test_responses_in_all_languages_or_in_none() -> None:
+    everywhere = Collator(("en", "sw", "zh"), 0, True, Layout(), "all").training(EXAMPLES, [4, 6], NORMALIZERS)
+    source = {(0, 0, CHOSEN), (0, 0, REJECTED), (1, 0, CHOSEN), (1, 0, REJECTED)}
+    assert places(everywhere.responses) == source
+    others = {(0, 2), (1, 1), (1, 2)}
+    assert places(everywhere.translations) == {(*cell, kind) for cell in others for kind in (CHOSEN, REJECTED)}
+    assert everywhere.prompts == ()
+    off = everywhere.without_translations()
+    assert (off.responses, off.translations) == (everywhere.responses, ())
+    nowhere = Collator(("en", "sw", "zh"), 0, True, Layout(), "none").training(EXAMPLES, [4, 6], NORMALIZERS)
+    assert nowhere.responses == nowhere.translations == ()
+    assert places(nowhere.prompts) == {(*cell, NO_RESPONSE) for cell in others | {(0, 0), (1, 0)}}
+
+
+def test_a_language_s_own_responses_follow_its_prompt() -> None:
+    """In training and evaluation; a language without any has the source language's."""
+    collator = Collator(("en", "sw", "zh"), 0, True, Layout(), "all")
+    training, evaluation = (make(EXAMPLES, [4, 6], NORMALIZERS) for make in (collator.training, collator.evaluation))
+    expected = {
+        (0, 0, CHOSEN): [1, 7],
+        (0, 0, REJECTED): [1, 8, 8],
+        (0, 2, CHOSEN): [2, 2, 7],
+        (0, 2, REJECTED): [2, 2, 8, 8],
+        (1, 0, CHOSEN): [3, 7, 7],
+        (1, 0, REJECTED): [3, 8],
+        (1, 1, CHOSEN): [4, 7, 7],
+        (1, 1, REJECTED): [4, 8],
+        (1, 2, CHOSEN): [5, 71, 72],
+        (1, 2, REJECTED): [5, 81, 82, 83],
+    }
+    for blocks in ((*training.responses, *training.translations), evaluation.responses):
+        found = {
+            (int(block.example[i]), int(block.language[i]), int(block.kind[i])): block.input_ids[i][
+                block.attention_mask[i] == 1
+            ].tolist()
+            for block in blocks
+            for i in range(len(block))
+        }
+        assert found == expected
 
 
 @LAYOUTS
@@ -54,6 +107,50 @@ def test_rejected_rows_are_left_out_where_no_one_needs_them() -> None:
         assert all((block.kind != REJECTED).all() for block in batch.responses)
 
 
+UNPAIRED: list[dict[str, Any]] = [
+    {
+        "id": "a",
+        "languages": [0, 2],
+        "prompts": [[1], [2, 2]],
+        "chosen": [7],
+        "rejected": [],
+        "mismatched": [9, 9],
+        **NONE,
+    },
+    {
+        "id": "b",
+        "languages": [0, 1],
+        "prompts": [[3], [4]],
+        "chosen": [],
+        "rejected": [8],
+        "mismatched": [7],
+        **NONE,
+    },
+]
+
+
+def test_unpaired_examples_have_the_row_that_they_have() -> None:
+    collator = Collator(("en", "sw", "zh"), 0, True, Layout())
+    for batch, places_of in (
+        (collator.training(UNPAIRED, [0, 1], NORMALIZERS), {(0, 0, CHOSEN), (1, 0, REJECTED)}),
+        (
+            collator.evaluation(UNPAIRED, [0, 1], NORMALIZERS),
+            {(0, 0, CHOSEN), (0, 2, CHOSEN), (1, 0, REJECTED), (1, 1, REJECTED)},
+        ),
+    ):
+        assert places(batch.responses) == places_of
+        # A response to another prompt, after the prompt in the source language only.
+        assert places(batch.mismatched) == {(0, 0, MISMATCHED), (1, 0, MISMATCHED)}
+        assert sorted(ids for rows in batch.mismatched for ids in rows.input_ids.tolist()) == [[0, 3, 7], [1, 9, 9]]
+        assert batch.without_translations().mismatched == batch.mismatched
+
+
+def test_a_prompt_s_only_response_is_run_even_where_no_one_needs_it() -> None:
+    """Its row has the prompt's hidden state."""
+    batch = Collator(("en", "sw", "zh"), 0, False, Layout()).training(UNPAIRED, [0, 1], NORMALIZERS)
+    assert places(batch.responses) == {(0, 0, CHOSEN), (1, 0, REJECTED)}
+
+
 @LAYOUTS
 def test_prediction_has_padded_prompts_alone(layout: Layout) -> None:
     batch = Collator(("en", "sw", "zh"), 0, True, layout).prediction(EXAMPLES, [0, 1], NORMALIZERS)
@@ -62,11 +159,13 @@ def test_prediction_has_padded_prompts_alone(layout: Layout) -> None:
     assert len(places(batch.prompts)) == 5
 
 
-@pytest.mark.parametrize("name", ["responses", "prompts"])
+@pytest.mark.parametrize("name", ["responses", "prompts", "translations", "mismatched"])
 @LAYOUTS
 def test_moving_a_batch_moves_every_tensor(name: str, layout: Layout) -> None:
-    batch = Collator(("en", "sw", "zh"), 0, True, layout).training(EXAMPLES, [0, 1], NORMALIZERS).to("meta")
+    collator = Collator(("en", "sw", "zh"), 0, True, layout, "all" if name == "translations" else "source")
+    batch = collator.training(UNPAIRED, [0, 1], NORMALIZERS).to("meta")
     assert batch.keys.device.type == "meta"
+    assert getattr(batch, name)
     for rows in getattr(batch, name):
         holders = [rows] if rows.packing is None else [rows, rows.packing]
         tensors = [value for holder in holders for value in vars(holder).values() if isinstance(value, torch.Tensor)]

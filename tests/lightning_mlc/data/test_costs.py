@@ -83,13 +83,14 @@ def test_memory_is_bounded(tiny_model: Path, tmp_path: Path, rejected: bool, tra
     """Of real batches: tokens within the budget, and with padding within so many times of it."""
     budget = 900
     data = ready(tiny_model, write_jsonl(tmp_path / "a.jsonl", many_rows(60)), tokens_per_batch=budget)
-    data.plan_steps(rejected, translations)
+    data.with_rejected = rejected
+    data.plan_steps(translations)
     data.layout, factor = LAYOUTS[layout]
     ids: list[str] = []
     used = []
     for batch in data.train_dataloader():
         assert isinstance(batch, Batch)
-        run = batch if translations else batch.without_prompts()
+        run = batch if translations else batch.without_translations()
         blocks = [*run.responses, *run.prompts]
         tokens = sum(int(block.attention_mask.sum()) for block in blocks)
         assert tokens <= budget
@@ -107,7 +108,8 @@ def test_what_steps_do_not_run_leaves_room(tiny_model: Path, tmp_path: Path) -> 
 
     def batches(rejected: bool, translations: bool) -> int:
         data = ready(tiny_model, path, tokens_per_batch=900)
-        data.plan_steps(rejected, translations)
+        data.with_rejected = rejected
+        data.plan_steps(translations)
         return len(list(data.train_dataloader()))
 
     assert batches(True, True) > batches(False, True) > batches(False, False)
@@ -121,16 +123,16 @@ def test_an_example_that_exceeds_the_budget_alone(tiny_model: Path, tmp_path: Pa
         r"or drop languages \(data\.languages\)"
     )
     with pytest.raises(UserError, match=f"^{message}$"):
-        data.plan_steps(rejected=True, translations=True)
-    data.plan_steps(rejected=True, translations=False)  # 52 at most
+        data.plan_steps(translations=True)
+    data.plan_steps(translations=False)  # 52 at most
 
 
 def test_expensive_languages_are_named_once(tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = ready(tiny_model, write_jsonl(tmp_path / "a.jsonl", ROWS))
     with caplog.at_level(logging.WARNING, logger="lightning_mlc"):
-        data.plan_steps(rejected=True, translations=False)
+        data.plan_steps(translations=False)
         assert not caplog.records
-        data.plan_steps(rejected=True, translations=True)
+        data.plan_steps(translations=True)
     (record,) = caplog.records
     # 120 of 268 tokens.
     assert record.getMessage().startswith("prompts in sw (4.0 times, 45% of a step's tokens) take several times")
@@ -138,7 +140,7 @@ def test_expensive_languages_are_named_once(tiny_model: Path, tmp_path: Path, ca
     caplog.clear()
     data = ready(tiny_model, write_jsonl(tmp_path / "b.jsonl", [row(10, 29, 15, 5, 7)]))
     with caplog.at_level(logging.WARNING, logger="lightning_mlc"):
-        data.plan_steps(rejected=True, translations=True)
+        data.plan_steps(translations=True)
     assert not caplog.records
 
 

@@ -9,7 +9,12 @@ from lightning_mlc.data.sampling import EvaluationBatches, MicroBatch, Sizes, Tr
 from lightning_mlc.data.windows import ByExamples, Division
 
 COUNT = 23
-SIZES = Sizes(response_tokens=np.arange(1, COUNT + 1), groups=np.arange(COUNT) % 3)
+SIZES = Sizes(
+    response_tokens=np.arange(1, COUNT + 1),
+    groups=np.arange(COUNT) % 3,
+    chosen=np.arange(COUNT) % 2,
+    rejected=np.arange(COUNT) % 5,
+)
 
 
 def windows(batch_size: int, accumulate: int, world: int, limit: int | float | None = None) -> list[list[MicroBatch]]:
@@ -46,6 +51,9 @@ def test_totals_are_those_of_the_whole_step(cut: tuple[int, int, int]) -> None:
             assert micro.normalizers.examples * share == pytest.approx(len(taken))
             assert micro.normalizers.response_tokens * share == pytest.approx(sum(i + 1 for i in taken))
             assert micro.normalizers.groups * share == pytest.approx(sum(i % 3 for i in taken))
+            assert micro.normalizers.chosen * share == pytest.approx(sum(i % 2 for i in taken))
+            assert micro.normalizers.rejected * share == pytest.approx(sum(i % 5 for i in taken))
+            assert micro.normalizers.responses == micro.normalizers.chosen + micro.normalizers.rejected
 
 
 @pytest.mark.parametrize("limit", [5, 0.5])
