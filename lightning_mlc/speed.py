@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from lightning_mlc.data.batches import Batch
 from lightning_mlc.data.rows import TokenRows
 from lightning_mlc.flops import ModelFlops, Pass
 from lightning_mlc.module import AlignmentModule
@@ -54,6 +55,8 @@ class Speed(Callback):
         self._work = Work()
         self._seconds = 0.0
         self._running_since: float | None = None
+        self._translations: tuple[TokenRows, ...] = ()
+        """Rows of the current micro-batch that are there for the consistency terms."""
         self._has_translations = False
         self._allocated = 0
         self._held = 0
@@ -101,7 +104,7 @@ class Speed(Callback):
             self._work.tokens += rows.num_tokens
             self._work.computed += rows.input_ids.numel()
         self._work.flops += operations
-        if not head_tokens:
+        if self._is_translation(rows):
             self._has_translations = True
             self._work.translation_flops += operations
         if self._weighs(trainer, rows):
@@ -111,14 +114,19 @@ class Speed(Callback):
         """Whether the memory of these rows is looked at, which takes a tenth of a millisecond."""
         return (
             rows.input_ids.is_cuda
-            and len(rows.response) == 0
+            and torch.is_grad_enabled()
+            and self._is_translation(rows)
             and trainer.training
             and self._is_logged(trainer, trainer.global_step + 1)
         )
 
+    def _is_translation(self, rows: TokenRows) -> bool:
+        return any(rows is translation for translation in self._translations)
+
     # ---- time, and what is logged -------------------------------------------------------------------
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        self._translations = (*batch.translations, *batch.prompts)
         self._held = 0
         if self._running_since is None:
             self._running_since = self._now(trainer)

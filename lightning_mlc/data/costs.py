@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow.compute
 from datasets import Dataset
 
+from lightning_mlc.data.collation import ResponsesIn
+
 EXPENSIVE = 3.0
 """From how many times the source's tokens a language is called expensive. Languages that a tokenizer covers stay
 below: for the sample's nine, SmolLM2's, which was made for English, takes 1.3 to 3.0 times as many. From here on, one
@@ -16,49 +18,64 @@ translation costs more than both source prompts of its pair. Up to 15 times occu
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """Tokens of N examples in L languages, without padding."""
+    """Tokens of N examples in L languages, the source language first, without padding."""
 
     prompts: np.ndarray
-    """(N, L) int64, tokens of each prompt; 0 where the example has none in the language. The source comes first."""
+    """(N, L) int64, tokens of each prompt; 0 where the example has none in the language."""
     chosen: np.ndarray
-    """(N,) int64, tokens of the chosen (or only) response."""
+    """(N, L) int64, tokens of the chosen (or only) response to each: the language's own, else the source's."""
     rejected: np.ndarray
-    """(N,) int64, tokens of the rejected response; 0 without one."""
+    """(N, L) int64, the same of the rejected response; 0 without one."""
 
     @classmethod
     def of(cls, table: Dataset, languages: int) -> TokenCounts:
         """Count the tokens of a tokenised table, whose prompts are in so many ``languages``."""
 
+        # In Arrow: as Python lists, the tokens of a large table would take minutes and gigabytes.
         def lengths(column: pyarrow.ChunkedArray) -> np.ndarray:
             counted: np.ndarray = pyarrow.compute.list_value_length(column).to_numpy().astype(np.int64)
             return counted
 
-        # Counted in Arrow: as Python lists, the tokens of a large table would take minutes and gigabytes.
-        columns = {name: table.data.column(name) for name in ("languages", "prompts", "chosen", "rejected")}
-        example = np.repeat(np.arange(len(table)), lengths(columns["languages"]))
-        language = pyarrow.compute.list_flatten(columns["languages"]).to_numpy()
-        prompts = np.zeros((len(table), languages), dtype=np.int64)
-        prompts[example, language] = lengths(pyarrow.compute.list_flatten(columns["prompts"]))
-        return cls(prompts, lengths(columns["chosen"]), lengths(columns["rejected"]))
+        def by_language(name: str, where: str, counts: np.ndarray) -> np.ndarray:
+            """``counts`` with the lengths of the lists in column ``name`` at the languages in column ``where``."""
+            place = table.data.column(where)
+            language = pyarrow.compute.list_flatten(place).to_numpy()
+            if len(language):  # else the lists are of no type whose length could be taken
+                example = np.repeat(np.arange(len(table)), lengths(place))
+                counts[example, language] = lengths(pyarrow.compute.list_flatten(table.data.column(name)))
+            return counts
+
+        def responses(name: str) -> np.ndarray:
+            of_source = lengths(table.data.column(name))
+            return by_language(f"translated_{name}", "translated", np.repeat(of_source[:, None], languages, axis=1))
+
+        prompts = by_language("prompts", "languages", np.zeros((len(table), languages), dtype=np.int64))
+        return cls(prompts, responses("chosen"), responses("rejected"))
 
     def take(self, rows: list[int]) -> TokenCounts:
         """The counts of these examples."""
         return TokenCounts(self.prompts[rows], self.chosen[rows], self.rejected[rows])
 
-    def in_step(self, rejected: bool, translations: bool) -> np.ndarray:
-        """(N, L) int64, tokens that a training step runs of each example, by language.
+    def in_step(self, rejected: bool, responses_in: ResponsesIn, translations: bool) -> np.ndarray:
+        """(N, L) int64, tokens that a training step runs of each example with gradients, by language.
 
-        Those of the source are its responses, each with the prompt before it. Rows that share a prompt run
-        fewer; what is trained on together must not depend on whether the model can do that.
+        Each response counts with the prompt before it, as :class:`~lightning_mlc.data.collation.Collator` makes rows
+        of them. Rows that share a prompt run fewer; what is trained on together must not depend on whether a model
+        can do that.
 
         Args:
-            rejected: Whether rejected responses are run.
-            translations: Whether translations of the prompt are run.
+            rejected: Whether rejected responses are run beside chosen ones.
+            responses_in: Languages whose prompts are followed by responses; the others are run alone.
+            translations: Whether other languages than the source are run at all.
         """
-        counts = self.prompts.copy() if translations else np.zeros_like(self.prompts)
-        counts[:, 0] = np.where(self.chosen > 0, self.prompts[:, 0] + self.chosen, 0)
-        if rejected:
-            counts[:, 0] += np.where(self.rejected > 0, self.prompts[:, 0] + self.rejected, 0)
+        chosen = np.where(self.chosen > 0, self.prompts + self.chosen, 0)
+        others = (self.rejected > 0) & (rejected | (self.chosen == 0))
+        answered = (self.prompts > 0) * (chosen + np.where(others, self.prompts + self.rejected, 0))
+        counts = answered if responses_in == "all" else self.prompts.copy()
+        if responses_in == "source":
+            counts[:, 0] = answered[:, 0]
+        if not translations:
+            counts[:, 1:] = 0
         return counts
 
     def relative_to_source(self) -> np.ndarray:

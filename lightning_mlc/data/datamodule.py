@@ -301,17 +301,12 @@ class MultilingualData(LightningDataModule):
             translations: Whether any step runs translations.
 
         Raises:
-            UserError: An example alone has more than ``tokens_per_batch`` tokens, what a step runs cannot be
-                counted in tokens, or there are fewer examples than processes.
+            UserError: An example alone has more than ``tokens_per_batch`` tokens, or there are fewer examples than
+                processes.
         """
         self.with_translations = translations
-        if self.tokens_per_batch is not None and (self.responses_in == "all" or self.with_mismatched):
-            raise UserError(
-                "data.tokens_per_batch: counts neither responses in other languages (model.consistency.mpo, dco) nor "
-                "those to other prompts (KTO); give data.batch_size"
-            )
         counts = self._counts("train")
-        costs = counts.in_step(self.with_rejected, translations)
+        costs = self._costs(counts)
         self._require_room(costs)
         if translations:
             self._remark_on_expensive_languages(counts.relative_to_source(), costs.sum(0) / costs.sum())
@@ -372,8 +367,11 @@ class MultilingualData(LightningDataModule):
     def _cut(self, division: Division) -> Cut:
         if self.tokens_per_batch is None:
             return ByExamples(len(self._rows["train"]), self.batch_size, division, self.seed)
-        costs = self._counts("train").in_step(self.with_rejected, self.with_translations)
+        costs = self._costs(self._counts("train"))
         return ByTokens(costs.sum(1), self.tokens_per_batch, division, self.seed)
+
+    def _costs(self, counts: TokenCounts) -> np.ndarray:
+        return counts.in_step(self.with_rejected, self.responses_in, self.with_translations)
 
     def _progress(self) -> tuple[int, int]:
         """The current epoch and how many of its micro-batches are done, also right after a resumption."""
@@ -447,10 +445,10 @@ class MultilingualData(LightningDataModule):
     def _sizes(self, split: Split) -> Sizes:
         counts = self._counts(split)
         return Sizes(
-            response_tokens=counts.chosen,
+            response_tokens=counts.chosen[:, 0],
             groups=((counts.prompts > 0).sum(1) > 1).astype(int),
-            chosen=(counts.chosen > 0).astype(int),
-            rejected=(counts.rejected > 0).astype(int),
+            chosen=(counts.chosen[:, 0] > 0).astype(int),
+            rejected=(counts.rejected[:, 0] > 0).astype(int),
         )
 
     def _counts(self, split: Split) -> TokenCounts:

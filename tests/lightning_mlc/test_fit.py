@@ -287,6 +287,26 @@ def test_a_run_by_tokens_resumes_in_the_middle_of_an_epoch(tiny_model: Path, tmp
     assert summaries[0]["after"] == pytest.approx(summaries[1]["after"], rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("rows", "more"),
+    [
+        (labelled_rows(16), ["--model.objective=KTO"]),
+        (translated_rows(16), ["--model.consistency.dco.weight=1"]),
+        (example_rows(16), ["--model.objective=null"]),
+    ],
+    ids=["mismatched responses", "responses in every language", "no responses"],
+)
+def test_a_budget_holds_whatever_is_run(
+    tiny_model: Path, tmp_path: Path, rows: list[dict[str, Any]], more: list[str]
+) -> None:
+    data = write_jsonl(tmp_path / "a.jsonl", rows)
+    cli = run(arguments("fit", tiny_model, data, tmp_path / "out", *more, "--data.tokens_per_batch=1000"))
+    assert cli.trainer.global_step == 3
+    for batch in cli.datamodule.train_dataloader():
+        blocks = [*batch.responses, *batch.translations, *batch.prompts]
+        assert 0 < sum(block.num_tokens for block in blocks) <= 1000
+
+
 def test_validate_reproduces_the_last_validation(finished: tuple[Path, Path, Path]) -> None:
     model, data, out = finished
     cli = run(arguments("validate", model, data, out, "--ckpt_path=last"))

@@ -114,6 +114,20 @@ def test_several_micro_batches_and_steps_in_one_log(tiny_model: Path, tmp_path: 
 
 
 @pytest.mark.usefixtures("ticking")
+def test_translations_with_responses_are_translations(tiny_model: Path, tmp_path: Path) -> None:
+    """MPO runs the responses in every language, through the reference too, and all of that is what it adds."""
+    more = ["--model.consistency.mlc.weight=0", f"--trainer.callbacks+={__name__}.Counter"]
+    counted = []
+    for weight in (1, 0):
+        COUNTED.clear()
+        _, logged = fit(tiny_model, tmp_path / str(weight), *more, f"--model.consistency.mpo.weight={weight}")
+        counted.append(COUNTED[1:])
+        if weight:
+            found = logged["speed/consistency_flops"][1:]
+    assert found == pytest.approx([1 - less / more for more, less in zip(*counted, strict=True)], abs=0.01)
+
+
+@pytest.mark.usefixtures("ticking")
 def test_validation_takes_no_time_from_training(tiny_model: Path, tmp_path: Path) -> None:
     more = ["--trainer.log_every_n_steps=4", "--trainer.val_check_interval=2", f"--data.val_path={tmp_path}/rows.jsonl"]
     _, logged = fit(tiny_model, tmp_path / "out", *more)

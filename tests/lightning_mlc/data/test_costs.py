@@ -13,6 +13,7 @@ from conftest import write_jsonl
 
 from lightning_mlc.data import MultilingualData
 from lightning_mlc.data.batches import Batch
+from lightning_mlc.data.collation import ResponsesIn
 from lightning_mlc.data.layout import Layout
 from lightning_mlc.errors import UserError
 
@@ -40,25 +41,54 @@ ROWS = [row(10, 40, 15, 5, 7), row(10, None, 15, 6, 8), row(20, 80, None, 9, 3)]
 def test_tokens_by_hand(tiny_model: Path, tmp_path: Path) -> None:
     counts = ready(tiny_model, write_jsonl(tmp_path / "a.jsonl", ROWS))._counts("train")
     assert counts.prompts.tolist() == [[10, 40, 15], [10, 0, 15], [20, 80, 0]]
-    assert counts.chosen.tolist() == [5, 6, 9]
-    assert counts.rejected.tolist() == [7, 8, 3]
+    assert counts.chosen[:, 0].tolist() == [5, 6, 9]
+    assert counts.rejected[:, 0].tolist() == [7, 8, 3]
     # Two rows of the source, each with the prompt, and the translations.
-    assert counts.in_step(True, True).tolist() == [[32, 40, 15], [34, 0, 15], [52, 80, 0]]
-    assert counts.in_step(False, True).tolist() == [[15, 40, 15], [16, 0, 15], [29, 80, 0]]
-    assert counts.in_step(True, False).tolist() == [[32, 0, 0], [34, 0, 0], [52, 0, 0]]
+    assert counts.in_step(True, "source", True).tolist() == [[32, 40, 15], [34, 0, 15], [52, 80, 0]]
+    assert counts.in_step(False, "source", True).tolist() == [[15, 40, 15], [16, 0, 15], [29, 80, 0]]
+    assert counts.in_step(True, "source", False).tolist() == [[32, 0, 0], [34, 0, 0], [52, 0, 0]]
+    assert counts.in_step(True, "none", True).tolist() == counts.prompts.tolist()
+    # The source's responses after every prompt, twice the prompt in each.
+    assert counts.in_step(True, "all", True).tolist() == [[32, 92, 42], [34, 0, 44], [52, 172, 0]]
     # Of prompts in both languages only: 120 / 30 and 30 / 20.
     assert counts.relative_to_source().tolist() == [1, 4, 1.5]
     assert np.isnan(counts.take([1]).relative_to_source()[1])
 
 
-def test_counts_are_those_of_the_batches(tiny_model: Path, tmp_path: Path) -> None:
-    data = ready(tiny_model, write_jsonl(tmp_path / "a.jsonl", ROWS), batch_size=3)
+def test_responses_of_their_own(tiny_model: Path, tmp_path: Path) -> None:
+    """Of a language that has some, those follow its prompt; the source's follow the others'."""
+    first, second = row(10, 40, 15, 5, 7), row(20, 30, None, 9, 3)
+    first["chosen"] = {"en": first["chosen"], "sw": "y" * 10}
+    first["rejected"] = {"en": first["rejected"], "sw": "z" * 20}
+    counts = ready(tiny_model, write_jsonl(tmp_path / "a.jsonl", [first, second]))._counts("train")
+    assert counts.chosen.tolist() == [[5, 11, 5], [9, 9, 9]]
+    assert counts.rejected.tolist() == [[7, 21, 7], [3, 3, 3]]
+    assert counts.in_step(False, "all", True).tolist() == [[15, 51, 20], [29, 39, 0]]
+
+
+def test_undesirable_responses_are_run_all_the_same(tiny_model: Path, tmp_path: Path) -> None:
+    """Where each row has one response with a label."""
+    prompt = row(10, 12, 15, 1, 1)["prompt"]
+    rows = [{"prompt": prompt, "response": "y" * 4, "label": True}, {"prompt": prompt, "response": "z", "label": False}]
+    counts = ready(tiny_model, write_jsonl(tmp_path / "a.jsonl", rows))._counts("train")
+    for rejected in (True, False):
+        assert counts.in_step(rejected, "source", True).tolist() == [[15, 12, 15], [12, 12, 15]]
+
+
+@pytest.mark.parametrize("responses_in", ["none", "source", "all"])
+@pytest.mark.parametrize("rejected", [True, False])
+def test_counts_are_those_of_the_batches(
+    tiny_model: Path, tmp_path: Path, rejected: bool, responses_in: ResponsesIn
+) -> None:
+    rows = [*ROWS, {**row(10, 40, 15, 5, 7), "chosen": {"en": "y", "sw": "yy"}, "rejected": {"en": "z", "sw": "zzz"}}]
+    data = ready(tiny_model, write_jsonl(tmp_path / "a.jsonl", rows), batch_size=4)
+    data.with_rejected, data.responses_in = rejected, responses_in
     (batch,) = data.train_dataloader()
-    tokens = data._counts("train").in_step(True, True)
-    assert sum(rows.num_tokens for rows in batch.responses) == tokens[:, 0].sum()
-    assert sum(rows.num_tokens for rows in batch.prompts) == tokens[:, 1:].sum()
-    moved = batch.to("meta")  # where nothing can be counted any more
-    assert sum(rows.num_tokens for rows in (*moved.responses, *moved.prompts)) == tokens.sum()
+    found = np.zeros((4, 3), dtype=int)
+    for block in (*batch.responses, *batch.translations, *batch.prompts):
+        for example, language, tokens in zip(block.example, block.language, block.attention_mask.sum(1), strict=True):
+            found[batch.keys[example], language] += int(tokens)
+    assert found.tolist() == data._counts("train").in_step(rejected, responses_in, True).tolist()
 
 
 def many_rows(count: int) -> list[dict[str, Any]]:
@@ -78,12 +108,23 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("rejected", "translations"), [(True, True), (False, True), (True, False)])
-def test_memory_is_bounded(tiny_model: Path, tmp_path: Path, rejected: bool, translations: bool, layout: str) -> None:
+@pytest.mark.parametrize(
+    ("rejected", "responses_in", "translations"),
+    [
+        (True, "source", True),
+        (False, "source", True),
+        (True, "source", False),
+        (True, "all", True),
+        (True, "none", True),
+    ],
+)
+def test_memory_is_bounded(
+    tiny_model: Path, tmp_path: Path, rejected: bool, responses_in: ResponsesIn, translations: bool, layout: str
+) -> None:
     """Of real batches: tokens within the budget, and with padding within so many times of it."""
-    budget = 900
+    budget = 1500 if responses_in == "all" else 900
     data = ready(tiny_model, write_jsonl(tmp_path / "a.jsonl", many_rows(60)), tokens_per_batch=budget)
-    data.with_rejected = rejected
+    data.with_rejected, data.responses_in = rejected, responses_in
     data.plan_steps(translations)
     data.layout, factor = LAYOUTS[layout]
     ids: list[str] = []
@@ -91,7 +132,7 @@ def test_memory_is_bounded(tiny_model: Path, tmp_path: Path, rejected: bool, tra
     for batch in data.train_dataloader():
         assert isinstance(batch, Batch)
         run = batch if translations else batch.without_translations()
-        blocks = [*run.responses, *run.prompts]
+        blocks = [*run.responses, *run.translations, *run.prompts]
         tokens = sum(int(block.attention_mask.sum()) for block in blocks)
         assert tokens <= budget
         assert sum(block.input_ids.numel() for block in blocks) <= budget * factor

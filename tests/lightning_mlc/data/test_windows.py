@@ -81,6 +81,14 @@ def test_any_sizes_in_any_layout(count: int) -> None:
         assert len(lengths) == len(LAYOUTS[count])  # the same in every epoch
 
 
+@pytest.mark.parametrize(("world", "micro_batches"), [(1, 23), (2, 22), (4, 20)])
+def test_examples_that_each_fill_the_budget(world: int, micro_batches: int) -> None:
+    """No second example to give away: the last step is smaller, and what processes cannot share is dropped."""
+    windows = ByTokens([9] * 23, 10, Division(4 // world, world), seed=0)(0)
+    assert [len(window) for window in windows] == [4] * 5 + [micro_batches - 20] * (micro_batches > 20)
+    assert all(len(part) == 1 for window in windows for part in window)
+
+
 def test_epochs_differ_and_repeat() -> None:
     tokens = np.arange(1, 41)
     first, again = (ByTokens(tokens, 100, Division(2), seed=1) for _ in range(2))
