@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from lightning_mlc import __version__
-from lightning_mlc.errors import UserError
+from lightning_mlc.errors import Interrupted, UserError
 
 COMMANDS = {
     "fit": "align a model: --config FILE, then any option as --key value",
@@ -29,10 +29,10 @@ Make a language model safe in every language its users speak, with data in one l
 commands:
 {chr(10).join(f"  {name:<10}{text}" for name, text in COMMANDS.items())}
 
-  lightning-mlc fit --config quickstart                 run a configuration that ships with the package
-  lightning-mlc fit --config my.yaml --model.mlc.weight 0   override one key
-  lightning-mlc fit --config quickstart --print_config  show every option and its value
-  lightning-mlc COMMAND --help                          options of one command
+  lightning-mlc fit --config quickstart                                  run a configuration of the package
+  lightning-mlc fit --config my.yaml --model.consistency.mlc.weight 0    override one key
+  lightning-mlc fit --config quickstart --print_config                   show every option and its value
+  lightning-mlc COMMAND --help                                           options of one command
   lightning-mlc --version
 """
 
@@ -61,7 +61,7 @@ def main(args: Sequence[str] | None = None) -> int:
             run(args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 143 if isinstance(error, Interrupted) else 2
     return 0
 
 

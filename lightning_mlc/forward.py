@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_mlc.data.batches import CHOSEN, KINDS, MISMATCHED, NO_RESPONSE, REJECTED, Batch, TokenRows
+from lightning_mlc.data.batches import Batch
+from lightning_mlc.data.rows import CHOSEN, KINDS, MISMATCHED, NO_RESPONSE, REJECTED, TokenRows
 from lightning_mlc.models.policy import Policy, RowOutputs
-from lightning_mlc.objectives import Objective, Responses, Scores
+from lightning_mlc.objectives import Responses, Scores
 
 
 class Grid(NamedTuple):
@@ -24,35 +25,59 @@ class Grid(NamedTuple):
     """(B, L, H), hidden state at the end of the prompt."""
     present: Tensor
     """(B, L) bool, whether the example's prompt was run in the language."""
+    pooled: Tensor | None = None
+    """(B, 2, H) float32, mean state after the last layer over the source-language rows of either response."""
 
     def scores(self, kind: int, reference: Grid | None = None, language: int | None = None) -> Scores:
-        """Scores (B, L) of the responses of a kind, such as ``CHOSEN``; (B,) for one ``language``."""
-        where = (slice(None), slice(None) if language is None else language, kind)
-        return Scores(
-            logps=self.logps[where],
-            tokens=self.tokens[where],
-            reference_logps=None if reference is None else reference.logps[where],
-        )
+        """Scores (B, L) of the responses of a kind, such as ``CHOSEN``; (B,) for one ``language``.
 
-    def responses(self, objective: Objective, reference: Grid | None, language: int) -> Responses:
-        """What ``objective`` needs, in one ``language``: scores (B,)."""
+        Where the reference scored a response of another length, which is another response, its score is NaN.
+        """
+        where = (slice(None), slice(None) if language is None else language, kind)
+        logps, tokens = self.logps[where], self.tokens[where]
+        if reference is None:
+            return Scores(logps, tokens, None)
+        same = reference.tokens[where] == tokens
+        return Scores(logps, tokens, torch.where(same, reference.logps[where], float("nan")))
+
+    def responses(self, language: int, reference: Grid | None, rejected: bool, mismatched: bool) -> Responses:
+        """Scores (B,) in one ``language`` of the chosen responses, and of the other kinds that are asked for."""
         return Responses(
             chosen=self.scores(CHOSEN, reference, language),
-            rejected=self.scores(REJECTED, reference, language) if objective.needs_rejected else None,
-            mismatched=self.scores(MISMATCHED, reference, language) if objective.needs_mismatched else None,
+            rejected=self.scores(REJECTED, reference, language) if rejected else None,
+            mismatched=self.scores(MISMATCHED, reference, language) if mismatched else None,
         )
 
 
-def run_batch(policy: Policy, batch: Batch, layer: int | None = None) -> Grid:
-    """All rows of ``batch`` through ``policy``, with the hidden states of ``layer`` if one is given."""
-    rows = [*batch.responses, *batch.prompts]
-    outputs = [policy(part, layer) for part in rows]
+def run_batch(policy: Policy, batch: Batch, layer: int | None = None, pool: bool = False) -> Grid:
+    """All rows of ``batch`` through ``policy``.
+
+    ``layer`` asks for its hidden states at the ends of the prompts, ``pool`` for the means of the last ones.
+    """
+    responses = [policy(part, layer, pool) for part in batch.responses]
+    others = [*batch.translations, *batch.prompts]
+    outputs = [*responses, *(policy(part, layer) for part in others)]
     with torch.no_grad():
         outputs += [policy(part) for part in batch.mismatched]
-    return _arrange(outputs, [*rows, *batch.mismatched], len(batch), len(batch.languages))
+    rows = [*batch.responses, *others, *batch.mismatched]
+    grid = _arrange(outputs, rows, len(batch), len(batch.languages))
+    return grid._replace(pooled=_source_means(responses, batch)) if pool else grid
+
+
+def _source_means(outputs: Sequence[RowOutputs], batch: Batch) -> Tensor:
+    """(B, 2, H), pooled states of the source-language rows by their kind."""
+    means = torch.cat([output.pooled for output in outputs if output.pooled is not None])
+    example, language, kind = (
+        torch.cat([getattr(part, name) for part in batch.responses]) for name in ("example", "language", "kind")
+    )
+    belongs = (language == batch.source) & ((kind == CHOSEN) | (kind == REJECTED))
+    spare = 2 * len(batch)
+    index = torch.where(belongs, 2 * example + kind, spare)
+    return means.new_zeros(spare + 1, means.shape[1]).index_copy(0, index, means)[:-1].view(len(batch), 2, -1)
 
 
 def _arrange(outputs: Sequence[RowOutputs], rows: Sequence[TokenRows], examples: int, languages: int) -> Grid:
+    device = rows[0].input_ids.device
     cells = examples * languages
     cell = torch.cat([part.example * languages + part.language for part in rows])
     kind = torch.cat([part.kind for part in rows])
@@ -63,19 +88,15 @@ def _arrange(outputs: Sequence[RowOutputs], rows: Sequence[TokenRows], examples:
         return empty.index_copy(0, index, values)[:-1]
 
     response = torch.where(kind == NO_RESPONSE, KINDS * spare, KINDS * cell + kind)
-    # Rows of one cell have the same prompt, and its state: it is taken from the rejected row only where there is no
-    # chosen one, and never from a mismatched one.
-    yes = torch.ones_like(kind, dtype=torch.bool)
-    with_chosen = place(yes, torch.where(kind == CHOSEN, cell, spare), cells)
-    repeats = (kind == REJECTED) & with_chosen[cell] | (kind == MISMATCHED)
-    prompt = torch.where(repeats, spare, cell)
+    # Sequences with the same prompt all have its state; one of them gives it.
+    prompt = torch.where(torch.cat([part.leads for part in rows]), cell, spare)
     states = [output.states for output in outputs if output.states is not None]
     return Grid(
         logps=place(torch.cat([o.logps for o in outputs]), response, KINDS * cells).view(examples, languages, KINDS),
         tokens=place(torch.cat([o.tokens for o in outputs]), response, KINDS * cells).view(examples, languages, KINDS),
-        # Mismatched rows come last and have none.
+        # Mismatched rows, which come last, have no states.
         states=place(torch.cat(states), prompt[: sum(map(len, states))], cells).view(examples, languages, -1)
         if states
         else None,
-        present=place(yes, prompt, cells).view(examples, languages),
+        present=place(torch.ones(len(cell), dtype=torch.bool, device=device), prompt, cells).view(examples, languages),
     )

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from lightning_mlc.data.batches import (
-    CHOSEN,
-    MISMATCHED,
-    NO_RESPONSE,
-    REJECTED,
-    Batch,
-    Normalizers,
-    Row,
-    TokenRows,
-    pad_in_chunks,
-)
+from lightning_mlc.data.batches import Batch, Normalizers
+from lightning_mlc.data.layout import Layout
+from lightning_mlc.data.rows import CHOSEN, MISMATCHED, NO_RESPONSE, REJECTED, Row, TokenRows
 
 EVALUATION_TOKENS = 4096
 """Tokens of a block in evaluation, which bounds the memory that its logits take."""
+
+
+ResponsesIn = Literal["none", "source", "all"]
+"""In which languages the prompts of a training step are followed by responses: the language's own where the
+example has them, else those of the source language."""
 
 
 @dataclass(frozen=True)
@@ -32,18 +29,30 @@ class Collator:
     """The source language first."""
     pad_id: int
     with_rejected: bool
+    layout: Layout
+    """How the rows of a step are laid out. Prompts to generate from are always padded."""
+    responses_in: ResponsesIn = "source"
 
     def training(self, examples: Sequence[Mapping[str, Any]], keys: Sequence[int], normalizers: Normalizers) -> Batch:
-        """Responses in the source language; the translations are prompts alone."""
-        responses, prompts = [], []
+        """Responses where ``responses_in`` says; the other rows are prompts alone."""
+        responses: list[Row] = []
+        translations: list[Row] = []
+        prompts = []
         for index, example in enumerate(examples):
             for language, prompt in zip(example["languages"], example["prompts"], strict=True):
-                if language == 0:
+                if language == 0 and self.responses_in != "none":
                     responses += self._with_responses(example, prompt, index, language)
+                elif self.responses_in == "all":
+                    translations += self._with_responses(example, prompt, index, language)
                 else:
                     prompts.append(Row(prompt, (), index, language, NO_RESPONSE))
         return self._batch(
-            examples, keys, normalizers, (TokenRows.pad(responses, self.pad_id),), pad_in_chunks(prompts, self.pad_id)
+            examples,
+            keys,
+            normalizers,
+            self.layout.blocks(responses, self.pad_id),
+            self.layout.blocks(prompts, self.pad_id),
+            self.layout.blocks(translations, self.pad_id),
         )
 
     def evaluation(self, examples: Sequence[Mapping[str, Any]], keys: Sequence[int], normalizers: Normalizers) -> Batch:
@@ -52,8 +61,15 @@ class Collator:
         for index, example in enumerate(examples):
             for language, prompt in zip(example["languages"], example["prompts"], strict=True):
                 responses += self._with_responses(example, prompt, index, language)
-        blocks = pad_in_chunks(responses, self.pad_id, max_tokens=EVALUATION_TOKENS)
+        blocks = self.layout.blocks(responses, self.pad_id, max_tokens=EVALUATION_TOKENS)
         return self._batch(examples, keys, normalizers, blocks, ())
+
+    def source_responses(
+        self, examples: Sequence[Mapping[str, Any]], keys: Sequence[int], normalizers: Normalizers
+    ) -> Batch:
+        """The responses that :meth:`training` has, without translations and in blocks as in evaluation."""
+        source = [{**row, "languages": row["languages"][:1], "prompts": row["prompts"][:1]} for row in examples]
+        return self.evaluation(source, keys, normalizers)
 
     def prediction(self, examples: Sequence[Mapping[str, Any]], keys: Sequence[int], normalizers: Normalizers) -> Batch:
         """The prompts in every language."""
@@ -62,15 +78,17 @@ class Collator:
             for index, example in enumerate(examples)
             for language, prompt in zip(example["languages"], example["prompts"], strict=True)
         ]
-        return self._batch(examples, keys, normalizers, (), pad_in_chunks(prompts, self.pad_id))
+        return self._batch(examples, keys, normalizers, (), Layout().blocks(prompts, self.pad_id))
 
     def _with_responses(self, example: Mapping[str, Any], prompt: list[int], index: int, language: int) -> list[Row]:
-        rows = []
-        if example["chosen"]:
-            rows.append(Row(prompt, example["chosen"], index, language, CHOSEN))
+        chosen, rejected = example["chosen"], example["rejected"]
+        if language in example["translated"]:
+            place = example["translated"].index(language)
+            chosen, rejected = example["translated_chosen"][place], example["translated_rejected"][place]
+        rows = [Row(prompt, chosen, index, language, CHOSEN)] if chosen else []
         # Whatever is learned, each prompt has a row with a response: it has the prompt's hidden state, too.
-        if example["rejected"] and (self.with_rejected or not rows):
-            rows.append(Row(prompt, example["rejected"], index, language, REJECTED))
+        if rejected and (self.with_rejected or not rows):
+            rows.append(Row(prompt, rejected, index, language, REJECTED, leads=not rows))
         return rows
 
     def _batch(
@@ -80,9 +98,10 @@ class Collator:
         normalizers: Normalizers,
         responses: tuple[TokenRows, ...],
         prompts: tuple[TokenRows, ...],
+        translations: tuple[TokenRows, ...] = (),
     ) -> Batch:
         mismatched = [
-            Row(example["prompts"][0], example["mismatched"], index, 0, MISMATCHED)
+            Row(example["prompts"][0], example["mismatched"], index, 0, MISMATCHED, leads=False)
             for index, example in enumerate(examples)
             if "mismatched" in example
         ]
@@ -94,5 +113,6 @@ class Collator:
             responses=responses,
             prompts=prompts,
             normalizers=normalizers,
-            mismatched=pad_in_chunks(mismatched, self.pad_id),
+            translations=translations,
+            mismatched=self.layout.blocks(mismatched, self.pad_id, max_tokens=EVALUATION_TOKENS),
         )

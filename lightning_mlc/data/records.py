@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Message = dict[str, str]
@@ -20,7 +20,7 @@ KIND_NAMES: dict[DataKind, str] = {
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt in one or more languages, and one or two responses in the source language."""
+    """A prompt in one or more languages, and one or two responses: in the source language at least."""
 
     id: str
     where: str
@@ -31,15 +31,17 @@ class Example:
     """The preferred or desirable response, or the only one."""
     rejected: str | None
     """The dispreferred or undesirable response."""
+    translated: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Chosen and rejected response by language, in those other languages that have their own."""
     labelled: bool = False
     """Whether a single response was labelled as desirable or not."""
+
+    @property
+    def responses(self) -> tuple[str, ...]:
+        """The responses in the source language that are there."""
+        return tuple(response for response in (self.chosen, self.rejected) if response is not None)
 
     @property
     def kind(self) -> DataKind:
         """What responses it has."""
         return "pairs" if len(self.responses) == 2 else "unpaired" if self.labelled else "single"
-
-    @property
-    def responses(self) -> tuple[str, ...]:
-        """The responses that are there."""
-        return tuple(response for response in (self.chosen, self.rejected) if response is not None)

@@ -2,6 +2,7 @@
 
 from lightning_mlc.metrics.collinearity import Collinearity, collinearity
 from lightning_mlc.metrics.cosines import LanguageCosines
+from lightning_mlc.metrics.per_example import ExampleMean
 from lightning_mlc.metrics.per_language import LanguageMean, language_differences
 
-__all__ = ["Collinearity", "LanguageCosines", "LanguageMean", "collinearity", "language_differences"]
+__all__ = ["Collinearity", "ExampleMean", "LanguageCosines", "LanguageMean", "collinearity", "language_differences"]

@@ -2,22 +2,23 @@
 
 One pass over token rows gives the log-probabilities of their response tokens and, if asked for, the
 hidden state of one layer at the end of each prompt. Nothing else is computed or kept: logits exist for
-response tokens only and a chunk at a time, and rows without a response skip ``lm_head``.
+response tokens only and a chunk at a time, and prompts alone run neither ``lm_head`` nor the layers above.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lightning_mlc.data.batches import TokenRows
+from lightning_mlc.data.rows import TokenRows
 from lightning_mlc.errors import UserError
+from lightning_mlc.models.attention import attention_arguments
 from lightning_mlc.models.logprobs import CHUNK_ELEMENTS, head_agrees, logps_of, token_logps
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class RowOutputs(NamedTuple):
-    """What one pass over N rows gives."""
+    """What one pass over N sequences gives."""
 
     logps: Tensor
     """(N,) float32 (float64 of a float64 model), summed log-probability of the response's tokens (0 without one)."""
@@ -33,6 +34,8 @@ class RowOutputs(NamedTuple):
     """(N,) float32, number of response tokens."""
     states: Tensor | None
     """(N, H), hidden state of the layer asked for at the last prompt token."""
+    pooled: Tensor | None = None
+    """(N, H) float32 (float64 of a float64 model), mean over its tokens of the state after the final norm."""
 
 
 class Policy(nn.Module):
@@ -53,29 +56,56 @@ class Policy(nn.Module):
         assert isinstance(inner, PreTrainedModel)
         return inner
 
-    def forward(self, rows: TokenRows, layer: int | None = None) -> RowOutputs:
-        """Run ``rows``; ``layer`` (0 embeddings, ..., n after the final norm) asks for its hidden states."""
-        count = len(rows)
-        device = rows.input_ids.device
-        # Asked first, for the answer may take a pass of its own, which must not be captured.
-        in_two_parts = rows.logits_to_keep > 0 and self._runs_in_two_parts(rows)
-        with self._capture(layer) as captured:
-            if rows.logits_to_keep == 0:
-                self._run(self.causal_lm.base_model, rows)
-                logps = torch.zeros(count, device=device)
-            elif in_two_parts:
-                hidden = self._run(self.causal_lm.base_model, rows)[0]
-                predicting = hidden.flatten(0, 1).index_select(0, rows.response - 1)
-                logps = _sum_by_row(token_logps(self.causal_lm, predicting, _labels(rows), CHUNK_ELEMENTS), rows)
-            else:
-                logps = _sum_by_row(logps_of(self._response_logits(rows), _labels(rows)), rows)
-        tokens = _sum_by_row(torch.ones(len(rows.response), device=device), rows)
-        states = None
-        if captured:
-            # Gathered here and not in the hook: under gradient checkpointing the hook lies inside the
-            # region that is run again in the backward pass, where it must add no operation.
-            states = captured[0][torch.arange(count, device=device), rows.prompt_end]
-        return RowOutputs(logps, tokens, states)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or convert the model, but leave to ``transformers`` in which precision its constants are.
+
+        Lightning converts whatever is floating point when the whole model is in half precision. Rotary frequencies
+        would be rounded, and every position with them, unlike in the model that was loaded and the one exported.
+        """
+        constants = [
+            (module, name, buffer)
+            for module in self.modules()
+            for name, buffer in module.named_buffers(recurse=False)
+            if name in module._non_persistent_buffers_set
+        ]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for module, name, before in constants:
+            after = getattr(module, name)
+            if after.dtype != before.dtype:
+                setattr(module, name, before.to(after.device))
+        return self
+
+    def forward(self, rows: TokenRows, layer: int | None = None, pool: bool = False) -> RowOutputs:
+        """Run ``rows``; ``layer`` (0 embeddings, ..., n after the final norm) asks for its hidden states.
+
+        Prompts alone are run up to that layer and no further. ``pool`` asks, of rows with responses, for the
+        means of the last hidden states.
+        """
+        count, device = len(rows), rows.input_ids.device
+        pooled = None
+        if rows.longest_response == 0:
+            states = None if layer is None else self._states_only(rows, layer)
+            logps = torch.zeros(count, device=device)
+        else:
+            # Asked first, for the answer may take a pass of its own, which must not be captured.
+            in_two_parts = self._runs_in_two_parts(rows)
+            top = num_layers(self.causal_lm.config) if pool else None
+            with self._capture(layer) as captured, self._capture(top) as last:
+                if in_two_parts:
+                    hidden = self._run(self.causal_lm.base_model, rows)[0]
+                    predicting = hidden.flatten(0, 1).index_select(0, rows.predictor)
+                    logps = token_logps(self.causal_lm, predicting, _labels(rows), CHUNK_ELEMENTS)
+                else:
+                    logits = self._run(self.model, rows).logits.flatten(0, 1)
+                    logps = logps_of(logits.index_select(0, rows.predictor), _labels(rows))
+            logps = _sum_by_sequence(logps, rows)
+            states = captured[0] if captured else None
+            pooled = _mean_by_sequence(last[0], rows) if last else None
+        if states is not None:
+            # Gathered here and not in a hook: under gradient checkpointing a hook lies inside the region
+            # that is run again in the backward pass, where it must add no operation.
+            states = states.flatten(0, 1).index_select(0, rows.prompt_end)
+        return RowOutputs(logps, rows.response_tokens.float(), states, pooled)
 
     def _runs_in_two_parts(self, rows: TokenRows) -> bool:
         if self._in_two_parts is None:
@@ -83,24 +113,15 @@ class Policy(nn.Module):
             self._in_two_parts = head_agrees(self.causal_lm, rows.input_ids[:1, -8:])
         return self._in_two_parts
 
-    def _response_logits(self, rows: TokenRows) -> Tensor:
-        """(M, V), logits that predict the response tokens, from the model's own forward pass."""
-        keep = rows.logits_to_keep
-        logits: Tensor = self._run(self.model, rows, logits_to_keep=keep).logits[:, -keep:]
-        length = rows.input_ids.shape[1]
-        row, column = rows.response // length, rows.response % length
-        return logits[row, column - 1 - (length - keep)]
-
-    def _run(self, module: nn.Module, rows: TokenRows, **keywords: Any) -> Any:
-        keywords = {name: value for name, value in keywords.items() if name in self._accepted}
+    def _run(self, module: nn.Module, rows: TokenRows) -> Any:
+        keywords = attention_arguments(self.causal_lm.config, rows, self.causal_lm.dtype)
         if "position_ids" in self._accepted:
-            # Positions count tokens, not padding: a row means the same on whichever side it is padded.
-            keywords["position_ids"] = (rows.attention_mask.cumsum(1) - 1).clamp(min=0)
-        return module(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False, **keywords)
+            keywords["position_ids"] = rows.position_ids
+        return module(input_ids=rows.input_ids, use_cache=False, **keywords)
 
     @contextmanager
     def _capture(self, layer: int | None) -> Iterator[list[Tensor]]:
-        """Collect the hidden states of ``layer`` during the forward pass inside the context."""
+        """Collect the hidden states (R, T, H) of ``layer`` during the forward pass inside the context."""
         captured: list[Tensor] = []
         if layer is None:
             yield captured
@@ -118,20 +139,57 @@ class Policy(nn.Module):
             handle = self.causal_lm.base_model.register_forward_hook(keep_output)
         else:
             # What goes into the next layer: also right where a model scales its embeddings first.
-            handle = self._decoder_layers()[layer].register_forward_pre_hook(keep_input, with_kwargs=True)
+            handle = self._layers()[2][layer].register_forward_pre_hook(keep_input, with_kwargs=True)
         try:
             yield captured
         finally:
             handle.remove()
 
-    def _decoder_layers(self) -> nn.ModuleList:
+    def _states_only(self, rows: TokenRows, layer: int) -> Tensor:
+        """(R, T, H), hidden states of ``layer``, of a pass that ends there."""
+        decoder = self.causal_lm.base_model
+        if layer == num_layers(self.causal_lm.config):
+            states: Tensor = self._run(decoder, rows)[0]
+            return states
+        owner, name, layers = self._layers()
+        end = _End(layers[layer])
+        # The decoder runs what layers it finds in the place of its own; no architecture need be known for that.
+        setattr(owner, name, nn.ModuleList([*layers[:layer], end]))
+        try:
+            self._run(decoder, rows)
+        finally:
+            setattr(owner, name, layers)
+        assert end.states is not None
+        return end.states
+
+    def _layers(self) -> tuple[nn.Module, str, nn.ModuleList]:
+        """The decoder's layers, the module that they are an attribute of, and its name."""
         depth = num_layers(self.causal_lm.config)
-        for module in self.causal_lm.base_model.modules():
-            if isinstance(module, nn.ModuleList) and len(module) == depth:
-                return module
+        for owner in self.causal_lm.base_model.modules():
+            for name, module in owner.named_children():
+                if isinstance(module, nn.ModuleList) and len(module) == depth:
+                    return owner, name, module
         raise UserError(
-            f"model.mlc.layer: cannot find the {depth} layers of {type(self.causal_lm).__name__}; use the last (-1)"
+            f"model.consistency.layer: cannot find the {depth} layers of {type(self.causal_lm).__name__}; "
+            "use the last (-1)"
         )
+
+
+class _End(nn.Module):
+    """Stands in the place of the first layer that need not be run, and keeps what went into it."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self._replaced = (layer,)  # in a tuple, so as not to become a child
+        self.states: Tensor | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        # Some decoders ask a layer for its type before they run it.
+        return getattr(self.__dict__["_replaced"][0], name)
+
+    def forward(self, hidden_states: Tensor, *_arguments: Any, **_keywords: Any) -> Tensor:
+        self.states = hidden_states
+        return hidden_states
 
 
 def num_layers(config: Any) -> int:
@@ -140,7 +198,7 @@ def num_layers(config: Any) -> int:
 
 
 def resolve_layer(layer: int | float, depth: int) -> int:
-    """The layer that ``model.mlc.layer`` names in a model of ``depth`` layers.
+    """The layer that ``model.consistency.layer`` names in a model of ``depth`` layers.
 
     Args:
         layer: An integer is an index into the hidden states (0 embeddings, 1 after the first layer, ...,
@@ -153,24 +211,40 @@ def resolve_layer(layer: int | float, depth: int) -> int:
     """
     if isinstance(layer, float):
         if not 0.0 <= layer <= 1.0:
-            raise UserError(f"model.mlc.layer: {layer} is not a fraction of depth; give 0.0 to 1.0, or an integer")
+            raise UserError(
+                f"model.consistency.layer: {layer} is not a fraction of depth; give 0.0 to 1.0, or an integer"
+            )
         return round(layer * depth)
     resolved = layer + depth + 1 if layer < 0 else layer
     if not 0 <= resolved <= depth:
         raise UserError(
-            f"model.mlc.layer: the model has no layer {layer}; it has {depth} layers, "
+            f"model.consistency.layer: the model has no layer {layer}; it has {depth} layers, "
             f"so give {-depth - 1} to {depth}, or a fraction such as 0.5"
         )
     return resolved
 
 
 def _labels(rows: TokenRows) -> Tensor:
-    """(M,) int64, the response tokens of all rows."""
+    """(M,) int64, the response tokens of all sequences."""
     return rows.input_ids.flatten().index_select(0, rows.response)
 
 
-def _sum_by_row(values: Tensor, rows: TokenRows) -> Tensor:
+def _sum_by_sequence(values: Tensor, rows: TokenRows) -> Tensor:
     """(N,) sums of ``values`` (M,), one for each response token."""
     # Laid out first: sums by index have no fixed order on a GPU.
-    count, length = rows.input_ids.shape
-    return values.new_zeros(count * length).index_copy(0, rows.response, values).view(count, length).sum(1)
+    table = values.new_zeros(len(rows) * rows.longest_response)
+    return table.index_copy(0, rows.response_cell, values).view(len(rows), -1).sum(1)
+
+
+def _mean_by_sequence(hidden: Tensor, rows: TokenRows) -> Tensor:
+    """(N, H) means of ``hidden`` (R, T, H) over the tokens of each sequence, its prompt and its response."""
+    place = torch.arange(rows.input_ids.numel(), device=hidden.device)
+    end = rows.prompt_end[:, None]
+    start = end - rows.position_ids.flatten()[end]
+    belongs = (start <= place) & (place <= end)
+    belongs[rows.response_cell // rows.longest_response, rows.response] = True
+    # Padding may hold anything, NaN too. A product in full precision: sums by index have no fixed order on a GPU.
+    wide = torch.where(rows.attention_mask[:, :, None] == 1, hidden, 0.0).flatten(0, 1)
+    wide = wide.to(torch.promote_types(hidden.dtype, torch.float32))
+    with torch.autocast(hidden.device.type, enabled=False):
+        return belongs.to(wide.dtype) @ wide / belongs.sum(1, keepdim=True)

@@ -21,7 +21,7 @@ from transformers import (
     PhiConfig,
 )
 
-from lightning_mlc.data.batches import CHOSEN, Row, TokenRows
+from lightning_mlc.data.rows import CHOSEN, Row, TokenRows
 from lightning_mlc.models.logprobs import head_agrees, logps_of, token_logps
 from lightning_mlc.models.lora import LoRA, add_lora
 from lightning_mlc.models.policy import Policy

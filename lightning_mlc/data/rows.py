@@ -1,0 +1,222 @@
+"""Token sequences as the rows that a model runs: padded, or several packed into one.
+
+A sequence is a prompt in one language, alone or with one response. However rows hold them, what comes out
+of the model finds its place by the indices that they carry here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+CHOSEN = 0
+"""Sequence ends with the chosen response (or with the only response of an instruction example)."""
+REJECTED = 1
+"""Sequence ends with the rejected response."""
+MISMATCHED = 2
+"""Sequence ends with a response to another prompt."""
+KINDS = 3
+"""Number of kinds of responses above."""
+NO_RESPONSE = -1
+"""Sequence is a prompt alone."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sequence: a prompt with its generation header, then maybe a response."""
+
+    prompt: Sequence[int]
+    response: Sequence[int]
+    example: int
+    """Index of the example in the batch."""
+    language: int
+    """Index into ``Batch.languages``."""
+    kind: int
+    """``CHOSEN``, ``REJECTED``, ``MISMATCHED`` or ``NO_RESPONSE``."""
+    leads: bool = True
+    """Whether the state at the end of the prompt is taken from here: once for each example and language."""
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.response)
+
+
+Piece = Sequence[Row]
+"""One sequence, or several with the same prompt, which a row holds once: each response sees it, and no other."""
+
+
+def length_of(piece: Piece) -> int:
+    """Tokens of ``piece``."""
+    return len(piece[0].prompt) + sum(len(row.response) for row in piece)
+
+
+@dataclass
+class Packing:
+    """What the tokens of packed rows see: their own segment up to themselves, and the prompt that it follows."""
+
+    segment: Tensor
+    """(R, T) int64, number of the prompt or response that a token belongs to; -1 for padding."""
+    prompt: Tensor
+    """(R, T) int64, segment of the prompt that the token's sequence starts with; -1 for padding."""
+    boundaries: Tensor
+    """(P + 1,) int32, where in the flattened rows each piece starts, and where the last one ends."""
+    longest: int
+    """Tokens of the longest sequence."""
+
+
+@dataclass
+class TokenRows:
+    """N sequences in R rows of T tokens."""
+
+    input_ids: Tensor
+    """(R, T) int64."""
+    attention_mask: Tensor
+    """(R, T) int64, 1 on tokens and 0 on padding."""
+    position_ids: Tensor
+    """(R, T) int64, place of each token in its sequence."""
+    packing: Packing | None
+    """What sees what in packed rows; None where each row is one sequence."""
+    prompt_end: Tensor
+    """(N,) int64, where in the flattened rows (R * T) the last prompt token is: the end of the generation header."""
+    example: Tensor
+    """(N,) int64, index of the example in the batch."""
+    language: Tensor
+    """(N,) int64, index into ``Batch.languages``."""
+    kind: Tensor
+    """(N,) int64: ``CHOSEN``, ``REJECTED``, ``MISMATCHED`` or ``NO_RESPONSE``."""
+    leads: Tensor
+    """(N,) bool, whether the state at ``prompt_end`` counts."""
+    response_tokens: Tensor
+    """(N,) int64, number of response tokens."""
+    response: Tensor
+    """(M,) int64, where in the flattened rows the response tokens of all sequences are."""
+    predictor: Tensor
+    """(M,) int64, where the token before each of them is: the hidden state there predicts it."""
+    response_cell: Tensor
+    """(M,) int64, place of each in the flattened table (N, ``longest_response``) of response tokens."""
+    longest_response: int
+    """Tokens of the longest response; 0 where no sequence has one."""
+    num_tokens: int
+    """Tokens that are not padding."""
+
+    @classmethod
+    def pad(cls, rows: Sequence[Row], pad_id: int, side: Literal["left", "right"] = "left") -> TokenRows:
+        """One sequence a row. To generate from prompts takes padding on the left; all else works with both."""
+        width = max(len(row) for row in rows)
+        canvas = _Canvas(len(rows), width, pad_id)
+        for index, row in enumerate(rows):
+            canvas.write(index * width + (width - len(row) if side == "left" else 0), [row])
+        return canvas.token_rows(packed=False)
+
+    @classmethod
+    def pack(cls, rows: Sequence[Sequence[Piece]], pad_id: int) -> TokenRows:
+        """Several pieces a row, one after the other and padding at the end."""
+        width = max(sum(map(length_of, pieces)) for pieces in rows)
+        canvas = _Canvas(len(rows), width, pad_id)
+        for index, pieces in enumerate(rows):
+            start = index * width
+            for piece in pieces:
+                canvas.write(start, piece)
+                start += length_of(piece)
+        return canvas.token_rows(packed=True)
+
+    def __len__(self) -> int:
+        return len(self.prompt_end)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> TokenRows:
+        """The same rows on ``device``."""
+        return _map(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> TokenRows:
+        """The same rows in page-locked memory."""
+        return _map(self, lambda tensor: tensor.pin_memory())
+
+
+class _Canvas:
+    """R empty rows of T tokens, onto which sequences are written."""
+
+    def __init__(self, rows: int, width: int, pad_id: int) -> None:
+        self.input_ids = torch.full((rows, width), pad_id, dtype=torch.int64)
+        self.position_ids = torch.zeros_like(self.input_ids)
+        self.segment = torch.full_like(self.input_ids, -1)
+        self.prompt = torch.full_like(self.input_ids, -1)
+        self._segments = 0
+        self._starts: list[int] = []
+        self._rows: list[Row] = []
+        self._prompt_end: list[int] = []
+        self._response: list[int] = []
+        self._predictor: list[int] = []
+
+    def write(self, start: int, piece: Piece) -> None:
+        """Put ``piece`` at ``start`` of the flattened rows."""
+        prompt = self._segments
+        length = len(piece[0].prompt)
+        self._starts.append(start)
+        self._put(start, piece[0].prompt, 0, prompt)
+        end = start + length
+        for row in piece:
+            self._put(end, row.response, length, prompt)
+            self._rows.append(row)
+            self._prompt_end.append(start + length - 1)
+            if row.response:
+                self._response += range(end, end + len(row.response))
+                self._predictor += (start + length - 1, *range(end, end + len(row.response) - 1))
+            end += len(row.response)
+
+    def _put(self, start: int, tokens: Sequence[int], position: int, prompt: int) -> None:
+        place = slice(start, start + len(tokens))
+        self.input_ids.view(-1)[place] = torch.tensor(tokens, dtype=torch.int64)
+        self.position_ids.view(-1)[place] = torch.arange(position, position + len(tokens))
+        self.segment.view(-1)[place] = self._segments
+        self.prompt.view(-1)[place] = prompt
+        self._segments += 1
+
+    def token_rows(self, packed: bool) -> TokenRows:
+        """What has been written."""
+        rows = self._rows
+        tokens = torch.tensor([len(row.response) for row in rows], dtype=torch.int64)
+        longest_response = int(tokens.max())
+        cells = torch.arange(longest_response).expand(len(rows), -1) < tokens[:, None]
+        packing = None
+        if packed:
+            packing = Packing(
+                segment=self.segment,
+                prompt=self.prompt,
+                boundaries=torch.tensor([*self._starts, self.input_ids.numel()], dtype=torch.int32),
+                longest=max(map(len, rows)),
+            )
+        return TokenRows(
+            input_ids=self.input_ids,
+            attention_mask=(self.segment >= 0).long(),
+            position_ids=self.position_ids,
+            packing=packing,
+            prompt_end=torch.tensor(self._prompt_end),
+            example=torch.tensor([row.example for row in rows]),
+            language=torch.tensor([row.language for row in rows]),
+            kind=torch.tensor([row.kind for row in rows]),
+            leads=torch.tensor([row.leads for row in rows]),
+            response_tokens=tokens,
+            response=torch.tensor(self._response, dtype=torch.int64),
+            predictor=torch.tensor(self._predictor, dtype=torch.int64),
+            response_cell=cells.flatten().nonzero().squeeze(1),
+            longest_response=longest_response,
+            num_tokens=int((self.segment >= 0).sum()),
+        )
+
+
+_Tensors = TypeVar("_Tensors", TokenRows, Packing)
+
+
+def _map(tensors: _Tensors, function: Callable[[Tensor], Tensor]) -> _Tensors:
+    changed: dict[str, Any] = {}
+    for field in dataclasses.fields(tensors):
+        value = getattr(tensors, field.name)
+        if isinstance(value, Tensor):
+            changed[field.name] = function(value)
+        elif isinstance(value, Packing):
+            changed[field.name] = _map(value, function)
+    return dataclasses.replace(tensors, **changed)
