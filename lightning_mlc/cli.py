@@ -73,9 +73,11 @@ def _export(args: Sequence[str]) -> None:
         "--tokenizer",
         help="folder or hub id of the tokenizer, if it is no longer where the model was trained from",
     )
+    parser.add_argument("--adapters", action="store_true", help="write the LoRA adapters alone, for peft")
     options = parser.parse_args(args)
 
     from lightning_mlc.export import export
 
-    folder = export(options.ckpt_path, options.out, tokenizer=options.tokenizer)
-    print(f"wrote {folder}: load it with AutoModelForCausalLM.from_pretrained('{folder}')")
+    folder = export(options.ckpt_path, options.out, tokenizer=options.tokenizer, adapters=options.adapters)
+    loader = "peft.AutoPeftModelForCausalLM" if options.adapters else "AutoModelForCausalLM"
+    print(f"wrote {folder}: load it with {loader}.from_pretrained('{folder}')")

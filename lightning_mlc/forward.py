@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,8 +41,8 @@ class Grid(NamedTuple):
         same = reference.tokens[where] == tokens
         return Scores(logps, tokens, torch.where(same, reference.logps[where], float("nan")))
 
-    def responses(self, language: int, reference: Grid | None, rejected: bool, mismatched: bool) -> Responses:
-        """Scores (B,) in one ``language`` of the chosen responses, and of the other kinds that are asked for."""
+    def responses(self, reference: Grid | None, language: int, rejected: bool, mismatched: bool) -> Responses:
+        """Scores (B,) in one ``language``, of those kinds that are asked for."""
         return Responses(
             chosen=self.scores(CHOSEN, reference, language),
             rejected=self.scores(REJECTED, reference, language) if rejected else None,
@@ -49,18 +50,27 @@ class Grid(NamedTuple):
         )
 
 
-def run_batch(policy: Policy, batch: Batch, layer: int | None = None, pool: bool = False) -> Grid:
+def run_batch(
+    policy: Policy,
+    batch: Batch,
+    layer: int | None = None,
+    pool: bool = False,
+    span: Callable[[str], AbstractContextManager[Any]] = nullcontext,
+) -> Grid:
     """All rows of ``batch`` through ``policy``.
 
-    ``layer`` asks for its hidden states at the ends of the prompts, ``pool`` for the means of the last ones.
+    ``layer`` asks for its hidden states at the ends of the prompts, ``pool`` for the means of the last ones. ``span``
+    is entered for the responses and for the translations, with a name to show.
     """
-    responses = [policy(part, layer, pool) for part in batch.responses]
+    with span("responses forward") if batch.responses else nullcontext():
+        responses = [policy(part, layer, pool) for part in batch.responses]
+        with torch.no_grad():
+            mismatched = [policy(part) for part in batch.mismatched]
     others = [*batch.translations, *batch.prompts]
-    outputs = [*responses, *(policy(part, layer) for part in others)]
-    with torch.no_grad():
-        outputs += [policy(part) for part in batch.mismatched]
+    with span("translations forward") if others else nullcontext():
+        translations = [policy(part, layer) for part in others]
     rows = [*batch.responses, *others, *batch.mismatched]
-    grid = _arrange(outputs, rows, len(batch), len(batch.languages))
+    grid = _arrange([*responses, *translations, *mismatched], rows, len(batch), len(batch.languages))
     return grid._replace(pooled=_source_means(responses, batch)) if pool else grid
 
 
@@ -77,7 +87,6 @@ def _source_means(outputs: Sequence[RowOutputs], batch: Batch) -> Tensor:
 
 
 def _arrange(outputs: Sequence[RowOutputs], rows: Sequence[TokenRows], examples: int, languages: int) -> Grid:
-    device = rows[0].input_ids.device
     cells = examples * languages
     cell = torch.cat([part.example * languages + part.language for part in rows])
     kind = torch.cat([part.kind for part in rows])
@@ -94,9 +103,9 @@ def _arrange(outputs: Sequence[RowOutputs], rows: Sequence[TokenRows], examples:
     return Grid(
         logps=place(torch.cat([o.logps for o in outputs]), response, KINDS * cells).view(examples, languages, KINDS),
         tokens=place(torch.cat([o.tokens for o in outputs]), response, KINDS * cells).view(examples, languages, KINDS),
-        # Mismatched rows, which come last, have no states.
+        # Mismatched rows come last and have none.
         states=place(torch.cat(states), prompt[: sum(map(len, states))], cells).view(examples, languages, -1)
         if states
         else None,
-        present=place(torch.ones(len(cell), dtype=torch.bool, device=device), prompt, cells).view(examples, languages),
+        present=place(torch.ones_like(cell, dtype=torch.bool), prompt, cells).view(examples, languages),
     )

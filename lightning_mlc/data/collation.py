@@ -85,7 +85,9 @@ class Collator:
         if language in example["translated"]:
             place = example["translated"].index(language)
             chosen, rejected = example["translated_chosen"][place], example["translated_rejected"][place]
-        rows = [Row(prompt, chosen, index, language, CHOSEN)] if chosen else []
+        rows = []
+        if chosen:
+            rows.append(Row(prompt, chosen, index, language, CHOSEN))
         # Whatever is learned, each prompt has a row with a response: it has the prompt's hidden state, too.
         if rejected and (self.with_rejected or not rows):
             rows.append(Row(prompt, rejected, index, language, REJECTED, leads=not rows))
@@ -114,5 +116,5 @@ class Collator:
             prompts=prompts,
             normalizers=normalizers,
             translations=translations,
-            mismatched=self.layout.blocks(mismatched, self.pad_id, max_tokens=EVALUATION_TOKENS),
+            mismatched=self.layout.blocks(mismatched, self.pad_id),
         )

@@ -9,8 +9,8 @@ where TEXT is a string or a list of messages (``{"role", "content"}``), and ``ch
 ``{"en": TEXT, "sw": TEXT}`` too, in this and the other layouts; in files that cannot nest, such as
 CSV, the prompts stand in columns ``prompt_en``, ``prompt_sw``, ... The layouts of the MLC authors, whose
 unsuffixed prompt is in the source language: preference pairs (``prompt``, ``prompt_sw``, ... as ShareGPT
-turns, ``chosen``, ``rejected``) and Alpaca (``instruction``, ``input``, ``output``, ``prompt_sw``, ...). A single
-response may be called ``response``, ``output`` or ``completion`` in each of them.
+turns, ``chosen``, ``rejected``) and Alpaca (``instruction``, ``input``, ``output``, ``prompt_sw``, ...). A response
+may be called ``response``, ``output`` or ``completion`` in each of them.
 """
 
 from __future__ import annotations
@@ -81,7 +81,6 @@ def _example(
         )
     chosen: str | None
     rejected: str | None
-    translated: dict[str, tuple[str, str]] = {}
     label: bool | None = None
     if "chosen" in row or "rejected" in row:
         chosen, rejected, translated = _pairs(row, prompts, where, source)
@@ -89,13 +88,13 @@ def _example(
         key = next((key for key in _RESPONSES if key in row), None)
         if key is None:
             raise UserError(f"{where}: has no response; expected 'chosen' and 'rejected', or 'response'")
-        response, label = _response(row[key], f"'{key}'", where), _label(row, where)
+        response, label, translated = _response(row[key], f"'{key}'", where), _label(row, where), {}
         chosen, rejected = (None, response) if label is False else (response, None)
     own_id = row.get("id")
     if own_id is not None and not isinstance(own_id, str | int):
         raise UserError(f"{where}: 'id' must be a string or a number")
-    example_id = str(own_id) if own_id is not None else where
-    return Example(example_id, where, prompts, chosen, rejected, translated, label is not None)
+    name = str(own_id) if own_id is not None else where
+    return Example(name, where, prompts, chosen, rejected, label is not None, translated)
 
 
 def _nested_prompts(row: Row, where: str, source: str) -> dict[str, list[Message]]:

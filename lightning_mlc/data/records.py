@@ -31,17 +31,17 @@ class Example:
     """The preferred or desirable response, or the only one."""
     rejected: str | None
     """The dispreferred or undesirable response."""
-    translated: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """Chosen and rejected response by language, in those other languages that have their own."""
     labelled: bool = False
     """Whether a single response was labelled as desirable or not."""
-
-    @property
-    def responses(self) -> tuple[str, ...]:
-        """The responses in the source language that are there."""
-        return tuple(response for response in (self.chosen, self.rejected) if response is not None)
+    translated: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Chosen and rejected response by language, in those other languages that have their own."""
 
     @property
     def kind(self) -> DataKind:
         """What responses it has."""
         return "pairs" if len(self.responses) == 2 else "unpaired" if self.labelled else "single"
+
+    @property
+    def responses(self) -> tuple[str, ...]:
+        """The responses that are there."""
+        return tuple(response for response in (self.chosen, self.rejected) if response is not None)

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from lightning_mlc.data.records import Example
 from lightning_mlc.data.tokenization import ChatTokenizer
 
-FORMAT = 3
+FORMAT = 2
 """Raised when the columns of a table, or what they mean, change."""
 
 _IDS = Sequence(Value("int64"))

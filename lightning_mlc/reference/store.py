@@ -15,7 +15,7 @@ from safetensors import torch as safetensors
 
 from lightning_mlc.reference.scores import ReferenceScores
 
-FORMAT = "2"
+FORMAT = "1"
 """Raised when what a shard holds, or the way scores are computed, changes."""
 
 SAME_RESPONSES = ("data", "languages")

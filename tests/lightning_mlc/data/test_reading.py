@@ -128,6 +128,34 @@ def test_the_authors_alpaca_layout_in_another_source_language(tmp_path: Path) ->
     assert content(example) == ({"de": "Was ist Tee?\nKurz.", "en": "What is tea?"}, "Ein Getränk.", None)
 
 
+def test_responses_by_language(tmp_path: Path) -> None:
+    """In any layout; a language without its own is left out, and a message is no language."""
+    ours = GOOD | {
+        "chosen": {"en": "No.", "SW": [{"role": "assistant", "content": "Hapana."}], "zh": None},
+        "rejected": {"zh": None, "en": {"role": "assistant", "content": "Yes."}, "sw": "Ndiyo."},
+    }
+    authors = {
+        "prompt": [{"from": "human", "value": "Tea?"}],
+        "prompt_sw": [{"from": "human", "value": "Chai?"}],
+        "chosen": {"en": {"from": "gpt", "value": "No."}, "sw": "Hapana."},
+        "rejected": {"en": "Yes.", "sw": "Ndiyo."},
+    }
+    for number, row in enumerate((ours, authors)):
+        (example,) = load(write_jsonl(tmp_path / f"{number}.jsonl", [row]))
+        assert (example.chosen, example.rejected) == ("No.", "Yes.")
+        assert example.translated == {"sw": ("Hapana.", "Ndiyo.")}
+    assert load(write_jsonl(tmp_path / "plain.jsonl", [GOOD]))[0].translated == {}
+
+
+def test_responses_by_language_in_a_format_that_fills_gaps(tmp_path: Path) -> None:
+    rows = [row | {"chosen": {"en": row["chosen"]}, "rejected": {"en": row["rejected"]}} for row in example_rows(2)]
+    rows[1]["chosen"]["sw"], rows[1]["rejected"]["sw"] = "Hapana.", "Ndiyo."
+    Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    first, second = load(tmp_path / "rows.parquet")
+    assert first.translated == {}
+    assert second.translated == {"sw": ("Hapana.", "Ndiyo.")}
+
+
 @pytest.mark.parametrize(
     ("prompt", "response"),
     [
@@ -165,34 +193,6 @@ def test_a_label_that_is_none(tmp_path: Path, label: Any, kind: str) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": {"en": "a"}, "response": "b", "label": label}])
     with pytest.raises(UserError, match=rf"^a\.jsonl row 1: 'label' must be true .* or false, got {kind}; leave"):
         load(path)
-
-
-def test_responses_by_language(tmp_path: Path) -> None:
-    """In any layout; a language without its own is left out, and a message is no language."""
-    ours = GOOD | {
-        "chosen": {"en": "No.", "SW": [{"role": "assistant", "content": "Hapana."}], "zh": None},
-        "rejected": {"zh": None, "en": {"role": "assistant", "content": "Yes."}, "sw": "Ndiyo."},
-    }
-    authors = {
-        "prompt": [{"from": "human", "value": "Tea?"}],
-        "prompt_sw": [{"from": "human", "value": "Chai?"}],
-        "chosen": {"en": {"from": "gpt", "value": "No."}, "sw": "Hapana."},
-        "rejected": {"en": "Yes.", "sw": "Ndiyo."},
-    }
-    for number, row in enumerate((ours, authors)):
-        (example,) = load(write_jsonl(tmp_path / f"{number}.jsonl", [row]))
-        assert (example.chosen, example.rejected) == ("No.", "Yes.")
-        assert example.translated == {"sw": ("Hapana.", "Ndiyo.")}
-    assert load(write_jsonl(tmp_path / "plain.jsonl", [GOOD]))[0].translated == {}
-
-
-def test_responses_by_language_in_a_format_that_fills_gaps(tmp_path: Path) -> None:
-    rows = [row | {"chosen": {"en": row["chosen"]}, "rejected": {"en": row["rejected"]}} for row in example_rows(2)]
-    rows[1]["chosen"]["sw"], rows[1]["rejected"]["sw"] = "Hapana.", "Ndiyo."
-    Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
-    first, second = load(tmp_path / "rows.parquet")
-    assert first.translated == {}
-    assert second.translated == {"sw": ("Hapana.", "Ndiyo.")}
 
 
 def test_an_empty_response_is_an_answer(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from lightning_mlc.reference.scores import ReferenceScores
 
 def batch(keys: list[int], languages: int = 2) -> Batch:
     names = tuple(f"l{index}" for index in range(languages))
-    return Batch(tuple(map(str, keys)), torch.tensor(keys), names, 0, (), (), Normalizers(1.0, 1.0, 1.0, 1.0, 1.0))
+    return Batch(tuple(map(str, keys)), torch.tensor(keys), names, 0, (), (), Normalizers(1.0, 1.0, 1.0))
 
 
 def grid_of(keys: list[int], languages: int = 2, kinds: int = 3) -> Grid:
