@@ -52,13 +52,13 @@ class TokenCounts:
         fewer; what is trained on together must not depend on whether the model can do that.
 
         Args:
-            rejected: Whether rejected responses are run.
+            rejected: Whether rejected responses are run. One that is an example's only response is in any case.
             translations: Whether translations of the prompt are run.
         """
         counts = self.prompts.copy() if translations else np.zeros_like(self.prompts)
         counts[:, 0] = np.where(self.chosen > 0, self.prompts[:, 0] + self.chosen, 0)
-        if rejected:
-            counts[:, 0] += np.where(self.rejected > 0, self.prompts[:, 0] + self.rejected, 0)
+        runs = (self.rejected > 0) & (rejected | (self.chosen == 0))
+        counts[:, 0] += np.where(runs, self.prompts[:, 0] + self.rejected, 0)
         return counts
 
     def relative_to_source(self) -> np.ndarray:

@@ -9,11 +9,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from lightning_mlc.data.batches import CHOSEN, MISMATCHED, REJECTED, Normalizers
+from lightning_mlc.data.batches import Normalizers
 from lightning_mlc.data.collation import Collator
+from lightning_mlc.data.layout import Layout
+from lightning_mlc.data.rows import CHOSEN, MISMATCHED, REJECTED
 from lightning_mlc.forward import run_batch
 from lightning_mlc.models.policy import Policy
-from lightning_mlc.objectives import DPO, KTO, SFT
 
 EXAMPLES: list[dict[str, Any]] = [
     {"id": "pair", "chosen": [7, 8], "rejected": [9], "mismatched": [4, 4, 4]},
@@ -22,9 +23,14 @@ EXAMPLES: list[dict[str, Any]] = [
 ]
 for number, example in enumerate(EXAMPLES):
     example["languages"], example["prompts"] = [0, 1], [[10 + number, 20, 30], [40 + number, 50]]
-COLLATOR = Collator(("en", "sw"), 0, with_rejected=True)
+    example["translated"] = []
 NORMALIZERS = Normalizers(3, 3, 3, 2, 2)
 WEIGHT = "model.layers.0.mlp.up_proj.weight"
+
+
+@pytest.fixture(params=[Layout(), Layout(packed=True)], ids=["padded", "packed"])
+def collator(request: pytest.FixtureRequest) -> Collator:
+    return Collator(("en", "sw"), 0, with_rejected=True, layout=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +50,8 @@ def state(policy: Policy, prompt: list[int]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("stage", ["training", "evaluation"])
-def test_every_result_is_in_its_place(policy: Policy, stage: str) -> None:
-    grid = run_batch(policy, getattr(COLLATOR, stage)(EXAMPLES, [0, 1, 2], NORMALIZERS), 2)
+def test_every_result_is_in_its_place(policy: Policy, collator: Collator, stage: str) -> None:
+    grid = run_batch(policy, getattr(collator, stage)(EXAMPLES, [0, 1, 2], NORMALIZERS), 2)
     assert grid.present.all()
     assert grid.states is not None
     for index, example in enumerate(EXAMPLES):
@@ -61,9 +67,9 @@ def test_every_result_is_in_its_place(policy: Policy, stage: str) -> None:
             torch.testing.assert_close(grid.states[index, language], expected_state, rtol=1e-4, atol=2e-5)
 
 
-def test_a_prompt_s_state_has_one_gradient_whatever_its_responses(policy: Policy) -> None:
-    """A pair has its prompt twice in the batch: a gradient through both would count double."""
-    states = run_batch(policy, COLLATOR.training(EXAMPLES, [0, 1, 2], NORMALIZERS), 2).states
+def test_a_prompt_s_state_has_one_gradient_whatever_its_responses(policy: Policy, collator: Collator) -> None:
+    """A pair has two sequences with its prompt in the batch: a gradient through both would count double."""
+    states = run_batch(policy, collator.training(EXAMPLES, [0, 1, 2], NORMALIZERS), 2).states
     assert states is not None
     alone = torch.stack([state(policy, prompt) for example in EXAMPLES for prompt in example["prompts"]])
     weight = policy.model.get_parameter(WEIGHT)
@@ -73,9 +79,11 @@ def test_a_prompt_s_state_has_one_gradient_whatever_its_responses(policy: Policy
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_an_objective_gets_what_it_needs_and_mismatched_scores_carry_no_gradient(policy: Policy) -> None:
-    grid = run_batch(policy, COLLATOR.training(EXAMPLES, [0, 1, 2], NORMALIZERS))
-    found = grid.responses(KTO(), grid, 0)
+def test_an_objective_gets_what_it_needs_and_mismatched_scores_carry_no_gradient(
+    policy: Policy, collator: Collator
+) -> None:
+    grid = run_batch(policy, collator.training(EXAMPLES, [0, 1, 2], NORMALIZERS))
+    found = grid.responses(grid, 0, rejected=True, mismatched=True)
     assert found.mismatched is not None
     assert found.counts.tolist() == [2, 1, 1]
     assert found.chosen.present.tolist() == [True, True, False]
@@ -84,5 +92,5 @@ def test_an_objective_gets_what_it_needs_and_mismatched_scores_carry_no_gradient
     assert not none.any()
     (some,) = torch.autograd.grad(found.chosen.logps.sum(), weight)
     assert some.any()
-    assert grid.responses(DPO(), grid, 0).mismatched is None
-    assert grid.responses(SFT(), None, 0).rejected is None
+    few = grid.responses(None, 0, rejected=False, mismatched=False)
+    assert few.rejected is few.mismatched is few.chosen.reference_logps is None

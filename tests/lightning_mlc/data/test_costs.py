@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import write_jsonl
+from conftest import labelled_rows, write_jsonl
 
 from lightning_mlc.data import MultilingualData
 from lightning_mlc.data.batches import Batch
@@ -49,6 +49,18 @@ def test_tokens_by_hand(tiny_model: Path, tmp_path: Path) -> None:
     # Of prompts in both languages only: 120 / 30 and 30 / 20.
     assert counts.relative_to_source().tolist() == [1, 4, 1.5]
     assert np.isnan(counts.take([1]).relative_to_source()[1])
+
+
+@pytest.mark.parametrize("with_rejected", [False, True])
+def test_the_only_response_is_counted_whatever_is_learned(
+    tiny_model: Path, tmp_path: Path, with_rejected: bool
+) -> None:
+    data = ready(tiny_model, write_jsonl(tmp_path / "a.jsonl", labelled_rows(6)), batch_size=6)
+    data.with_rejected = with_rejected
+    (batch,) = data.train_dataloader()
+    tokens = data._counts("train").in_step(with_rejected, True)
+    assert sum(rows.num_tokens for rows in batch.responses) == tokens[:, 0].sum()
+    assert sum(len(rows) for rows in batch.responses) == 6
 
 
 def test_counts_are_those_of_the_batches(tiny_model: Path, tmp_path: Path) -> None:
