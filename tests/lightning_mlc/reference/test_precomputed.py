@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import columns, example_rows, save_model, write_jsonl
+from conftest import columns, example_rows, labelled_rows, save_model, write_jsonl
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from safetensors.torch import load_file, save_file
@@ -190,6 +190,24 @@ def test_training_is_the_same_as_with_the_model_at_hand(
         # float32: the pass runs other examples together, so sums differ in their last bits, and steps carry that on.
         assert precomputed[name] == pytest.approx(values, rel=1e-4, abs=1e-5), name
     assert abs(online["train/rewards/margins"][-1]) > 1e-3  # or there would be nothing to compare
+
+
+def test_training_on_labelled_responses_is_the_same(tiny_model: Path, tmp_path: Path) -> None:
+    """KTO's responses to other prompts are scored in the pass as well; without them the scores are others."""
+    file = write_jsonl(tmp_path / "labelled.jsonl", labelled_rows(13))
+    for mode in ("online", "precomputed"):
+        options = ["--model.objective=KTO", f"--model.reference.mode={mode}", "--trainer.max_steps=8"]
+        cli("fit", tiny_model, file, tmp_path / mode, *options)
+    online, precomputed = columns(tmp_path / "online"), columns(tmp_path / "precomputed")
+    assert online.keys() == precomputed.keys()
+    for name, values in online.items():
+        # float32: the pass runs other examples together, so sums differ in their last bits, and steps carry that on.
+        assert precomputed[name] == pytest.approx(values, rel=1e-4, abs=1e-5), name
+    assert abs(online["train/kl"][-1]) > 1e-2  # or there would be nothing to compare
+    before = shards(file)
+    options = ["--model.objective=KTO", "--model.objective.loss=apo_zero_unpaired", "--trainer.max_steps=1"]
+    cli("fit", tiny_model, file, tmp_path / "apo", "--model.reference.mode=precomputed", *options)
+    assert len(shards(file) - before) == 2
 
 
 def test_adapters_share_the_scores_of_the_model_without_them(
