@@ -170,6 +170,22 @@ def test_a_sum_s_gradient_is_the_sum_of_the_parts_own(tiny_model: Path, tmp_path
     torch.testing.assert_close(both, dpo + 0.25 * sft, rtol=1e-3, atol=1e-6)
 
 
+def test_to_kto_a_pair_is_two_responses(tiny_model: Path, tmp_path: Path) -> None:
+    pairs = ragged_rows()
+    labelled = [
+        {"id": f"{row['id']} {name}", "prompt": row["prompt"], "response": row[name], "label": name == "chosen"}
+        for row in pairs
+        for name in ("chosen", "rejected")
+    ]
+    name = "policy.model.model.layers.1.mlp.up_proj.weight"
+    one, other = (
+        train(tiny_model, write_jsonl(tmp_path / "a.jsonl", rows), KTO(), MLC(weight=0.0), (len(rows), 1), 1)
+        for rows in (pairs, labelled)
+    )
+    # float32 sums in another order.
+    torch.testing.assert_close(one.gradients[0][name], other.gradients[0][name], rtol=1e-3, atol=1e-6)
+
+
 def test_kto_is_its_own_formula_over_the_responses_of_a_step(tiny_model: Path, tmp_path: Path) -> None:
     """The second step's gradient again, from the log-ratios of all nine responses and of as many mismatched ones."""
     rows = ragged_rows(labelled=True)

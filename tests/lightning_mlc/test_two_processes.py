@@ -27,7 +27,7 @@ def test_two_processes_train_as_one_does(tiny_model: Path, tmp_path: Path) -> No
             "out": tmp_path / f"out-{processes}",
             "model.name_or_path": tiny_model,
             "model.objective": "Sum",
-            "model.objective.objectives": '[{"class_path": "DPO"}, {"class_path": "KTO"}]',
+            "model.objective.objectives": '[{"class_path": "DPO"}, {"class_path": "KTO", "init_args": {"beta": 1}}]',
             "model.optimizer": "SGD",
             "model.optimizer.lr": 0.1,
             "data.train_path": data,
