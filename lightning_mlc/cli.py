@@ -18,6 +18,7 @@ COMMANDS = {
     "validate": "measure a model or a checkpoint on the validation data, per language",
     "test": "the same on data.test_path",
     "predict": "generate responses to the prompts, in every language",
+    "evaluate": "is a model safe in every language: generate, judge, measure, compare",
     "export": "turn a checkpoint into a Hugging Face folder",
 }
 
@@ -55,6 +56,10 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         if args[0] == "export":
             _export(args[1:])
+        elif args[0] == "evaluate":
+            from lightning_mlc.evaluation.cli import run as evaluate
+
+            evaluate(args[1:])
         else:
             from lightning_mlc.training_cli import run
 
@@ -73,9 +78,11 @@ def _export(args: Sequence[str]) -> None:
         "--tokenizer",
         help="folder or hub id of the tokenizer, if it is no longer where the model was trained from",
     )
+    parser.add_argument("--adapters", action="store_true", help="write the LoRA adapters alone, for peft")
     options = parser.parse_args(args)
 
     from lightning_mlc.export import export
 
-    folder = export(options.ckpt_path, options.out, tokenizer=options.tokenizer)
-    print(f"wrote {folder}: load it with AutoModelForCausalLM.from_pretrained('{folder}')")
+    folder = export(options.ckpt_path, options.out, tokenizer=options.tokenizer, adapters=options.adapters)
+    loader = "peft.AutoPeftModelForCausalLM" if options.adapters else "AutoModelForCausalLM"
+    print(f"wrote {folder}: load it with {loader}.from_pretrained('{folder}')")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,18 +50,27 @@ class Grid(NamedTuple):
         )
 
 
-def run_batch(policy: Policy, batch: Batch, layer: int | None = None, pool: bool = False) -> Grid:
+def run_batch(
+    policy: Policy,
+    batch: Batch,
+    layer: int | None = None,
+    pool: bool = False,
+    span: Callable[[str], AbstractContextManager[Any]] = nullcontext,
+) -> Grid:
     """All rows of ``batch`` through ``policy``.
 
-    ``layer`` asks for its hidden states at the ends of the prompts, ``pool`` for the means of the last ones.
+    ``layer`` asks for its hidden states at the ends of the prompts, ``pool`` for the means of the last ones. ``span``
+    is entered for the responses and for the translations, with a name to show.
     """
-    responses = [policy(part, layer, pool) for part in batch.responses]
+    with span("responses forward") if batch.responses else nullcontext():
+        responses = [policy(part, layer, pool) for part in batch.responses]
+        with torch.no_grad():
+            mismatched = [policy(part) for part in batch.mismatched]
     others = [*batch.translations, *batch.prompts]
-    outputs = [*responses, *(policy(part, layer) for part in others)]
-    with torch.no_grad():
-        outputs += [policy(part) for part in batch.mismatched]
+    with span("translations forward") if others else nullcontext():
+        translations = [policy(part, layer) for part in others]
     rows = [*batch.responses, *others, *batch.mismatched]
-    grid = _arrange(outputs, rows, len(batch), len(batch.languages))
+    grid = _arrange([*responses, *translations, *mismatched], rows, len(batch), len(batch.languages))
     return grid._replace(pooled=_source_means(responses, batch)) if pool else grid
 
 

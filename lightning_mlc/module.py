@@ -7,12 +7,14 @@ sum the objective's losses and the consistency terms', divide each by the optimi
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 import torchmetrics
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -27,9 +29,18 @@ from lightning_mlc.errors import UserError
 from lightning_mlc.forward import Grid, run_batch
 from lightning_mlc.metrics import Collinearity, ExampleMean, LanguageCosines, LanguageMean, language_differences
 from lightning_mlc.models.attention import packed_layout, packing_agrees
-from lightning_mlc.models.loading import ModelSource, dtype_of, load_causal_lm, load_config, load_tokenizer
+from lightning_mlc.models.compiling import require_compiler, uncompiled
+from lightning_mlc.models.loading import (
+    ModelSource,
+    dtype_of,
+    frozen_dtype_of,
+    load_causal_lm,
+    load_config,
+    load_tokenizer,
+)
 from lightning_mlc.models.lora import LoRA, add_lora
 from lightning_mlc.models.policy import Policy, num_layers, resolve_layer
+from lightning_mlc.models.quantization import require_quantizable, require_whole
 from lightning_mlc.objectives import Objective, Responses, Scores
 from lightning_mlc.provenance import Provenance
 from lightning_mlc.reference import (
@@ -63,6 +74,9 @@ class AlignmentModule(LightningModule):
         scheduler: Learning-rate schedule, stepped once per optimizer step; null keeps the rate constant.
         lora: Train low-rank adapters instead of the weights; null trains the weights.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
+        activation_offload: Keep in CPU memory what gradient checkpointing keeps for the backward pass (the
+            input of each layer). On a GPU only.
+        compile: Compile the decoder layers with ``torch.compile``: a slow first step, faster ones afterwards.
         gguf_file: Name of a GGUF file inside the model folder or repository.
         revision: Revision of a hub model.
         trust_remote_code: Run Python code that the model repository carries. Only for repositories you trust.
@@ -85,6 +99,8 @@ class AlignmentModule(LightningModule):
         scheduler: LRSchedulerCallable | None = None,
         lora: LoRA | None = None,
         gradient_checkpointing: bool = False,
+        activation_offload: bool = False,
+        compile: bool = False,
         gguf_file: str | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
@@ -95,6 +111,21 @@ class AlignmentModule(LightningModule):
         super().__init__()
         if max_new_tokens < 1:
             raise UserError(f"model.max_new_tokens: must be at least 1, got {max_new_tokens}")
+        if activation_offload and not gradient_checkpointing:
+            raise UserError(
+                "model.activation_offload: offloads what gradient checkpointing keeps; "
+                "set model.gradient_checkpointing to true"
+            )
+        if compile and activation_offload:
+            raise UserError(
+                "model.compile: layers that offload their activations cannot be compiled; "
+                "set model.activation_offload or model.compile to false"
+            )
+        if compile and lora is not None and lora.quantize == "int8":
+            raise UserError(
+                "model.compile: int8 products cannot be compiled under gradient checkpointing; "
+                "set model.lora.quantize to nf4, or model.compile to false"
+            )
         if objective is None and not consistency.terms:
             raise UserError(
                 "model.objective: is null, and no term of model.consistency is on: there is nothing to train"
@@ -112,6 +143,8 @@ class AlignmentModule(LightningModule):
         self.scheduler_callable = scheduler
         self.lora = lora
         self.gradient_checkpointing = gradient_checkpointing
+        self.activation_offload = activation_offload
+        self.compiles = compile  # `compile` is a method of any module
         self.attn_implementation = attn_implementation
         self.packing = packing
         self.max_new_tokens = max_new_tokens
@@ -139,6 +172,12 @@ class AlignmentModule(LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         precision = str(self.trainer.precision)
         dtype_of(precision)
+        device = self.trainer.strategy.root_device
+        if self.activation_offload and device.type == "cpu":
+            raise UserError(
+                "model.activation_offload: the model is on the CPU, and its activations with it; "
+                "set model.activation_offload to false"
+            )
         self.reference.check(self.objective, self.consistency.needs, adapters=self.lora is not None)
         if stage != "predict":
             if self.objective is not None:
@@ -153,8 +192,16 @@ class AlignmentModule(LightningModule):
         if stage == "fit":
             self.consistency.require_languages(data.languages)
             self._require_gradients_everywhere()
+            data.plan_steps(translations=bool(self.consistency.terms))
         if self.policy is None:
-            self._layer = resolve_layer(self.consistency.layer, num_layers(load_config(self.source)))
+            config = load_config(self.source)
+            if self.lora is not None and self.lora.quantize is not None:
+                require_quantizable(self.source, config, precision)
+            elif self.lora is None and stage == "fit":
+                require_whole(self.source, config)
+            self._layer = resolve_layer(self.consistency.layer, num_layers(config))
+            if self.compiles and stage != "predict":
+                require_compiler(device)
         self.languages = data.languages
         if stage != "predict":
             self._metrics = self._make_metrics(self.languages, data.kind)
@@ -206,7 +253,9 @@ class AlignmentModule(LightningModule):
     def _choose_layout(self, policy: Policy) -> Layout:
         if self.packing is False:
             return Layout()
-        if packing_agrees(policy):
+        with uncompiled():
+            agrees = packing_agrees(policy)
+        if agrees:
             layout = packed_layout(str(policy.causal_lm.config._attn_implementation))
             assert layout is not None
             return layout
@@ -215,17 +264,28 @@ class AlignmentModule(LightningModule):
         return Layout()
 
     def _load_policy(self) -> Policy:
-        model: Any = load_causal_lm(self.source, dtype_of(str(self.trainer.precision)), self.attn_implementation)
+        model: Any
+        precision = str(self.trainer.precision)
+        if self.lora is None:
+            model = load_causal_lm(self.source, dtype_of(precision), self.attn_implementation)
+        else:
+            device = self.trainer.strategy.root_device
+            model = self.lora.load_base(self.source, frozen_dtype_of(precision), device, self.attn_implementation)
         if self.reference.mode == "precomputed" and not self._initial and not self.trainer.predicting:
-            self._initial = describe_model(model, str(self.trainer.precision)) if self.trainer.is_global_zero else {}
+            self._initial = describe_model(model, precision) if self.trainer.is_global_zero else {}
         if self.lora is not None:
             model = add_lora(model, self.lora)
         if self.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": False}, offload=self.activation_offload
+            )
             if self.lora is not None:
                 model.enable_input_require_grads()
+        policy = Policy(model)
+        if self.compiles and not self.trainer.predicting:  # generation calls the layers in other ways
+            policy.compile_layers()
         # transformers returns models in eval mode, where dropout and gradient checkpointing do nothing.
-        return Policy(model).train()
+        return policy.train()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         assert self.policy is not None
@@ -261,13 +321,17 @@ class AlignmentModule(LightningModule):
         assert self.policy is not None
         terms = self.consistency.terms_at(self.trainer.global_step)
         needs = Needs.of(terms)
-        grid = run_batch(self.policy, batch, self._layer if needs.representations else None, needs.pooled_states)
+        layer = self._layer if needs.representations else None
+        grid = run_batch(self.policy, batch, layer, needs.pooled_states, self._span)
         reference = None
         if self._reference is not None and self._needs_reference(needs):
-            reference = self._reference.grid(batch, "train", needs.reference_translations, needs.pooled_states)
-        loss, metrics = self._objective_terms(batch, grid, reference)
+            with self._span("reference forward"):
+                reference = self._reference.grid(batch, "train", needs.reference_translations, needs.pooled_states)
+        with self._span("objective"):
+            loss, metrics = self._objective_terms(batch, grid, reference)
         if terms:
-            consistency_loss, consistency_metrics = self._consistency_terms(batch, grid, reference, terms)
+            with self._span("consistency loss"):
+                consistency_loss, consistency_metrics = self._consistency_terms(batch, grid, reference, terms)
             loss = loss + consistency_loss
             metrics |= consistency_metrics
         elif self.representation is not None:
@@ -283,6 +347,17 @@ class AlignmentModule(LightningModule):
         if self._ends_window(batch_idx):
             self._log_window()
         return loss
+
+    def _span(self, name: str) -> AbstractContextManager[Any]:
+        """Shows what runs inside to ``--trainer.profiler``, under ``name``."""
+        profiler: Profiler = self.trainer.profiler  # type: ignore[attr-defined]
+        return profiler.profile(f"[Step]{name}")
+
+    def policies(self) -> list[Policy]:
+        """What a step runs batches through: the policy, then the reference where it is a model of its own."""
+        assert self.policy is not None
+        reference = [self._reference.policy] if isinstance(self._reference, OnlineReference) else []
+        return [self.policy, *(policy for policy in reference if policy is not self.policy)]
 
     def _objective_terms(self, batch: Batch, grid: Grid, reference: Grid | None) -> tuple[Tensor, dict[str, Tensor]]:
         loss = torch.zeros((), device=batch.keys.device)
@@ -533,10 +608,9 @@ class AlignmentModule(LightningModule):
         if self.reference.is_updated:
             assert isinstance(self._reference, OnlineReference)
             checkpoint[OnlineReference.KEY] = self._reference.state_dict()
-        if self.lora is not None:
-            # The frozen weights are those of the base model; only what was trained need be stored.
-            trained = self._trained_keys()
-            checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in trained}
+        # The frozen weights are those of the base model; only what was trained need be stored.
+        kept = self._stored_keys()
+        checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in kept}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         assert self.policy is not None
@@ -549,28 +623,23 @@ class AlignmentModule(LightningModule):
                     "measured against it; set model.reference.update_every_n_steps as it was"
                 )
             self._reference.load_state_dict(checkpoint[OnlineReference.KEY])
-        state = checkpoint["state_dict"]
-        expected = self.state_dict()
-        if self.lora is not None:
-            trained = self._trained_keys()
-            state |= {key: value for key, value in expected.items() if key not in trained}
-        for disagreement, verb in (
-            (expected.keys() - state.keys(), "lacks"),
-            (state.keys() - expected.keys(), "has"),
-        ):
+        stored, expected = checkpoint["state_dict"].keys(), self._stored_keys()
+        self.strict_loading = self.lora is None  # the frozen weights are there already
+        for disagreement, verb in ((expected - stored, "lacks"), (stored - expected, "has")):
             if disagreement:
                 raise UserError(
                     f"ckpt_path: the checkpoint {verb} {min(disagreement)}, unlike the model that the "
                     "configuration describes; use the model.consistency settings it was trained with"
                 )
 
-    def _trained_keys(self) -> set[str]:
-        frozen = {
-            f"policy.{name}"
-            for name, parameter in (self.policy or nn.Module()).named_parameters(remove_duplicate=False)
-            if not parameter.requires_grad
-        }
-        return {key for key in self.state_dict() if key not in frozen}
+    def _stored_keys(self) -> set[str]:
+        """Keys of the state dict that belong into a checkpoint: under adapters, all but the frozen model's."""
+        keys = set(self.state_dict())
+        if self.lora is None:
+            return keys
+        assert self.policy is not None
+        adapters = {f"policy.{name}" for name, weight in self.policy.named_parameters() if weight.requires_grad}
+        return {key for key in keys if key in adapters or not key.startswith("policy.")}
 
 
 def wins(margins: Tensor) -> Tensor:

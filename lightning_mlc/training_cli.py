@@ -14,6 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import Namespace
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -29,6 +30,7 @@ from lightning_mlc.errors import Interrupted, UserError
 from lightning_mlc.metrics_file import MetricsFile
 from lightning_mlc.module import AlignmentModule
 from lightning_mlc.objectives import Objective, Sum
+from lightning_mlc.speed import Speed
 
 OBJECTIVE = "model.objective"
 TOKENIZER_OPTIONS = ("name_or_path", "gguf_file", "revision", "trust_remote_code")
@@ -157,6 +159,8 @@ class TrainingCLI(LightningCLI):
         if options.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(Progress())
         callbacks += [EvaluationReport(), ExactResume(int(config.seed_everything))]
+        if self.subcommand == "fit":
+            callbacks.append(Speed())
         if self.subcommand == "predict":
             callbacks.append(PredictionWriter())
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
@@ -231,6 +235,20 @@ def _with_shipped_configs(args: Sequence[str]) -> list[str]:
     return resolved
 
 
+def _with_torch_optimizers(args: Sequence[str]) -> list[str]:
+    """A bare name of an optimizer is PyTorch's, whatever libraries with classes of that name have been imported."""
+    resolved = list(args)
+    for index, arg in enumerate(args):
+        option, equals, name = arg.partition("=")
+        if option != "--model.optimizer" or (not equals and index + 1 >= len(args)):
+            continue
+        name = name if equals else args[index + 1]
+        if name.isidentifier() and hasattr(torch.optim, name):
+            position, prefix = (index, f"{option}=") if equals else (index + 1, "")
+            resolved[position] = f"{prefix}torch.optim.{name}"
+    return resolved
+
+
 def run(args: Sequence[str]) -> TrainingCLI:
     """Parse ``args`` (subcommand first) and run them.
 
@@ -260,7 +278,7 @@ def _cli(args: Sequence[str]) -> TrainingCLI:
     return TrainingCLI(
         AlignmentModule,
         MultilingualData,
-        args=_with_shipped_configs(args),
+        args=_with_torch_optimizers(_with_shipped_configs(args)),
         seed_everything_default=42,
         save_config_callback=SaveConfig,
         trainer_defaults={

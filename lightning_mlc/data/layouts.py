@@ -1,6 +1,6 @@
 """Layouts of data files: from a row as the file has it to an :class:`~lightning_mlc.data.records.Example`.
 
-Three are known. Our own::
+These are known. Our own::
 
     {"id": "...", "prompt": {"en": TEXT, "sw": TEXT}, "chosen": TEXT, "rejected": TEXT}
     or, in place of the pair,                         "response": TEXT               or  "response": TEXT, "label": BOOL
@@ -10,20 +10,23 @@ where TEXT is a string or a list of messages (``{"role", "content"}``), and ``ch
 CSV, the prompts stand in columns ``prompt_en``, ``prompt_sw``, ... The layouts of the MLC authors, whose
 unsuffixed prompt is in the source language: preference pairs (``prompt``, ``prompt_sw``, ... as ShareGPT
 turns, ``chosen``, ``rejected``) and Alpaca (``instruction``, ``input``, ``output``, ``prompt_sw``, ...). A response
-may be called ``response``, ``output`` or ``completion`` in each of them.
+may be called ``response``, ``output`` or ``completion`` in each of them. And that of MultiJail (arXiv 2310.06474),
+prompts without responses: ``id``, ``source``, ``tags``, and a column per language that is named by its code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from lightning_mlc.data.languages import canonical_language, canonical_languages
+from lightning_mlc.data.languages import canonical_language, canonical_languages, is_language
 from lightning_mlc.data.records import KIND_NAMES, Example, Message
 from lightning_mlc.errors import UserError
 
 Row = Mapping[str, Any]
 _PREFIX = "prompt_"
+_BESIDE_LANGUAGES = frozenset({"id", "source", "tags"})
+"""Columns of MultiJail that are no language."""
 _RESPONSES = ("response", "output", "completion")
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
@@ -35,12 +38,9 @@ def parse_rows(rows: Iterable[tuple[str, Row]], source_language: str, file: str)
         UserError: A row is malformed; ``file`` has no row; two examples have the same id.
     """
     examples: list[Example] = []
-    prompts_of: Callable[[Row, str, str], dict[str, list[Message]]] | None = None
     seen: dict[str, str] = {}
-    for where, row in rows:
-        if prompts_of is None:
-            prompts_of = _layout_of(row, where)
-        example = _example(row, where, source_language, prompts_of)
+    for where, row, prompts in prompts_of_rows(rows, source_language):
+        example = _example(row, where, source_language, prompts)
         if example.id in seen:
             raise UserError(f"{where}: the id '{example.id}' is taken by {seen[example.id]}; ids must be unique")
         seen[example.id] = where
@@ -55,6 +55,21 @@ def parse_rows(rows: Iterable[tuple[str, Row]], source_language: str, file: str)
     return examples
 
 
+def prompts_of_rows(
+    rows: Iterable[tuple[str, Row]], source_language: str
+) -> Iterator[tuple[str, Row, dict[str, list[Message]]]]:
+    """Each row (after where it stands) with its conversations by language. The first row decides on the layout.
+
+    Raises:
+        UserError: A row has no prompt in that layout.
+    """
+    prompts_of: Callable[[Row, str, str], dict[str, list[Message]]] | None = None
+    for where, row in rows:
+        if prompts_of is None:
+            prompts_of = _layout_of(row, where)
+        yield where, row, prompts_of(row, where, source_language)
+
+
 def _layout_of(row: Row, where: str) -> Callable[[Row, str, str], dict[str, list[Message]]]:
     if isinstance(row.get("prompt"), Mapping):
         return _nested_prompts
@@ -64,16 +79,15 @@ def _layout_of(row: Row, where: str) -> Callable[[Row, str, str], dict[str, list
         return _suffixed_prompts
     if any(key.startswith(_PREFIX) for key in row):
         return _flat_prompts
+    if (languages := row.keys() - _BESIDE_LANGUAGES) and all(is_language(column) for column in languages):
+        return _language_columns
     raise UserError(
         f"{where}: has no prompt; expected a key 'prompt' with one text per language, columns such as "
         f"'prompt_en', or 'instruction' (keys found: {', '.join(map(str, row)) or 'none'})"
     )
 
 
-def _example(
-    row: Row, where: str, source: str, prompts_of: Callable[[Row, str, str], dict[str, list[Message]]]
-) -> Example:
-    prompts = prompts_of(row, where, source)
+def _example(row: Row, where: str, source: str, prompts: dict[str, list[Message]]) -> Example:
     if source not in prompts:
         raise UserError(
             f"{where}: has no prompt in the source language '{source}' "
@@ -83,18 +97,26 @@ def _example(
     rejected: str | None
     label: bool | None = None
     if "chosen" in row or "rejected" in row:
-        chosen, rejected, translated = _pairs(row, prompts, where, source)
+        chosen, rejected, translated = pair_of(row, prompts, where, source)
     else:
         key = next((key for key in _RESPONSES if key in row), None)
         if key is None:
             raise UserError(f"{where}: has no response; expected 'chosen' and 'rejected', or 'response'")
         response, label, translated = _response(row[key], f"'{key}'", where), _label(row, where), {}
         chosen, rejected = (None, response) if label is False else (response, None)
+    return Example(id_of(row, where), where, prompts, chosen, rejected, label is not None, translated)
+
+
+def id_of(row: Row, where: str) -> str:
+    """The row's ``id``, or where it stands if it has none.
+
+    Raises:
+        UserError: The id is neither a string nor a number.
+    """
     own_id = row.get("id")
     if own_id is not None and not isinstance(own_id, str | int):
         raise UserError(f"{where}: 'id' must be a string or a number")
-    name = str(own_id) if own_id is not None else where
-    return Example(name, where, prompts, chosen, rejected, label is not None, translated)
+    return str(own_id) if own_id is not None else where
 
 
 def _nested_prompts(row: Row, where: str, source: str) -> dict[str, list[Message]]:
@@ -107,6 +129,10 @@ def _nested_prompts(row: Row, where: str, source: str) -> dict[str, list[Message
 def _flat_prompts(row: Row, where: str, source: str) -> dict[str, list[Message]]:
     columns = [(key.removeprefix(_PREFIX), text) for key, text in row.items() if key.startswith(_PREFIX)]
     return _by_language(columns, where)
+
+
+def _language_columns(row: Row, where: str, source: str) -> dict[str, list[Message]]:
+    return _by_language([(key, text) for key, text in row.items() if key not in _BESIDE_LANGUAGES], where)
 
 
 def _suffixed_prompts(row: Row, where: str, source: str) -> dict[str, list[Message]]:
@@ -140,8 +166,12 @@ def _by_language(texts: Iterable[tuple[str, Any]], where: str) -> dict[str, list
     return prompts
 
 
-def _pairs(row: Row, prompts: Collection[str], where: str, source: str) -> tuple[str, str, dict[str, tuple[str, str]]]:
-    """Chosen and rejected response in the source language, and both by language in the others that have them."""
+def pair_of(row: Row, prompts: Collection[str], where: str, source: str) -> tuple[str, str, dict[str, tuple[str, str]]]:
+    """Chosen and rejected response in the source language, and both by language in the others that have them.
+
+    Raises:
+        UserError: One is missing or malformed, both are the same, or there is no prompt that they answer.
+    """
     chosen, rejected = (_responses(row.get(key), key, where, source) for key in ("chosen", "rejected"))
     for language in sorted(chosen.keys() ^ rejected.keys()):
         # A language cannot tell which of its responses is the better one if it also tells the two apart.

@@ -48,6 +48,11 @@ class OnlineReference:
         self._policy = policy if _has_adapters(policy) else copy.deepcopy(policy).requires_grad_(False).eval()
         self._evaluated: dict[str, ReferenceScores] = {}
 
+    @property
+    def policy(self) -> Policy:
+        """What it runs responses through: a model of its own, or the policy whose adapters it turns off."""
+        return self._policy
+
     def grid(self, batch: Batch, split: str, translations: bool = False, pool: bool = False) -> Grid:
         """Scores of ``batch`` of the data's ``split``. In evaluation, which repeats, they are computed once.
 

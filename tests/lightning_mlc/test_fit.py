@@ -263,6 +263,30 @@ def test_resumed_run_continues_and_explicit_options_win(tiny_model: Path, pairs_
     assert resumed.trainer.global_step == 10
 
 
+def test_a_run_by_tokens_resumes_in_the_middle_of_an_epoch(tiny_model: Path, tmp_path: Path) -> None:
+    rows = example_rows(24)
+    for number, row in enumerate(rows):
+        row["chosen"] += " Really." * (number % 7)
+    data = write_jsonl(tmp_path / "pairs.jsonl", rows)
+    options = ["--data.tokens_per_batch=1000", "--trainer.accumulate_grad_batches=2", "--model.optimizer.lr=1e-3"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+
+    def fit(out: Path, steps: int, *more: str) -> TrainingCLI:
+        optimizer = ["--model.optimizer=AdamW", *options]
+        return run(arguments("fit", tiny_model, data, out, *optimizer, f"--trainer.max_steps={steps}", *more))
+
+    cli = fit(whole, 8)
+    assert cli.trainer.estimated_stepping_batches == 8
+    micro_batches = int(cli.trainer.num_training_batches)
+    assert micro_batches % 2 == 0  # whole steps
+    assert 8 % (micro_batches // 2) != 0  # neither run ends with an epoch
+    fit(parts, 5)
+    assert 5 % (micro_batches // 2) != 0
+    fit(parts, 8, "--ckpt_path=last")
+    summaries = [json.loads((out / "report/summary.json").read_text()) for out in (whole, parts)]
+    assert summaries[0]["after"] == pytest.approx(summaries[1]["after"], rel=1e-4, abs=1e-5)
+
+
 def test_validate_reproduces_the_last_validation(finished: tuple[Path, Path, Path]) -> None:
     model, data, out = finished
     cli = run(arguments("validate", model, data, out, "--ckpt_path=last"))
@@ -333,6 +357,8 @@ def test_options_that_cannot_work_together(
         tmp_path / "alike.jsonl", [row | {"prompt": {"en": "a", "sw": "b"}} for row in labelled_rows(4)]
     )
     parts = ["--model.objective=Sum", "--model.objective.objectives"]
+    no_weights = save_model(tmp_path / "empty")  # seen when a model is loaded, and not before
+    (no_weights / "model.safetensors").unlink()
     fused = ["--model.optimizer=AdamW", "--model.optimizer.fused=true", "--trainer.gradient_clip_val=1"]
     key = "--model.consistency"
     sft, null, off = ["--model.objective=SFT"], ["--model.objective=null"], [f"{key}.mlc.weight=0"]
@@ -395,6 +421,8 @@ def test_options_that_cannot_work_together(
         ),
         (tiny_model, pairs_file, ["--trainer.precision=bf16-mixed", *fused], "model.optimizer.fused: Lightning cannot"),
         (tiny_model, pairs_file, ["--trainer.overfit_batches=1"], "trainer.overfit_batches: is not supported"),
+        (tiny_model, pairs_file, ["--data.batch_size=2", "--data.tokens_per_batch=9"], "data.tokens_per_batch: cannot"),
+        (no_weights, pairs_file, ["--data.tokens_per_batch=9"], "data.tokens_per_batch: 9 is less than the"),
         (tiny_model, pairs_file, ["--model.lora.target_modules=nothing"], "model.lora.target_modules:"),
         (tiny_model, pairs_file, ["--model.lora.r=0"], "error: model.lora.r: the rank must be at least 1"),
         (tiny_model, pairs_file, ["--seed_everything=true"], "seed_everything: give a number"),

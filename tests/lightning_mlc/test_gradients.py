@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lightning_mlc.consistency import DCO, MLC, MPO, Consistency, PairwiseCosine, SourceCosine
 from lightning_mlc.data import MultilingualData
+from lightning_mlc.data.batches import Batch
 from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, TokenRows
 from lightning_mlc.errors import UserError
 from lightning_mlc.module import AlignmentModule
@@ -22,17 +23,19 @@ from lightning_mlc.objectives import CPO, DPO, KTO, ORPO, SFT, Objective, SimPO,
 
 
 class Recorder(AlignmentModule):
-    """Keeps the gradient of every optimizer step, and which rows were run.
+    """Keeps the gradient of every optimizer step, and the sizes of batches, and which rows were run.
 
     ``rows`` counts those of the policy, ``reference_rows`` those of the reference, by language and kind.
     """
 
     gradients: list[dict[str, Tensor]]
+    counts: list[int]
     rows: Counter[tuple[int, int]]
     reference_rows: Counter[tuple[int, int]]
 
     def on_fit_start(self) -> None:
         self.gradients = []
+        self.counts = []
         self.rows, self.reference_rows = Counter(), Counter()
         assert self.policy is not None
         self.policy.register_forward_hook(lambda _module, inputs, _output: self._count(inputs[0], self.rows))
@@ -47,6 +50,9 @@ class Recorder(AlignmentModule):
     @property
     def prompt_rows(self) -> int:
         return sum(count for (_, kind), count in self.rows.items() if kind == NO_RESPONSE)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        self.counts.append(len(batch))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         super().on_before_optimizer_step(optimizer)
@@ -84,10 +90,13 @@ def train(
     consistency: Consistency,
     cut: tuple[int, int] = (2, 2),
     steps: int = 2,
+    tokens_per_batch: int | None = None,
 ) -> Recorder:
+    """``cut`` into examples per micro-batch, unless there are ``tokens_per_batch``, and micro-batches per step."""
     torch.manual_seed(0)
     module = Recorder(str(model), objective, consistency, optimizer=sgd)
-    data = MultilingualData(str(data_file), val_share=0.0, batch_size=cut[0], name_or_path=str(model))
+    size: dict[str, Any] = {"tokens_per_batch": tokens_per_batch} if tokens_per_batch else {"batch_size": cut[0]}
+    data = MultilingualData(str(data_file), val_share=0.0, name_or_path=str(model), **size)
     Trainer(
         accelerator="cpu",
         max_steps=steps,
@@ -145,6 +154,24 @@ def test_cutting_a_batch_changes_no_gradient(
                 torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize("objective", [SFT(), DPO()])
+def test_micro_batches_of_unlike_counts_change_no_gradient(
+    tiny_model: Path, tmp_path: Path, objective: Objective
+) -> None:
+    """All nine examples in one step: as one micro-batch, and as four by a budget of tokens."""
+    path = write_jsonl(tmp_path / "a.jsonl", ragged_rows())
+    mlc = weighing(mlc=2.0)
+    whole = train(tiny_model, path, objective, mlc, (9, 1), steps=1)
+    parts = train(tiny_model, path, objective, mlc, (0, 4), steps=1, tokens_per_batch=1000)
+    assert whole.counts == [9]
+    assert sum(parts.counts) == 9
+    assert len(parts.counts) == 4
+    assert len(set(parts.counts)) > 1
+    for name, gradient in whole.gradients[0].items():
+        # float32 sums in another order.
+        torch.testing.assert_close(parts.gradients[0][name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+
+
 def test_loss_is_the_objective_plus_weighted_mlc(tiny_model: Path, tmp_path: Path) -> None:
     """Gradients are linear in the terms: that of weight 2 is that of 0 plus twice the difference to 1."""
     path = write_jsonl(tmp_path / "a.jsonl", ragged_rows())
@@ -179,7 +206,7 @@ def test_to_kto_a_pair_is_two_responses(tiny_model: Path, tmp_path: Path) -> Non
     ]
     name = "policy.model.model.layers.1.mlp.up_proj.weight"
     one, other = (
-        train(tiny_model, write_jsonl(tmp_path / "a.jsonl", rows), KTO(), MLC(weight=0.0), (len(rows), 1), 1)
+        train(tiny_model, write_jsonl(tmp_path / "a.jsonl", rows), KTO(), weighing(mlc=0.0), (len(rows), 1), 1)
         for rows in (pairs, labelled)
     )
     # float32 sums in another order.
