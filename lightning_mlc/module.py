@@ -234,7 +234,8 @@ class AlignmentModule(LightningModule):
         if self.reference.mode == "precomputed":
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
             load = self._load_policy if initial is None else lambda: initial
-            self._reference = precompute(self.trainer, data, load, self._initial, str(self.source))
+            translations = self.consistency.needs.reference_translations
+            self._reference = precompute(self.trainer, data, load, self._initial, str(self.source), translations)
         elif self._reference is None:
             self._reference = OnlineReference(initial or self._load_policy())
 

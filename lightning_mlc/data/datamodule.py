@@ -407,37 +407,35 @@ class MultilingualData(LightningDataModule):
         """The keys (``Batch.keys``) of the examples of ``split``; none where the command has no such data."""
         return self._rows.get(split, [])
 
-    def scored_languages(self, split: Split) -> int:
-        """In how many of ``languages``, from the first, the responses of ``split`` are scored."""
-        return 1 if split == "train" else len(self.languages)
-
-    def scoring_loader(self, split: Split, missing: Collection[int]) -> DataLoader[Batch]:
+    def scoring_loader(self, split: Split, in_source: bool, missing: Collection[int]) -> DataLoader[Batch]:
         """This process's share of some batches of responses in which all examples of the keys ``missing`` are.
 
-        Training examples are in the source language alone. The others are in all languages, and batched as in
-        evaluation, so that a model gives the very same scores there.
+        They are in all languages, or ``in_source`` alone. What is not training data is batched as in evaluation,
+        so that a model gives the very same scores there.
         """
         trainer = self.trainer
         world_size, rank = (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
-        collator, rows, training = self._collator(), self._rows[split], split == "train"
-        batches = EvaluationBatches(self._sizes(split), SCORING_EXAMPLES if training else self.val_batch_size)
+        collator, rows = self._collator(), self._rows[split]
+        batches = EvaluationBatches(self._sizes(split), self._scored_together(split))
         wanted = [batch for batch in batches if any(rows[index] in missing for index in batch.indices)]
-        collate = collator.source_responses if training else collator.evaluation
+        collate = collator.source_responses if in_source else collator.evaluation
         return self._loader(split, wanted[rank::world_size], collate)
 
-    def describe(self, split: Split) -> dict[str, str]:
-        """What the scores of the responses of ``split`` depend on beside the model, by names for messages."""
-        training = split == "train"
+    def describe(self, split: Split, in_source: bool) -> dict[str, str]:
+        """What the scores of :meth:`scoring_loader` depend on beside the model, by names for messages."""
         return {
             "data": table_fingerprint(self._tables[split]),
             "max_prompt_length": str(self.max_prompt_length),
             "max_response_length": str(self.max_response_length),
-            "languages": self.languages[0] if training else ", ".join(self.languages),
+            "languages": self.languages[0] if in_source else ", ".join(self.languages),
             "responses": "chosen and rejected" if self.with_rejected else "chosen",
             "mismatched": "yes" if self.with_mismatched else "no",
             "layout": "packed" if self.layout.packed else "padded",
-            "examples per batch": str(SCORING_EXAMPLES if training else self.val_batch_size),
+            "examples per batch": str(self._scored_together(split)),
         }
+
+    def _scored_together(self, split: Split) -> int:
+        return SCORING_EXAMPLES if split == "train" else self.val_batch_size
 
     def _collator(self) -> Collator:
         return Collator(self.languages, self.pad_id, self.with_rejected, self.layout, self.responses_in)

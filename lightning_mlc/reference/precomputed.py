@@ -36,9 +36,8 @@ class PrecomputedReference:
         self._scores = dict(scores)
 
     def grid(self, batch: Batch, split: str, translations: bool = False, pool: bool = False) -> Grid:
-        """Scores of ``batch`` of the data's ``split``. What else an online reference gives is refused at start."""
-        assert not translations
-        assert not pool
+        """Scores of ``batch`` of the data's ``split``, in the languages that were asked for when they were computed."""
+        assert not pool, "refused at start: see ReferenceSettings.check"
         scores = self._scores[split] = self._scores[split].to(batch.keys.device)
         return scores.grid(batch)
 
@@ -49,6 +48,7 @@ def precompute(
     initial: Callable[[], Policy],
     description: Mapping[str, str],
     name: str,
+    translations: bool = False,
 ) -> PrecomputedReference:
     """Scores of the initial model, from the cache where they are there, and computed where they are not.
 
@@ -63,6 +63,7 @@ def precompute(
         description: What :func:`~lightning_mlc.reference.fingerprint.describe_model` says of it. Only that of the
             first process counts.
         name: What the model is called, for the manifest.
+        translations: Whether training, too, needs the responses in all languages and not in the source's alone.
     """
     # Whatever is drawn here, none of it may change the run that follows. And the device of the batches is the CPU,
     # whatever the default is where Lightning creates models.
@@ -70,18 +71,22 @@ def precompute(
         assert trainer.state.fn is not None
         splits = [split for split in SPLITS[trainer.state.fn.value] if data.keys(split)]
         load = cache(initial)
-        return PrecomputedReference({split: _scores(trainer, data, split, load, description, name) for split in splits})
+        in_source = {split: split == "train" and not translations for split in splits}
+        return PrecomputedReference(
+            {split: _scores(trainer, data, split, in_source[split], load, description, name) for split in splits}
+        )
 
 
 def _scores(
     trainer: Trainer,
     data: MultilingualData,
     split: Split,
+    in_source: bool,
     initial: Callable[[], Policy],
     description: Mapping[str, str],
     name: str,
 ) -> ReferenceScores:
-    parts = trainer.strategy.broadcast({**description, **data.describe(split)})
+    parts = trainer.strategy.broadcast({**description, **data.describe(split, in_source)})
     store = ScoreStore(data.cache_dir / "reference", parts, {"model": name})
     # What the first process finds counts for all, or they would not agree on what is left to do.
     known = trainer.strategy.broadcast(store.read() if trainer.is_global_zero else ReferenceScores.union([]))
@@ -90,7 +95,8 @@ def _scores(
         return known
     if trainer.is_global_zero and not len(known.keys):
         store.explain_absence()
-    loader, languages = data.scoring_loader(split, frozenset(missing)), data.scored_languages(split)
+    loader = data.scoring_loader(split, in_source, frozenset(missing))
+    languages = 1 if in_source else len(data.languages)
     with _progress_bar(trainer) as bar, as_reference(initial().to(trainer.strategy.root_device)) as policy:
         batches = bar.track(loader, description=f"Reference, {NAMES[split]} data")
         new = _keep((_score(policy, batch, languages, trainer) for batch in batches), store)

@@ -56,10 +56,10 @@ class ReferenceSettings:
         """
         name = type(objective).__name__ if objective is not None else "model.consistency"
         needed = needs.reference or (objective is not None and objective.needs_reference)
-        if self.mode == "precomputed" and (needs.reference_translations or needs.pooled_states):
+        if self.mode == "precomputed" and needs.pooled_states:
             raise UserError(
-                "model.reference.mode: precomputed has the log-probabilities of the source language alone, and "
-                "model.consistency has a term that needs more of the reference (mpo, dco); set it to online"
+                "model.reference.mode: precomputed has log-probabilities, and model.consistency has a term that needs "
+                "hidden states of the reference (mpo with a constraint); set it to online"
             )
         if not needed and self.mode == "precomputed":
             raise UserError(

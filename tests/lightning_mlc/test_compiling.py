@@ -112,8 +112,10 @@ def test_a_copy_is_compiled_and_has_its_own_weights(tiny_model: Path) -> None:
     assert not torch.equal(*found)
 
 
-def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("/nowhere/g++",))
-    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
-    with pytest.raises(UserError, match=r"^model\.compile: torch\.compile does not work on this machine \(.+\); inst"):
+def test_without_a_compiler() -> None:
+    without = torch._inductor.config.patch({"cpp.cxx": ("/nowhere/g++",), "force_disable_caches": True})
+    with without, pytest.raises(
+        UserError, match=r"^model\.compile: torch\.compile does not work on this machine \(.+\); inst"
+    ):
         require_compiler(torch.device("cpu"))
+    require_compiler(torch.device("cpu"))

@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM
 from lightning_mlc.consistency import MLC, Consistency
 from lightning_mlc.data import MultilingualData
 from lightning_mlc.data import datamodule as datamodule_module
+from lightning_mlc.data.rows import KINDS
 from lightning_mlc.errors import UserError
 from lightning_mlc.models.lora import LoRA
 from lightning_mlc.models.policy import Policy
@@ -129,7 +130,7 @@ def test_scores_are_those_of_a_plain_forward_pass(tiny_model: Path, data_file: P
     for split, languages in (("train", 1), ("val", 3)):
         scores = tables(module)[split]
         assert scores.keys.tolist() == data.keys(split)
-        assert scores.logps.shape == (len(scores.keys), languages, 3)
+        assert scores.logps.shape == (len(scores.keys), languages, KINDS)
         for row, key in enumerate(scores.keys.tolist()):
             example = table[key]
             for language in range(languages):
@@ -151,7 +152,8 @@ def test_scores_are_those_of_a_plain_forward_pass(tiny_model: Path, data_file: P
 def test_before_training_every_margin_is_exactly_zero(tiny_model: Path, data_file: Path, precision: str) -> None:
     """Validation rows are scored in the batches of validation: to the last bit, or ties would look like preferences."""
     module = AlignmentModule(str(tiny_model), DPO(), Consistency(mlc=MLC(weight=0.0)), PRECOMPUTED)
-    trainer_of(precision=precision).validate(module, data_of(tiny_model, data_file), verbose=False)
+    data = data_of(tiny_model, data_file, val_share=0.9, val_batch_size=3)
+    trainer_of(precision=precision).validate(module, data, verbose=False)
     margins = {key: value for key, value in module.validation_results.items() if "rewards/margins" in key}
     assert margins
     assert set(margins.values()) == {0.0}
@@ -176,12 +178,21 @@ def cli(command: str, model: Path, file: Path, out: Path, *more: str) -> Any:
     return run([command, *(f"--{name}={value}" for name, value in options.items()), *more])
 
 
-@pytest.mark.parametrize("lora", [[], ["--model.lora.r=4"]], ids=["weights", "lora"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["--model.lora.r=4"],
+        ["--model.objective=KTO", "--model.consistency.mpo.weight=1", "--model.consistency.mpo.constraint=0"],
+        ["--model.objective=null", "--model.consistency.dco.weight=1", "--model.optimizer.lr=1e-3"],
+    ],
+    ids=["weights", "adapters", "mismatched responses", "responses in all languages"],
+)
 def test_training_is_the_same_as_with_the_model_at_hand(
-    tiny_model: Path, data_file: Path, tmp_path: Path, lora: list[str]
+    tiny_model: Path, data_file: Path, tmp_path: Path, more: list[str]
 ) -> None:
     for mode in ("online", "precomputed"):
-        options = [f"--model.reference.mode={mode}", "--trainer.max_steps=8", *lora]  # into the second epoch
+        options = [f"--model.reference.mode={mode}", "--trainer.max_steps=8", *more]  # into the second epoch
         cli("fit", tiny_model, data_file, tmp_path / mode, *options)
     online, precomputed = columns(tmp_path / "online"), columns(tmp_path / "precomputed")
     assert online.keys() == precomputed.keys()
@@ -189,7 +200,8 @@ def test_training_is_the_same_as_with_the_model_at_hand(
     for name, values in online.items():
         # float32: the pass runs other examples together, so sums differ in their last bits, and steps carry that on.
         assert precomputed[name] == pytest.approx(values, rel=1e-4, abs=1e-5), name
-    assert abs(online["train/rewards/margins"][-1]) > 1e-3  # or there would be nothing to compare
+    if "train/rewards/margins" in online:
+        assert abs(online["train/rewards/margins"][-1]) > 1e-3  # or there would be nothing to compare
 
 
 def test_training_on_labelled_responses_is_the_same(tiny_model: Path, tmp_path: Path) -> None:

@@ -10,10 +10,12 @@ from lightning_mlc.data.batches import Batch, Normalizers
 from lightning_mlc.forward import Grid
 from lightning_mlc.reference.scores import ReferenceScores
 
+NORMALIZERS = Normalizers(1.0, 1.0, 1.0, 1.0, 1.0)
+
 
 def batch(keys: list[int], languages: int = 2) -> Batch:
     names = tuple(f"l{index}" for index in range(languages))
-    return Batch(tuple(map(str, keys)), torch.tensor(keys), names, 0, (), (), Normalizers(1.0, 1.0, 1.0, 1.0, 1.0))
+    return Batch(tuple(map(str, keys)), torch.tensor(keys), names, 0, (), (), NORMALIZERS)
 
 
 def grid_of(keys: list[int], languages: int = 2, kinds: int = 3) -> Grid:
