@@ -27,11 +27,13 @@ from lightning_mlc.metrics import Collinearity, LanguageCosines, LanguageMean, c
 from lightning_mlc.models.attention import packed_layout, packing_agrees
 from lightning_mlc.models.loading import ModelSource, dtype_of, load_causal_lm, load_config, load_tokenizer
 from lightning_mlc.models.lora import LoRA, add_lora
+from lightning_mlc.models.logprobs import head_agrees
 from lightning_mlc.models.policy import Policy, num_layers, resolve_layer
 from lightning_mlc.objectives import Objective
 from lightning_mlc.provenance import Provenance
 from lightning_mlc.reference import Reference
 from lightning_mlc.schedules import Warmup
+from lightning_mlc.sharding import FSDP2, require_supported
 
 PROGRESS = {"loss": "loss", "mlc/loss": "mlc", "rewards/accuracies": "acc"}
 """What the progress bar shows, and the short names it has room for."""
@@ -118,6 +120,7 @@ class AlignmentModule(LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         precision = str(self.trainer.precision)
         dtype_of(precision)
+        require_supported(self.trainer.strategy)
         if stage != "predict":
             if self.objective.needs_rejected and not data.has_pairs:
                 raise UserError(
@@ -148,8 +151,36 @@ class AlignmentModule(LightningModule):
             # Without adapters only a model just loaded is the initial one; it may have been trained since.
             is_initial = loaded_now or self.lora is not None
             self._reference = Reference(self.policy if is_initial else self._load_policy())
+        if loaded_now and self._sharding is not None:
+            self._shard(self._sharding)
+
+    @property
+    def _sharding(self) -> FSDP2 | None:
+        """The strategy, if it shares the model out over processes."""
+        strategy = self.trainer.strategy
+        return strategy if isinstance(strategy, FSDP2) else None
+
+    def _shard(self, sharding: FSDP2) -> None:
+        assert self.policy is not None
+        policies = [self.policy] if self._reference is None else [self.policy, self._reference.policy]
+        for policy in dict.fromkeys(policies):
+            sharding.shard(policy, str(self.trainer.precision))
+        if self.consistency is not None:
+            sharding.shard_methods(self.consistency, "extract")
 
     def _choose_layout(self, policy: Policy) -> Layout:
+        if self._sharding is None:
+            return self._layout_of(policy)
+        # Only process 0 has weights to try things with, and all must run the same passes.
+        layout = None
+        if self.trainer.is_global_zero:
+            layout = self._layout_of(policy)
+            policy.in_two_parts = head_agrees(policy.causal_lm, torch.arange(8)[None])
+        layout, policy.in_two_parts = self._sharding.broadcast((layout, policy.in_two_parts))
+        assert layout is not None
+        return layout
+
+    def _layout_of(self, policy: Policy) -> Layout:
         if self.packing is False:
             return Layout()
         if packing_agrees(policy):
@@ -161,7 +192,11 @@ class AlignmentModule(LightningModule):
         return Layout()
 
     def _load_policy(self) -> Policy:
-        model: Any = load_causal_lm(self.source, dtype_of(str(self.trainer.precision)), self.attn_implementation)
+        # Of a model to be shared out, process 0 reads the weights for all.
+        weights = self._sharding is None or self.trainer.is_global_zero
+        model: Any = load_causal_lm(
+            self.source, dtype_of(str(self.trainer.precision)), self.attn_implementation, weights=weights
+        )
         if self.lora is not None:
             model = add_lora(model, self.lora)
         if self.gradient_checkpointing:
@@ -198,8 +233,8 @@ class AlignmentModule(LightningModule):
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Leave the translations behind on steps that do not run them."""
         if self.trainer.training and not self.mlc.is_on(self.trainer.global_step):
-            return batch.without_prompts()
-        return batch
+            batch = batch.without_prompts()
+        return batch if self._sharding is None else self._sharding.with_equal_passes(batch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         assert self.policy is not None
@@ -212,7 +247,7 @@ class AlignmentModule(LightningModule):
             mlc_loss, mlc_metrics = self._mlc_terms(batch, grid, self.consistency)
             loss = loss + self.mlc.weight * mlc_loss
             metrics |= mlc_metrics
-        elif self.consistency is not None:
+        elif self.consistency is not None and self._sharding is None:
             # DDP expects every trainable parameter in every backward pass; the zero gradient is
             # dropped again in `on_before_optimizer_step`.
             loss = loss + sum(p.sum() for p in self.consistency.parameters() if p.requires_grad) * 0.0
@@ -402,17 +437,14 @@ class AlignmentModule(LightningModule):
             self._tokenizer = load_tokenizer(self.source)
         records = []
         for rows in batch.prompts:
-            generated = self.policy.causal_lm.generate(  # type: ignore[operator]
-                input_ids=rows.input_ids,
-                attention_mask=rows.attention_mask,
-                max_new_tokens=self.max_new_tokens,
-                do_sample=False,
-            )
+            generated = self.policy.generate(rows, self.max_new_tokens, together=self._sharding is not None)
             responses = self._tokenizer.batch_decode(generated[:, rows.input_ids.shape[1] :], skip_special_tokens=True)
-            for example, language, response in zip(
-                rows.example.tolist(), rows.language.tolist(), responses, strict=True
+            for example, language, leads, response in zip(
+                rows.example.tolist(), rows.language.tolist(), rows.leads.tolist(), responses, strict=True
             ):
-                records.append({"id": batch.ids[example], "language": batch.languages[language], "response": response})
+                if leads:
+                    where = {"id": batch.ids[example], "language": batch.languages[language]}
+                    records.append({**where, "response": response})
         return records
 
     # ---- checkpoints --------------------------------------------------------------------------------

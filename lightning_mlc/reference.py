@@ -10,6 +10,7 @@ import torch
 from lightning_mlc.data.batches import Batch
 from lightning_mlc.forward import Grid, run_batch
 from lightning_mlc.models.policy import Policy
+from lightning_mlc.sharding import is_sharded
 
 
 class Reference:
@@ -21,20 +22,22 @@ class Reference:
 
     def __init__(self, policy: Policy) -> None:
         self._adapted = hasattr(policy.model, "disable_adapter")
-        self._policy = policy if self._adapted else copy.deepcopy(policy).requires_grad_(False).eval()
+        self.policy = policy if self._adapted else copy.deepcopy(policy).requires_grad_(False).eval()
+        """The model that is run."""
 
     @torch.no_grad()
     def score(self, batch: Batch) -> Grid:
         """Log-probabilities of the responses in ``batch``, without gradients."""
         rows = batch.without_prompts()
         if not self._adapted:
-            self._policy.to(batch.keys.device)
-            return run_batch(self._policy, rows)
-        was_training = self._policy.training
-        self._policy.eval()
-        model: Any = self._policy.model
+            if not is_sharded(self.policy):  # whose parts are where they belong
+                self.policy.to(batch.keys.device)
+            return run_batch(self.policy, rows)
+        was_training = self.policy.training
+        self.policy.eval()
+        model: Any = self.policy.model
         try:
             with model.disable_adapter():
-                return run_batch(self._policy, rows)
+                return run_batch(self.policy, rows)
         finally:
-            self._policy.train(was_training)
+            self.policy.train(was_training)

@@ -20,9 +20,11 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_mlc.callbacks import EvaluationReport, PredictionWriter, Progress
+from lightning_mlc.checkpoints import CheckpointFiles
 from lightning_mlc.data import MultilingualData
 from lightning_mlc.errors import UserError
 from lightning_mlc.module import AlignmentModule
+from lightning_mlc.sharding import require_supported
 
 TOKENIZER_OPTIONS = ("name_or_path", "gguf_file", "revision", "trust_remote_code")
 
@@ -136,6 +138,8 @@ class TrainingCLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         if config["fast_dev_run"]:  # which writes nothing
             callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
+        require_supported(config["strategy"])
+        config["plugins"] = [*(config["plugins"] or []), CheckpointFiles()]
         try:
             return super()._instantiate_trainer(config, callbacks)
         except (ValueError, MisconfigurationException) as error:  # options that Lightning itself refuses

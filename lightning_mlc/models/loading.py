@@ -104,8 +104,12 @@ def load_config(source: ModelSource) -> PreTrainedConfig:
     return config
 
 
-def load_causal_lm(source: ModelSource, dtype: torch.dtype, attn_implementation: str | None = None) -> PreTrainedModel:
+def load_causal_lm(
+    source: ModelSource, dtype: torch.dtype, attn_implementation: str | None = None, weights: bool = True
+) -> PreTrainedModel:
     """The model of ``source`` in ``dtype``, on the CPU and in eval mode (as transformers returns it).
+
+    Without ``weights`` it is on the ``meta`` device, which holds shapes alone: nothing but its configuration is read.
 
     Raises:
         UserError: There is none, it cannot be read, or it is not a causal LM.
@@ -113,6 +117,12 @@ def load_causal_lm(source: ModelSource, dtype: torch.dtype, attn_implementation:
     keywords: dict[str, Any] = {"dtype": dtype}
     if attn_implementation is not None:
         keywords["attn_implementation"] = attn_implementation
+    if not weights:
+        with torch.device("meta"):
+            shell = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                load_config(source), trust_remote_code=source.trust_remote_code, **keywords
+            )
+        return shell.eval()
     model: PreTrainedModel = _from_pretrained(
         AutoModelForCausalLM.from_pretrained, source, "causal language model", **keywords
     )

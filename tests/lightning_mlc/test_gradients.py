@@ -170,11 +170,11 @@ def test_reference_is_frozen_hidden_and_in_eval_mode(tiny_model: Path, tmp_path:
     assert reference is not None
     assert module.policy is not None
     assert module.policy.training
-    assert not reference._policy.training
+    assert not reference.policy.training
     assert not any(key.startswith(("_reference", "reference")) for key in module.state_dict())
     initial = Recorder(str(module.source), DPO())
     initial.trainer = module.trainer
     fresh = initial._load_policy().state_dict()
-    for key, value in reference._policy.state_dict().items():
+    for key, value in reference.policy.state_dict().items():
         assert torch.equal(value, fresh[key]), key
     assert not torch.equal(module.policy.state_dict()["model.lm_head.weight"], fresh["model.lm_head.weight"])

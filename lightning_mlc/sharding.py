@@ -1,0 +1,243 @@
+"""A model shared out over processes: PyTorch's FSDP2 as a Lightning strategy.
+
+Every process holds a part of each weight, its gradient and its optimizer state. The weights of a decoder layer
+are gathered when the layer runs and let go afterwards; gradients are reduced to the process that holds the
+weight. What is computed does not change, and so neither do losses, gradients or checkpoints.
+
+Two things differ from data parallelism, in which processes meet only once a step. They meet in every layer, so
+all of them must run equally many passes (:func:`with_equal_passes`). And a process cannot hold a whole model
+even while it is loaded: process 0 reads it, and the others have its shapes alone (:func:`materialize`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+    Strategy,
+)
+from torch import Tensor, distributed, nn
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.distributed.tensor import DTensor
+
+from lightning_mlc import checkpoints
+from lightning_mlc.data.batches import Batch
+from lightning_mlc.data.rows import NO_RESPONSE, Row, TokenRows
+from lightning_mlc.errors import UserError
+from lightning_mlc.models.policy import Policy
+
+
+class FSDP2(ModelParallelStrategy):
+    """Fully sharded data parallelism over all processes.
+
+    Args:
+        reshard_after_forward: Let a layer's weights go after its forward pass and gather them again for the
+            backward pass (ZeRO-3). False keeps them until then (ZeRO-2): more memory, less communication.
+        cpu_offload: Keep weights, gradients and optimizer state in CPU memory, and run the optimizer there.
+        sharded_checkpoints: Save a checkpoint as a folder to which each process adds its part. False gathers
+            all of it in the CPU memory of process 0 and saves one file, like the other strategies.
+        timeout_minutes: How long a process waits for the others before it gives up.
+    """
+
+    def __init__(
+        self,
+        reshard_after_forward: bool = True,
+        cpu_offload: bool = False,
+        sharded_checkpoints: bool = True,
+        timeout_minutes: int = 30,
+    ) -> None:
+        super().__init__(
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=sharded_checkpoints,
+            timeout=timedelta(minutes=timeout_minutes),
+        )
+        self.reshard_after_forward = reshard_after_forward
+        self.cpu_offload = cpu_offload
+        self.sharded_checkpoints = sharded_checkpoints
+        self._cpu_group: Any = None
+
+    # ---- processes ----------------------------------------------------------------------------------
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        if self.cpu_offload and self.root_device.type == "cuda":
+            # The norm of gradients in CPU memory is summed over the processes there.
+            self._process_group_backend = "cpu:gloo,cuda:nccl"
+        super().setup_environment()
+        # Counts are exchanged without waiting for the GPU.
+        self._cpu_group = distributed.new_group(backend="gloo")
+
+    def model_to_device(self) -> None:
+        """Move what is not sharded; the shards are where they belong, under ``cpu_offload`` in CPU memory."""
+        assert self.model is not None
+        device = self.root_device
+        self.model._apply(lambda tensor: tensor if isinstance(tensor, DTensor) else tensor.to(device))
+
+    # ---- sharding -----------------------------------------------------------------------------------
+
+    def shard(self, policy: Policy, precision: str) -> None:
+        """Shard ``policy`` in place: each of its decoder layers, then all the rest as one unit.
+
+        The rest (embeddings, final norm, ``lm_head``) stays gathered from its forward pass to its backward
+        pass; tied embeddings are in it together. A policy that trains nothing has no backward pass.
+        """
+        trains = any(parameter.requires_grad for parameter in policy.parameters())
+        options = self._options(precision)
+        for layer in policy.layers:
+            materialize(layer, self.root_device)
+            fully_shard(layer, reshard_after_forward=self.reshard_after_forward or not trains, **options)
+        materialize(policy, self.root_device)
+        fully_shard(policy, reshard_after_forward=not trains, **options)
+        register_fsdp_forward_method(policy, "generate")  # type: ignore[no-untyped-call]
+
+    def shard_methods(self, module: nn.Module, *methods: str) -> None:
+        """Shard a small ``module`` as one unit in its own precision; ``methods`` run it as ``forward`` does."""
+        materialize(module, self.root_device)
+        if next(module.parameters(), None) is None:
+            return
+        fully_shard(module, **self._options("32-true"))
+        for method in methods:
+            register_fsdp_forward_method(module, method)  # type: ignore[no-untyped-call]
+
+    def _options(self, precision: str) -> dict[str, Any]:
+        half = torch.bfloat16 if precision == "bf16-mixed" else None
+        offload = CPUOffloadPolicy(pin_memory=self.root_device.type == "cuda")
+        return {
+            "mesh": self.device_mesh["data_parallel"],
+            # Gathered in half precision, and never summed in it.
+            "mp_policy": MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32),
+            "offload_policy": offload if self.cpu_offload else OffloadPolicy(),
+        }
+
+    def with_equal_passes(self, batch: Batch) -> Batch:
+        """``batch`` with as many passes as the process with most has, for in each of them processes meet."""
+        own = torch.tensor([len(batch.responses), len(batch.prompts)])
+        most = own.clone()
+        distributed.all_reduce(most, distributed.ReduceOp.MAX, group=self._cpu_group)
+        missing = (most - own).tolist()
+        return dataclasses.replace(
+            batch,
+            responses=(*batch.responses, *([_idle_pass(with_response=True)] * missing[0])),
+            prompts=(*batch.prompts, *([_idle_pass(with_response=False)] * missing[1])),
+        )
+
+    # ---- checkpoints --------------------------------------------------------------------------------
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        return True
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        assert self.lightning_module is not None
+        return self.lightning_module.state_dict()
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        return Strategy.optimizer_state(self, optimizer)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        path = Path(self.broadcast(filepath))
+        if self.sharded_checkpoints:
+            checkpoints.save_folder(checkpoint, path)
+        else:
+            whole = checkpoints.gather(checkpoint, self.root_device, keep=self.is_global_zero)
+            Strategy.save_checkpoint(self, whole, path, storage_options)
+        self.barrier()
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        return checkpoints.open_checkpoint(Path(self.broadcast(checkpoint_path)))
+
+    def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:
+        assert self.lightning_module is not None
+        own = self.lightning_module.state_dict()
+        checkpoints.load_into(own, {key: checkpoint["state_dict"][key] for key in own})
+
+    def load_optimizer_state_dict(self, checkpoint: Any) -> None:
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            state = {
+                index: checkpoints.sharded_like(parameters[index], values) for index, values in saved["state"].items()
+            }
+            optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
+
+
+def is_sharded(module: Any) -> bool:
+    """Whether ``module`` is a unit of FSDP2."""
+    return isinstance(module, FSDPModule)
+
+
+def require_supported(strategy: str | Strategy) -> None:
+    """Refuse strategies under which a training step would be wrong or is not known to be right.
+
+    Raises:
+        UserError: ``strategy`` is one of them.
+    """
+    name = strategy if isinstance(strategy, str) else type(strategy).__name__
+    if isinstance(strategy, str):
+        supported = strategy == "auto" or strategy.startswith("ddp")
+    else:
+        supported = isinstance(strategy, FSDP2 | DDPStrategy | SingleDeviceStrategy)
+    if supported:
+        return
+    if isinstance(strategy, ModelParallelStrategy):
+        instead = "FSDP2 without tensor parallelism is --config strategy/fsdp2"
+    elif isinstance(strategy, FSDPStrategy) or name.startswith("fsdp"):
+        instead = "FSDP1 allows one forward pass a step, and a step has several; use --config strategy/fsdp2"
+    elif "deepspeed" in name.lower():
+        instead = (
+            "FSDP2 shards the same: for ZeRO-3 use --config strategy/fsdp2, "
+            "for ZeRO-2 add --trainer.strategy.reshard_after_forward false"
+        )
+    else:
+        instead = "use auto, ddp, or --config strategy/fsdp2"
+    raise UserError(f"trainer.strategy: {name} is not supported; {instead}")
+
+
+def materialize(module: nn.Module, device: torch.device) -> None:
+    """Give ``module`` on every process, on ``device``, the parameters and buffers that it has on process 0.
+
+    Elsewhere they may be on the ``meta`` device: nothing but their shapes is read. Buffers that no checkpoint
+    has (rotary frequencies) come along, and tensors that are one, as tied embeddings are, stay one. Tensors that are
+    sharded already are left alone.
+    """
+    made: dict[int, Tensor] = {}
+    for owner in module.modules():
+        for tensors in (owner._parameters, owner._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None or isinstance(tensor, DTensor):
+                    continue
+                if id(tensor) not in made:
+                    made[id(tensor)] = _from_process_zero(tensor, device)
+                tensors[name] = made[id(tensor)]
+
+
+@torch.no_grad()
+def _from_process_zero(tensor: Tensor, device: torch.device) -> Tensor:
+    if distributed.get_rank() == 0:
+        values = tensor.detach().to(device).contiguous()
+    else:
+        values = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+    distributed.broadcast(values, src=0)
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(values, requires_grad=tensor.requires_grad)
+    return values
+
+
+def _idle_pass(with_response: bool) -> TokenRows:
+    """Rows that belong to no example: they are run, their results go nowhere, and their gradient is zero."""
+    row = Row((0,), (0,) if with_response else (), 0, 0, NO_RESPONSE, leads=False)
+    return TokenRows.pad([row], 0)
