@@ -1,242 +1,156 @@
-"""Checkpoints on disk: one file, or a folder to which every process of FSDP2 has added its part.
+"""Checkpoints that a run can be killed around: written whole or not at all, and resumed from exactly.
 
-Both hold the same. A folder is a checkpoint whose sharded tensors lie in PyTorch's distributed format
-(``torch.distributed.checkpoint``), under names that stand in their place in ``meta.pt``, which has all the rest.
-Either can be read under any strategy and by any number of processes.
-
-Nothing here runs code from a checkpoint.
+What makes a resumed run equal to one that was never interrupted: checkpoints hold weights, optimizer, scheduler
+and the loops' progress (Lightning); the order of the examples follows from seed and epoch
+(:mod:`lightning_mlc.data.sampling`); random numbers follow from seed, step and process (:class:`ExactResume`); and
+what is saved is the state at the end of an optimizer step (:class:`Checkpoint`).
 """
 
 from __future__ import annotations
 
-import pickle
-import warnings
-from collections.abc import Callable, Set
-from dataclasses import dataclass
-from pathlib import Path, PurePath
+import os
+import zipfile
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from torch import Tensor
-from torch.distributed import checkpoint as dcp
-from torch.distributed.tensor import DTensor, distribute_tensor
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lightning_mlc.checkpoint_format import is_folder, read_checkpoint
 from lightning_mlc.errors import UserError
-
-REST = "meta.pt"
-"""What of a checkpoint folder is not a sharded tensor. Written last: a folder without it is not complete."""
-_NAME = "lightning_mlc.stored_as"
-"""Key of the placeholder that stands where a sharded tensor was."""
+from lightning_mlc.metrics_file import MetricsFile
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A tensor in a checkpoint folder that has not been read yet."""
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target and renames, so that a checkpoint is there as a whole or not at all.
 
-    folder: Path
-    name: str
-
-
-# ---- writing ----------------------------------------------------------------------------------------
-
-
-def save_folder(checkpoint: dict[str, Any], folder: Path) -> None:
-    """Write ``checkpoint`` to ``folder``, each process its part of the sharded tensors. To be called by all."""
-    tensors: dict[str, Any] = {}
-
-    def take(value: Any, path: tuple[str, ...]) -> Any:
-        if not isinstance(value, DTensor):
-            return value
-        name = "/".join(path)
-        tensors[name] = value
-        return {_NAME: name}
-
-    rest = _walk(checkpoint, take)
-    is_first = torch.distributed.get_rank() == 0
-    if is_first:
-        if folder.is_file():
-            folder.unlink()
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / REST).unlink(missing_ok=True)
-    torch.distributed.barrier()
-    dcp.save(tensors, checkpoint_id=folder)
-    if is_first:
-        torch.save(rest, folder / REST)
-
-
-def gather(checkpoint: dict[str, Any], device: torch.device, keep: bool) -> dict[str, Any]:
-    """``checkpoint`` with sharded tensors made whole in CPU memory, one after the other.
-
-    To be called by all processes; those that do not ``keep`` the result have None in their place.
+    Lightning's own writes the file a second time in memory, and then in the system's temporary folder, from where it is
+    copied if that is another file system: a kill in between leaves half a checkpoint under its final name.
     """
 
-    def whole(value: Any, _path: tuple[str, ...]) -> Any:
-        if not isinstance(value, DTensor):
-            return value
-        full = value.to(device).full_tensor()
-        return full.cpu() if keep else None
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        target = Path(path)
+        unfinished = target.with_name(f".{target.name}.unfinished")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with unfinished.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(target)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            unfinished.unlink(missing_ok=True)
+            raise UserError(
+                f"checkpoint: cannot write {target} ({_one_line(error)}); training stopped, the checkpoints before it "
+                "are whole: make room and continue with --ckpt_path last"
+            ) from error
 
-    gathered: dict[str, Any] = _walk(checkpoint, whole)
-    return gathered
-
-
-# ---- reading ----------------------------------------------------------------------------------------
-
-
-def is_folder(path: Path) -> bool:
-    """Whether ``path`` is a complete checkpoint folder."""
-    return (path / REST).is_file()
-
-
-def open_checkpoint(path: Path) -> dict[str, Any]:
-    """The checkpoint at ``path``: its file in memory maps, or its folder with :class:`Stored` tensors.
-
-    Raises:
-        UserError: There is no checkpoint, or it cannot be read.
-    """
-    if path.is_dir() and not is_folder(path):
-        raise UserError(f"ckpt_path: {path} is not a complete checkpoint: it has no {REST}; give another one")
-    file = path / REST if path.is_dir() else path
-    if not file.is_file():
-        raise UserError(f"ckpt_path: there is no checkpoint {path}; `fit` writes them below its out folder")
-    try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        raise UserError(f"ckpt_path: {path} is not a checkpoint that lightning-mlc wrote") from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise UserError(f"ckpt_path: {path} is not a checkpoint that lightning-mlc wrote")
-    if path.is_dir():
-        checkpoint = _walk(checkpoint, lambda value, _path: value, lambda name: Stored(path, name))
-    return checkpoint
-
-
-def read_checkpoint(path: Path, wanted: Set[str] | None = None) -> dict[str, Any]:
-    """The checkpoint at ``path`` with whole tensors, in one process or in each.
-
-    Of a folder, only the ``wanted`` entries are read; None wants all.
-
-    Raises:
-        UserError: There is no checkpoint, or it cannot be read.
-    """
-    checkpoint = open_checkpoint(path)
-    if not path.is_dir():
-        return checkpoint
-    checkpoint = {key: value for key, value in checkpoint.items() if wanted is None or key in wanted}
-    reader = _Reader(path)
-    described = reader.read_metadata().state_dict_metadata
-    tensors: dict[str, Any] = {}
-
-    def place(value: Any, _path: tuple[str, ...]) -> Any:
-        if not isinstance(value, Stored):
-            return value
-        form: Any = described[value.name]
-        return tensors.setdefault(value.name, torch.empty(form.size, dtype=form.properties.dtype))
-
-    whole: dict[str, Any] = _walk(checkpoint, place)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.distributed is disabled.*")
-        dcp.load(tensors, storage_reader=_Reader(path), no_dist=True)
-    return whole
-
-
-def load_into(own: dict[str, Tensor], saved: dict[str, Any]) -> None:
-    """Set the tensors ``own``, sharded ones among them, to those of the same keys in ``saved``.
-
-    To be called by all processes. Of a file, each process reads what it holds.
-    """
-    stored: dict[Path, dict[str, Any]] = {}
-    for key, target in own.items():
-        source = saved[key]
-        if isinstance(source, Stored):
-            stored.setdefault(source.folder, {})[source.name] = target.detach()
-        elif source is not target:
-            target.detach().copy_(_share(source, target))
-    for folder, tensors in stored.items():
-        dcp.load(tensors, storage_reader=_Reader(folder))
-
-
-def sharded_like(parameter: Tensor, values: dict[str, Any]) -> dict[str, Any]:
-    """The optimizer's ``values`` of ``parameter`` as it holds them: those of its shape are sharded as it is."""
-    found = dict(values)
-    empty: dict[str, Tensor] = {}
-    for key, value in values.items():
-        if isinstance(value, Stored) or (isinstance(value, Tensor) and value.shape == parameter.shape):
-            empty[key] = torch.empty_like(parameter, requires_grad=False)
-    load_into(empty, values)
-    return found | empty
-
-
-def _share(whole: Tensor, like: Tensor) -> Tensor:
-    """``whole`` as ``like`` is: if that is sharded, this process's part of it."""
-    if not isinstance(like, DTensor) or isinstance(whole, DTensor):
-        return whole
-    local = whole.to(like.dtype)
-    # Every process has all of it at hand, so none is sent.
-    return distribute_tensor(local, like.device_mesh, like.placements, src_data_rank=None)
-
-
-def _walk(
-    value: Any,
-    leaf: Callable[[Any, tuple[str, ...]], Any],
-    stored: Callable[[str], Any] | None = None,
-    path: tuple[str, ...] = (),
-) -> Any:
-    """``value`` with each leaf of its dicts and lists replaced, and placeholders too if ``stored`` is given."""
-    if isinstance(value, dict):
-        if stored is not None and value.keys() == {_NAME}:
-            return stored(value[_NAME])
-        return {key: _walk(item, leaf, stored, (*path, str(key))) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_walk(item, leaf, stored, (*path, str(index))) for index, item in enumerate(value)]
-    return leaf(value, path)
-
-
-class CheckpointFiles(TorchCheckpointIO):
-    """Lets strategies that save files load folders as well."""
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(self, path: Any, *_arguments: Any, **_keywords: Any) -> dict[str, Any]:
+        """The checkpoint at ``path``, also if that is a folder of FSDP2, with nothing in it run."""
         return read_checkpoint(Path(path))
 
 
-class _Reader(dcp.FileSystemReader):
-    """Reads the index of a folder, which is a pickle, without running any code in it."""
+class Checkpoint(ModelCheckpoint):
+    """Lightning's, which after an exception saves only what can be resumed from exactly."""
 
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
-        path = Path(self.path) / ".metadata"
-        with path.open("rb") as file:
-            metadata = _Index(file).load()
-        if metadata.storage_meta is None:
-            metadata.storage_meta = dcp.metadata.StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
+    _in_optimizer_step = False
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and self.dirpath is not None:
+            weights = sum(p.numel() * p.element_size() for p in pl_module.parameters())
+            # Adam keeps two numbers for each weight that it trains, most others fewer.
+            trained = sum(p.numel() * p.element_size() for p in pl_module.parameters() if p.requires_grad)
+            require_room(Path(self.dirpath), weights + 2 * trained)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        self._in_optimizer_step = True
+
+    def on_train_batch_end(self, *arguments: Any, **keywords: Any) -> None:
+        self._in_optimizer_step = False
+        super().on_train_batch_end(*arguments, **keywords)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # Weights may be half updated; or the file that could not be written is this one.
+        if self._in_optimizer_step or (isinstance(exception, UserError) and str(exception).startswith("checkpoint:")):
+            return
+        # To save takes all processes, and one that failed alone would wait for the others for ever.
+        if trainer.world_size > 1 and not isinstance(exception, SIGTERMException):
+            return
+        _rewind_to_step(trainer)
+        super().on_exception(trainer, pl_module, exception)
 
 
-class _Index(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if module.partition(".")[0] == "pathlib":  # where the folder was saved, of no interest here
-            return PurePath
-        if name in _INDEX_CLASSES.get(module, ()) or (module == "torch" and _is_dtype(name)):
-            return super().find_class(module, name)
-        raise UserError(f"ckpt_path: the checkpoint refers to {module}.{name}, which lightning-mlc never writes")
+def _rewind_to_step(trainer: Trainer) -> None:
+    """Count only the micro-batches that the weights have seen: gradients of a step begun are not saved."""
+    loop = trainer.fit_loop.epoch_loop
+    progress: Any = loop.batch_progress
+    beyond = 0 if progress.is_last_batch else progress.current.processed % trainer.accumulate_grad_batches
+    for counts in (progress.current, progress.total):
+        counts.ready = counts.started = counts.completed = counts.processed = counts.processed - beyond
 
 
-def _is_dtype(name: str) -> bool:
-    return isinstance(getattr(torch, name, None), torch.dtype)
+class ExactResume(Callback):
+    """Makes a resumed run do what the uninterrupted one would have done, where checkpoints cannot say.
+
+    Random numbers (dropout) of a micro-batch follow from the run's seed, its place in the run, and the process: there
+    is no generator's state to store. And ``metrics.csv`` is cut back to what the checkpoint has seen.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsFile):
+                logger.continue_from(trainer.global_step)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        # By this Lightning numbers what it logs; a run resumed at the start of an epoch would be one ahead.
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        place = [self._seed, trainer.current_epoch, batch_idx, trainer.global_rank]
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1))
 
 
-_INDEX_CLASSES = {
-    "torch": {"Size"},
-    "torch.serialization": {"_get_layout"},
-    "torch.distributed.checkpoint.metadata": {
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    },
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-}
-"""What the index of a folder is made of, by module."""
+def checkpoint_folder(out: str) -> str:
+    """Where a run with this ``out`` keeps its checkpoints."""
+    return str(Path(out) / "checkpoints")
+
+
+def checkpoint_files(out: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first."""
+    found = [path for path in Path(checkpoint_folder(str(out))).glob("*.ckpt") if _is_whole(path)]
+    # A link comes after what it points to.
+    return sorted(found, key=lambda path: (path.stat().st_mtime, path.is_symlink()))
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether ``path`` is a checkpoint that was written to its end."""
+    if path.is_dir():  # of several processes: what lists the parts is written last
+        return is_folder(path)
+    return zipfile.is_zipfile(path)
+
+
+def require_room(out: Path, size: int) -> None:
+    """Raises:
+    UserError: ``out`` cannot be written to, or the disk has less than ``size`` bytes, a checkpoint's, left.
+    """
+    folder = out
+    while not folder.exists():
+        folder = folder.parent
+    if not os.access(folder, os.W_OK) or not folder.is_dir():
+        raise UserError(f"out: cannot write to {folder}; give another --out")
+    free = os.statvfs(folder)
+    available = free.f_bavail * free.f_frsize
+    if available < size:
+        raise UserError(
+            f"out: {folder} has {available / 1e9:.1f} GB left, a checkpoint takes about {size / 1e9:.1f} GB; "
+            "make room or give another --out"
+        )
+
+
+def _one_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from lightning_mlc import __version__
-from lightning_mlc.errors import UserError
+from lightning_mlc.errors import Interrupted, UserError
 
 COMMANDS = {
     "fit": "align a model: --config FILE, then any option as --key value",
@@ -61,7 +61,7 @@ def main(args: Sequence[str] | None = None) -> int:
             run(args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 143 if isinstance(error, Interrupted) else 2
     return 0
 
 

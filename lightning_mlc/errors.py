@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read."""
+"""The exceptions that a user is meant to read."""
 
 
 class UserError(Exception):
@@ -7,3 +7,7 @@ class UserError(Exception):
     The message is one line that says what is wrong, where (file and row, or config key) and what to
     do about it. The command line prints it without a traceback and exits with status 2.
     """
+
+
+class Interrupted(UserError):
+    """The run was asked to end before it was done. The command exits with status 143, as after SIGTERM itself."""

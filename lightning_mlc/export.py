@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from lightning_mlc.checkpoints import read_checkpoint
+from lightning_mlc.checkpoint_format import read_checkpoint
 from lightning_mlc.errors import UserError
 from lightning_mlc.models.loading import ModelSource, load_causal_lm, load_tokenizer
 from lightning_mlc.models.lora import LoRA, add_lora

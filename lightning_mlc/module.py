@@ -26,8 +26,8 @@ from lightning_mlc.forward import Grid, run_batch
 from lightning_mlc.metrics import Collinearity, LanguageCosines, LanguageMean, collinearity
 from lightning_mlc.models.attention import packed_layout, packing_agrees
 from lightning_mlc.models.loading import ModelSource, dtype_of, load_causal_lm, load_config, load_tokenizer
-from lightning_mlc.models.lora import LoRA, add_lora
 from lightning_mlc.models.logprobs import head_agrees
+from lightning_mlc.models.lora import LoRA, add_lora
 from lightning_mlc.models.policy import Policy, num_layers, resolve_layer
 from lightning_mlc.objectives import Objective
 from lightning_mlc.provenance import Provenance

@@ -35,7 +35,7 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
-from lightning_mlc import checkpoints
+from lightning_mlc import checkpoint_format
 from lightning_mlc.data.batches import Batch
 from lightning_mlc.data.rows import NO_RESPONSE, Row, TokenRows
 from lightning_mlc.errors import UserError
@@ -152,25 +152,26 @@ class FSDP2(ModelParallelStrategy):
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         path = Path(self.broadcast(filepath))
         if self.sharded_checkpoints:
-            checkpoints.save_folder(checkpoint, path)
+            checkpoint_format.save_folder(checkpoint, path)
         else:
-            whole = checkpoints.gather(checkpoint, self.root_device, keep=self.is_global_zero)
+            whole = checkpoint_format.gather(checkpoint, self.root_device, keep=self.is_global_zero)
             Strategy.save_checkpoint(self, whole, path, storage_options)
         self.barrier()
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        return checkpoints.open_checkpoint(Path(self.broadcast(checkpoint_path)))
+        return checkpoint_format.open_checkpoint(Path(self.broadcast(checkpoint_path)))
 
     def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:
         assert self.lightning_module is not None
         own = self.lightning_module.state_dict()
-        checkpoints.load_into(own, {key: checkpoint["state_dict"][key] for key in own})
+        checkpoint_format.load_into(own, {key: checkpoint["state_dict"][key] for key in own})
 
     def load_optimizer_state_dict(self, checkpoint: Any) -> None:
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             state = {
-                index: checkpoints.sharded_like(parameters[index], values) for index, values in saved["state"].items()
+                index: checkpoint_format.sharded_like(parameters[index], values)
+                for index, values in saved["state"].items()
             }
             optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
 

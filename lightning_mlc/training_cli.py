@@ -13,16 +13,18 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_mlc.callbacks import EvaluationReport, PredictionWriter, Progress
-from lightning_mlc.checkpoints import CheckpointFiles
+from lightning_mlc.checkpoints import AtomicCheckpointIO, Checkpoint, ExactResume, checkpoint_files, checkpoint_folder
 from lightning_mlc.data import MultilingualData
-from lightning_mlc.errors import UserError
+from lightning_mlc.errors import Interrupted, UserError
+from lightning_mlc.metrics_file import MetricsFile
 from lightning_mlc.module import AlignmentModule
 from lightning_mlc.sharding import require_supported
 
@@ -57,7 +59,7 @@ class TrainingCLI(LightningCLI):
             default="runs/mlc",
             help="Folder for all that the run writes; must be new for fit.",
         )
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Checkpoint, "checkpoint")
         parser.set_defaults(
             {
                 "checkpoint.filename": "step={step}",
@@ -114,32 +116,32 @@ class TrainingCLI(LightningCLI):
                 )
         if config.ckpt_path not in (None, "last", "best", "hpc", "registry") and not Path(config.ckpt_path).exists():
             raise UserError(f"ckpt_path: there is no file {config.ckpt_path}; `fit` writes them to {out}/checkpoints")
-        if self.subcommand == "fit" and config.ckpt_path == "last" and not checkpoint_files(out):
-            raise UserError(f"ckpt_path: there is no checkpoint in {checkpoint_folder(str(out))} to continue from")
-        if self.subcommand != "fit" and config.ckpt_path == "last":
+        if config.ckpt_path == "last":
             found = checkpoint_files(out)
             if not found:
                 raise UserError(f"ckpt_path: there is no checkpoint in {checkpoint_folder(str(out))}")
-            config.ckpt_path = str(found[-1])
+            config.ckpt_path = str(found[-1].resolve())
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand]
         options = config.trainer
         if options.logger in (None, True) and not options.fast_dev_run:
-            kwargs["logger"] = self.subcommand == "fit" and CSVLogger(config.out, name="", version="")
+            kwargs["logger"] = self.subcommand == "fit" and MetricsFile(config.out)
+        plugins = options.plugins if isinstance(options.plugins, list) else [options.plugins] if options.plugins else []
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         callbacks = list(options.callbacks or [])
         if options.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(Progress())
-        callbacks.append(EvaluationReport())
+        callbacks += [EvaluationReport(), ExactResume(int(config.seed_everything))]
         if self.subcommand == "predict":
             callbacks.append(PredictionWriter())
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         if config["fast_dev_run"]:  # which writes nothing
-            callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
+            callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
         require_supported(config["strategy"])
-        config["plugins"] = [*(config["plugins"] or []), CheckpointFiles()]
         try:
             return super()._instantiate_trainer(config, callbacks)
         except (ValueError, MisconfigurationException) as error:  # options that Lightning itself refuses
@@ -153,16 +155,6 @@ class TrainingCLI(LightningCLI):
         if subcommand == "predict":
             keywords["return_predictions"] = False  # they are written as they come
         return keywords
-
-
-def checkpoint_folder(out: str) -> str:
-    """Where a run with this ``out`` keeps its checkpoints."""
-    return str(Path(out) / "checkpoints")
-
-
-def checkpoint_files(out: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
-    return sorted(Path(checkpoint_folder(str(out))).glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -203,6 +195,7 @@ def run(args: Sequence[str]) -> TrainingCLI:
 
     Raises:
         UserError: Something the user gave is wrong.
+        Interrupted: The process was sent SIGTERM; a checkpoint has been written.
     """
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
@@ -216,6 +209,13 @@ def run(args: Sequence[str]) -> TrainingCLI:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "Tip" not in record.getMessage()  # advertisements
     )
+    try:
+        return _cli(args)
+    except SIGTERMException as error:  # with which Lightning would exit as if the run were done
+        raise Interrupted("stopped by a signal; continue with the same command and --ckpt_path last") from error
+
+
+def _cli(args: Sequence[str]) -> TrainingCLI:
     return TrainingCLI(
         AlignmentModule,
         MultilingualData,

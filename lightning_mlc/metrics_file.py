@@ -1,0 +1,58 @@
+"""``metrics.csv``, which a resumed run continues instead of beginning anew."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class MetricsFile(CSVLogger):
+    """Lightning's CSV logger for a fixed folder, written row by row.
+
+    Lightning's own deletes the file of an earlier run in the same folder, and keeps a hundred steps in memory that a
+    killed process loses.
+    """
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(folder, name="", version="", flush_logs_every_n_steps=1)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> _Writer:
+        if self._experiment is None:
+            Path(self.root_dir).mkdir(parents=True, exist_ok=True)
+            self._experiment = _Writer(self.log_dir)
+        assert isinstance(self._experiment, _Writer)
+        return self._experiment
+
+    @rank_zero_only
+    def continue_from(self, steps: int) -> None:
+        """Drop rows of the optimizer steps (from 0) that a run makes again if it goes on after ``steps`` of them."""
+        self.experiment.continue_from(steps)
+
+
+class _Writer(ExperimentWriter):
+    def _check_log_dir_exists(self) -> None:
+        """Keep what is there."""
+        if Path(self.metrics_file_path).is_file():
+            with Path(self.metrics_file_path).open(newline="") as file:
+                self.metrics_keys = list(csv.DictReader(file).fieldnames or [])
+
+    def continue_from(self, steps: int) -> None:
+        path = Path(self.metrics_file_path)
+        if not path.is_file():
+            return
+        with path.open(newline="") as file:
+            # A killed process may have left half a row at the end.
+            rows = [row for row in csv.DictReader(file) if (row["step"] or "").isdigit() and None not in row.values()]
+        unfinished = path.with_suffix(".unfinished")
+        with unfinished.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=self.metrics_keys)
+            writer.writeheader()
+            writer.writerows(row for row in rows if int(row["step"]) < steps or steps == 0)
+        unfinished.replace(path)
