@@ -84,9 +84,10 @@ class FSDP2(ModelParallelStrategy):
 
     def model_to_device(self) -> None:
         """Move what is not sharded; the shards are where they belong, under ``cpu_offload`` in CPU memory."""
-        assert self.model is not None
+        assert self.lightning_module is not None
         device = self.root_device
-        self.model._apply(lambda tensor: tensor if isinstance(tensor, DTensor) else tensor.to(device))
+        self.lightning_module._apply(lambda tensor: tensor if isinstance(tensor, DTensor) else tensor.to(device))
+        self.lightning_module._device = device  # as its own `to` would
 
     # ---- sharding -----------------------------------------------------------------------------------
 
