@@ -197,6 +197,10 @@ class AlignmentModule(LightningModule):
         model: Any = load_causal_lm(
             self.source, dtype_of(str(self.trainer.precision)), self.attn_implementation, weights=weights
         )
+        return self.build_policy(model)
+
+    def build_policy(self, model: Any) -> Policy:
+        """``model`` as it is trained: with adapters, if any, and gradient checkpointing."""
         if self.lora is not None:
             model = add_lora(model, self.lora)
         if self.gradient_checkpointing:

@@ -40,6 +40,7 @@ from lightning_mlc.data.batches import Batch
 from lightning_mlc.data.rows import NO_RESPONSE, Row, TokenRows
 from lightning_mlc.errors import UserError
 from lightning_mlc.models.policy import Policy
+from lightning_mlc.models.tensors import replace_tensors
 
 
 class FSDP2(ModelParallelStrategy):
@@ -212,19 +213,11 @@ def require_supported(strategy: str | Strategy) -> None:
 def materialize(module: nn.Module, device: torch.device) -> None:
     """Give ``module`` on every process, on ``device``, the parameters and buffers that it has on process 0.
 
-    Elsewhere they may be on the ``meta`` device: nothing but their shapes is read. Buffers that no checkpoint
-    has (rotary frequencies) come along, and tensors that are one, as tied embeddings are, stay one. Tensors that are
-    sharded already are left alone.
+    Elsewhere they may be on the ``meta`` device: nothing but their shapes is read. What is sharded already stays.
     """
-    made: dict[int, Tensor] = {}
-    for owner in module.modules():
-        for tensors in (owner._parameters, owner._buffers):
-            for name, tensor in tensors.items():
-                if tensor is None or isinstance(tensor, DTensor):
-                    continue
-                if id(tensor) not in made:
-                    made[id(tensor)] = _from_process_zero(tensor, device)
-                tensors[name] = made[id(tensor)]
+    replace_tensors(
+        module, lambda tensor: tensor if isinstance(tensor, DTensor) else _from_process_zero(tensor, device)
+    )
 
 
 @torch.no_grad()
@@ -234,8 +227,6 @@ def _from_process_zero(tensor: Tensor, device: torch.device) -> Tensor:
     else:
         values = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
     distributed.broadcast(values, src=0)
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(values, requires_grad=tensor.requires_grad)
     return values
 
 
@@ -243,3 +234,7 @@ def _idle_pass(with_response: bool) -> TokenRows:
     """Rows that belong to no example: they are run, their results go nowhere, and their gradient is zero."""
     row = Row((0,), (0,) if with_response else (), 0, 0, NO_RESPONSE, leads=False)
     return TokenRows.pad([row], 0)
+
+
+def _is_part(tensor: Tensor) -> bool:
+    return isinstance(tensor, DTensor)

@@ -210,13 +210,14 @@ def run(args: Sequence[str]) -> TrainingCLI:
         lambda record: "Tip" not in record.getMessage()  # advertisements
     )
     try:
-        return _cli(args)
+        return make_cli(args)
     except SIGTERMException as error:  # with which Lightning would exit as if the run were done
         raise Interrupted("stopped by a signal; continue with the same command and --ckpt_path last") from error
 
 
-def _cli(args: Sequence[str]) -> TrainingCLI:
-    return TrainingCLI(
+def make_cli(args: Sequence[str], kind: type[TrainingCLI] = TrainingCLI) -> TrainingCLI:
+    """The command line of ``kind``, made of ``args`` (subcommand first) and run."""
+    return kind(
         AlignmentModule,
         MultilingualData,
         args=_with_shipped_configs(args),

@@ -1,0 +1,262 @@
+"""How much memory a configuration takes on each GPU, without loading a weight or having a GPU.
+
+What is kept from step to step is counted: weights, gradients, optimizer state, the reference. What a step itself needs
+is found by running it, on the largest of the data's batches, with tensors that have shapes and no values
+(PyTorch's fake tensors): the model's own forward and backward pass, whatever its architecture, packing, chunks of
+logits, adapters and checkpointing included.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from lightning_mlc.data import MultilingualData
+from lightning_mlc.data.batches import Batch
+from lightning_mlc.errors import UserError
+from lightning_mlc.forward import run_batch
+from lightning_mlc.models.loading import dtype_of, load_causal_lm
+from lightning_mlc.models.policy import Policy, num_layers, resolve_layer
+from lightning_mlc.models.tensors import replace_tensors
+from lightning_mlc.module import AlignmentModule
+from lightning_mlc.sharding import FSDP2
+
+GB = 10**9
+GPUS = {"24 GB": 24, "40 GB": 40, "80 GB": 80, "141 GB": 141}
+"""Memory of common GPUs, in GB."""
+RESERVED = 0.1
+"""Share of a GPU that an estimate leaves to the driver, communication buffers and fragmentation."""
+BATCHES = 500
+"""Micro-batches that are looked at for the largest."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a run divides its work."""
+
+    precision: str
+    processes: int
+    accumulate: int
+    strategy: str
+    """``single``, ``ddp`` or ``fsdp2``."""
+    reshard_after_forward: bool = True
+    cpu_offload: bool = False
+
+    @property
+    def shards(self) -> int:
+        """Processes that weights, gradients and optimizer state are shared out over."""
+        return self.processes if self.strategy == "fsdp2" else 1
+
+    @property
+    def gathered_dtype(self) -> torch.dtype:
+        """Of the weights that a layer runs with."""
+        half = self.strategy == "fsdp2" and self.precision == "bf16-mixed"
+        return torch.bfloat16 if half else dtype_of(self.precision)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes on each GPU."""
+
+    parameters: int
+    """Parameters of the model, not bytes."""
+    trained: int
+    """Those of them that are trained, and those of the extractor."""
+    parts: Mapping[str, int]
+    """What is in memory while gradients are computed."""
+    optimizer_step: int
+    """Bytes in memory while the optimizer runs."""
+
+    @property
+    def peak(self) -> int:
+        """Most bytes that are in memory at once."""
+        return max(sum(self.parts.values()), self.optimizer_step)
+
+    def fits(self, gigabytes: float) -> bool:
+        """Whether a GPU with so much memory is enough, some of which is kept free."""
+        return self.peak <= gigabytes * GB * (1 - RESERVED)
+
+
+def layout_of(trainer: Any) -> Layout:
+    """What the options ``trainer`` of a configuration say; as many devices as there are is 1, or 8 under FSDP2."""
+    strategy = trainer.strategy
+    sharded = isinstance(strategy, FSDP2)
+    devices = trainer.devices
+    if isinstance(devices, list):
+        count = len(devices)
+    elif str(devices).lstrip("-").isdigit() and int(devices) > 0:
+        count = int(devices)
+    else:
+        count = 8 if sharded else 1
+    processes = count * int(trainer.num_nodes)
+    return Layout(
+        precision=str(trainer.precision or "32-true"),
+        processes=processes,
+        accumulate=int(trainer.accumulate_grad_batches),
+        strategy="fsdp2" if sharded else "ddp" if processes > 1 else "single",
+        reshard_after_forward=strategy.reshard_after_forward if sharded else True,
+        cpu_offload=strategy.cpu_offload if sharded else False,
+    )
+
+
+def largest_batch(data: MultilingualData) -> Batch:
+    """The micro-batch with the most tokens, padding included, among the first of an epoch."""
+    return max(itertools.islice(data.train_dataloader(), BATCHES), key=cells)
+
+
+def cells(batch: Batch) -> int:
+    """Tokens of ``batch``, padding included."""
+    return sum(rows.input_ids.numel() for rows in (*batch.responses, *batch.prompts))
+
+
+def estimate(module: AlignmentModule, batch: Batch, layout: Layout) -> Estimate:
+    """What ``module``'s configuration takes when it is trained on ``batch``.
+
+    Raises:
+        UserError: The model cannot be run without values.
+    """
+    model = load_causal_lm(module.source, layout.gathered_dtype, module.attn_implementation, weights=False)
+    policy = module.build_policy(model)
+    sizes = [(p.numel(), p.requires_grad) for p in policy.parameters()]
+    extractor = _extractor_size(module, policy)
+    total, trained = sum(n for n, _ in sizes), sum(n for n, grad in sizes if grad) + extractor
+    master = dtype_of(layout.precision).itemsize
+    state = optimizer_bytes(module.optimizer_callable)
+    off_gpu = 0 if layout.cpu_offload else 1
+
+    with_reference = module.objective.needs_reference and module.lora is None
+    own_gradients = layout.shards == 1 and layout.accumulate == 1
+    step = _step_bytes(module, policy, batch, layout, own_gradients)
+    gradients = trained * master
+    # Gradients that are made in the pass are part of its peak, of which they are told apart here.
+    parts = {
+        "weights": off_gpu * (total + extractor) * master // layout.shards,
+        "gradients": off_gpu * gradients // layout.shards,
+        "optimizer state": off_gpu * trained * state // layout.shards,
+        "reference": off_gpu * total * master // layout.shards if with_reference else 0,
+        "activations": max(0, step - gradients) if own_gradients else step,
+    }
+    if layout.strategy == "ddp":
+        parts["buckets of gradients"] = gradients
+    if layout.strategy == "fsdp2":
+        parts["gathered weights"] = _gathered_bytes(policy, layout)
+    kept = sum(value for name, value in parts.items() if name not in ("activations", "gathered weights"))
+    # Torch's optimizers work on all weights at once on a GPU, with an intermediate result of their size.
+    at_step = kept + off_gpu * trained * master // layout.shards
+    return Estimate(total, trained, {name: value for name, value in parts.items() if value}, at_step)
+
+
+def _extractor_size(module: AlignmentModule, policy: Policy) -> int:
+    if module.mlc.weight == 0 or module.mlc.extractor != "linear":
+        return 0
+    width = int(policy.causal_lm.config.get_text_config().hidden_size)
+    return (width + module.mlc.extractor_bias) * module.mlc.extractor_dim
+
+
+def optimizer_bytes(optimizer: Callable[[Any], torch.optim.Optimizer]) -> int:
+    """Bytes of state that ``optimizer`` keeps for each float32 parameter, found by a step on a few."""
+    parameter = nn.Parameter(torch.zeros(1024))
+    parameter.grad = torch.zeros_like(parameter)
+    made = optimizer([parameter])
+    made.step()
+    tensors = [leaf for leaf in tree_leaves(made.state[parameter]) if isinstance(leaf, Tensor)]
+    return sum(t.numel() * t.element_size() for t in tensors) // parameter.numel()
+
+
+# ---- what a step needs ------------------------------------------------------------------------------
+
+
+def _step_bytes(module: AlignmentModule, policy: Policy, batch: Batch, layout: Layout, own_gradients: bool) -> int:
+    """Most bytes that a forward and backward pass over ``batch`` have in memory at once."""
+    layer = None
+    if module.mlc.weight > 0:
+        layer = resolve_layer(module.mlc.layer, num_layers(policy.causal_lm.config))
+    autocast: Any = nullcontext()
+    if layout.precision.endswith("-mixed") and layout.gathered_dtype == torch.float32:
+        half = torch.bfloat16 if layout.precision == "bf16-mixed" else torch.float16
+        autocast = torch.autocast("cpu", dtype=half)
+    policy.in_two_parts = True  # as nearly all are
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            replace_tensors(policy, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu"))
+            if not own_gradients:  # they are there already, or go elsewhere
+                for parameter in policy.parameters():
+                    parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
+            with counting() as count:
+                with autocast:
+                    grid = run_batch(policy, batch if layer is not None else batch.without_prompts(), layer)
+                    if module.objective.needs_reference:
+                        with torch.no_grad():
+                            run_batch(policy, batch.without_prompts())
+                    loss = grid.logps.sum() + (0 if grid.states is None else grid.states.float().sum())
+                loss.backward()
+    except UserError:
+        raise
+    except Exception as error:  # foreign code, which may look at values that are not there
+        raise UserError(
+            f"estimate: {type(policy.causal_lm).__name__} cannot be run without values "
+            f"({(str(error).strip().splitlines() or [type(error).__name__])[0]}); its memory is not known"
+        ) from error
+    return count.peak
+
+
+class _Count(TorchDispatchMode):
+    """Counts the bytes of tensors that operations make, for as long as they live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = 0
+        self.peak = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = {self._key(tensor) for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and self._key(tensor) not in before | self._seen:
+                self._add(tensor.untyped_storage())
+        return result
+
+    @staticmethod
+    def _key(tensor: Tensor) -> int:
+        return int(tensor.untyped_storage()._cdata)
+
+    def _add(self, storage: Any) -> None:
+        key, size = int(storage._cdata), int(storage.nbytes())
+        self._seen.add(key)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._drop, key, size)
+
+    def _drop(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.live -= size
+
+
+@contextmanager
+def counting() -> Iterator[_Count]:
+    """Counts what operations inside the context allocate."""
+    with _Count() as count:
+        yield count
+
+
+def _gathered_bytes(policy: Policy, layout: Layout) -> int:
+    """Weights that a GPU has gathered while a layer runs, and gradients on their way out of it."""
+    layers = [sum(p.numel() for p in layer.parameters()) for layer in policy.layers]
+    trained = [sum(p.numel() for p in layer.parameters() if p.requires_grad) for layer in policy.layers]
+    rest = sum(p.numel() for p in policy.parameters()) - sum(layers)
+    width = layout.gathered_dtype.itemsize
+    # The next layer's weights are on their way while one runs; without resharding all stay.
+    held = 2 * max(layers) if layout.reshard_after_forward else sum(layers)
+    # A layer's gradients as computed and, in float32, as sent.
+    return (rest + held) * width + rest * width + max(trained) * (width + 4)
