@@ -49,6 +49,7 @@ setup(
     extras_require={
         "quickstart": GGUF,
         "lora": ["peft>=0.17"],
+        "bench": ["trl>=1.16"],
         "test": TEST,
         "dev": [*TEST, "ruff", "mypy", "types-PyYAML"],
     },

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("torch", "triton", "transformers", "lightning", "lightning-mlc", "numpy")
+PACKAGES = ("torch", "triton", "transformers", "lightning", "lightning-mlc", "numpy", "trl")
 
 
 def environment(device: torch.device) -> dict[str, str | int | None]:

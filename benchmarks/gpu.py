@@ -2,7 +2,7 @@
 
 Runs the tests of the operator on the device, then every benchmark, each with a limit of time, and leaves logs and
 results in one folder, with the versions they belong to. What fails or runs out of time is said at the end and does not
-keep the others from running.
+keep the others from running. The training step comes last, in the time that is left.
 """
 
 from __future__ import annotations
@@ -21,12 +21,21 @@ from benchmarks.environment import environment
 ROOT = Path(__file__).parents[1]
 KERNEL = ("-m", "benchmarks.kernel", "--seconds", "0.02", "--out")
 FEWER = ("--prompts", "1", "8", "128", "--languages", "10", "--features", "512", "4096")
+TRAIN_STEP = (
+    *("-m", "benchmarks.train_step", "--architecture", "qwen2.5-0.5b"),
+    *("--warm_up", "2", "--steps", "8", "--counted_steps", "2", "--out"),
+)
 STEPS: tuple[tuple[str, tuple[str, ...], int], ...] = (
     ("tests", ("-m", "pytest", "-q", "tests/mlc_kernels"), 240),
     ("kernel-float32", (*KERNEL, "{out}/float32"), 240),
     ("kernel-bfloat16", (*KERNEL, "{out}/bfloat16", "--dtype", "bfloat16", *FEWER), 90),
+    ("train-step", (*TRAIN_STEP, "{out}/train_step"), 360),
 )
 """Name, arguments of python, and seconds at most."""
+SECONDS = 600
+"""For all of them."""
+LEAST = 60
+"""What cannot have so many seconds any more is not begun."""
 
 
 def main(args: list[str] | None = None) -> int:
@@ -39,20 +48,30 @@ def main(args: list[str] | None = None) -> int:
     out.mkdir(parents=True, exist_ok=True)
     report: dict[str, object] = {"environment": environment(torch.device("cuda"))}
     failed = False
-    for name, arguments, limit in STEPS:
-        print(f"{name} ...", flush=True)
+    begun = time.monotonic()
+    for name, arguments, most in STEPS:
         start = time.monotonic()
-        command = [sys.executable, *(argument.format(out=out) for argument in arguments)]
-        with (out / f"{name}.log").open("w") as log:
-            try:
-                status = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, timeout=limit).returncode
-            except subprocess.TimeoutExpired:
-                status = 124
-        failed = failed or status != 0
+        limit = min(most, SECONDS - (start - begun))
+        print(f"{name} ...", flush=True)
+        status = run(arguments, out, out / f"{name}.log", limit) if limit >= LEAST else None
+        failed = failed or status not in (0, None)
         report[name] = {"status": status, "seconds": round(time.monotonic() - start, 1)}
         (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-        print(f"  {'done' if status == 0 else f'FAILED (status {status})'}, see {out / name}.log")
+        if status is None:
+            print("  left out: there is no time for it any more")
+        else:
+            print(f"  {'done' if status == 0 else f'FAILED (status {status})'}, see {out / name}.log")
     return int(failed)
+
+
+def run(arguments: tuple[str, ...], out: Path, log: Path, limit: float) -> int:
+    """The exit status of python with ``arguments``; 124 if it was stopped after ``limit`` seconds."""
+    command = [sys.executable, *(argument.format(out=out) for argument in arguments)]
+    with log.open("w") as file:
+        try:
+            return subprocess.run(command, cwd=ROOT, stdout=file, stderr=file, timeout=limit).returncode
+        except subprocess.TimeoutExpired:
+            return 124
 
 
 if __name__ == "__main__":

@@ -19,7 +19,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import StorageMeta
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lightning_mlc.errors import UserError
@@ -66,7 +70,7 @@ def save_folder(checkpoint: dict[str, Any], folder: Path) -> None:
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
         torch.distributed.barrier()
-        dcp.save(tensors, checkpoint_id=unfinished)
+        save(tensors, checkpoint_id=unfinished)
         if is_first:
             torch.save(rest, unfinished / REST)
             if folder.is_dir():
@@ -74,7 +78,7 @@ def save_folder(checkpoint: dict[str, Any], folder: Path) -> None:
             else:
                 folder.unlink(missing_ok=True)
             unfinished.rename(folder)
-    except (OSError, RuntimeError, dcp.api.CheckpointException) as error:
+    except (OSError, RuntimeError, CheckpointException) as error:
         if is_first:
             shutil.rmtree(unfinished, ignore_errors=True)
         raise UserError(
@@ -92,7 +96,8 @@ def gather(checkpoint: dict[str, Any], device: torch.device, keep: bool) -> dict
     def whole(value: Any, _path: tuple[str, ...]) -> Any:
         if not isinstance(value, DTensor):
             return value
-        full = value.to(device).full_tensor()
+        part: Any = value.to(device)
+        full = part.full_tensor()
         return full.cpu() if keep else None
 
     gathered: dict[str, Any] = _walk(checkpoint, whole)
@@ -124,9 +129,10 @@ def open_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"ckpt_path: {path} is not a checkpoint that lightning-mlc wrote") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f"ckpt_path: {path} is not a checkpoint that lightning-mlc wrote")
+    content: dict[str, Any] = checkpoint
     if path.is_dir():
-        checkpoint = _walk(checkpoint, lambda value, _path: value, lambda name: Stored(path, name))
-    return checkpoint
+        content = _walk(content, lambda value, _path: value, lambda name: Stored(path, name))
+    return content
 
 
 def read_checkpoint(path: Path, wanted: Set[str] | None = None) -> dict[str, Any]:
@@ -154,7 +160,7 @@ def read_checkpoint(path: Path, wanted: Set[str] | None = None) -> dict[str, Any
     whole: dict[str, Any] = _walk(checkpoint, place)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.distributed is disabled.*")
-        dcp.load(tensors, storage_reader=_Reader(path), no_dist=True)
+        load(tensors, storage_reader=_Reader(path), no_dist=True)
     return whole
 
 
@@ -171,7 +177,7 @@ def load_into(own: dict[str, Tensor], saved: dict[str, Any]) -> None:
         elif source is not target:
             target.detach().copy_(_share(source, target))
     for folder, tensors in stored.items():
-        dcp.load(tensors, storage_reader=_Reader(folder))
+        load(tensors, storage_reader=_Reader(folder))
 
 
 def sharded_like(parameter: Tensor, values: dict[str, Any]) -> dict[str, Any]:
@@ -210,7 +216,7 @@ def _walk(
     return leaf(value, path)
 
 
-class _Reader(dcp.FileSystemReader):
+class _Reader(FileSystemReader):
     """Reads the index of a folder, which is a pickle, without running any code in it."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
@@ -218,7 +224,7 @@ class _Reader(dcp.FileSystemReader):
         with path.open("rb") as file:
             metadata = _Index(file).load()
         if metadata.storage_meta is None:
-            metadata.storage_meta = dcp.metadata.StorageMeta()
+            metadata.storage_meta = StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
 

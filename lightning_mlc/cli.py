@@ -30,10 +30,10 @@ Make a language model safe in every language its users speak, with data in one l
 commands:
 {chr(10).join(f"  {name:<10}{text}" for name, text in COMMANDS.items())}
 
-  lightning-mlc fit --config quickstart                 run a configuration that ships with the package
-  lightning-mlc fit --config my.yaml --model.mlc.weight 0   override one key
-  lightning-mlc fit --config quickstart --print_config  show every option and its value
-  lightning-mlc COMMAND --help                          options of one command
+  lightning-mlc fit --config quickstart                                  run a configuration of the package
+  lightning-mlc fit --config my.yaml --model.consistency.mlc.weight 0    override one key
+  lightning-mlc fit --config quickstart --print_config                   show every option and its value
+  lightning-mlc COMMAND --help                                           options of one command
   lightning-mlc --version
 """
 

@@ -8,6 +8,7 @@ logits, adapters and checkpointing included.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -111,12 +112,13 @@ def layout_of(trainer: Any) -> Layout:
 
 def largest_batch(data: MultilingualData) -> Batch:
     """The micro-batch with the most tokens, padding included, among the first of an epoch."""
-    return max(itertools.islice(data.train_dataloader(), BATCHES), key=cells)
+    largest: Batch = max(itertools.islice(data.train_dataloader(), BATCHES), key=cells)
+    return largest
 
 
 def cells(batch: Batch) -> int:
     """Tokens of ``batch``, padding included."""
-    return sum(rows.input_ids.numel() for rows in (*batch.responses, *batch.prompts))
+    return sum(rows.input_ids.numel() for rows in (*batch.responses, *batch.translations, *batch.prompts))
 
 
 def estimate(module: AlignmentModule, batch: Batch, layout: Layout) -> Estimate:
@@ -134,7 +136,6 @@ def estimate(module: AlignmentModule, batch: Batch, layout: Layout) -> Estimate:
     state = optimizer_bytes(module.optimizer_callable)
     off_gpu = 0 if layout.cpu_offload else 1
 
-    with_reference = module.objective.needs_reference and module.lora is None
     own_gradients = layout.shards == 1 and layout.accumulate == 1
     step = _step_bytes(module, policy, batch, layout, own_gradients)
     gradients = trained * master
@@ -143,7 +144,7 @@ def estimate(module: AlignmentModule, batch: Batch, layout: Layout) -> Estimate:
         "weights": off_gpu * (total + extractor) * master // layout.shards,
         "gradients": off_gpu * gradients // layout.shards,
         "optimizer state": off_gpu * trained * state // layout.shards,
-        "reference": off_gpu * total * master // layout.shards if with_reference else 0,
+        "reference": off_gpu * total * master // layout.shards if module.keeps_reference else 0,
         "activations": max(0, step - gradients) if own_gradients else step,
     }
     if layout.strategy == "ddp":
@@ -157,10 +158,11 @@ def estimate(module: AlignmentModule, batch: Batch, layout: Layout) -> Estimate:
 
 
 def _extractor_size(module: AlignmentModule, policy: Policy) -> int:
-    if module.mlc.weight == 0 or module.mlc.extractor != "linear":
+    settings = module.consistency
+    if not settings.needs.representations or settings.extractor != "linear":
         return 0
     width = int(policy.causal_lm.config.get_text_config().hidden_size)
-    return (width + module.mlc.extractor_bias) * module.mlc.extractor_dim
+    return (width + settings.extractor_bias) * settings.extractor_dim
 
 
 def optimizer_bytes(optimizer: Callable[[Any], torch.optim.Optimizer]) -> int:
@@ -178,9 +180,8 @@ def optimizer_bytes(optimizer: Callable[[Any], torch.optim.Optimizer]) -> int:
 
 def _step_bytes(module: AlignmentModule, policy: Policy, batch: Batch, layout: Layout, own_gradients: bool) -> int:
     """Most bytes that a forward and backward pass over ``batch`` have in memory at once."""
-    layer = None
-    if module.mlc.weight > 0:
-        layer = resolve_layer(module.mlc.layer, num_layers(policy.causal_lm.config))
+    needs = module.consistency.needs
+    layer = resolve_layer(module.consistency.layer, num_layers(policy.causal_lm.config))
     autocast: Any = nullcontext()
     if layout.precision.endswith("-mixed") and layout.gathered_dtype == torch.float32:
         half = torch.bfloat16 if layout.precision == "bf16-mixed" else torch.float16
@@ -194,12 +195,14 @@ def _step_bytes(module: AlignmentModule, policy: Policy, batch: Batch, layout: L
                     parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
             with counting() as count:
                 with autocast:
-                    grid = run_batch(policy, batch if layer is not None else batch.without_prompts(), layer)
-                    if module.objective.needs_reference:
+                    rows = batch if module.consistency.terms else batch.without_translations()
+                    grid = run_batch(policy, rows, layer if needs.representations else None, needs.pooled_states)
+                    if module.keeps_reference:
                         with torch.no_grad():
-                            run_batch(policy, batch.without_prompts())
-                    loss = grid.logps.sum() + (0 if grid.states is None else grid.states.float().sum())
-                loss.backward()
+                            run_batch(policy, dataclasses.replace(rows, prompts=()), pool=needs.pooled_states)
+                    results = [grid.logps, grid.states, grid.pooled]
+                    loss = torch.stack([part.float().sum() for part in results if part is not None]).sum()
+                loss.backward()  # type: ignore[no-untyped-call]
     except UserError:
         raise
     except Exception as error:  # foreign code, which may look at values that are not there
@@ -210,11 +213,11 @@ def _step_bytes(module: AlignmentModule, policy: Policy, batch: Batch, layout: L
     return count.peak
 
 
-class _Count(TorchDispatchMode):
+class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of tensors that operations make, for as long as they live."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = 0
         self.peak = 0
         self._seen: set[int] = set()

@@ -35,7 +35,7 @@ class EstimateCLI(TrainingCLI):
         layout = layout_of(self.config_init[subcommand].trainer)
         data.prepare_data()
         data.setup("fit")
-        data.with_rejected = module.objective.needs_rejected
+        module.choose_rows(data)
         packed = None if module.packing is False else packed_layout(module.attn_implementation or "sdpa")
         data.layout = packed or data.layout
         batch = largest_batch(data)
@@ -45,7 +45,7 @@ class EstimateCLI(TrainingCLI):
 def show(found: Estimate, batch: Batch, layout: Layout, name: str) -> None:
     """Print ``found`` as a table."""
     console = Console()
-    tokens = sum(rows.num_tokens for rows in (*batch.responses, *batch.prompts))
+    tokens = sum(rows.num_tokens for rows in (*batch.responses, *batch.translations, *batch.prompts))
     console.print(f"{name}: {found.parameters / 1e6:,.1f} M parameters, {found.trained / 1e6:,.1f} M trained")
     console.print(
         f"{layout.processes} process{'es' if layout.processes > 1 else ''}, {layout.strategy}, {layout.precision}; "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_mlc.data.batches import Batch
-from lightning_mlc.data.rows import NO_RESPONSE, TokenRows
+from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, TokenRows
 from lightning_mlc.models.policy import Policy, RowOutputs
 from lightning_mlc.objectives import Scores
 
@@ -25,21 +25,44 @@ class Grid(NamedTuple):
     """(B, L, H), hidden state at the end of the prompt."""
     present: Tensor
     """(B, L) bool, whether the example's prompt was run in the language."""
+    pooled: Tensor | None = None
+    """(B, 2, H) float32, mean state after the last layer over the source-language rows of either response."""
 
     def scores(self, kind: int, reference: Grid | None = None, language: int | None = None) -> Scores:
-        """Scores (B, L) of the ``CHOSEN`` or ``REJECTED`` responses; (B,) for one ``language``."""
+        """Scores (B, L) of the ``CHOSEN`` or ``REJECTED`` responses; (B,) for one ``language``.
+
+        Where the reference scored a response of another length, which is another response, its score is NaN.
+        """
         where = (slice(None), slice(None) if language is None else language, kind)
-        return Scores(
-            logps=self.logps[where],
-            tokens=self.tokens[where],
-            reference_logps=None if reference is None else reference.logps[where],
-        )
+        logps, tokens = self.logps[where], self.tokens[where]
+        if reference is None:
+            return Scores(logps, tokens, None)
+        same = reference.tokens[where] == tokens
+        return Scores(logps, tokens, torch.where(same, reference.logps[where], float("nan")))
 
 
-def run_batch(policy: Policy, batch: Batch, layer: int | None = None) -> Grid:
-    """All rows of ``batch`` through ``policy``, with the hidden states of ``layer`` if one is given."""
-    rows = [*batch.responses, *batch.prompts]
-    return _arrange([policy(part, layer) for part in rows], rows, len(batch), len(batch.languages))
+def run_batch(policy: Policy, batch: Batch, layer: int | None = None, pool: bool = False) -> Grid:
+    """All rows of ``batch`` through ``policy``.
+
+    ``layer`` asks for its hidden states at the ends of the prompts, ``pool`` for the means of the last ones.
+    """
+    responses = [policy(part, layer, pool) for part in batch.responses]
+    others = [*batch.translations, *batch.prompts]
+    outputs = [*responses, *(policy(part, layer) for part in others)]
+    grid = _arrange(outputs, [*batch.responses, *others], len(batch), len(batch.languages))
+    return grid._replace(pooled=_source_means(responses, batch)) if pool else grid
+
+
+def _source_means(outputs: Sequence[RowOutputs], batch: Batch) -> Tensor:
+    """(B, 2, H), pooled states of the source-language rows by their kind."""
+    means = torch.cat([output.pooled for output in outputs if output.pooled is not None])
+    example, language, kind = (
+        torch.cat([getattr(part, name) for part in batch.responses]) for name in ("example", "language", "kind")
+    )
+    belongs = (language == batch.source) & ((kind == CHOSEN) | (kind == REJECTED))
+    spare = 2 * len(batch)
+    index = torch.where(belongs, 2 * example + kind, spare)
+    return means.new_zeros(spare + 1, means.shape[1]).index_copy(0, index, means)[:-1].view(len(batch), 2, -1)
 
 
 def _arrange(outputs: Sequence[RowOutputs], rows: Sequence[TokenRows], examples: int, languages: int) -> Grid:

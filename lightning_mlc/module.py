@@ -1,37 +1,44 @@
-"""The LightningModule: an alignment objective on the source language, plus the MLC term.
+"""The LightningModule: an alignment objective on the source language, plus consistency terms.
 
 One step, from top to bottom: run the batch (:mod:`lightning_mlc.forward`), score it with the reference,
-sum the objective's losses and the consistency term's, divide each by the optimizer step's total.
+sum the objective's losses and the consistency terms', divide each by the optimizer step's total.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 import torchmetrics
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from lightning_mlc.consistency import MLC, Consistency
+from lightning_mlc.consistency import Consistency, ConsistencyTerm, Needs, Observed, Representation
 from lightning_mlc.data.batches import Batch
 from lightning_mlc.data.layout import Layout
 from lightning_mlc.data.rows import CHOSEN, REJECTED
 from lightning_mlc.errors import UserError
 from lightning_mlc.forward import Grid, run_batch
-from lightning_mlc.metrics import Collinearity, LanguageCosines, LanguageMean, collinearity
+from lightning_mlc.metrics import Collinearity, ExampleMean, LanguageCosines, LanguageMean
 from lightning_mlc.models.attention import packed_layout, packing_agrees
 from lightning_mlc.models.loading import ModelSource, dtype_of, load_causal_lm, load_config, load_tokenizer
 from lightning_mlc.models.logprobs import head_agrees
 from lightning_mlc.models.lora import LoRA, add_lora
 from lightning_mlc.models.policy import Policy, num_layers, resolve_layer
-from lightning_mlc.objectives import Objective
+from lightning_mlc.objectives import Objective, Scores
 from lightning_mlc.provenance import Provenance
-from lightning_mlc.reference import Reference
+from lightning_mlc.reference import (
+    OnlineReference,
+    PrecomputedReference,
+    ReferenceSettings,
+    describe_model,
+    precompute,
+)
 from lightning_mlc.schedules import Warmup
 from lightning_mlc.sharding import FSDP2, require_supported
 
@@ -50,8 +57,9 @@ class AlignmentModule(LightningModule):
     Args:
         name_or_path: Model folder, hub id, ``.gguf`` file, or ``package:NAME`` for a model inside an
             installed Python package.
-        objective: What is learned from the responses in the source language.
-        mlc: The multi-lingual consistency term.
+        objective: What is learned from the responses in the source language; null trains on ``consistency`` alone.
+        consistency: What keeps the languages together.
+        reference: The model that objectives such as DPO measure the policy against.
         optimizer: Optimizer of the trainable parameters.
         scheduler: Learning-rate schedule, stepped once per optimizer step; null keeps the rate constant.
         lora: Train low-rank adapters instead of the weights; null trains the weights.
@@ -66,13 +74,14 @@ class AlignmentModule(LightningModule):
     """
 
     policy: Policy | None
-    consistency: Consistency | None
+    representation: Representation | None
 
     def __init__(
         self,
         name_or_path: str,
-        objective: Objective,
-        mlc: MLC = MLC(),  # noqa: B008 (frozen)
+        objective: Objective | None,
+        consistency: Consistency = Consistency(),  # noqa: B008 (frozen)
+        reference: ReferenceSettings = ReferenceSettings(),  # noqa: B008 (frozen)
         optimizer: OptimizerCallable = default_optimizer,
         scheduler: LRSchedulerCallable | None = None,
         lora: LoRA | None = None,
@@ -87,9 +96,19 @@ class AlignmentModule(LightningModule):
         super().__init__()
         if max_new_tokens < 1:
             raise UserError(f"model.max_new_tokens: must be at least 1, got {max_new_tokens}")
+        if objective is None and not consistency.terms:
+            raise UserError(
+                "model.objective: is null, and no term of model.consistency is on: there is nothing to train"
+            )
+        if objective is None and consistency.every_n_steps > 1:
+            raise UserError(
+                "model.consistency.every_n_steps: the steps between would train nothing, for model.objective is null; "
+                "set it to 1, or give an objective"
+            )
         self.source = ModelSource(name_or_path, gguf_file, revision, trust_remote_code)
         self.objective = objective
-        self.mlc = mlc
+        self.consistency = consistency
+        self.reference = reference
         self.optimizer_callable = optimizer
         self.scheduler_callable = scheduler
         self.lora = lora
@@ -98,19 +117,20 @@ class AlignmentModule(LightningModule):
         self.packing = packing
         self.max_new_tokens = max_new_tokens
         self.policy = None
-        self.consistency = None
+        self.representation = None
         self.languages: tuple[str, ...] = ()
         """Languages of the data, the source language first."""
         self.validation_results: dict[str, float] = {}
         """Metrics of the latest validation, by logged name."""
         self.validation_cosines: list[list[float]] = []
         """Mean cosines between languages of the raw hidden states in the latest validation."""
-        self._reference: Reference | None = None
-        self._reference_cache: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+        self._reference: OnlineReference | PrecomputedReference | None = None
+        self._initial: dict[str, str] = {}
+        """What the scores of the initial model depend on, where they are precomputed."""
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._layer: int | None = None
         self._window: dict[str, Tensor] = {}
-        self._latest_mlc: dict[str, Tensor] = {}
+        self._latest_consistency: dict[str, Tensor] = {}
         self._metrics: nn.ModuleDict = nn.ModuleDict()
 
     # ---- set-up -------------------------------------------------------------------------------------
@@ -121,38 +141,68 @@ class AlignmentModule(LightningModule):
         precision = str(self.trainer.precision)
         dtype_of(precision)
         require_supported(self.trainer.strategy)
+        self.reference.check(self.objective, self.consistency.needs, adapters=self.lora is not None)
         if stage != "predict":
-            if self.objective.needs_rejected and not data.has_pairs:
+            if self.objective is not None and self.objective.needs_rejected and not data.has_pairs:
                 raise UserError(
                     f"model.objective: {type(self.objective).__name__} needs chosen and rejected responses, "
                     "but the data has single responses; give preference data or set model.objective to SFT"
                 )
-            data.with_rejected = self.objective.needs_rejected
-        if stage == "fit" and self.mlc.weight > 0 and len(data.languages) < 2:
-            raise UserError(
-                "model.mlc: needs prompts in two or more languages, the training data has only "
-                f"'{data.languages[0]}'; add translations (see data.languages) or set model.mlc.weight to 0"
-            )
+            self.consistency.require_pairs(data.has_pairs)
+            self.choose_rows(data)
+        if stage == "fit":
+            self.consistency.require_languages(data.languages)
+            self._require_gradients_everywhere()
         if self.policy is None:
-            self._layer = resolve_layer(self.mlc.layer, num_layers(load_config(self.source)))
+            self._layer = resolve_layer(self.consistency.layer, num_layers(load_config(self.source)))
         self.languages = data.languages
         if stage != "predict":
             self._metrics = self._make_metrics(self.languages)
+
+    def choose_rows(self, data: Any) -> None:
+        """Tell ``data``, a :class:`~lightning_mlc.data.MultilingualData`, which rows training runs."""
+        data.with_rejected = self._needs_rejected
+        in_all, in_source = self.consistency.needs.responses, self.objective is not None
+        data.responses_in = "all" if in_all else "source" if in_source else "none"
+
+    def _require_gradients_everywhere(self) -> None:
+        """Refuse what DDP would stumble over in its second step."""
+        strategy = self.trainer.strategy
+        if self.objective is not None or self.consistency.needs.responses or not isinstance(strategy, DDPStrategy):
+            return
+        if not strategy._ddp_kwargs.get("find_unused_parameters"):
+            raise UserError(
+                "trainer.strategy: hidden states alone give the head no gradient, and model.objective is null; "
+                "set it to ddp_find_unused_parameters_true"
+            )
 
     def configure_model(self) -> None:
         loaded_now = self.policy is None
         if self.policy is None:
             self.policy = self._load_policy()
             self.trainer.datamodule.layout = self._choose_layout(self.policy)  # type: ignore[attr-defined]
-            if self.mlc.weight > 0:
+            if self.consistency.needs.representations:
                 hidden_size = self.policy.causal_lm.config.get_text_config().hidden_size
-                self.consistency = Consistency(self.mlc, hidden_size)
-        if self._reference is None and self.objective.needs_reference and not self.trainer.predicting:
+                self.representation = Representation(self.consistency, hidden_size)
+        if self._needs_reference(self.consistency.needs) and not self.trainer.predicting:
             # Without adapters only a model just loaded is the initial one; it may have been trained since.
-            is_initial = loaded_now or self.lora is not None
-            self._reference = Reference(self.policy if is_initial else self._load_policy())
+            self._set_up_reference(self.policy if loaded_now or self.lora is not None else None)
         if loaded_now and self._sharding is not None:
             self._shard(self._sharding)
+
+    def _set_up_reference(self, initial: Policy | None) -> None:
+        """The reference, of the ``initial`` model if it is at hand: now, before a checkpoint takes its place."""
+        if self.reference.mode == "precomputed":
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+
+            def load() -> Policy:
+                policy = initial or self._load_policy()
+                return policy if self._sharding is None else self._sharding.shard(policy, precision)
+
+            precision = str(self.trainer.precision)
+            self._reference = precompute(self.trainer, data, load, self._initial, str(self.source))
+        elif self._reference is None:
+            self._reference = OnlineReference(initial or self._load_policy())
 
     @property
     def _sharding(self) -> FSDP2 | None:
@@ -162,11 +212,24 @@ class AlignmentModule(LightningModule):
 
     def _shard(self, sharding: FSDP2) -> None:
         assert self.policy is not None
-        policies = [self.policy] if self._reference is None else [self.policy, self._reference.policy]
-        for policy in dict.fromkeys(policies):
-            sharding.shard(policy, str(self.trainer.precision))
-        if self.consistency is not None:
-            sharding.shard_methods(self.consistency, "extract")
+        precision = str(self.trainer.precision)
+        if isinstance(self._reference, OnlineReference):
+            sharding.shard(self._reference.policy, precision)
+        sharding.shard(self.policy, precision)
+        if self.representation is not None:
+            sharding.shard_methods(self.representation, "extract")
+
+    @property
+    def _needs_rejected(self) -> bool:
+        return self.consistency.needs.responses or (self.objective is not None and self.objective.needs_rejected)
+
+    @property
+    def keeps_reference(self) -> bool:
+        """Whether a model of its own is in memory to measure the policy against."""
+        return self._needs_reference(self.consistency.needs) and self.reference.mode == "online" and self.lora is None
+
+    def _needs_reference(self, needs: Needs) -> bool:
+        return needs.reference or (self.objective is not None and self.objective.needs_reference)
 
     def _choose_layout(self, policy: Policy) -> Layout:
         if self._sharding is None:
@@ -197,6 +260,8 @@ class AlignmentModule(LightningModule):
         model: Any = load_causal_lm(
             self.source, dtype_of(str(self.trainer.precision)), self.attn_implementation, weights=weights
         )
+        if self.reference.mode == "precomputed" and not self._initial and not self.trainer.predicting:
+            self._initial = describe_model(model, str(self.trainer.precision)) if self.trainer.is_global_zero else {}
         return self.build_policy(model)
 
     def build_policy(self, model: Any) -> Policy:
@@ -213,10 +278,10 @@ class AlignmentModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         assert self.policy is not None
         groups: list[dict[str, Any]] = [{"params": [p for p in self.policy.parameters() if p.requires_grad]}]
-        if self.consistency is not None:
-            extractor = [p for p in self.consistency.parameters() if p.requires_grad]
+        if self.representation is not None:
+            extractor = [p for p in self.representation.parameters() if p.requires_grad]
             if extractor:
-                rate = {} if self.mlc.extractor_lr is None else {"lr": self.mlc.extractor_lr}
+                rate = {} if self.consistency.extractor_lr is None else {"lr": self.consistency.extractor_lr}
                 groups.append({"params": extractor, **rate})
         optimizer = self.optimizer_callable(groups)
         mixed = str(self.trainer.precision).endswith("-mixed")
@@ -236,25 +301,27 @@ class AlignmentModule(LightningModule):
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Leave the translations behind on steps that do not run them."""
-        if self.trainer.training and not self.mlc.is_on(self.trainer.global_step):
-            batch = batch.without_prompts()
+        if self.trainer.training and not self.consistency.terms_at(self.trainer.global_step):
+            batch = batch.without_translations()
         return batch if self._sharding is None else self._sharding.with_equal_passes(batch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         assert self.policy is not None
-        with_mlc = self.mlc.is_on(self.trainer.global_step)
-        grid = run_batch(self.policy, batch, self._layer if with_mlc else None)
-        reference = None if self._reference is None else self._reference.score(batch)
+        terms = self.consistency.terms_at(self.trainer.global_step)
+        needs = Needs.of(terms)
+        grid = run_batch(self.policy, batch, self._layer if needs.representations else None, needs.pooled_states)
+        reference = None
+        if self._reference is not None and self._needs_reference(needs):
+            reference = self._reference.grid(batch, "train", needs.reference_translations, needs.pooled_states)
         loss, metrics = self._objective_terms(batch, grid, reference)
-        if with_mlc:
-            assert self.consistency is not None
-            mlc_loss, mlc_metrics = self._mlc_terms(batch, grid, self.consistency)
-            loss = loss + self.mlc.weight * mlc_loss
-            metrics |= mlc_metrics
-        elif self.consistency is not None and self._sharding is None:
+        if terms:
+            consistency_loss, consistency_metrics = self._consistency_terms(batch, grid, reference, terms)
+            loss = loss + consistency_loss
+            metrics |= consistency_metrics
+        elif self.representation is not None and self._sharding is None:
             # DDP expects every trainable parameter in every backward pass; the zero gradient is
             # dropped again in `on_before_optimizer_step`.
-            loss = loss + sum(p.sum() for p in self.consistency.parameters() if p.requires_grad) * 0.0
+            loss = loss + sum(p.sum() for p in self.representation.parameters() if p.requires_grad) * 0.0
         if not torch.isfinite(loss):
             raise UserError(
                 f"the loss is {loss.item()} at step {self.trainer.global_step} (batch of {', '.join(batch.ids)}); "
@@ -266,52 +333,77 @@ class AlignmentModule(LightningModule):
         return loss
 
     def _objective_terms(self, batch: Batch, grid: Grid, reference: Grid | None) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = torch.zeros((), device=batch.keys.device)
+        if not batch.responses:
+            return loss, {}
         chosen = grid.scores(CHOSEN, reference, batch.source)
-        rejected = grid.scores(REJECTED, reference, batch.source) if self.objective.needs_rejected else None
+        rejected = grid.scores(REJECTED, reference, batch.source) if self._needs_rejected else None
         totals = batch.normalizers
-        total = {"examples": totals.examples, "tokens": totals.response_tokens}
-        terms = self.objective.terms(chosen, rejected)
-        loss = torch.stack([term.losses.sum() / total[term.mean_over] for term in terms]).sum()
-        metrics = {"objective/loss": loss, "logps/chosen": chosen.logps.sum() / totals.examples}
-        for name, values in self.objective.metrics(chosen, rejected).items():
-            metrics[name] = values.sum() / totals.examples
+        metrics = {"logps/chosen": chosen.logps.sum() / totals.examples}
+        if self.objective is not None:
+            total = {"examples": totals.examples, "tokens": totals.response_tokens}
+            terms = self.objective.terms(chosen, rejected)
+            loss = torch.stack([term.losses.sum() / total[term.mean_over] for term in terms]).sum()
+            metrics["objective/loss"] = loss
+            for name, values in self.objective.metrics(chosen, rejected).items():
+                metrics[name] = values.sum() / totals.examples
         if rejected is not None:
             metrics["logps/rejected"] = rejected.logps.sum() / totals.examples
-            rewards = self.objective.rewards(chosen), self.objective.rewards(rejected)
-            if rewards[0] is not None and rewards[1] is not None:
-                margins = rewards[0] - rewards[1]
-                metrics |= {
-                    "rewards/chosen": rewards[0].sum() / totals.examples,
-                    "rewards/rejected": rewards[1].sum() / totals.examples,
-                    "rewards/margins": margins.sum() / totals.examples,
-                    "rewards/accuracies": wins(margins).sum() / totals.examples,
-                }
+            rewards = self._rewards(chosen), self._rewards(rejected)
+            margins = rewards[0] - rewards[1]
+            metrics |= {
+                "rewards/chosen": rewards[0].sum() / totals.examples,
+                "rewards/rejected": rewards[1].sum() / totals.examples,
+                "rewards/margins": margins.sum() / totals.examples,
+                "rewards/accuracies": wins(margins).sum() / totals.examples,
+            }
         return loss, metrics
 
-    def _mlc_terms(self, batch: Batch, grid: Grid, consistency: Consistency) -> tuple[Tensor, dict[str, Tensor]]:
-        assert grid.states is not None
+    def _rewards(self, scores: Scores) -> Tensor:
+        """The objective's rewards; without any, how likely the policy holds a response to be, per token."""
+        rewards = None if self.objective is None else self.objective.rewards(scores)
+        return scores.mean_logps if rewards is None else rewards
+
+    def _consistency_terms(
+        self, batch: Batch, grid: Grid, reference: Grid | None, terms: Sequence[ConsistencyTerm]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         # No group in the whole optimizer step: every loss below is 0, and so is their sum.
         groups = batch.normalizers.groups or 1.0
-        consistency.observe(grid.states, grid.present)
-        representations = consistency.extract(grid.states)
-        loss = consistency.loss(representations, grid.present).sum() / groups
-        metrics = {"mlc/loss": loss}
+        if self.representation is not None and grid.states is not None:
+            self.representation.observe(grid.states, grid.present)
+        observed = self._observed(batch, grid, reference)
+        metrics = {f"{term.name}/loss": term.losses(observed).sum() / groups for term in terms}
+        loss = torch.stack([term.weight * metrics[f"{term.name}/loss"] for term in terms]).sum()
         if self._logs_this_step():
-            for name, states in (("mlc", representations), ("mlc/raw", grid.states)):
-                found = collinearity(states.detach(), grid.present, self.mlc.temperature, self.mlc.scale)
-                keys = ("excess", "explained_variance", "min_cosine")
-                for key in keys if name == "mlc" else keys[1:]:
-                    metrics[f"{name}/{key}"] = torch.where(found["valid"], found[key], 0.0).sum() / groups
+            # Collinearity whichever term the representations are for, so that terms can be compared.
+            compared = () if observed.representations is None else (self.consistency.mlc,)
+            for term in dict.fromkeys((*terms, *compared)):
+                for name, values in term.metrics(observed).items():
+                    metrics[f"{term.name}/{name}"] = values.sum() / groups
         return loss, metrics
 
+    def _observed(self, batch: Batch, grid: Grid, reference: Grid | None) -> Observed:
+        representations = None
+        if self.representation is not None and grid.states is not None:
+            representations = self.representation.extract(grid.states)
+        return Observed(grid, reference, representations, batch.source)
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if self.consistency is None:
+        if self.representation is None:
             return
-        if self.mlc.is_on(self.trainer.global_step):
-            self.consistency.fold_mean()
+        if self.consistency.terms_at(self.trainer.global_step):
+            self.representation.fold_mean()
         else:
-            for parameter in self.consistency.parameters():
-                parameter.grad = None  # or the optimizer's momentum would move it on steps without MLC
+            for parameter in self.representation.parameters():
+                parameter.grad = None  # or the optimizer's momentum would move it on steps without the terms
+
+    def optimizer_step(self, *arguments: Any, **keywords: Any) -> None:
+        super().optimizer_step(*arguments, **keywords)
+        # Here, since callbacks may save a checkpoint as soon as the step is done.
+        if self.reference.updates_after(self.trainer.global_step + 1):
+            assert self.policy is not None
+            assert isinstance(self._reference, OnlineReference)
+            self._reference.update(self.policy, self.reference.update_share)
 
     # ---- logging of training ------------------------------------------------------------------------
 
@@ -336,9 +428,10 @@ class AlignmentModule(LightningModule):
             values = self.trainer.strategy.reduce(values, reduce_op="mean")
         logged = dict(zip(self._window, values, strict=True))
         self._window = {}
-        # A step without MLC repeats the latest values, or `every_n_steps` could hide them from every log.
-        self._latest_mlc |= {name: value for name, value in logged.items() if name.startswith("mlc/")}
-        logged |= self._latest_mlc
+        # A step without the terms repeats the latest values, or `every_n_steps` could hide them from every log.
+        names = ("mlc/", *(f"{term.name}/" for term in self.consistency.terms))
+        self._latest_consistency |= {name: value for name, value in logged.items() if name.startswith(names)}
+        logged |= self._latest_consistency
         for name, value in logged.items():
             self.log(f"train/{name}", value)
             if name in PROGRESS:
@@ -347,14 +440,19 @@ class AlignmentModule(LightningModule):
     # ---- validation ---------------------------------------------------------------------------------
 
     def _make_metrics(self, languages: tuple[str, ...]) -> nn.ModuleDict:
-        metrics: dict[str, torchmetrics.Metric] = {"loss": LanguageMean(languages, higher_is_better=False)}
-        if self.objective.needs_rejected:
+        metrics: dict[str, torchmetrics.Metric] = {}
+        if self.objective is not None:
+            metrics["loss"] = LanguageMean(languages, higher_is_better=False)
+        if self._needs_rejected:
             metrics["rewards/accuracies"] = LanguageMean(languages, higher_is_better=True)
             metrics["rewards/margins"] = LanguageMean(languages, higher_is_better=True)
         metrics["nll"] = LanguageMean(languages, higher_is_better=False)
-        metrics["mlc/raw"] = Collinearity(self.mlc.temperature, self.mlc.scale)
-        if self.mlc.weight > 0:
-            metrics["mlc/extracted"] = Collinearity(self.mlc.temperature, self.mlc.scale)
+        mlc = self.consistency.mlc
+        metrics["mlc/raw"] = Collinearity(mlc.temperature, mlc.scale)
+        if self.consistency.needs.representations:
+            metrics["mlc/extracted"] = Collinearity(mlc.temperature, mlc.scale)
+        for term in self.consistency.terms:
+            metrics[f"{term.name}/loss"] = ExampleMean()
         metrics["cosines"] = LanguageCosines(languages)
         return nn.ModuleDict(metrics)
 
@@ -377,44 +475,37 @@ class AlignmentModule(LightningModule):
         self._log_evaluation("test")
 
     def _evaluate(self, batch: Batch, split: str) -> None:
-        """Measure the source-language responses given the prompt in every language."""
+        """Measure the responses given the prompt in every language: the source language's, where it has no own."""
         assert self.policy is not None
-        grid = run_batch(self.policy, batch, self._layer)
+        grid = run_batch(self.policy, batch, self._layer, self.consistency.needs.pooled_states)
         assert grid.states is not None
         metrics: Any = self._metrics
-        reference = self._reference_grid(batch, split)
+        reference = (
+            None
+            if self._reference is None
+            else self._reference.grid(batch, split, pool=self.consistency.needs.pooled_states)
+        )
         examples, languages = grid.present.nonzero(as_tuple=True)
         where = {"keys": batch.keys[examples], "language": languages}
         chosen = grid.scores(CHOSEN, reference)
         nll = -chosen.logps / chosen.tokens.clamp(min=1)
         metrics["nll"].update(**where, values=nll[grid.present])
-        rejected = grid.scores(REJECTED, reference) if self.objective.needs_rejected else None
-        losses = self.objective.each_alone(chosen, rejected)
+        rejected = grid.scores(REJECTED, reference) if self._needs_rejected else None
         if rejected is not None:
-            rewards = self.objective.rewards(chosen), self.objective.rewards(rejected)
-            if rewards[0] is not None and rewards[1] is not None:
-                margins = (rewards[0] - rewards[1])[grid.present]
-                metrics["rewards/margins"].update(**where, values=margins)
-                metrics["rewards/accuracies"].update(**where, values=wins(margins))
-        metrics["loss"].update(**where, values=losses[grid.present])
+            margins = (self._rewards(chosen) - self._rewards(rejected))[grid.present]
+            metrics["rewards/margins"].update(**where, values=margins)
+            metrics["rewards/accuracies"].update(**where, values=wins(margins))
+        if self.objective is not None:
+            losses = self.objective.each_alone(chosen, rejected)
+            metrics["loss"].update(**where, values=losses[grid.present])
+        observed = self._observed(batch, grid, reference)
+        for term in self.consistency.terms:
+            groups = observed.is_group
+            metrics[f"{term.name}/loss"].update(batch.keys[groups], term.losses(observed)[groups])
         metrics["mlc/raw"].update(batch.keys, grid.states, grid.present)
         metrics["cosines"].update(batch.keys, grid.states, grid.present)
-        if self.consistency is not None:
-            metrics["mlc/extracted"].update(batch.keys, self.consistency.extract(grid.states), grid.present)
-
-    def _reference_grid(self, batch: Batch, split: str) -> Grid | None:
-        """Reference scores of a batch for evaluation, which never change and so are computed once."""
-        if self._reference is None:
-            return None
-        keys = [(split, key) for key in batch.keys.tolist()]
-        if all(key in self._reference_cache for key in keys):
-            rows = [self._reference_cache[key] for key in keys]
-            logps, tokens = (torch.stack(part).to(batch.keys.device) for part in zip(*rows, strict=True))
-            return Grid(logps, tokens, None, tokens[:, :, CHOSEN] > 0)
-        grid = self._reference.score(batch)
-        for index, key in enumerate(keys):
-            self._reference_cache[key] = grid.logps[index].cpu(), grid.tokens[index].cpu()
-        return grid
+        if observed.representations is not None:
+            metrics["mlc/extracted"].update(batch.keys, observed.representations, grid.present)
 
     def _log_evaluation(self, split: str) -> None:
         results: dict[str, Tensor] = {}
@@ -425,6 +516,8 @@ class AlignmentModule(LightningModule):
             elif name == "loss":
                 # The loss that training lowers: on the source language. The others follow from `nll`/`rewards`.
                 results[f"{split}/loss"] = value[self.languages[0]]
+            elif isinstance(value, Tensor):
+                results[f"{split}/{name}"] = value
             else:
                 results |= {f"{split}/{name}/{key}": part for key, part in value.items()}
         self.validation_results = {name: float(value) for name, value in results.items()}
@@ -456,6 +549,9 @@ class AlignmentModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         assert self.policy is not None
         checkpoint[Provenance.KEY] = Provenance.of(self.source, self.policy.causal_lm, self.lora).as_dict()
+        if self.reference.is_updated:
+            assert isinstance(self._reference, OnlineReference)
+            checkpoint[OnlineReference.KEY] = self._reference.state_dict()
         if self.lora is not None:
             # The frozen weights are those of the base model; only what was trained need be stored.
             trained = self._trained_keys()
@@ -465,6 +561,13 @@ class AlignmentModule(LightningModule):
         assert self.policy is not None
         own = Provenance.of(self.source, self.policy.causal_lm, self.lora)
         Provenance.read(checkpoint).require_same_model(own)
+        if OnlineReference.KEY in checkpoint and self._reference is not None:
+            if not isinstance(self._reference, OnlineReference) or not self.reference.is_updated:
+                raise UserError(
+                    "ckpt_path: the checkpoint was trained with a reference that follows the policy, and rewards are "
+                    "measured against it; set model.reference.update_every_n_steps as it was"
+                )
+            self._reference.load_state_dict(checkpoint[OnlineReference.KEY])
         state = checkpoint["state_dict"]
         expected = self.state_dict()
         if self.lora is not None:
@@ -477,7 +580,7 @@ class AlignmentModule(LightningModule):
             if disagreement:
                 raise UserError(
                     f"ckpt_path: the checkpoint {verb} {min(disagreement)}, unlike the model that the "
-                    "configuration describes; use the model.mlc settings it was trained with"
+                    "configuration describes; use the model.consistency settings it was trained with"
                 )
 
     def _trained_keys(self) -> set[str]:

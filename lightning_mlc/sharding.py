@@ -12,6 +12,7 @@ even while it is loaded: process 0 reads it, and the others have its shapes alon
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 
 from lightning_mlc import checkpoint_format
-from lightning_mlc.data.batches import Batch
+from lightning_mlc.data.batches import Batch, Normalizers
 from lightning_mlc.data.rows import NO_RESPONSE, Row, TokenRows
 from lightning_mlc.errors import UserError
 from lightning_mlc.models.policy import Policy
@@ -87,17 +88,20 @@ class FSDP2(ModelParallelStrategy):
         """Move what is not sharded; the shards are where they belong, under ``cpu_offload`` in CPU memory."""
         assert self.lightning_module is not None
         device = self.root_device
-        self.lightning_module._apply(lambda tensor: tensor if isinstance(tensor, DTensor) else tensor.to(device))
-        self.lightning_module._device = device  # as its own `to` would
+        module: Any = self.lightning_module
+        module._apply(lambda tensor: tensor if _is_part(tensor) else tensor.to(device))
+        module._device = device  # as its own `to` would
 
     # ---- sharding -----------------------------------------------------------------------------------
 
-    def shard(self, policy: Policy, precision: str) -> None:
-        """Shard ``policy`` in place: each of its decoder layers, then all the rest as one unit.
+    def shard(self, policy: Policy, precision: str) -> Policy:
+        """Shard ``policy`` in place, unless it is: each of its decoder layers, then all the rest as one unit.
 
         The rest (embeddings, final norm, ``lm_head``) stays gathered from its forward pass to its backward
         pass; tied embeddings are in it together. A policy that trains nothing has no backward pass.
         """
+        if is_sharded(policy):
+            return policy
         trains = any(parameter.requires_grad for parameter in policy.parameters())
         options = self._options(precision)
         for layer in policy.layers:
@@ -105,7 +109,8 @@ class FSDP2(ModelParallelStrategy):
             fully_shard(layer, reshard_after_forward=self.reshard_after_forward or not trains, **options)
         materialize(policy, self.root_device)
         fully_shard(policy, reshard_after_forward=not trains, **options)
-        register_fsdp_forward_method(policy, "generate")  # type: ignore[no-untyped-call]
+        register_fsdp_forward_method(policy, "generate")
+        return policy
 
     def shard_methods(self, module: nn.Module, *methods: str) -> None:
         """Shard a small ``module`` as one unit in its own precision; ``methods`` run it as ``forward`` does."""
@@ -114,7 +119,7 @@ class FSDP2(ModelParallelStrategy):
             return
         fully_shard(module, **self._options("32-true"))
         for method in methods:
-            register_fsdp_forward_method(module, method)  # type: ignore[no-untyped-call]
+            register_fsdp_forward_method(module, method)
 
     def _options(self, precision: str) -> dict[str, Any]:
         half = torch.bfloat16 if precision == "bf16-mixed" else None
@@ -128,15 +133,26 @@ class FSDP2(ModelParallelStrategy):
 
     def with_equal_passes(self, batch: Batch) -> Batch:
         """``batch`` with as many passes as the process with most has, for in each of them processes meet."""
-        own = torch.tensor([len(batch.responses), len(batch.prompts)])
+        kinds = ("responses", "translations", "prompts")
+        own = torch.tensor([len(getattr(batch, kind)) for kind in kinds])
         most = own.clone()
         distributed.all_reduce(most, distributed.ReduceOp.MAX, group=self._cpu_group)
-        missing = (most - own).tolist()
-        return dataclasses.replace(
-            batch,
-            responses=(*batch.responses, *([_idle_pass(with_response=True)] * missing[0])),
-            prompts=(*batch.prompts, *([_idle_pass(with_response=False)] * missing[1])),
-        )
+        filled: dict[str, Any] = {
+            kind: (*getattr(batch, kind), *([_idle_pass(kind != "prompts")] * missing))
+            for kind, missing in zip(kinds, (most - own).tolist(), strict=True)
+        }
+        return dataclasses.replace(batch, **filled)
+
+    def in_step(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """``batches`` with equal passes. A process that has fewer than another goes on with batches of no example."""
+        own = iter(batches)
+        while True:
+            batch = next(own, None)
+            left = torch.tensor([batch is not None])
+            distributed.all_reduce(left, distributed.ReduceOp.MAX, group=self._cpu_group)
+            if not left:
+                return
+            yield self.with_equal_passes(_NO_EXAMPLES if batch is None else batch)
 
     # ---- checkpoints --------------------------------------------------------------------------------
 
@@ -228,6 +244,9 @@ def _from_process_zero(tensor: Tensor, device: torch.device) -> Tensor:
         values = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
     distributed.broadcast(values, src=0)
     return values
+
+
+_NO_EXAMPLES = Batch((), torch.zeros(0, dtype=torch.int64), ("",), 0, (), (), Normalizers(0.0, 0.0, 0.0))
 
 
 def _idle_pass(with_response: bool) -> TokenRows:

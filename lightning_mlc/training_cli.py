@@ -89,6 +89,12 @@ class TrainingCLI(LightningCLI):
     def _explain(self, error: argparse.ArgumentError, args: list[str]) -> str:
         """What jsonargparse says over several lines, in one, and what might have been meant."""
         message = " ".join(str(error).split())
+        # Of an option that may be null: what is wrong with the value, without what else it is not.
+        message = re.sub(
+            r"Does not validate against any of the Union subtypes.* Errors: - (.*?) - Expected a <class 'NoneType'>.*",
+            r"\1",
+            message,
+        )
         if '"model.name_or_path"' in message and message.endswith("Got value: None"):
             return f"model.name_or_path: is not set; give it, or a configuration: lightning-mlc {args[0]} --config FILE"
         if unknown := re.search(r"unrecognized arguments: (--[^ =]+)", message):
@@ -121,6 +127,15 @@ class TrainingCLI(LightningCLI):
             if not found:
                 raise UserError(f"ckpt_path: there is no checkpoint in {checkpoint_folder(str(out))}")
             config.ckpt_path = str(found[-1].resolve())
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            # Of an option that may be null jsonargparse tells over several lines what it is not.
+            if isinstance(error.__cause__, UserError):
+                raise error.__cause__ from None
+            raise
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand]

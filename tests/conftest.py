@@ -110,6 +110,20 @@ def example_rows(count: int, pairs: bool = True) -> list[dict[str, Any]]:
     return rows
 
 
+_ANSWERS = {"sw": ("Hapana, {} si yako.", "Ndiyo, chukua {}."), "zh": ("不，{} 不是你的。", "好，拿走 {} 吧。")}
+
+
+def translated_rows(count: int) -> list[dict[str, Any]]:
+    """The same with responses in Swahili in every second row, and in Chinese in every third."""
+    rows = example_rows(count)
+    for number, row in enumerate(rows):
+        spoken = [language for language, every in (("sw", 2), ("zh", 3)) if number % every == 0]
+        for place, key in enumerate(("chosen", "rejected")):
+            texts = {language: _ANSWERS[language][place].format(f"bag {number}") for language in spoken}
+            row[key] = {"en": row[key], **texts} if texts else row[key]
+    return rows
+
+
 def columns(out: Path) -> dict[str, list[float]]:
     """Logged values by name, without the steps that lack them."""
     found: dict[str, list[float]] = {}

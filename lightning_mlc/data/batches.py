@@ -29,7 +29,7 @@ class Normalizers:
     response_tokens: float
     """Tokens of the chosen responses; what a token-mean loss is averaged over."""
     groups: float
-    """Examples with a prompt in two or more languages; what the consistency loss is averaged over."""
+    """Examples with a prompt in two or more languages; what the consistency losses are averaged over."""
 
 
 @dataclass  # not frozen: Lightning walks over a batch's tensors, and refuses frozen dataclasses
@@ -49,6 +49,9 @@ class Batch:
     prompts: tuple[TokenRows, ...]
     """Rows that are a prompt alone: in training the translations, in prediction every language."""
     normalizers: Normalizers
+    translations: tuple[TokenRows, ...] = ()
+    """Rows of the other languages with their responses, in training for terms that compare those; they are then
+    not in ``prompts``."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -60,6 +63,7 @@ class Batch:
             keys=self.keys.to(device, non_blocking=non_blocking),
             responses=tuple(rows.to(device, non_blocking) for rows in self.responses),
             prompts=tuple(rows.to(device, non_blocking) for rows in self.prompts),
+            translations=tuple(rows.to(device, non_blocking) for rows in self.translations),
         )
 
     def pin_memory(self) -> Batch:
@@ -69,8 +73,9 @@ class Batch:
             keys=self.keys.pin_memory(),
             responses=tuple(rows.pin_memory() for rows in self.responses),
             prompts=tuple(rows.pin_memory() for rows in self.prompts),
+            translations=tuple(rows.pin_memory() for rows in self.translations),
         )
 
-    def without_prompts(self) -> Batch:
+    def without_translations(self) -> Batch:
         """The batch for a step on which no translation is run."""
-        return dataclasses.replace(self, prompts=())
+        return dataclasses.replace(self, prompts=(), translations=())

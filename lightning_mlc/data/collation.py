@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -14,6 +14,11 @@ from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, Row, TokenRow
 
 EVALUATION_TOKENS = 4096
 """Tokens of a block in evaluation, which bounds the memory that its logits take."""
+
+
+ResponsesIn = Literal["none", "source", "all"]
+"""In which languages the prompts of a training step are followed by responses: the language's own where the
+example has them, else those of the source language."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +31,19 @@ class Collator:
     with_rejected: bool
     layout: Layout
     """How the rows of a step are laid out. Prompts to generate from are always padded."""
+    responses_in: ResponsesIn = "source"
 
     def training(self, examples: Sequence[Mapping[str, Any]], keys: Sequence[int], normalizers: Normalizers) -> Batch:
-        """Responses in the source language; the translations are prompts alone."""
-        responses, prompts = [], []
+        """Responses where ``responses_in`` says; the other rows are prompts alone."""
+        responses: list[Row] = []
+        translations: list[Row] = []
+        prompts = []
         for index, example in enumerate(examples):
             for language, prompt in zip(example["languages"], example["prompts"], strict=True):
-                if language == 0:
+                if language == 0 and self.responses_in != "none":
                     responses += self._with_responses(example, prompt, index, language)
+                elif self.responses_in == "all":
+                    translations += self._with_responses(example, prompt, index, language)
                 else:
                     prompts.append(Row(prompt, (), index, language, NO_RESPONSE))
         return self._batch(
@@ -42,6 +52,7 @@ class Collator:
             normalizers,
             self.layout.blocks(responses, self.pad_id),
             self.layout.blocks(prompts, self.pad_id),
+            self.layout.blocks(translations, self.pad_id),
         )
 
     def evaluation(self, examples: Sequence[Mapping[str, Any]], keys: Sequence[int], normalizers: Normalizers) -> Batch:
@@ -53,6 +64,13 @@ class Collator:
         blocks = self.layout.blocks(responses, self.pad_id, max_tokens=EVALUATION_TOKENS)
         return self._batch(examples, keys, normalizers, blocks, ())
 
+    def source_responses(
+        self, examples: Sequence[Mapping[str, Any]], keys: Sequence[int], normalizers: Normalizers
+    ) -> Batch:
+        """The responses that :meth:`training` has, without translations and in blocks as in evaluation."""
+        source = [{**row, "languages": row["languages"][:1], "prompts": row["prompts"][:1]} for row in examples]
+        return self.evaluation(source, keys, normalizers)
+
     def prediction(self, examples: Sequence[Mapping[str, Any]], keys: Sequence[int], normalizers: Normalizers) -> Batch:
         """The prompts in every language."""
         prompts = [
@@ -63,9 +81,13 @@ class Collator:
         return self._batch(examples, keys, normalizers, (), Layout().blocks(prompts, self.pad_id))
 
     def _with_responses(self, example: Mapping[str, Any], prompt: list[int], index: int, language: int) -> list[Row]:
-        rows = [Row(prompt, example["chosen"], index, language, CHOSEN)]
-        if self.with_rejected and example["rejected"]:
-            rows.append(Row(prompt, example["rejected"], index, language, REJECTED, leads=False))
+        chosen, rejected = example["chosen"], example["rejected"]
+        if language in example["translated"]:
+            place = example["translated"].index(language)
+            chosen, rejected = example["translated_chosen"][place], example["translated_rejected"][place]
+        rows = [Row(prompt, chosen, index, language, CHOSEN)]
+        if self.with_rejected and rejected:
+            rows.append(Row(prompt, rejected, index, language, REJECTED, leads=False))
         return rows
 
     def _batch(
@@ -75,6 +97,7 @@ class Collator:
         normalizers: Normalizers,
         responses: tuple[TokenRows, ...],
         prompts: tuple[TokenRows, ...],
+        translations: tuple[TokenRows, ...] = (),
     ) -> Batch:
         return Batch(
             ids=tuple(example["id"] for example in examples),
@@ -84,4 +107,5 @@ class Collator:
             responses=responses,
             prompts=prompts,
             normalizers=normalizers,
+            translations=translations,
         )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,20 +18,23 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
 from lightning_mlc.data.batches import Batch
-from lightning_mlc.data.collation import Collator
+from lightning_mlc.data.collation import Collator, ResponsesIn
 from lightning_mlc.data.languages import canonical_language, canonical_languages
 from lightning_mlc.data.layout import Layout
 from lightning_mlc.data.layouts import parse_rows
 from lightning_mlc.data.reading import locate, read_rows
 from lightning_mlc.data.records import Example
 from lightning_mlc.data.sampling import EvaluationBatches, MicroBatch, Sizes, TrainingBatches
-from lightning_mlc.data.tables import default_cache_dir, tokenised_table
+from lightning_mlc.data.tables import default_cache_dir, table_fingerprint, tokenised_table
 from lightning_mlc.data.tokenization import ChatTokenizer
 from lightning_mlc.errors import UserError
 
 logger = logging.getLogger("lightning_mlc")
 
 Split = Literal["train", "val", "test", "predict"]
+
+SCORING_EXAMPLES = 32
+"""Training examples of a batch that is only scored; its rows are run in blocks of ``EVALUATION_TOKENS`` tokens."""
 
 
 class MultilingualData(LightningDataModule):
@@ -123,7 +127,9 @@ class MultilingualData(LightningDataModule):
             "trust_remote_code": trust_remote_code,
         }
         self.with_rejected = True
-        """Whether batches have rows of rejected responses. An objective without them sets it to False."""
+        """Whether batches have rows of rejected responses. A model that needs none sets it to False."""
+        self.responses_in: ResponsesIn = "source"
+        """In which languages training batches have rows with responses. The model sets it, too."""
         self.layout = Layout()
         """How the rows of a step are laid out; the model says what its attention can run."""
         self.languages: tuple[str, ...] = ()
@@ -146,7 +152,7 @@ class MultilingualData(LightningDataModule):
             raise UserError("trainer.overfit_batches: is not supported; give a small data.train_path instead")
         self._load(self._needed_paths())
         for split in ("train", "val", "test", "predict"):
-            if split in self._tables:
+            if split in self._tables and split not in self._rows:  # a second command may come with the same data
                 self._rows[split] = list(range(len(self._tables[split])))
         if "train" in self._tables and "val" not in self._tables:
             self._rows["train"], self._rows["val"] = self._split()
@@ -309,8 +315,45 @@ class MultilingualData(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Batch]:
         return self._evaluation_loader("predict", self._collator().prediction)
 
+    # ---- what a pass over all responses needs (see `lightning_mlc.reference`) -------------------------
+
+    def keys(self, split: Split) -> list[int]:
+        """The keys (``Batch.keys``) of the examples of ``split``; none where the command has no such data."""
+        return self._rows.get(split, [])
+
+    def scored_languages(self, split: Split) -> int:
+        """In how many of ``languages``, from the first, the responses of ``split`` are scored."""
+        return 1 if split == "train" else len(self.languages)
+
+    def scoring_loader(self, split: Split, missing: Collection[int]) -> DataLoader[Batch]:
+        """This process's share of some batches of responses in which all examples of the keys ``missing`` are.
+
+        Training examples are in the source language alone. The others are in all languages, and batched as in
+        evaluation, so that a model gives the very same scores there.
+        """
+        trainer = self.trainer
+        world_size, rank = (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
+        collator, rows, training = self._collator(), self._rows[split], split == "train"
+        batches = EvaluationBatches(self._sizes(split), SCORING_EXAMPLES if training else self.val_batch_size)
+        wanted = [batch for batch in batches if any(rows[index] in missing for index in batch.indices)]
+        collate = collator.source_responses if training else collator.evaluation
+        return self._loader(split, wanted[rank::world_size], collate)
+
+    def describe(self, split: Split) -> dict[str, str]:
+        """What the scores of the responses of ``split`` depend on beside the model, by names for messages."""
+        training = split == "train"
+        return {
+            "data": table_fingerprint(self._tables[split]),
+            "max_prompt_length": str(self.max_prompt_length),
+            "max_response_length": str(self.max_response_length),
+            "languages": self.languages[0] if training else ", ".join(self.languages),
+            "responses": "chosen and rejected" if self.with_rejected else "chosen",
+            "layout": "packed" if self.layout.packed else "padded",
+            "examples per batch": str(SCORING_EXAMPLES if training else self.val_batch_size),
+        }
+
     def _collator(self) -> Collator:
-        return Collator(self.languages, self.pad_id, self.with_rejected, self.layout)
+        return Collator(self.languages, self.pad_id, self.with_rejected, self.layout, self.responses_in)
 
     def _sizes(self, split: Split) -> Sizes:
         table = self._tables[split].select(self._rows[split])
@@ -326,7 +369,10 @@ class MultilingualData(LightningDataModule):
         return self._loader(split, sampler, collate)
 
     def _loader(
-        self, split: Split, sampler: TrainingBatches | EvaluationBatches, collate: Callable[..., Batch]
+        self,
+        split: Split,
+        sampler: TrainingBatches | EvaluationBatches | list[MicroBatch],
+        collate: Callable[..., Batch],
     ) -> DataLoader[Batch]:
         return DataLoader(
             _MicroBatches(self._tables[split], self._rows[split], collate),
@@ -357,7 +403,10 @@ def _remark_on_empty_responses(examples: list[Example]) -> None:
     empty = [
         example.where
         for example in examples
-        if not example.chosen.strip() or (example.rejected is not None and not example.rejected.strip())
+        if not all(
+            text is None or text.strip()
+            for text in (example.chosen, example.rejected, *itertools.chain(*example.translated.values()))
+        )
     ]
     if empty:
         logger.warning("%d examples have an empty response, which teaches silence: %s", len(empty), _some(empty))

@@ -4,7 +4,8 @@ Three are known. Our own::
 
     {"id": "...", "prompt": {"en": TEXT, "sw": TEXT}, "chosen": TEXT, "rejected": TEXT}   or   "response": TEXT
 
-where TEXT is a string or a list of messages (``{"role", "content"}``); in files that cannot nest, such as
+where TEXT is a string or a list of messages (``{"role", "content"}``), and ``chosen`` and ``rejected`` may be
+``{"en": TEXT, "sw": TEXT}`` too, in this and the other layouts; in files that cannot nest, such as
 CSV, the prompts stand in columns ``prompt_en``, ``prompt_sw``, ... The layouts of the MLC authors, whose
 unsuffixed prompt is in the source language: preference pairs (``prompt``, ``prompt_sw``, ... as ShareGPT
 turns, ``chosen``, ``rejected``) and Alpaca (``instruction``, ``input``, ``output``, ``prompt_sw``, ...).
@@ -12,10 +13,10 @@ turns, ``chosen``, ``rejected``) and Alpaca (``instruction``, ``input``, ``outpu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
-from lightning_mlc.data.languages import canonical_language
+from lightning_mlc.data.languages import canonical_language, canonical_languages
 from lightning_mlc.data.records import Example, Message
 from lightning_mlc.errors import UserError
 
@@ -76,18 +77,16 @@ def _example(
             f"(it has {', '.join(sorted(prompts)) or 'none'}); add it or set data.source_language"
         )
     if "chosen" in row or "rejected" in row:
-        chosen, rejected = _response(row, "chosen", where), _response(row, "rejected", where)
-        if chosen == rejected:
-            raise UserError(f"{where}: chosen and rejected are the same; remove the row, there is nothing to prefer")
+        chosen, rejected, translated = _pairs(row, prompts, where, source)
     else:
         key = next((key for key in ("response", "output") if key in row), None)
         if key is None:
             raise UserError(f"{where}: has no response; expected 'chosen' and 'rejected', or 'response'")
-        chosen, rejected = _response(row, key, where), None
+        chosen, rejected, translated = _response(row[key], f"'{key}'", where), None, {}
     own_id = row.get("id")
     if own_id is not None and not isinstance(own_id, str | int):
         raise UserError(f"{where}: 'id' must be a string or a number")
-    return Example(str(own_id) if own_id is not None else where, where, prompts, chosen, rejected)
+    return Example(str(own_id) if own_id is not None else where, where, prompts, chosen, rejected, translated)
 
 
 def _nested_prompts(row: Row, where: str, source: str) -> dict[str, list[Message]]:
@@ -133,13 +132,49 @@ def _by_language(texts: Iterable[tuple[str, Any]], where: str) -> dict[str, list
     return prompts
 
 
-def _response(row: Row, key: str, where: str) -> str:
-    if row.get(key) is None:
-        raise UserError(f"{where}: has no '{key}'")
+def _pairs(row: Row, prompts: Collection[str], where: str, source: str) -> tuple[str, str, dict[str, tuple[str, str]]]:
+    """Chosen and rejected response in the source language, and both by language in the others that have them."""
+    chosen, rejected = (_responses(row.get(key), key, where, source) for key in ("chosen", "rejected"))
+    for language in sorted(chosen.keys() ^ rejected.keys()):
+        # A language cannot tell which of its responses is the better one if it also tells the two apart.
+        raise UserError(
+            f"{where}: only one of chosen and rejected is translated into '{language}'; translate both, or neither"
+        )
+    for language in chosen:
+        what = "" if language == source else f" in '{language}'"
+        if language not in prompts:
+            raise UserError(f"{where}: has responses{what} but no prompt; add it, or set both responses to null")
+        if chosen[language] == rejected[language]:
+            raise UserError(
+                f"{where}: chosen and rejected are the same{what}; "
+                + ("set both to null" if what else "remove the row, there is nothing to prefer")
+            )
+    pairs = {language: (chosen[language], rejected[language]) for language in chosen}
+    return *pairs.pop(source), pairs
+
+
+def _responses(given: Any, key: str, where: str, source: str) -> dict[str, str]:
+    """The response ``key`` by language: the source language's alone, unless ``given`` has several."""
+    if not isinstance(given, Mapping) or {"content", "value"} & given.keys():
+        return {source: _response(given, f"'{key}'", where)}
+    languages = canonical_languages(given, f"{where}: '{key}'")
+    found = {
+        language: _response(text, f"'{key}' in '{language}'", where)
+        for language, text in zip(languages, given.values(), strict=True)
+        if text is not None
+    }
+    if source not in found:
+        raise UserError(f"{where}: has no '{key}' in the source language '{source}'")
+    return found
+
+
+def _response(given: Any, what: str, where: str) -> str:
+    if given is None:
+        raise UserError(f"{where}: has no {what}")
     # May be empty, as it is in PKU-SafeRLHF: to say nothing is an answer, too.
-    messages = _messages(row[key], "assistant", f"{where}: '{key}'", may_be_empty=True)
+    messages = _messages(given, "assistant", f"{where}: {what}", may_be_empty=True)
     if len(messages) != 1 or messages[0]["role"] != "assistant":
-        raise UserError(f"{where}: '{key}' must be one message of the assistant, or a string")
+        raise UserError(f"{where}: {what} must be one message of the assistant, or a string")
     return messages[0]["content"]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 Message = dict[str, str]
 """``{"role": ..., "content": ...}``."""
@@ -10,7 +10,7 @@ Message = dict[str, str]
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt in one or more languages, and one or two responses in the source language."""
+    """A prompt in one or more languages, and one or two responses: in the source language at least."""
 
     id: str
     where: str
@@ -20,3 +20,5 @@ class Example:
     chosen: str
     """The preferred response, or the only one."""
     rejected: str | None
+    translated: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Chosen and rejected response by language, in those other languages that have their own."""

@@ -12,14 +12,32 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, disable_progress_bars, enable_progress_bars, load_from_disk
+from datasets import Dataset, Features, Sequence, Value, disable_progress_bars, enable_progress_bars, load_from_disk
 from transformers import PreTrainedTokenizerBase
 
 from lightning_mlc.data.records import Example
 from lightning_mlc.data.tokenization import ChatTokenizer
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the columns of a table, or what they mean, change."""
+
+_IDS = Sequence(Value("int64"))
+COLUMNS = Features(
+    {
+        "id": Value("string"),
+        "where": Value("string"),
+        "languages": _IDS,
+        "prompts": Sequence(_IDS),
+        "chosen": _IDS,
+        "rejected": _IDS,
+        "translated": _IDS,
+        "translated_chosen": Sequence(_IDS),
+        "translated_rejected": Sequence(_IDS),
+        "cut_prompts": Sequence(Value("string")),
+        "cut_response": Value("bool"),
+    }
+)
+"""Types of the columns. Not inferred: a column may be empty in all of the first rows."""
 
 logger = logging.getLogger("lightning_mlc")
 
@@ -37,7 +55,8 @@ def tokenised_table(
     """The table of ``examples``, from the cache if it is there.
 
     Columns: ``id``, ``where``, ``languages`` (indices), ``prompts`` (ids for each), ``chosen``,
-    ``rejected`` (empty without one), ``cut_prompts``, ``cut_response``.
+    ``rejected`` (empty without one), ``translated`` (indices of the languages with responses of their own),
+    ``translated_chosen`` and ``translated_rejected`` (ids for each), ``cut_prompts``, ``cut_response``.
     """
     folder = cache_dir / "tokenised" / _fingerprint(examples, languages, chat)
     if folder.is_dir():
@@ -51,6 +70,7 @@ def tokenised_table(
     table = source.map(
         lambda row: chat.encode(examples[row["index"]], languages),
         remove_columns=["index"],
+        features=COLUMNS,
         desc=f"Tokenising {name}",
         new_fingerprint=folder.name,
         load_from_cache_file=False,
@@ -70,6 +90,11 @@ def tokenised_table(
         enable_progress_bars()
         shutil.rmtree(unfinished, ignore_errors=True)
     return load_from_disk(str(folder))
+
+
+def table_fingerprint(table: Dataset) -> str:
+    """The fingerprint of all that ``table``, as :func:`tokenised_table` returns it, depends on."""
+    return Path(table.cache_files[0]["filename"]).parent.name
 
 
 def _fingerprint(examples: list[Example], languages: tuple[str, ...], chat: ChatTokenizer) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -33,6 +34,8 @@ class ChatTokenizer:
     def encode(self, example: Example, languages: tuple[str, ...]) -> dict[str, Any]:
         """Token ids of an example: ``prompts`` with their ``languages`` (indices), ``chosen``, ``rejected``.
 
+        ``translated`` are the other languages (indices) that have responses of their own, which are in
+        ``translated_chosen`` and ``translated_rejected``.
         ``cut_prompts`` lists the languages whose prompt was cut, ``cut_response`` says whether a response was.
         """
         present = [index for index, language in enumerate(languages) if language in example.prompts]
@@ -45,6 +48,11 @@ class ChatTokenizer:
         source = example.prompts[languages[0]]
         chosen = self._response(source, example.chosen)
         rejected = [] if example.rejected is None else self._response(source, example.rejected)
+        translated = [index for index in present if languages[index] in example.translated]
+        pairs = [
+            [self._response(example.prompts[languages[index]], text) for text in example.translated[languages[index]]]
+            for index in translated
+        ]
         limit = self.max_response_length
         return {
             "id": example.id,
@@ -53,8 +61,11 @@ class ChatTokenizer:
             "prompts": prompts,
             "chosen": chosen[:limit],
             "rejected": rejected[:limit],
+            "translated": translated,
+            "translated_chosen": [pair[0][:limit] for pair in pairs],
+            "translated_rejected": [pair[1][:limit] for pair in pairs],
             "cut_prompts": cut,
-            "cut_response": len(chosen) > limit or len(rejected) > limit,
+            "cut_response": any(len(ids) > limit for ids in (chosen, rejected, *itertools.chain(*pairs))),
         }
 
     def _ids(self, text: str) -> list[int]:

@@ -2,6 +2,7 @@
 
 from lightning_mlc.metrics.collinearity import Collinearity, collinearity
 from lightning_mlc.metrics.cosines import LanguageCosines
+from lightning_mlc.metrics.per_example import ExampleMean
 from lightning_mlc.metrics.per_language import LanguageMean
 
-__all__ = ["Collinearity", "LanguageCosines", "LanguageMean", "collinearity"]
+__all__ = ["Collinearity", "ExampleMean", "LanguageCosines", "LanguageMean", "collinearity"]

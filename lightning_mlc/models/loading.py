@@ -119,10 +119,11 @@ def load_causal_lm(
         keywords["attn_implementation"] = attn_implementation
     if not weights:
         with torch.device("meta"):
-            shell = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            shell: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                 load_config(source), trust_remote_code=source.trust_remote_code, **keywords
             )
-        return shell.eval()
+        shell.eval()  # type: ignore[no-untyped-call]
+        return shell
     model: PreTrainedModel = _from_pretrained(
         AutoModelForCausalLM.from_pretrained, source, "causal language model", **keywords
     )

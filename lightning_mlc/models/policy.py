@@ -8,9 +8,9 @@ response tokens only and a chunk at a time, and prompts alone run neither ``lm_h
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,8 @@ class RowOutputs(NamedTuple):
     """(N,) float32, number of response tokens."""
     states: Tensor | None
     """(N, H), hidden state of the layer asked for at the last prompt token."""
+    pooled: Tensor | None = None
+    """(N, H) float32 (float64 of a float64 model), mean over its tokens of the state after the final norm."""
 
 
 class Policy(nn.Module):
@@ -54,19 +56,41 @@ class Policy(nn.Module):
         assert isinstance(inner, PreTrainedModel)
         return inner
 
-    def forward(self, rows: TokenRows, layer: int | None = None) -> RowOutputs:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or convert the model, but leave to ``transformers`` in which precision its constants are.
+
+        Lightning converts whatever is floating point when the whole model is in half precision. Rotary frequencies
+        would be rounded, and every position with them, unlike in the model that was loaded and the one exported.
+        """
+        constants = [
+            (module, name, buffer)
+            for module in self.modules()
+            for name, buffer in module.named_buffers(recurse=False)
+            if name in module._non_persistent_buffers_set
+        ]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for module, name, before in constants:
+            after = getattr(module, name)
+            if after.dtype != before.dtype:
+                setattr(module, name, before.to(after.device))
+        return self
+
+    def forward(self, rows: TokenRows, layer: int | None = None, pool: bool = False) -> RowOutputs:
         """Run ``rows``; ``layer`` (0 embeddings, ..., n after the final norm) asks for its hidden states.
 
-        Prompts alone are run up to that layer and no further.
+        Prompts alone are run up to that layer and no further. ``pool`` asks, of rows with responses, for the
+        means of the last hidden states.
         """
         count, device = len(rows), rows.input_ids.device
+        pooled = None
         if rows.longest_response == 0:
             states = None if layer is None else self._states_only(rows, layer)
             logps = torch.zeros(count, device=device)
         else:
             # Asked first, for the answer may take a pass of its own, which must not be captured.
             in_two_parts = self._runs_in_two_parts(rows)
-            with self._capture(layer) as captured:
+            top = num_layers(self.causal_lm.config) if pool else None
+            with self._capture(layer) as captured, self._capture(top) as last:
                 if in_two_parts:
                     hidden = self._run(self.causal_lm.base_model, rows)[0]
                     predicting = hidden.flatten(0, 1).index_select(0, rows.predictor)
@@ -76,11 +100,12 @@ class Policy(nn.Module):
                     logps = logps_of(logits.index_select(0, rows.predictor), _labels(rows))
             logps = _sum_by_sequence(logps, rows)
             states = captured[0] if captured else None
+            pooled = _mean_by_sequence(last[0], rows) if last else None
         if states is not None:
             # Gathered here and not in a hook: under gradient checkpointing a hook lies inside the region
             # that is run again in the backward pass, where it must add no operation.
             states = states.flatten(0, 1).index_select(0, rows.prompt_end)
-        return RowOutputs(logps, rows.response_tokens.float(), states)
+        return RowOutputs(logps, rows.response_tokens.float(), states, pooled)
 
     def generate(self, rows: TokenRows, max_new_tokens: int, together: bool) -> Tensor:
         """(N, T + S) int64: the prompts ``rows`` (N, T, padded on the left) and greedy responses of S tokens at most.
@@ -167,7 +192,8 @@ class Policy(nn.Module):
                 if isinstance(module, nn.ModuleList) and len(module) == depth:
                     return owner, name, module
         raise UserError(
-            f"model.mlc.layer: cannot find the {depth} layers of {type(self.causal_lm).__name__}; use the last (-1)"
+            f"model.consistency.layer: cannot find the {depth} layers of {type(self.causal_lm).__name__}; "
+            "use the last (-1)"
         )
 
 
@@ -194,7 +220,7 @@ def num_layers(config: Any) -> int:
 
 
 def resolve_layer(layer: int | float, depth: int) -> int:
-    """The layer that ``model.mlc.layer`` names in a model of ``depth`` layers.
+    """The layer that ``model.consistency.layer`` names in a model of ``depth`` layers.
 
     Args:
         layer: An integer is an index into the hidden states (0 embeddings, 1 after the first layer, ...,
@@ -207,12 +233,14 @@ def resolve_layer(layer: int | float, depth: int) -> int:
     """
     if isinstance(layer, float):
         if not 0.0 <= layer <= 1.0:
-            raise UserError(f"model.mlc.layer: {layer} is not a fraction of depth; give 0.0 to 1.0, or an integer")
+            raise UserError(
+                f"model.consistency.layer: {layer} is not a fraction of depth; give 0.0 to 1.0, or an integer"
+            )
         return round(layer * depth)
     resolved = layer + depth + 1 if layer < 0 else layer
     if not 0 <= resolved <= depth:
         raise UserError(
-            f"model.mlc.layer: the model has no layer {layer}; it has {depth} layers, "
+            f"model.consistency.layer: the model has no layer {layer}; it has {depth} layers, "
             f"so give {-depth - 1} to {depth}, or a fraction such as 0.5"
         )
     return resolved
@@ -228,3 +256,17 @@ def _sum_by_sequence(values: Tensor, rows: TokenRows) -> Tensor:
     # Laid out first: sums by index have no fixed order on a GPU.
     table = values.new_zeros(len(rows) * rows.longest_response)
     return table.index_copy(0, rows.response_cell, values).view(len(rows), -1).sum(1)
+
+
+def _mean_by_sequence(hidden: Tensor, rows: TokenRows) -> Tensor:
+    """(N, H) means of ``hidden`` (R, T, H) over the tokens of each sequence, its prompt and its response."""
+    place = torch.arange(rows.input_ids.numel(), device=hidden.device)
+    end = rows.prompt_end[:, None]
+    start = end - rows.position_ids.flatten()[end]
+    belongs = (start <= place) & (place <= end)
+    belongs[rows.response_cell // rows.longest_response, rows.response] = True
+    # Padding may hold anything, NaN too. A product in full precision: sums by index have no fixed order on a GPU.
+    wide = torch.where(rows.attention_mask[:, :, None] == 1, hidden, 0.0).flatten(0, 1)
+    wide = wide.to(torch.promote_types(hidden.dtype, torch.float32))
+    with torch.autocast(hidden.device.type, enabled=False):
+        return belongs.to(wide.dtype) @ wide / belongs.sum(1, keepdim=True)

@@ -30,6 +30,10 @@ OVERALL = {
     "mlc/extracted/explained_variance": "explained variance, extracted",
     "mlc/extracted/min_cosine": "smallest cosine, extracted",
     "mlc/extracted/excess": "MLC loss above its floor, extracted",
+    "pairwise_cosine/loss": "pairwise cosine loss",
+    "source_cosine/loss": "source cosine loss",
+    "mpo/loss": "MPO loss",
+    "dco/loss": "DCO loss",
 }
 
 

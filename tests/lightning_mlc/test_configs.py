@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from lightning_mlc.consistency import MLC
+from lightning_mlc.consistency import MLC, Consistency
 from lightning_mlc.training_cli import TrainingCLI, run, shipped_configs
 
 ROOT = Path(__file__).parents[2]
@@ -66,10 +66,8 @@ def test_the_published_settings_are_those_of_the_authors(tiny_model: Path, tmp_p
     """https://github.com/Yuyan-B/MLC, its training configurations and the defaults of its code."""
     options = [f"--model.name_or_path={tiny_model}", "--trainer.accelerator=cpu", "--trainer.fast_dev_run=1"]
     cli = run(["fit", "--config=published", f"--out={tmp_path / 'out'}", *options])
-    assert cli.model.mlc == MLC(
-        weight=0.8,
-        temperature=0.2,
-        scale="top",
+    assert cli.model.consistency == Consistency(
+        mlc=MLC(weight=0.8, temperature=0.2, scale="top"),
         layer=-1,
         extractor="linear",
         extractor_dim=512,

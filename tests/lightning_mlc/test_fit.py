@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import columns, example_rows, save_model, write_jsonl
+from conftest import columns, example_rows, save_model, translated_rows, write_jsonl
 from lightning.pytorch import Callback
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -132,7 +132,7 @@ def test_export_gives_bitwise_the_same_logits(
     assert GenerationConfig.from_pretrained(tmp_path / "hf").eos_token_id is not None
     if lora:  # the frozen weights are not stored
         saved = torch.load(checkpoint, weights_only=True)["state_dict"]
-        assert all("lora" in key or key.startswith("consistency") for key in saved)
+        assert all("lora" in key or key.startswith("representation") for key in saved)
 
 
 def test_export_of_what_is_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -208,8 +208,12 @@ def test_resumed_run_continues_and_explicit_options_win(tiny_model: Path, pairs_
     assert summaries[0]["before"] == summaries[1]["before"]  # not measured again after training
     assert summaries[0]["after"] == pytest.approx(summaries[1]["after"], rel=1e-4, abs=1e-5)
     # What the checkpoint remembers does not beat the command line.
-    cli = run(arguments("validate", tiny_model, pairs_file, parts, "--ckpt_path=last", "--model.mlc.temperature=0.5"))
-    assert cli.model.mlc.temperature == 0.5
+    cli = run(
+        arguments(
+            "validate", tiny_model, pairs_file, parts, "--ckpt_path=last", "--model.consistency.mlc.temperature=0.5"
+        )
+    )
+    assert cli.model.consistency.mlc.temperature == 0.5
     lower = arguments("fit", tiny_model, pairs_file, tmp_path / "lower", *options, "--model.optimizer.lr=1e-4")
     checkpoint = parts / "checkpoints/last.ckpt"
     resumed = run([*lower, "--trainer.max_steps=10", f"--ckpt_path={checkpoint}"])
@@ -282,19 +286,40 @@ def test_options_that_cannot_work_together(
     english = write_jsonl(tmp_path / "en.jsonl", [r | {"prompt": {"en": r["prompt"]["en"]}} for r in example_rows(4)])
     no_template = save_model(tmp_path / "plain", template=None)
     fused = ["--model.optimizer=AdamW", "--model.optimizer.fused=true", "--trainer.gradient_clip_val=1"]
+    key = "--model.consistency"
+    sft, null, off = ["--model.objective=SFT"], ["--model.objective=null"], [f"{key}.mlc.weight=0"]
     cases: list[tuple[Path, Path, list[str], str]] = [
         (tiny_model, single, [], "DPO needs chosen and rejected responses"),
-        (tiny_model, english, [], "model.mlc: needs prompts in two or more languages"),
+        (tiny_model, english, [], "model.consistency.mlc: needs prompts in two or more languages"),
+        (tiny_model, single, [*sft, f"{key}.mpo.weight=1"], "consistency.mpo: needs chosen and rejected responses"),
+        (tiny_model, single, [*sft, f"{key}.dco.weight=1"], "consistency.dco: needs chosen and rejected responses"),
+        (tiny_model, english, [*off, f"{key}.mpo.weight=1"], "consistency.mpo: needs prompts in two or more"),
+        (tiny_model, english, [*off, f"{key}.dco.weight=1"], "consistency.dco: needs prompts in two or more"),
+        (tiny_model, english, [*off, f"{key}.source_cosine.weight=1"], "consistency.source_cosine: needs prompts in"),
+        (tiny_model, pairs_file, [f"{key}.mpo.beta=-1"], "model.consistency.mpo.beta: must be 0.01 or above"),
+        (tiny_model, pairs_file, [*null, *off], "model.objective: is null, and no term of model.consistency is on"),
+        (
+            tiny_model,
+            pairs_file,
+            [*null, f"{key}.every_n_steps=2"],
+            "model.consistency.every_n_steps: the steps between",
+        ),
         (no_template, pairs_file, [], "has no chat template"),
         (tmp_path / "none", pairs_file, [], "there is no folder"),
-        (tiny_model, pairs_file, ["--model.mlc.layer=9"], "the model has no layer 9; it has 3 layers"),
-        (tiny_model, pairs_file, ["--model.mlc.temperature=-1"], "model.mlc.temperature: must be from"),
+        (tiny_model, pairs_file, ["--model.consistency.layer=9"], "the model has no layer 9; it has 3 layers"),
+        (
+            tiny_model,
+            pairs_file,
+            ["--model.consistency.mlc.temperature=-1"],
+            "model.consistency.mlc.temperature: must be from",
+        ),
         (tiny_model, pairs_file, ["--model.objective.beta=-1"], "model.objective.beta: must be above 0"),
         (tiny_model, pairs_file, ["--model.objective.loss=robust"], "model.objective.label_smoothing: the loss robust"),
         (tiny_model, single, ["--model.objective=ORPO"], "model.objective: ORPO needs chosen and rejected responses"),
         (tiny_model, pairs_file, ["--trainer.precision=bf16-mixed", *fused], "model.optimizer.fused: Lightning cannot"),
         (tiny_model, pairs_file, ["--trainer.overfit_batches=1"], "trainer.overfit_batches: is not supported"),
         (tiny_model, pairs_file, ["--model.lora.target_modules=nothing"], "model.lora.target_modules:"),
+        (tiny_model, pairs_file, ["--model.lora.r=0"], "error: model.lora.r: the rank must be at least 1"),
         (tiny_model, pairs_file, ["--seed_everything=true"], "seed_everything: give a number"),
         (tiny_model, pairs_file, ["--ckpt_path=gone.ckpt"], "ckpt_path: there is no file gone.ckpt"),
         (tiny_model, pairs_file, ["--ckpt_path=last"], "ckpt_path: there is no checkpoint in"),
@@ -320,9 +345,10 @@ def test_a_checkpoint_of_another_model(
     message = refused(arguments("validate", other, data, tmp_path / "out", checkpoint), capsys)
     assert "the checkpoint is of another model: its num_hidden_layers is 3" in message
     message = refused(
-        arguments("validate", finished[0], data, tmp_path / "out", checkpoint, "--model.mlc.weight=0"), capsys
+        arguments("validate", finished[0], data, tmp_path / "out", checkpoint, "--model.consistency.mlc.weight=0"),
+        capsys,
     )
-    assert "the checkpoint has consistency.extractor.bias" in message
+    assert "the checkpoint has representation.extractor.bias" in message
     message = refused(
         arguments("validate", finished[0], data, tmp_path / "out", checkpoint, "--model.lora.r=2"), capsys
     )
@@ -332,7 +358,7 @@ def test_a_checkpoint_of_another_model(
 def test_config_is_complete_and_repeats_the_run(finished: tuple[Path, Path, Path], tmp_path: Path) -> None:
     _, _, out = finished
     config = yaml.safe_load((out / "config.yaml").read_text())
-    assert config["model"]["mlc"]["temperature"] == 0.2
+    assert config["model"]["consistency"]["mlc"]["temperature"] == 0.2
     run(["fit", "--config", str(out / "config.yaml"), "--out", str(tmp_path / "again")])
     assert columns(tmp_path / "again") == columns(out)
 
@@ -349,3 +375,87 @@ def test_other_ways_to_run(tiny_model: Path, pairs_file: Path, tmp_path: Path, m
     dtype = torch.bfloat16 if "bf16-true" in more[0] else torch.float32
     assert cli.model.policy.model.dtype == dtype
     assert cli.model.policy.training
+
+
+PEERS = {
+    "pairwise_cosine": ({"loss"}, "30"),
+    "source_cosine": ({"loss"}, "30"),
+    "mpo": ({"loss", "gap", "constraint"}, "1"),
+    "dco": ({"loss", "agreement"}, "0.01"),
+}
+
+
+@pytest.mark.parametrize("objective", ["DPO", "null"])
+@pytest.mark.parametrize("term", PEERS)
+def test_every_peer_of_mlc(tiny_model: Path, tmp_path: Path, term: str, objective: str) -> None:
+    """Through the command: it is in the total with its weight, and goes down where nothing pulls the other way."""
+    names, weight = PEERS[term]
+    data = write_jsonl(tmp_path / "pairs.jsonl", translated_rows(12))
+    out = tmp_path / "out"
+    more = ["--model.consistency.mlc.weight=0", f"--model.consistency.{term}.weight={weight}"]
+    more += ["--model.optimizer=AdamW", "--model.optimizer.lr=1e-4", "--data.batch_size=9", "--trainer.max_steps=12"]
+    more += ["--trainer.check_val_every_n_epoch=12"]
+    cli = run(arguments("fit", tiny_model, data, out, f"--model.objective={objective}", *more))
+    logged = columns(out)
+    assert {name.removeprefix(f"train/{term}/") for name in logged if name.startswith(f"train/{term}/")} == names
+    for step, total in enumerate(logged["train/loss"]):
+        alone = 0.0 if objective == "null" else logged["train/objective/loss"][step]
+        assert total == pytest.approx(alone + float(weight) * logged[f"train/{term}/loss"][step], rel=1e-5)
+    if objective == "null":
+        for split in ("train", "val"):
+            assert logged[f"{split}/{term}/loss"][-1] < 0.96 * logged[f"{split}/{term}/loss"][0]
+    assert ("train/mlc/raw/min_cosine" in logged) is term.endswith("cosine")  # and so can be compared with MLC
+    assert "train/mlc/loss" not in logged
+    assert ("val/loss" in logged) is ("train/objective/loss" in logged) is (objective != "null")
+    assert (cli.model.representation is not None) is term.endswith("cosine")
+    assert "val/nll/sw" in logged
+    # Measured by the objective's rewards, else by what MPO calls a reward gap; where the responses run at all.
+    assert ("val/rewards/margins/sw" in logged) is (objective != "null" or not term.endswith("cosine"))
+    assert not any(math.isnan(value) for values in logged.values() for value in values)
+
+
+def test_mpo_against_the_model_itself(tiny_model: Path, tmp_path: Path) -> None:
+    """Before the first step the policy is its reference; what remains is the difference of gaps per token."""
+    rows = translated_rows(1)
+    del rows[0]["prompt"]["zh"], rows[0]["chosen"]["zh"], rows[0]["rejected"]["zh"]
+    data = write_jsonl(tmp_path / "pairs.jsonl", rows)
+    more = ["--model.objective=null", "--model.consistency.mlc.weight=0", "--model.consistency.mpo.weight=2"]
+    more += ["--model.consistency.mpo.beta=1.5", "--data.val_share=0", "--trainer.max_steps=1"]
+    run(arguments("fit", tiny_model, data, tmp_path / "out", *more))
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
+
+    def mean_logp(prompt: str, response: str) -> float:
+        before = tokenizer(f"<|user|>{prompt}<|end|>\n<|assistant|>", add_special_tokens=False).input_ids
+        after = tokenizer(f"{response}<|end|>", add_special_tokens=False).input_ids
+        with torch.no_grad():
+            found = model(torch.tensor([before + after])).logits[0].log_softmax(-1)
+        logps = [float(found[len(before) - 1 + place, token]) for place, token in enumerate(after)]
+        return sum(logps) / len(logps)
+
+    gaps = {
+        language: mean_logp(rows[0]["prompt"][language], rows[0]["chosen"][language])
+        - mean_logp(rows[0]["prompt"][language], rows[0]["rejected"][language])
+        for language in ("en", "sw")
+    }
+    logged = columns(tmp_path / "out")
+    expected = (1.5 * gaps["sw"] - gaps["en"]) ** 2
+    assert logged["train/mpo/loss"] == [pytest.approx(expected, rel=1e-3)]
+    assert logged["train/loss"] == [pytest.approx(2 * expected, rel=1e-3)]
+    assert logged["train/mpo/constraint"] == [0.0]
+    assert logged["train/rewards/margins"] == [pytest.approx(gaps["en"], rel=1e-3)]
+
+
+def test_responses_in_every_language_are_measured_alike_whichever_term_is_on(tiny_model: Path, tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "pairs.jsonl", translated_rows(8))
+    before = []
+    for weight in (0, 1):
+        out = tmp_path / f"out-{weight}"
+        run(
+            arguments("fit", tiny_model, data, out, f"--model.consistency.mpo.weight={weight}", "--trainer.max_steps=1")
+        )
+        before.append(json.loads((out / "report/summary.json").read_text())["before"])
+    shared = before[0].keys() & before[1].keys()
+    assert "val/nll/sw" in shared
+    assert before[1].keys() - shared == {"val/mpo/loss"}
+    for name in shared:
+        assert before[0][name] == pytest.approx(before[1][name], rel=1e-5, abs=1e-6), name

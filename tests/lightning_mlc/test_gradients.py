@@ -2,35 +2,51 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import example_rows, write_jsonl
+from conftest import example_rows, translated_rows, write_jsonl
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from lightning_mlc.consistency import MLC
+from lightning_mlc.consistency import DCO, MLC, MPO, Consistency, PairwiseCosine, SourceCosine
 from lightning_mlc.data import MultilingualData
+from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, TokenRows
+from lightning_mlc.errors import UserError
 from lightning_mlc.module import AlignmentModule
 from lightning_mlc.objectives import CPO, DPO, ORPO, SFT, Objective, SimPO, Sum
 
 
 class Recorder(AlignmentModule):
-    """Keeps the gradient of every optimizer step, and how many rows were run without a response."""
+    """Keeps the gradient of every optimizer step, and which rows were run.
+
+    ``rows`` counts those of the policy, ``reference_rows`` those of the reference, by language and kind.
+    """
 
     gradients: list[dict[str, Tensor]]
-    prompt_rows: int
+    rows: Counter[tuple[int, int]]
+    reference_rows: Counter[tuple[int, int]]
 
     def on_fit_start(self) -> None:
         self.gradients = []
-        self.prompt_rows = 0
+        self.rows, self.reference_rows = Counter(), Counter()
         assert self.policy is not None
-        self.policy.register_forward_hook(self._count)
+        self.policy.register_forward_hook(lambda _module, inputs, _output: self._count(inputs[0], self.rows))
+        if self._reference is not None:
+            self._reference.policy.register_forward_hook(
+                lambda _module, inputs, _output: self._count(inputs[0], self.reference_rows)
+            )
 
-    def _count(self, _module: Any, inputs: tuple[Any, ...], _output: Any) -> None:
-        self.prompt_rows += len(inputs[0]) if inputs[0].longest_response == 0 else 0
+    def _count(self, rows: TokenRows, counter: Counter[tuple[int, int]]) -> None:
+        counter.update(zip(rows.language.tolist(), rows.kind.tolist(), strict=True))
+
+    @property
+    def prompt_rows(self) -> int:
+        return sum(count for (_, kind), count in self.rows.items() if kind == NO_RESPONSE)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         super().on_before_optimizer_step(optimizer)
@@ -41,23 +57,39 @@ def sgd(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.5)
 
 
-def ragged_rows() -> list[dict[str, Any]]:
+def ragged_rows(translated: bool = False) -> list[dict[str, Any]]:
     """Rows that differ in all that a wrong mean would weigh wrongly: length, languages."""
-    rows = example_rows(9)
+    rows = translated_rows(9) if translated else example_rows(9)
     for number, row in enumerate(rows):
-        row["chosen"] += " Really." * number
-        if number % 3 == 0:
-            row["prompt"] = {"en": row["prompt"]["en"]}
-        elif number % 3 == 1:
-            row["prompt"]["zh"] = None
+        missing = [("sw", "zh"), ("zh",), ()][number % 3]
+        for language in missing:
+            row["prompt"][language] = None
+            for key in ("chosen", "rejected"):
+                if isinstance(row[key], dict):
+                    row[key][language] = None
+        longer = " Really." * number
+        row["chosen"] = (
+            row["chosen"] | {"en": row["chosen"]["en"] + longer}
+            if isinstance(row["chosen"], dict)
+            else row["chosen"] + longer
+        )
     return rows
 
 
+def weighing(mlc: float) -> Consistency:
+    return Consistency(mlc=MLC(weight=mlc))
+
+
 def train(
-    model: Path, data_file: Path, objective: Objective, mlc: MLC, cut: tuple[int, int] = (2, 2), steps: int = 2
+    model: Path,
+    data_file: Path,
+    objective: Objective | None,
+    consistency: Consistency,
+    cut: tuple[int, int] = (2, 2),
+    steps: int = 2,
 ) -> Recorder:
     torch.manual_seed(0)
-    module = Recorder(str(model), objective, mlc, optimizer=sgd)
+    module = Recorder(str(model), objective, consistency, optimizer=sgd)
     data = MultilingualData(str(data_file), val_share=0.0, batch_size=cut[0], name_or_path=str(model))
     Trainer(
         accelerator="cpu",
@@ -94,8 +126,8 @@ def test_cutting_a_batch_changes_no_gradient(
 ) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", ragged_rows())
     # Three steps: the last of them, of one example in nine, is an incomplete window.
-    mlc = MLC(weight=2.0, center=center)
-    runs = [train(tiny_model, path, objective, mlc, cut, steps=3) for cut in ((1, 4), (2, 2), (4, 1))]
+    consistency = Consistency(mlc=MLC(weight=2.0), center=center)
+    runs = [train(tiny_model, path, objective, consistency, cut, steps=3) for cut in ((1, 4), (2, 2), (4, 1))]
     assert len(runs[0].gradients) == 3
     for other in runs[1:]:
         for expected, found in zip(runs[0].gradients, other.gradients, strict=True):
@@ -108,18 +140,18 @@ def test_cutting_a_batch_changes_no_gradient(
 def test_loss_is_the_objective_plus_weighted_mlc(tiny_model: Path, tmp_path: Path) -> None:
     """Gradients are linear in the terms: that of weight 2 is that of 0 plus twice the difference to 1."""
     path = write_jsonl(tmp_path / "a.jsonl", ragged_rows())
-    none, one, two = (train(tiny_model, path, DPO(), MLC(weight=w), steps=1).gradients[0] for w in (0.0, 1.0, 2.0))
+    none, one, two = (train(tiny_model, path, DPO(), weighing(w), steps=1).gradients[0] for w in (0.0, 1.0, 2.0))
     name = "policy.model.model.layers.1.mlp.up_proj.weight"
     torch.testing.assert_close(two[name] - none[name], 2 * (one[name] - none[name]), rtol=1e-3, atol=1e-6)
     assert (one[name] - none[name]).norm() > 1e-3 * none[name].norm()
-    assert "consistency.extractor.weight" in one
-    assert not any(key.startswith("consistency") for key in none)
+    assert "representation.extractor.weight" in one
+    assert not any(key.startswith("representation") for key in none)
 
 
 def test_a_sum_s_gradient_is_the_sum_of_the_parts_own(tiny_model: Path, tmp_path: Path) -> None:
     """Over ragged rows, where a mean over examples and one over tokens differ."""
     path = write_jsonl(tmp_path / "a.jsonl", ragged_rows())
-    off = MLC(weight=0.0)
+    off = weighing(0.0)
     parts: list[Objective] = [DPO(), SFT()]
     name = "policy.model.model.layers.1.mlp.up_proj.weight"
     dpo, sft, both = (
@@ -134,9 +166,9 @@ def test_logits_in_many_chunks_change_no_gradient(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", ragged_rows())
-    whole = train(tiny_model, path, DPO(), MLC(), steps=1).gradients[0]
+    whole = train(tiny_model, path, DPO(), Consistency(), steps=1).gradients[0]
     monkeypatch.setattr("lightning_mlc.models.policy.CHUNK_ELEMENTS", 4096)  # 15 tokens
-    chunked = train(tiny_model, path, DPO(), MLC(), steps=1).gradients[0]
+    chunked = train(tiny_model, path, DPO(), Consistency(), steps=1).gradients[0]
     for name, gradient in whole.items():
         # float32 sums in another order.
         torch.testing.assert_close(chunked[name], gradient, rtol=1e-3, atol=1e-6, msg=name)
@@ -144,28 +176,28 @@ def test_logits_in_many_chunks_change_no_gradient(
 
 def test_weight_zero_runs_no_translation(tiny_model: Path, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", ragged_rows())
-    assert train(tiny_model, path, DPO(), MLC(weight=0)).prompt_rows == 0
-    assert train(tiny_model, path, DPO(), MLC(weight=1)).prompt_rows > 0
+    assert train(tiny_model, path, DPO(), weighing(0)).prompt_rows == 0
+    assert train(tiny_model, path, DPO(), weighing(1)).prompt_rows > 0
 
 
 def test_every_second_step(tiny_model: Path, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", example_rows(8))
-    every = train(tiny_model, path, DPO(), MLC(), cut=(1, 2), steps=4)
-    second = train(tiny_model, path, DPO(), MLC(every_n_steps=2), cut=(1, 2), steps=4)
+    every = train(tiny_model, path, DPO(), Consistency(), cut=(1, 2), steps=4)
+    second = train(tiny_model, path, DPO(), Consistency(every_n_steps=2), cut=(1, 2), steps=4)
     assert every.prompt_rows == 2 * second.prompt_rows == 16
-    moved = ["consistency.extractor.weight" in gradients for gradients in second.gradients]
+    moved = ["representation.extractor.weight" in gradients for gradients in second.gradients]
     assert moved == [True, False, True, False]  # no gradient, so that momentum cannot move it either
 
 
 @pytest.mark.parametrize("objective", [SFT(), ORPO(), SimPO(), CPO(), Sum([SFT(), ORPO()])])
 def test_what_needs_no_reference_loads_none(tiny_model: Path, tmp_path: Path, objective: Objective) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", example_rows(4))
-    assert train(tiny_model, path, objective, MLC(), steps=1)._reference is None
+    assert train(tiny_model, path, objective, Consistency(), steps=1)._reference is None
 
 
 def test_reference_is_frozen_hidden_and_in_eval_mode(tiny_model: Path, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", example_rows(4))
-    module = train(tiny_model, path, DPO(), MLC())
+    module = train(tiny_model, path, DPO(), Consistency())
     reference = module._reference
     assert reference is not None
     assert module.policy is not None
@@ -178,3 +210,114 @@ def test_reference_is_frozen_hidden_and_in_eval_mode(tiny_model: Path, tmp_path:
     for key, value in reference.policy.state_dict().items():
         assert torch.equal(value, fresh[key]), key
     assert not torch.equal(module.policy.state_dict()["model.lm_head.weight"], fresh["model.lm_head.weight"])
+
+
+# ---- terms beside MLC -----------------------------------------------------------------------------------
+
+OFF = MLC(weight=0)
+PEERS = {
+    "pairwise_cosine": Consistency(mlc=OFF, pairwise_cosine=PairwiseCosine(weight=1.0)),
+    "source_cosine": Consistency(mlc=OFF, source_cosine=SourceCosine(weight=1.0)),
+    "mpo": Consistency(mlc=OFF, mpo=MPO(weight=1.0)),
+    # Its gradient does not become smaller as languages agree, so that the steps must be.
+    "dco": Consistency(mlc=OFF, dco=DCO(weight=1e-3)),
+}
+
+
+@pytest.mark.parametrize("objective", [None, DPO()], ids=["alone", "dpo"])
+@pytest.mark.parametrize("consistency", PEERS.values(), ids=PEERS)
+def test_cutting_a_batch_changes_no_gradient_of_any_term(
+    tiny_model: Path, tmp_path: Path, consistency: Consistency, objective: Objective | None
+) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", ragged_rows(translated=True))
+    runs = [train(tiny_model, path, objective, consistency, cut, steps=3) for cut in ((1, 4), (4, 1))]
+    assert len(runs[0].gradients) == 3
+    for expected, found in zip(runs[0].gradients, runs[1].gradients, strict=True):
+        assert expected.keys() == found.keys()
+        for name, gradient in expected.items():
+            # float32 sums in another order; later steps also carry the earlier ones' rounding.
+            torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_several_terms_are_their_weighted_sum(tiny_model: Path, tmp_path: Path) -> None:
+    """Objective and all, over rows that differ in length and languages; some rows run for two terms at once."""
+    path = write_jsonl(tmp_path / "a.jsonl", ragged_rows(translated=True))
+    weights = {"mlc": 4.0, "pairwise_cosine": 2.0, "source_cosine": 1.0, "mpo": 50.0, "dco": 0.125}
+    terms = {"mlc": MLC, "pairwise_cosine": PairwiseCosine, "source_cosine": SourceCosine, "mpo": MPO, "dco": DCO}
+    name = "policy.model.model.layers.1.mlp.up_proj.weight"
+
+    def gradient(objective: Objective | None, **on: float) -> Tensor:
+        settings: Any = {"mlc": OFF} | {term: terms[term](weight=weight) for term, weight in on.items()}
+        return train(tiny_model, path, objective, Consistency(**settings, center=True), steps=1).gradients[0][name]
+
+    together = gradient(DPO(), **weights)
+    parts = [gradient(DPO()), *(weight * gradient(None, **{term: 1.0}) for term, weight in weights.items())]
+    assert all(part.norm() > 1e-2 * together.norm() for part in parts)  # or a missing one would not be missed
+    # float32 sums in another order.
+    torch.testing.assert_close(together, torch.stack(parts).sum(0), rtol=1e-3, atol=1e-5)
+
+
+SOURCE = {(0, kind): 4 for kind in (CHOSEN, REJECTED)}
+EVERYWHERE = {(language, kind): 4 for language in range(3) for kind in (CHOSEN, REJECTED)}
+BARE = {(language, NO_RESPONSE): 4 for language in (1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("objective", "on", "policy", "reference"),
+    [
+        (DPO(), {}, SOURCE, SOURCE),
+        (DPO(), {"pairwise_cosine": PairwiseCosine(weight=1)}, SOURCE | BARE, SOURCE),
+        (SFT(), {"mlc": MLC()}, {(0, CHOSEN): 4} | BARE, {}),
+        (SFT(), {"mpo": MPO(weight=1)}, EVERYWHERE, SOURCE),
+        (DPO(), {"mpo": MPO(weight=1), "mlc": MLC()}, EVERYWHERE, SOURCE),
+        (None, {"mlc": MLC()}, {(0, NO_RESPONSE): 4} | BARE, {}),
+        (None, {"mpo": MPO(weight=1)}, EVERYWHERE, SOURCE),
+        (None, {"dco": DCO(weight=1)}, EVERYWHERE, EVERYWHERE),
+    ],
+)
+def test_what_no_term_needs_is_not_run(
+    tiny_model: Path,
+    tmp_path: Path,
+    objective: Objective | None,
+    on: dict[str, Any],
+    policy: dict[tuple[int, int], int],
+    reference: dict[tuple[int, int], int],
+) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", translated_rows(4))
+    run = train(tiny_model, path, objective, Consistency(**{"mlc": OFF} | on), steps=1)
+    assert run.rows == policy
+    assert (run.reference_rows if run._reference is not None else {}) == reference
+
+
+def test_between_the_steps_of_a_term_only_the_objective_runs(tiny_model: Path, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", translated_rows(8))
+    consistency = Consistency(mlc=OFF, dco=DCO(weight=1), every_n_steps=2)
+    run = train(tiny_model, path, SFT(), consistency, cut=(1, 2), steps=4)
+    assert run.rows[0, CHOSEN] == 8
+    assert {run.rows[language, kind] for language, kind in run.rows if language} == {4}
+    assert set(run.reference_rows.values()) == {4}
+
+
+def test_the_state_of_a_translation_does_not_depend_on_what_follows_it(tiny_model: Path, tmp_path: Path) -> None:
+    """With MPO it is read from the row of the chosen response, else from the prompt alone."""
+    path = write_jsonl(tmp_path / "a.jsonl", ragged_rows(translated=True))
+    name = "representation.extractor.weight"
+    alone, beside = (
+        train(tiny_model, path, SFT(), Consistency(mpo=MPO(weight=w)), steps=1).gradients[0][name] for w in (0.0, 1.0)
+    )
+    torch.testing.assert_close(alone, beside, rtol=1e-4, atol=1e-7)
+
+
+def test_ddp_is_told_of_parameters_without_a_gradient(tiny_model: Path) -> None:
+    """Hidden states alone give ``lm_head`` none, where it is not the embeddings."""
+    for objective, consistency, strategy, works in (
+        (None, Consistency(), "ddp", False),
+        (None, Consistency(), "ddp_find_unused_parameters_true", True),
+        (None, PEERS["mpo"], "ddp", True),
+        (DPO(), Consistency(), "ddp", True),
+        (None, Consistency(), "auto", True),
+    ):
+        module = AlignmentModule(str(tiny_model), objective, consistency)
+        module.trainer = Trainer(accelerator="cpu", devices=1, strategy=strategy, logger=False)
+        with nullcontext() if works else pytest.raises(UserError, match=r"^trainer\.strategy: "):
+            module._require_gradients_everywhere()

@@ -25,25 +25,28 @@ FSDP2 = "--config=strategy/fsdp2"
 SHARD = "trainer.strategy"
 
 # Each run has what could go wrong when processes share a model: passes that end at a layer, layers that are run
-# again in the backward pass, gradients that are clipped; adapters, accumulation, steps without MLC.
+# again in the backward pass, a reference that follows the policy, gradients that are clipped; adapters, accumulation,
+# steps without MLC; the scores of a reference that was run before training.
 RUNS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "weights": (
         [],
         {
             "model.optimizer": "SGD",
             "model.optimizer.lr": 1.0,
-            "model.mlc.layer": 1,
-            "model.mlc.center": "true",
+            "model.consistency.layer": 1,
+            "model.consistency.center": "true",
             "model.gradient_checkpointing": "true",
+            "model.reference.update_every_n_steps": 1,
             "trainer.gradient_clip_val": 0.3,
         },
     ),
+    "scores": ([], {"model.optimizer": "SGD", "model.optimizer.lr": 0.1}),
     "adapters": (
         ["--config=lora"],
         {
             "model.optimizer": "AdamW",
             "model.optimizer.lr": 1e-2,
-            "model.mlc.every_n_steps": 2,
+            "model.consistency.every_n_steps": 2,
             "trainer.accumulate_grad_batches": 2,
             "data.batch_size": 2,
         },
@@ -58,6 +61,7 @@ def command(name: str, out: Path, inputs: tuple[Path, Path], processes: int, *mo
         "model.name_or_path": inputs[0],
         "data.train_path": inputs[1],
         "data.val_share": 0.25,
+        "data.cache_dir": out.parent / "cache",
         "data.batch_size": 4,
         "trainer.accelerator": "cpu",
         "trainer.devices": processes,
@@ -104,7 +108,12 @@ def outs(inputs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) ->
         command("adapters", root / "half-adapters", inputs, 2, FSDP2, **quick, **{"trainer.max_steps": 2}),
     ]
     sharded = command("weights", root / "weights-fsdp2", inputs, 2, FSDP2)
-    clip = {"model.mlc.weight": 0, "trainer.gradient_clip_val": 0.01, "trainer.max_steps": 1} | quick
+    clip = {
+        "model.consistency.mlc.weight": 0,
+        "model.reference.update_every_n_steps": "null",
+        "trainer.gradient_clip_val": 0.01,
+        "trainer.max_steps": 1,
+    } | quick
     run_on_two(
         [
             sharded,
@@ -129,6 +138,7 @@ def outs(inputs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) ->
                     f"{SHARD}.sharded_checkpoints": "false",
                 },
             ),
+            command("scores", root / "scores-fsdp2", inputs, 2, FSDP2, **{"model.reference.mode": "precomputed"}),
             command("weights", root / "clipped", inputs, 2, FSDP2, **clip),
             *halves,
             *([*half, "--trainer.max_steps=3", "--ckpt_path=last"] for half in halves),
@@ -162,6 +172,7 @@ def weights(out: Path) -> dict[str, Tensor]:
         ("weights-ddp", "weights-one"),
         ("weights-fsdp2", "weights-one"),
         ("weights-other", "weights-one"),
+        ("scores-fsdp2", "scores-one"),
         ("adapters-ddp", "adapters-one"),
         ("adapters-fsdp2", "adapters-one"),
         ("half", "weights-one"),

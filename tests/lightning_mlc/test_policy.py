@@ -10,6 +10,7 @@ import torch
 from conftest import CONFIGS, save_model
 from transformers import AutoModelForCausalLM
 
+from lightning_mlc.data.layout import Layout
 from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, Row, TokenRows
 from lightning_mlc.errors import UserError
 from lightning_mlc.models.policy import Policy, resolve_layer
@@ -33,7 +34,7 @@ def test_padded_rows_equal_rows_alone(tmp_path: Path, kind: str, side: Literal["
     policy = Policy(model)
     for layer in range(4):
         with torch.no_grad():
-            found = policy(TokenRows.pad(ROWS, pad_id=0, side=side), layer)
+            found = policy(TokenRows.pad(ROWS, pad_id=0, side=side), layer, pool=True)
         for index, row in enumerate(ROWS):
             with torch.no_grad():
                 alone = model(torch.tensor([[*row.prompt, *row.response]]), output_hidden_states=True)
@@ -44,6 +45,22 @@ def test_padded_rows_equal_rows_alone(tmp_path: Path, kind: str, side: Literal["
             assert float(found.logps[index]) == pytest.approx(expected, abs=2e-5)
             assert found.tokens[index] == len(row.response)
             torch.testing.assert_close(found.states[index], alone.hidden_states[layer][0, start], rtol=1e-4, atol=2e-5)
+            torch.testing.assert_close(found.pooled[index], alone.hidden_states[-1][0].mean(0), rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("share_prompts", [True, False])
+def test_means_over_sequences_that_share_rows_and_prompts(tiny_model: Path, share_prompts: bool) -> None:
+    model = load(tiny_model)
+    rows = [*ROWS[:3], Row([1, 2, 3], [6, 7, 8, 9], 0, 0, REJECTED, leads=False)]
+    (packed,) = Layout(packed=True, share_prompts=share_prompts, one_row=True).blocks(rows, pad_id=0)
+    with torch.no_grad():
+        found = Policy(model)(packed, pool=True).pooled
+        for index in range(len(rows)):
+            place = int(packed.example[index]), int(packed.language[index]), int(packed.kind[index])
+            (row,) = (row for row in rows if (row.example, row.language, row.kind) == place)
+            alone = model(torch.tensor([[*row.prompt, *row.response]]), output_hidden_states=True).hidden_states[-1]
+            torch.testing.assert_close(found[index], alone[0].mean(0), rtol=1e-4, atol=2e-5)
+        assert Policy(model)(packed).pooled is None
 
 
 def test_logits_are_made_for_response_tokens_only(tiny_model: Path) -> None:
@@ -98,5 +115,17 @@ def test_layers_by_index_and_by_fraction(layer: int | float, expected: int) -> N
 
 @pytest.mark.parametrize("layer", [31, -32, 1.5, -0.1])
 def test_a_layer_the_model_does_not_have(layer: int | float) -> None:
-    with pytest.raises(UserError, match=r"model\.mlc\.layer"):
+    with pytest.raises(UserError, match=r"model\.consistency\.layer"):
         resolve_layer(layer, 30)
+
+
+@pytest.mark.parametrize("kind", list(CONFIGS))
+def test_half_precision_is_that_of_transformers(tmp_path: Path, kind: str) -> None:
+    """Lightning converts a module as a whole; far into a row, rounded rotary frequencies give other positions."""
+    folder = save_model(tmp_path / kind, kind)
+    loaded, converted = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16) for _ in range(2))
+    policy = Policy(converted)
+    torch.nn.ModuleList([policy]).to(torch.bfloat16).to("cpu")
+    ids = torch.arange(300)[None] % 200
+    with torch.no_grad():
+        assert torch.equal(policy.causal_lm(ids).logits, loaded(ids).logits)

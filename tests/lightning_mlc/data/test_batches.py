@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -13,9 +15,19 @@ from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, TokenRows
 NORMALIZERS = Normalizers(1, 1, 1)
 
 
-EXAMPLES = [
-    {"id": "a", "languages": [0, 2], "prompts": [[1], [2, 2]], "chosen": [7], "rejected": [8, 8]},
-    {"id": "b", "languages": [0, 1, 2], "prompts": [[3], [4], [5]], "chosen": [7, 7], "rejected": [8]},
+NONE: dict[str, list[Any]] = {"translated": [], "translated_chosen": [], "translated_rejected": []}
+EXAMPLES: list[dict[str, Any]] = [
+    {"id": "a", "languages": [0, 2], "prompts": [[1], [2, 2]], "chosen": [7], "rejected": [8, 8], **NONE},
+    {
+        "id": "b",
+        "languages": [0, 1, 2],
+        "prompts": [[3], [4], [5]],
+        "chosen": [7, 7],
+        "rejected": [8],
+        "translated": [2],
+        "translated_chosen": [[71, 72]],
+        "translated_rejected": [[81, 82, 83]],
+    },
 ]
 
 
@@ -37,7 +49,48 @@ def test_training_runs_the_pair_in_the_source_language_only(layout: Layout) -> N
     assert batch.keys.tolist() == [4, 6]
     assert places(batch.responses) == {(0, 0, CHOSEN), (0, 0, REJECTED), (1, 0, CHOSEN), (1, 0, REJECTED)}
     assert places(batch.prompts) == {(0, 2, NO_RESPONSE), (1, 1, NO_RESPONSE), (1, 2, NO_RESPONSE)}
-    assert batch.without_prompts().prompts == ()
+    assert batch.without_translations().prompts == ()
+
+
+def test_responses_in_all_languages_or_in_none() -> None:
+    everywhere = Collator(("en", "sw", "zh"), 0, True, Layout(), "all").training(EXAMPLES, [4, 6], NORMALIZERS)
+    source = {(0, 0, CHOSEN), (0, 0, REJECTED), (1, 0, CHOSEN), (1, 0, REJECTED)}
+    assert places(everywhere.responses) == source
+    others = {(0, 2), (1, 1), (1, 2)}
+    assert places(everywhere.translations) == {(*cell, kind) for cell in others for kind in (CHOSEN, REJECTED)}
+    assert everywhere.prompts == ()
+    off = everywhere.without_translations()
+    assert (off.responses, off.translations) == (everywhere.responses, ())
+    nowhere = Collator(("en", "sw", "zh"), 0, True, Layout(), "none").training(EXAMPLES, [4, 6], NORMALIZERS)
+    assert nowhere.responses == nowhere.translations == ()
+    assert places(nowhere.prompts) == {(*cell, NO_RESPONSE) for cell in others | {(0, 0), (1, 0)}}
+
+
+def test_a_language_s_own_responses_follow_its_prompt() -> None:
+    """In training and evaluation; a language without any has the source language's."""
+    collator = Collator(("en", "sw", "zh"), 0, True, Layout(), "all")
+    training, evaluation = (make(EXAMPLES, [4, 6], NORMALIZERS) for make in (collator.training, collator.evaluation))
+    expected = {
+        (0, 0, CHOSEN): [1, 7],
+        (0, 0, REJECTED): [1, 8, 8],
+        (0, 2, CHOSEN): [2, 2, 7],
+        (0, 2, REJECTED): [2, 2, 8, 8],
+        (1, 0, CHOSEN): [3, 7, 7],
+        (1, 0, REJECTED): [3, 8],
+        (1, 1, CHOSEN): [4, 7, 7],
+        (1, 1, REJECTED): [4, 8],
+        (1, 2, CHOSEN): [5, 71, 72],
+        (1, 2, REJECTED): [5, 81, 82, 83],
+    }
+    for blocks in ((*training.responses, *training.translations), evaluation.responses):
+        found = {
+            (int(block.example[i]), int(block.language[i]), int(block.kind[i])): block.input_ids[i][
+                block.attention_mask[i] == 1
+            ].tolist()
+            for block in blocks
+            for i in range(len(block))
+        }
+        assert found == expected
 
 
 @LAYOUTS
@@ -62,11 +115,13 @@ def test_prediction_has_padded_prompts_alone(layout: Layout) -> None:
     assert len(places(batch.prompts)) == 5
 
 
-@pytest.mark.parametrize("name", ["responses", "prompts"])
+@pytest.mark.parametrize("name", ["responses", "prompts", "translations"])
 @LAYOUTS
 def test_moving_a_batch_moves_every_tensor(name: str, layout: Layout) -> None:
-    batch = Collator(("en", "sw", "zh"), 0, True, layout).training(EXAMPLES, [0, 1], NORMALIZERS).to("meta")
+    collator = Collator(("en", "sw", "zh"), 0, True, layout, "all" if name == "translations" else "source")
+    batch = collator.training(EXAMPLES, [0, 1], NORMALIZERS).to("meta")
     assert batch.keys.device.type == "meta"
+    assert getattr(batch, name)
     for rows in getattr(batch, name):
         holders = [rows] if rows.packing is None else [rows, rows.packing]
         tensors = [value for holder in holders for value in vars(holder).values() if isinstance(value, torch.Tensor)]

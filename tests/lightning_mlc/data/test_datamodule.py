@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import example_rows, save_model, write_jsonl
+from conftest import example_rows, save_model, translated_rows, write_jsonl
 
 from lightning_mlc.data import MultilingualData
 from lightning_mlc.data.batches import Batch
@@ -38,6 +38,16 @@ def test_batches_have_all_rows_once(tiny_model: Path, pairs_file: Path) -> None:
     assert batch.languages == data.languages
     assert batch.normalizers.examples == 2
     assert batch.normalizers.groups == 2
+
+
+def test_a_second_command_has_the_same_split(tiny_model: Path, pairs_file: Path) -> None:
+    data = ready(tiny_model, pairs_file, val_share=0.25)
+    before = [ids(loader) for loader in (data.train_dataloader(), data.val_dataloader(), data.predict_dataloader())]
+    for stage in ("validate", "predict", "fit"):
+        data.setup(stage)
+        loaders = data.train_dataloader(), data.val_dataloader(), data.predict_dataloader()
+        assert [ids(loader) for loader in loaders] == before
+    assert [len(found) for found in before] == [9, 3, 3]
 
 
 def test_split_follows_the_seed(tiny_model: Path, pairs_file: Path) -> None:
@@ -82,6 +92,24 @@ def test_rows_without_translations_are_kept(tiny_model: Path, tmp_path: Path) ->
     assert len(batch) == 3
     assert batch.normalizers.groups == 2
     assert sum(len(rows) for rows in batch.prompts) == 3
+
+
+def test_responses_in_other_languages_reach_the_batch(tiny_model: Path, tmp_path: Path) -> None:
+    """Also where the first rows have none, and the table cannot tell from them what is to come."""
+    rows = [*example_rows(1001), translated_rows(1)[0] | {"id": "last"}]
+    data = ready(tiny_model, write_jsonl(tmp_path / "a.jsonl", rows), val_share=0)
+    table = data._tables["train"]
+    assert table["translated"][:1001] == [[]] * 1001
+    assert table["translated"][1001] == [1, 2]
+    chosen, rejected = (
+        [_text(data, ids) for ids in table[name][1001]] for name in ("translated_chosen", "translated_rejected")
+    )
+    assert chosen == ["Hapana, bag 0 si yako.<|end|>", "不，bag 0 不是你的。<|end|>"]
+    assert rejected == ["Ndiyo, chukua bag 0.<|end|>", "好，拿走 bag 0 吧。<|end|>"]
+
+
+def _text(data: MultilingualData, ids: list[int]) -> str:
+    return str(data._chat_tokenizer().tokenizer.decode(ids))
 
 
 def test_workers_give_the_same_batches(tiny_model: Path, pairs_file: Path) -> None:

@@ -128,6 +128,34 @@ def test_the_authors_alpaca_layout_in_another_source_language(tmp_path: Path) ->
     assert content(example) == ({"de": "Was ist Tee?\nKurz.", "en": "What is tea?"}, "Ein Getränk.", None)
 
 
+def test_responses_by_language(tmp_path: Path) -> None:
+    """In any layout; a language without its own is left out, and a message is no language."""
+    ours = GOOD | {
+        "chosen": {"en": "No.", "SW": [{"role": "assistant", "content": "Hapana."}], "zh": None},
+        "rejected": {"zh": None, "en": {"role": "assistant", "content": "Yes."}, "sw": "Ndiyo."},
+    }
+    authors = {
+        "prompt": [{"from": "human", "value": "Tea?"}],
+        "prompt_sw": [{"from": "human", "value": "Chai?"}],
+        "chosen": {"en": {"from": "gpt", "value": "No."}, "sw": "Hapana."},
+        "rejected": {"en": "Yes.", "sw": "Ndiyo."},
+    }
+    for number, row in enumerate((ours, authors)):
+        (example,) = load(write_jsonl(tmp_path / f"{number}.jsonl", [row]))
+        assert (example.chosen, example.rejected) == ("No.", "Yes.")
+        assert example.translated == {"sw": ("Hapana.", "Ndiyo.")}
+    assert load(write_jsonl(tmp_path / "plain.jsonl", [GOOD]))[0].translated == {}
+
+
+def test_responses_by_language_in_a_format_that_fills_gaps(tmp_path: Path) -> None:
+    rows = [row | {"chosen": {"en": row["chosen"]}, "rejected": {"en": row["rejected"]}} for row in example_rows(2)]
+    rows[1]["chosen"]["sw"], rows[1]["rejected"]["sw"] = "Hapana.", "Ndiyo."
+    Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    first, second = load(tmp_path / "rows.parquet")
+    assert first.translated == {}
+    assert second.translated == {"sw": ("Hapana.", "Ndiyo.")}
+
+
 def test_an_empty_response_is_an_answer(tmp_path: Path) -> None:
     row = example_rows(1)[0] | {"chosen": ""}
     assert load(write_jsonl(tmp_path / "a.jsonl", [row]))[0].chosen == ""
@@ -156,6 +184,20 @@ def changed(**changes: Any) -> dict[str, Any]:
         (changed(prompt={"en": 3}), "row 2: the prompt in 'en' must be a string or a list"),
         (changed(prompt={"en": [{"role": "assistant", "content": "x"}]}), "row 2: the prompt in 'en' must end with"),
         (changed(chosen="same", rejected="same"), "row 2: chosen and rejected are the same"),
+        (changed(chosen={"sw": "a"}), "row 2: has no 'chosen' in the source language 'en'"),
+        (changed(chosen={"en": "a", "sw": "b"}), "row 2: only one of chosen and rejected is translated into 'sw'"),
+        (changed(chosen={"en": "a", "xx": "b"}), "row 2: 'chosen': 'xx' is not a language code"),
+        (changed(chosen={"en": "a", "zh": "b", "ZH": "c"}), "row 2: 'chosen': language 'zh' is given twice"),
+        (changed(chosen={"en": "a", "sw": 3}), "row 2: 'chosen' in 'sw' must be a string or a list"),
+        (
+            changed(chosen={"en": "a", "fr": "b"}, rejected={"en": "c", "fr": "d"}),
+            "row 2: has responses in 'fr' but no prompt",
+        ),
+        (
+            changed(chosen={"en": "a", "sw": "b"}, rejected={"en": "c", "sw": "b"}),
+            "row 2: chosen and rejected are the same in 'sw'; set both to null",
+        ),
+        (changed(chosen=..., rejected=..., response={"en": "a"}), "row 2: 'response' has a message without"),
         (changed(chosen=...), "row 2: has no 'chosen'"),
         (changed(chosen=..., rejected=...), "row 2: has no response"),
         (changed(chosen=..., rejected=..., response="x"), "row 2: has no rejected response, unlike the rows before"),

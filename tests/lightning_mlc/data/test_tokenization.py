@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -80,6 +81,20 @@ def test_a_long_response_loses_its_end() -> None:
     row = tokenizer.encode(example("Hi", chosen="0123456789abc"), ("en",))
     assert decode(tokenizer, row["chosen"]) == "0123456789"
     assert row["cut_response"]
+
+
+def test_responses_of_other_languages() -> None:
+    tokenizer = chat(max_response_length=10)
+    translated = {"zh": ("不。", "好。"), "sw": ("Hapana.", "Ndiyo.")}
+    row = tokenizer.encode(dataclasses.replace(example("Hi"), translated=translated), ("en", "sw", "zh"))
+    assert row["languages"] == [0, 2]  # there is no prompt in Swahili
+    assert row["translated"] == [2]
+    for name, text in (("translated_chosen", "不。<|end|>"), ("translated_rejected", "好。<|end|>")):
+        assert [decode(tokenizer, ids) for ids in row[name]] == [text]
+    assert not row["cut_response"]
+    short = chat(max_response_length=6)  # enough for "Yes." and its end, and not for six bytes and theirs
+    assert short.encode(dataclasses.replace(example("Hi"), translated=translated), ("en", "sw", "zh"))["cut_response"]
+    assert not short.encode(example("Hi"), ("en", "sw", "zh"))["cut_response"]
 
 
 def test_long_prompts_can_be_refused() -> None:

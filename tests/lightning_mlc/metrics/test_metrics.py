@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_mlc.metrics import Collinearity, LanguageCosines, LanguageMean, collinearity
+from lightning_mlc.metrics import Collinearity, ExampleMean, LanguageCosines, LanguageMean, collinearity
 
 LANGUAGES = ("en", "sw", "zh")
 ROOT = Path(__file__).parents[3]
@@ -47,9 +47,17 @@ def test_order_cuts_and_repeats_change_nothing() -> None:
     assert {k: float(v) for k, v in whole.compute().items()} == {k: float(v) for k, v in pieces.compute().items()}
 
 
+def test_mean_over_examples() -> None:
+    metric = ExampleMean()
+    metric.update(torch.tensor([4, 2]), torch.tensor([1.0, 2.0]))
+    metric.update(torch.tensor([3, 4]), torch.tensor([6.0, 1.0]))  # the last one comes twice
+    assert float(metric.compute()) == 3.0
+
+
 def test_nothing_seen_is_nan() -> None:
     assert all(math.isnan(v) for v in LanguageMean(LANGUAGES, True).compute().values())
     assert all(math.isnan(v) for v in Collinearity().compute().values())
+    assert ExampleMean().compute().isnan()
     assert LanguageCosines(LANGUAGES).compute().isnan().all()
 
 

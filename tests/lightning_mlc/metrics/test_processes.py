@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_mlc.metrics import Collinearity, LanguageCosines, LanguageMean
+from lightning_mlc.metrics import Collinearity, ExampleMean, LanguageCosines, LanguageMean
 
 ROOT = Path(__file__).parents[3]
 LANGUAGES = ("en", "sw", "zh")
@@ -35,17 +35,20 @@ dist.destroy_process_group()
 def measure(keys: list[int]) -> dict[str, object]:
     """What the metrics say after the examples ``keys``, one batch each; Swahili is in the even ones alone."""
     mean, line, cosines = LanguageMean(LANGUAGES, False), Collinearity(), LanguageCosines(LANGUAGES)
+    example = ExampleMean()
     states = torch.randn(6, 3, 4, generator=torch.Generator().manual_seed(7))
     for key in keys:
         present = torch.tensor([[True, key % 2 == 0, True]])
         language = present[0].nonzero()[:, 0]
         mean.update(torch.full_like(language, key), language, 10.0 * key + language)
         line.update(torch.tensor([key]), states[key : key + 1], present)
+        example.update(torch.tensor([key]), torch.tensor([10.0 * key]))
         cosines.update(torch.tensor([key]), states[key : key + 1], present)
     return {
         "mean": {name: float(value) for name, value in mean.compute().items()},
         "line": {name: float(value) for name, value in line.compute().items()},
         "cosines": cosines.compute().tolist(),
+        "example": {"mean": float(example.compute())},
     }
 
 

@@ -1,15 +1,10 @@
-"""The consistency term: extractor, centring, settings."""
+"""Extractor and centring."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import pytest
 import torch
 
-from lightning_mlc.consistency import MLC, Consistency
-from lightning_mlc.errors import UserError
-from mlc_kernels import mlc_loss
+from lightning_mlc.consistency import Consistency, Representation
 
 
 def states(*shape: int) -> torch.Tensor:
@@ -18,7 +13,7 @@ def states(*shape: int) -> torch.Tensor:
 
 def test_extractors() -> None:
     trained, frozen, none = (
-        Consistency(MLC(extractor=kind, extractor_dim=5), 8)  # type: ignore[arg-type]
+        Representation(Consistency(extractor=kind, extractor_dim=5), 8)  # type: ignore[arg-type]
         for kind in ("linear", "frozen", "none")
     )
     hidden = states(2, 3, 8)
@@ -30,17 +25,8 @@ def test_extractors() -> None:
     assert list(none.parameters()) == []
 
 
-def test_loss_is_the_operators_on_extracted_states() -> None:
-    term = Consistency(MLC(temperature=0.3, scale="none", extractor_dim=4), 8)
-    hidden, mask = states(2, 3, 8), torch.tensor([[True, True, True], [True, False, False]])
-    weight, bias = term.extractor.weight, term.extractor.bias  # type: ignore[union-attr]
-    expected = mlc_loss(hidden @ weight.T + bias, mask, temperature=0.3, scale="none", reduction="none")  # type: ignore[operator]
-    torch.testing.assert_close(term.loss(term.extract(hidden), mask), expected)
-    assert term.loss(term.extract(hidden), mask)[1] == 0
-
-
 def test_runs_in_full_precision_under_autocast() -> None:
-    term = Consistency(MLC(extractor_dim=4), 8)
+    term = Representation(Consistency(extractor_dim=4), 8)
     hidden = states(2, 3, 8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = term.extract(hidden)
@@ -51,7 +37,7 @@ def test_mean_follows_optimizer_steps_and_not_micro_batches() -> None:
     hidden = states(4, 3, 8)
     mask = torch.ones(4, 3, dtype=torch.bool)
     mask[1, 2] = False
-    whole, cut = (Consistency(MLC(center=True, extractor="none"), 8) for _ in range(2))
+    whole, cut = (Representation(Consistency(center=True, extractor="none"), 8) for _ in range(2))
     assert torch.equal(whole.extract(hidden), hidden)  # nothing seen yet, nothing subtracted
     whole.observe(hidden, mask)
     whole.fold_mean()
@@ -71,26 +57,3 @@ def test_mean_follows_optimizer_steps_and_not_micro_batches() -> None:
     second = whole.mean.clone()
     whole.fold_mean()
     assert torch.equal(whole.mean, second)
-
-
-def test_steps_with_the_term() -> None:
-    assert [MLC(every_n_steps=3).is_on(step) for step in range(5)] == [True, False, False, True, False]
-    assert not MLC(weight=0).is_on(0)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"weight": -1},
-        {"weight": float("nan")},
-        {"temperature": 0.0},
-        {"temperature": 1e6},
-        {"extractor_dim": 1},
-        {"every_n_steps": 0},
-        {"extractor": "none", "extractor_lr": 1e-4},
-        {"extractor_lr": -1.0},
-    ],
-)
-def test_settings_out_of_range(change: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"model\.mlc\." + next(reversed(change))):
-        MLC(**change)

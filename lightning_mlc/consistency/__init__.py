@@ -1,0 +1,23 @@
+"""What keeps the languages together: terms beside the objective, under one interface."""
+
+from lightning_mlc.consistency.base import ConsistencyTerm, Needs, Observed
+from lightning_mlc.consistency.dco import DCO
+from lightning_mlc.consistency.mlc import MLC
+from lightning_mlc.consistency.mpo import MPO
+from lightning_mlc.consistency.pairwise_cosine import PairwiseCosine
+from lightning_mlc.consistency.representation import Representation
+from lightning_mlc.consistency.settings import Consistency
+from lightning_mlc.consistency.source_cosine import SourceCosine
+
+__all__ = [
+    "DCO",
+    "MLC",
+    "MPO",
+    "Consistency",
+    "ConsistencyTerm",
+    "Needs",
+    "Observed",
+    "PairwiseCosine",
+    "Representation",
+    "SourceCosine",
+]

@@ -1,0 +1,159 @@
+"""Reference scores of a whole data set: computed by one pass over it, then looked up, with no model in memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from functools import cache
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.data import DataLoader
+
+from lightning_mlc.data.batches import Batch
+from lightning_mlc.data.datamodule import MultilingualData, Split
+from lightning_mlc.errors import UserError
+from lightning_mlc.forward import Grid, run_batch
+from lightning_mlc.models.policy import Policy
+from lightning_mlc.reference.online import as_reference
+from lightning_mlc.reference.scores import ReferenceScores
+from lightning_mlc.reference.store import ScoreStore
+from lightning_mlc.sharding import FSDP2
+
+SECONDS_PER_SHARD = 30.0
+"""How much work a process that is killed can lose."""
+
+SPLITS: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+"""What each command scores."""
+NAMES: dict[Split, str] = {"train": "training", "val": "validation", "test": "test"}
+"""How the progress bar calls it."""
+
+
+class PrecomputedReference:
+    """Scores of the initial model for every example that the trainer's command will meet."""
+
+    def __init__(self, scores: Mapping[str, ReferenceScores]) -> None:
+        self._scores = dict(scores)
+
+    def grid(self, batch: Batch, split: str, translations: bool = False, pool: bool = False) -> Grid:
+        """Scores of ``batch`` of the data's ``split``. What else an online reference gives is refused at start."""
+        assert not translations
+        assert not pool
+        scores = self._scores[split] = self._scores[split].to(batch.keys.device)
+        return scores.grid(batch)
+
+
+def precompute(
+    trainer: Trainer,
+    data: MultilingualData,
+    initial: Callable[[], Policy],
+    description: Mapping[str, str],
+    name: str,
+) -> PrecomputedReference:
+    """Scores of the initial model, from the cache where they are there, and computed where they are not.
+
+    All processes call this together: each computes a share, and all get the union. What is computed is kept below
+    ``data.cache_dir``, shard after shard, so that a pass that was interrupted goes on where it ended.
+
+    Args:
+        trainer: Says which data the command will meet, on which device and in which precision the model runs, and
+            whether there is a progress bar.
+        data: The data, set up.
+        initial: Gives the initial model, if anything is left to compute.
+        description: What :func:`~lightning_mlc.reference.fingerprint.describe_model` says of it. Only that of the
+            first process counts.
+        name: What the model is called, for the manifest.
+    """
+    # Whatever is drawn here, none of it may change the run that follows. And the device of the batches is the CPU,
+    # whatever the default is where Lightning creates models.
+    with isolate_rng(), torch.device("cpu"):
+        assert trainer.state.fn is not None
+        splits = [split for split in SPLITS[trainer.state.fn.value] if data.keys(split)]
+        load = cache(initial)
+        return PrecomputedReference({split: _scores(trainer, data, split, load, description, name) for split in splits})
+
+
+def _scores(
+    trainer: Trainer,
+    data: MultilingualData,
+    split: Split,
+    initial: Callable[[], Policy],
+    description: Mapping[str, str],
+    name: str,
+) -> ReferenceScores:
+    parts = trainer.strategy.broadcast({**description, **data.describe(split)})
+    store = ScoreStore(data.cache_dir / "reference", parts, {"model": name})
+    # What the first process finds counts for all, or they would not agree on what is left to do.
+    known = trainer.strategy.broadcast(store.read() if trainer.is_global_zero else ReferenceScores.union([]))
+    missing = known.missing(data.keys(split))
+    if not missing:
+        return known
+    if trainer.is_global_zero:
+        store.explain_absence()
+    loader = data.scoring_loader(split, frozenset(missing))
+    with _progress_bar(trainer) as bar:
+        task = bar.add_task(f"Reference, {NAMES[split]} data", total=len(loader))
+        new = _run(loader, lambda: bar.advance(task), initial(), data.scored_languages(split), store, trainer)
+    return ReferenceScores.union([known, *_of_all_processes(new, trainer)])
+
+
+def _progress_bar(trainer: Trainer) -> Progress:
+    shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    return Progress(*columns, disable=not shown)
+
+
+def _run(
+    batches: DataLoader[Batch],
+    advance: Callable[[], None],
+    policy: Policy,
+    languages: int,
+    store: ScoreStore,
+    trainer: Trainer,
+) -> ReferenceScores:
+    """The scores of ``batches``, which are also appended to ``store``."""
+    device = trainer.strategy.root_device
+    sharding = trainer.strategy if isinstance(trainer.strategy, FSDP2) else None
+    if sharding is None:
+        policy.to(device)
+    done: list[ReferenceScores] = []
+    unwritten: list[ReferenceScores] = []
+    written = time.monotonic()
+    try:
+        with as_reference(policy):
+            for batch in batches if sharding is None else sharding.in_step(batches):
+                with trainer.precision_plugin.forward_context():  # as in training
+                    grid = run_batch(policy, batch.to(device, non_blocking=True))
+                if not len(batch):  # run for the sake of processes that have more
+                    continue
+                unwritten.append(ReferenceScores.of(batch, grid, languages).to("cpu"))
+                if not bool(torch.isfinite(unwritten[-1].logps).all()):
+                    unwritten.pop()
+                    raise UserError(
+                        "model.reference: the log-probabilities of the initial model are not finite (batch of "
+                        f"{', '.join(batch.ids)}); look at those rows, or at trainer.precision"
+                    )
+                advance()
+                if time.monotonic() - written > SECONDS_PER_SHARD:
+                    done.append(_append(store, unwritten))
+                    unwritten, written = [], time.monotonic()
+    finally:
+        if unwritten:
+            done.append(_append(store, unwritten))
+    return ReferenceScores.union(done)
+
+
+def _append(store: ScoreStore, scores: list[ReferenceScores]) -> ReferenceScores:
+    shard = ReferenceScores.union(scores)
+    store.append(shard)
+    return shard
+
+
+def _of_all_processes(scores: ReferenceScores, trainer: Trainer) -> list[ReferenceScores]:
+    if trainer.world_size == 1:
+        return [scores]
+    gathered: list[ReferenceScores | None] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(gathered, scores)
+    return [part for part in gathered if part is not None]

@@ -1,0 +1,65 @@
+"""Reference scores that were computed once, to be looked up by the keys of their examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_mlc.data.batches import Batch
+from lightning_mlc.forward import Grid
+
+
+class ReferenceScores(NamedTuple):
+    """Scores of N examples in the first L of the data's languages (all, or the source alone), K kinds of responses."""
+
+    keys: Tensor
+    """(N,) int64, ascending, each once: ``Batch.keys``."""
+    logps: Tensor
+    """(N, L, K), as in :class:`~lightning_mlc.forward.Grid`."""
+    tokens: Tensor
+    """(N, L, K), number of tokens; 0 where there is no such response."""
+
+    @classmethod
+    def of(cls, batch: Batch, grid: Grid, languages: int | None = None) -> ReferenceScores:
+        """The scores ``grid`` of ``batch`` in its first ``languages`` (all by default)."""
+        order = batch.keys.argsort()
+        return cls(batch.keys[order], grid.logps[order, :languages], grid.tokens[order, :languages])
+
+    @classmethod
+    def union(cls, parts: Sequence[ReferenceScores]) -> ReferenceScores:
+        """All of ``parts``; of an example that is in several, the first."""
+        parts = [part for part in parts if len(part.keys)]
+        if not parts:
+            none = torch.zeros(0, 1, 1)
+            return cls(none[:, 0, 0].long(), none, none)
+        keys, logps, tokens = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        _, first = np.unique(keys.cpu().numpy(), return_index=True)
+        index = torch.as_tensor(first, device=keys.device)
+        return cls(keys[index], logps[index], tokens[index])
+
+    def missing(self, keys: Sequence[int]) -> list[int]:
+        """Which of ``keys`` are not here."""
+        known = set(self.keys.tolist())
+        return [key for key in keys if key not in known]
+
+    def grid(self, batch: Batch) -> Grid:
+        """The scores of ``batch``, without waiting for the device.
+
+        What is not here is NaN, so that it cannot be used unnoticed: languages that were not scored, unknown keys.
+        """
+        row = torch.searchsorted(self.keys, batch.keys).clamp(max=len(self.keys) - 1)
+        known = (self.keys[row] == batch.keys)[:, None, None]
+        scored, kinds = self.logps.shape[1:]
+        logps = self.logps.new_full((len(batch), len(batch.languages), kinds), float("nan"))
+        tokens = torch.zeros_like(logps)
+        logps[:, :scored] = torch.where(known, self.logps[row], float("nan"))
+        tokens[:, :scored] = torch.where(known, self.tokens[row], 0)
+        return Grid(logps, tokens, None, (tokens > 0).any(2))
+
+    def to(self, device: torch.device | str) -> ReferenceScores:
+        """The same scores on ``device``."""
+        return ReferenceScores(*(tensor.to(device) for tensor in self))

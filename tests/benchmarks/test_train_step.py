@@ -1,0 +1,311 @@
+"""The benchmark of the training step: all variants do the same, and the verdicts follow from the figures."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from multiprocessing import Pipe
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import example_rows, write_jsonl
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from benchmarks import gpu, memory, train_step, workers
+from benchmarks.architectures import ARCHITECTURES
+from benchmarks.published import IGNORED, Pair, collate
+from benchmarks.train_step import Measured, Parity, Target, disagreement, ratio, result, targets, verdicts
+from benchmarks.workers import Counts, Memory, Settings, Step, Turns, plan
+from lightning_mlc.models.loading import ModelSource
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def settings(tiny_model: Path, tmp_path: Path) -> Settings:
+    return Settings(
+        model=ModelSource(str(tiny_model)),
+        data=str(write_jsonl(tmp_path / "pairs.jsonl", example_rows(16))),
+        languages=("en", "sw", "zh"),
+        batch_size=2,
+        warm_up=0,
+        steps=5,
+        counted_steps=0,
+        precision="32-true",
+        device="cpu",
+        gradient_checkpointing=False,
+        learning_rate=1e-3,
+        max_prompt_length=512,
+        max_response_length=512,
+        seed=3,
+    )
+
+
+def take(variant: str, settings: Settings) -> tuple[list[Step], list[Counts]]:
+    """Run a variant in this process, with every step asked for in advance."""
+    planned = plan(settings)
+    here, there = Pipe()
+    for _ in range(len(planned) + 1):
+        here.send("next")
+    turns = Turns(there, CPU)
+    workers.VARIANTS[variant](settings, planned, turns)
+    turns.count()
+    assert here.recv() == "ready"
+    steps = [here.recv() for _ in planned]
+    assert here.recv().peak > 1e8  # this process has torch loaded
+    return steps, here.recv()
+
+
+# ---- the variants --------------------------------------------------------------------------------------------------
+
+
+def test_published_recipe_and_ours_are_the_same_mathematics(settings: Settings, tmp_path: Path) -> None:
+    """Two implementations, one that pads everything together and one that does not, over some optimizer steps."""
+    settings = workers.replace(settings, extractor=str(tmp_path / "extractor.safetensors"))
+    ours, _ = take("dpo_mlc", settings)
+    theirs, _ = take("published", settings)
+    assert [step.ids for step in ours] == [step.ids for step in theirs]
+    assert [tuple(pair.id for pair in pairs) for pairs in plan(settings)] == [step.ids for step in ours]
+    # float32 sums in another order, carried through the optimizer's steps.
+    assert [step.loss for step in theirs] == pytest.approx([step.loss for step in ours], abs=1e-5)
+    assert ours[-1].loss < ours[0].loss - 0.01  # so far do the weights move meanwhile
+
+
+def test_what_is_counted_is_what_can_be_counted_by_hand(settings: Settings) -> None:
+    settings = workers.replace(settings, warm_up=1, steps=2, counted_steps=2)
+    pairs = plan(settings)[1]
+    _, (counts, _) = take("published", settings)
+    rows, length = 2 * 2 + 2 * 3, max(len(p.prompts[0]) + max(len(p.chosen), len(p.rejected)) for p in pairs)
+    length = max(length, *(len(prompt) for p in pairs for prompt in p.prompts))
+    length = (length + 7) // 8 * 8
+    assert counts.trained == counts.frozen == rows * length
+    # The tiny Llama: 3 layers, 32 wide, 4 heads of 8, half as many for keys and values, 48 inside.
+    vocabulary = AutoConfig.from_pretrained(settings.model.name_or_path).vocab_size
+    layer = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48
+    per_position = 2 * (3 * layer + 32 * vocabulary)
+    # Twice QK and PV forward (policy and reference), five such products backward.
+    attention = 3 * rows * (2 * 2 + 5) * 2 * 4 * length**2 * 8
+    extractor = 3 * 2 * (2 * 3) * 32 * 512
+    svd = 2 * 2 * 3 * 3 * 512  # U times the scaled V, in its backward pass
+    # Forward, backward for inputs and for weights, and the reference's forward.
+    assert counts.flops == 4 * rows * length * per_position + attention + extractor + svd
+
+
+def test_dpo_alone_runs_the_pairs_alone(settings: Settings) -> None:
+    settings = workers.replace(settings, warm_up=0, steps=2, counted_steps=1)
+    _, (counts,) = take("dpo", settings)
+    real = sum(pair.pair_tokens for pair in plan(settings)[0])
+    prompts = sum(len(pair.prompts[0]) for pair in plan(settings)[0])
+    # A prompt may be computed once for both responses; padding at most doubles the rest.
+    assert real - prompts <= counts.trained < 2 * real
+    assert counts.frozen <= counts.trained + 200  # the head is tried out on a few tokens
+
+
+def test_rows_of_the_published_batch() -> None:
+    pairs = [Pair("a", ([1, 2], [3]), [4], [5, 6]), Pair("b", ([7], [8, 9]), [10], [11])]
+    rows = collate(pairs, 0, CPU)
+    assert rows.input_ids[:, :5].tolist() == [
+        [1, 2, 4, 0, 0],
+        [7, 10, 0, 0, 0],
+        [1, 2, 5, 6, 0],
+        [7, 11, 0, 0, 0],
+        [1, 2, 0, 0, 0],
+        [3, 0, 0, 0, 0],
+        [7, 0, 0, 0, 0],
+        [8, 9, 0, 0, 0],
+    ]
+    assert rows.input_ids.shape == (8, 8)
+    assert rows.attention_mask.sum(1).tolist() == [3, 2, 4, 2, 2, 1, 1, 2]
+    assert rows.labels[2, :5].tolist() == [IGNORED, IGNORED, 5, 6, IGNORED]
+    assert (rows.labels[4:] == IGNORED).all()
+    assert pairs[0].pair_tokens == 3 + 4
+    assert pairs[0].translation_tokens == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    # As the model cards and the hub give them.
+    [
+        ("qwen2.5-0.5b", 494_032_768),
+        ("qwen2.5-1.5b", 1_543_714_304),
+        ("qwen2.5-7b", 7_615_616_512),
+        ("gemma-2-2b", 2_614_341_888),
+    ],
+)
+def test_architectures_have_the_sizes_they_are_known_by(name: str, parameters: int) -> None:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(ARCHITECTURES[name]())
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+def test_memory() -> None:
+    before = memory.in_use(CPU)
+    held = torch.ones(1 << 26)
+    assert memory.in_use(CPU) - before > 0.9 * held.nbytes
+    assert memory.peak(CPU) >= memory.in_use(CPU)
+    del held
+
+
+# ---- the verdicts --------------------------------------------------------------------------------------------------
+
+
+def measured(seconds: list[float], teraflops: list[float], gigabytes: float, warm_up: int = 1) -> Measured:
+    """A worker that needed 99 s for a first step that does not count."""
+    steps = [Step(s, ("a",), 0.5) for s in [99.0] * warm_up + seconds]
+    counts = [Counts(int(t * 1e12), 300, 100) for t in teraflops]
+    return Measured(warm_up, steps, counts, Memory(10**9, int(gigabytes * 1e9)))
+
+
+PUBLISHED = measured([10.0, 20.0, 10.0], [8.0, 16.0], 20.0)
+DPO = measured([2.0, 2.0, 4.0], [1.0, 2.0], 4.0)
+OURS = measured([4.0, 6.0, 5.0], [2.0, 5.0], 7.0)  # 0.4, 0.3 and 0.5 of the published times
+TRL = measured([2.0, 1.9, 5.0], [1.0, 2.0], 3.9)
+
+
+def test_targets() -> None:
+    found = targets({"published": PUBLISHED, "dpo": DPO, "dpo_mlc": OURS, "trl": TRL})
+    assert [t.value for t in found] == pytest.approx(
+        [
+            0.4,
+            7 / 20,
+            # 4 s / 2 TFLOP against 2 / 1, and 6 / 5 against 2 / 2: 1 and 1.2, the third step is not counted.
+            1.1,
+            # 2 / 2, 2 / 1.9, 4 / 5
+            1.0,
+            4 / 3.9,
+        ]
+    )
+    assert [t.met for t in found] == [True, True, True, True, False]
+    assert verdicts(found[3:]) == (
+        "met           time of a step, dpo / trl: at most 1.00, is 1.000\n"
+        "NOT MET       peak memory, dpo / trl: at most 1.00, is 1.026"
+    )
+
+
+def test_a_bound_missed_by_little_is_missed() -> None:
+    assert Target("t", 0.40, 0.4001).met is False
+    assert Target("t", 0.40, float("nan")).met is False
+
+
+def test_no_verdict_without_figures() -> None:
+    found = targets({"published": PUBLISHED, "dpo_mlc": OURS, "trl": Measured(failure="not installed")}, usual=False)
+    assert [t.met for t in found] == [None] * 5
+    assert [t.value for t in found] == [0.4, 0.35, None, None, None]
+    shown = verdicts(found).splitlines()
+    assert shown[0] == "no target     time of a step, dpo_mlc / published at these settings: is 0.400"
+    assert shown[3] == "not measured  time of a step, dpo / trl: at most 1.00"
+
+
+def test_ratio_is_taken_step_by_step() -> None:
+    """Not of two medians: those of 1, 5, 9 and of 9, 1, 5 are the same."""
+    seconds: Callable[[Measured], list[float]] = lambda m: [step.seconds for step in m.timed]  # noqa: E731
+    one, other = measured([1.0, 5.0, 9.0], [], 1.0), measured([9.0, 1.0, 5.0], [], 1.0)
+    assert ratio(one, other, seconds) == pytest.approx(9 / 5)
+
+
+def test_result_of_a_variant() -> None:
+    pair = Pair("a", ([1, 2], [3, 4, 5]), [6], [7, 8])
+    found = result("dpo_mlc", OURS, [[pair]] * 4)
+    assert (found.seconds, found.steps, found.peak_bytes, found.bytes_before) == (5.0, 3, 7 * 10**9, 10**9)
+    assert (found.real_tokens, found.trained_positions, found.frozen_positions) == (7 + 3, 300, 100)
+    assert found.flops == 3.5e12
+    assert found.flops_per_second == pytest.approx((2e12 / 4 + 5e12 / 6) / 2)
+    assert result("dpo", DPO, [[pair]] * 4).real_tokens == 7
+
+
+def test_other_examples_are_noticed() -> None:
+    planned = [[Pair("a", ([1],), [2], [3])], [Pair("b", ([1],), [2], [3])]]
+    assert disagreement({"dpo": measured([1.0], [], 1.0)}, planned) == [
+        "dpo: step 2 was on other examples than those planned"
+    ]
+
+
+def test_parity_does_not_hold_of_nan() -> None:
+    assert Parity([0.5, 0.6], [0.5, 0.60009]).holds
+    assert not Parity([0.5, 0.6], [0.5, 0.60011]).holds
+    assert not Parity([float("nan")], [0.5]).holds
+
+
+# ---- the command ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", "1"], "--steps: must be at least 2, got 1"),
+        (["--steps", "2", "--counted_steps", "3"], "--counted_steps: there are only 2 steps"),
+        (["--steps", "60"], "has 16 rows, too few for 63 steps of 2"),
+        (["--set", "model.mlc.weight"], "--set: model.mlc.weight is not of the form KEY=VALUE"),
+        (["--set", "data.batch_size=1"], "--set: data.batch_size must be the same for all variants; use --batch_size"),
+        (["--languages", "en", "fr"], "pairs.jsonl row 1: has no prompt in 'fr', which the published recipe needs"),
+    ],
+)
+def test_what_is_refused(
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    given = ["--model", settings.model.name_or_path, "--data", settings.data, "--out", str(tmp_path / "out")]
+    assert train_step.main([*given, *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_for_all_are_options_of_fit(settings: Settings) -> None:
+    """What `--set` refuses is spelled as the command spells it."""
+    given = {
+        argument.split("=")[0] for argument in workers._arguments(settings, 0.8, Path("out"), 1, workers.OnRequest)
+    }
+    assert {f"--{key}" for key in train_step.OWN_OPTIONS} <= given
+
+
+@pytest.mark.slow
+def test_no_ratio_of_variants_that_disagree(
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The whole command, with ours at another temperature, which is another loss."""
+    out = tmp_path / "out"
+    given = ["--model", settings.model.name_or_path, "--data", settings.data, "--out", str(out), "--device", "cpu"]
+    given += ["--precision", "32-true", "--warm_up", "1", "--steps", "2", "--counted_steps", "1"]
+    given += ["--variants", "dpo", "--parity", "2", "--set", "model.mlc.temperature=0.4"]
+    assert train_step.main(given) == 1
+    shown = capsys.readouterr().out
+    assert "losses of published and dpo_mlc in float32 DISAGREE" in shown
+    assert "no ratio is stated" in shown
+    report = json.loads((out / "train_step.json").read_text())
+    assert report["targets"] is None
+    assert report["parity"]["holds"] is False
+    assert len(report["parity"]["published"]) == 2
+    assert not (out / "train_step.png").exists()
+    # What was measured is there all the same.
+    (row,) = csv.DictReader((out / "train_step.csv").open())
+    assert row["variant"] == "dpo"
+    assert 0 < float(row["seconds_p20"]) <= float(row["seconds"]) <= float(row["seconds_p80"])
+    # A process of its own, which does not inherit what this one has held.
+    assert 2e8 < float(row["bytes_before"]) <= float(row["peak_bytes"]) < 2e9
+    assert len(report["steps"]["dpo"]["seconds"]) == 3
+    assert len(report["counts"]["dpo"]) == 1
+    assert (out / "logs" / "dpo.log").stat().st_size > 0
+
+
+def test_what_is_written(tmp_path: Path) -> None:
+    names = {"published": PUBLISHED, "dpo": DPO, "dpo_mlc": OURS, "trl": Measured(failure="not installed")}
+    results = [result(name, m, [[]] * 4) for name, m in names.items() if not m.failure]
+    shown = {"name": "tiny", "batch_size": 1, "languages": ["en", "sw"], "precision": "32-true"}
+    paths = train_step.write(tmp_path, CPU, shown, names, results, Parity([0.5], [0.5]), targets(names))
+    report = json.loads(paths[0].read_text())
+    assert report["environment"]["torch"] == torch.__version__
+    assert [target["met"] for target in report["targets"]] == [True, True, True, None, None]
+    assert report["parity"] == {"published": [0.5], "dpo_mlc": [0.5], "largest_difference": 0.0, "holds": True}
+    assert report["failures"] == {"trl": "not installed"}
+    rows = list(csv.DictReader(paths[1].open()))
+    assert [float(row["seconds"]) for row in rows] == [10.0, 2.0, 5.0]
+    assert paths[2].stat().st_size > 10_000
+
+
+def test_gpu_command_runs_it_with_options_that_are_right() -> None:
+    (arguments,) = [arguments for name, arguments, _ in gpu.STEPS if name == "train-step"]
+    assert arguments[:2] == ("-m", "benchmarks.train_step")
+    options = train_step.parse(arguments[2:])
+    train_step.check(options)
+    assert options.architecture == "qwen2.5-0.5b"

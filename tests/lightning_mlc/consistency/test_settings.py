@@ -1,0 +1,55 @@
+"""Settings of the terms: which are on, what they need, what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from lightning_mlc.consistency import DCO, MLC, MPO, Consistency, Needs, PairwiseCosine, SourceCosine
+from lightning_mlc.errors import UserError
+
+OFF = MLC(weight=0)
+
+
+def test_steps_with_the_terms() -> None:
+    settings = Consistency(every_n_steps=3)
+    assert [settings.terms_at(step) for step in range(4)] == [(MLC(),), (), (), (MLC(),)]
+    assert Consistency(mlc=OFF).terms_at(0) == ()
+    both = Consistency(dco=DCO(weight=2.0))
+    assert both.terms == (MLC(), DCO(weight=2.0))
+
+
+def test_nothing_is_needed_that_is_off() -> None:
+    assert Consistency(mlc=OFF).needs == Needs()
+    assert Consistency().needs == Needs(representations=True)
+    assert Consistency(mlc=OFF, mpo=MPO(weight=1)).needs == Needs(responses=True, reference=True, pooled_states=True)
+    unconstrained = Consistency(mlc=OFF, mpo=MPO(weight=1, constraint=0))
+    assert unconstrained.needs == Needs(responses=True, reference=True)
+    several = Consistency(pairwise_cosine=PairwiseCosine(weight=1), dco=DCO(weight=1))
+    assert several.needs == Needs(representations=True, responses=True, reference=True, reference_translations=True)
+
+
+@pytest.mark.parametrize(
+    ("make", "option"),
+    [
+        (lambda: MLC(weight=-1), "mlc.weight"),
+        (lambda: MLC(weight=float("nan")), "mlc.weight"),
+        (lambda: MLC(weight=float("inf")), "mlc.weight"),
+        (lambda: MLC(temperature=0.0), "mlc.temperature"),
+        (lambda: MLC(temperature=1e6), "mlc.temperature"),
+        (lambda: PairwiseCosine(weight=-1), "pairwise_cosine.weight"),
+        (lambda: SourceCosine(weight=-1), "source_cosine.weight"),
+        (lambda: MPO(weight=-1), "mpo.weight"),
+        (lambda: MPO(beta=0), "mpo.beta"),
+        (lambda: MPO(constraint=-1), "mpo.constraint"),
+        (lambda: DCO(weight=-1), "dco.weight"),
+        (lambda: DCO(beta=0), "dco.beta"),
+        (lambda: Consistency(extractor_dim=1), "extractor_dim"),
+        (lambda: Consistency(every_n_steps=0), "every_n_steps"),
+        (lambda: Consistency(extractor="none", extractor_lr=1e-4), "extractor_lr"),
+        (lambda: Consistency(extractor_lr=-1.0), "extractor_lr"),
+    ],
+)
+def test_settings_out_of_range(make: object, option: str) -> None:
+    assert callable(make)
+    with pytest.raises(UserError, match=rf"^model\.consistency\.{option}: "):
+        make()
