@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import StorageMeta
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -82,9 +82,15 @@ def save_folder(checkpoint: dict[str, Any], folder: Path) -> None:
         if is_first:
             shutil.rmtree(unfinished, ignore_errors=True)
         raise UserError(
-            f"checkpoint: cannot write {folder} ({str(error).strip().splitlines()[0]}); training stopped, the "
+            f"checkpoint: cannot write {folder} ({_reason(error)}); training stopped, the "
             "checkpoints before it are whole: make room and continue with --ckpt_path last"
         ) from error
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, CheckpointException):  # of which each process that failed has its own
+        error = next(iter(error.failures.values()))[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def gather(checkpoint: dict[str, Any], device: torch.device, keep: bool) -> dict[str, Any]:
@@ -220,9 +226,13 @@ class _Reader(FileSystemReader):
     """Reads the index of a folder, which is a pickle, without running any code in it."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
-        path = Path(self.path) / ".metadata"
-        with path.open("rb") as file:
-            metadata = _Index(file).load()
+        try:
+            with (Path(self.path) / ".metadata").open("rb") as file:
+                metadata = _Index(file).load()
+        except (OSError, EOFError, pickle.UnpicklingError) as error:
+            raise UserError(f"ckpt_path: {self.path} is not a checkpoint that lightning-mlc wrote") from error
+        if not isinstance(metadata, Metadata):
+            raise UserError(f"ckpt_path: {self.path} is not a checkpoint that lightning-mlc wrote")
         if metadata.storage_meta is None:
             metadata.storage_meta = StorageMeta()
         metadata.storage_meta.load_id = self.load_id

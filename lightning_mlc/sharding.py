@@ -205,16 +205,16 @@ def require_supported(strategy: str | Strategy) -> None:
     Raises:
         UserError: ``strategy`` is one of them.
     """
-    name = strategy if isinstance(strategy, str) else type(strategy).__name__
+    name = strategy.rpartition(".")[2] if isinstance(strategy, str) else type(strategy).__name__
     if isinstance(strategy, str):
         supported = strategy == "auto" or strategy.startswith("ddp")
     else:
         supported = isinstance(strategy, FSDP2 | DDPStrategy | SingleDeviceStrategy)
     if supported:
         return
-    if isinstance(strategy, ModelParallelStrategy):
+    if name == ModelParallelStrategy.__name__ or isinstance(strategy, ModelParallelStrategy):
         instead = "FSDP2 without tensor parallelism is --config strategy/fsdp2"
-    elif isinstance(strategy, FSDPStrategy) or name.startswith("fsdp"):
+    elif name in (FSDPStrategy.__name__, "fsdp", "fsdp_cpu_offload"):
         instead = "FSDP1 allows one forward pass a step, and a step has several; use --config strategy/fsdp2"
     elif "deepspeed" in name.lower():
         instead = (
