@@ -11,7 +11,9 @@ assert VERSION is not None
 
 # transformers reads GGUF files with both.
 GGUF = ["gguf>=0.10", "accelerate"]
-TEST = [*GGUF, "pytest>=8", "peft>=0.17", "kernels", "tensorboard", "wandb"]
+# Quantised models under adapters; transformers loads them with both.
+QLORA = ["peft>=0.17", "bitsandbytes>=0.50", "accelerate"]
+TEST = [*GGUF, *QLORA, "pytest>=8", "kernels", "tensorboard", "wandb"]
 
 setup(
     name="lightning-mlc",
@@ -40,6 +42,7 @@ setup(
         "jsonargparse[signatures]>=4.41,<5",
         "torchmetrics>=1.5",
         "datasets>=4",
+        "pyarrow",
         "langcodes>=3.4",
         "safetensors",
         "matplotlib>=3.8",
@@ -49,6 +52,7 @@ setup(
     extras_require={
         "quickstart": GGUF,
         "lora": ["peft>=0.17"],
+        "qlora": QLORA,
         "bench": ["trl>=1.16"],
         "test": TEST,
         "dev": [*TEST, "ruff", "mypy", "types-PyYAML"],

@@ -21,7 +21,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from benchmarks.environment import environment
 from lightning_mlc.data.batches import Batch
-from lightning_mlc.estimate import estimate, layout_of
+from lightning_mlc.estimate import estimate, setup_of
 from lightning_mlc.training_cli import run
 
 STEPS = 3
@@ -79,7 +79,7 @@ def measure(options: list[str]) -> dict[str, Any]:
     # Not `isinstance`: as the program, this module is another one than the one that was named.
     callbacks: Any = done.trainer.callbacks  # type: ignore[attr-defined]
     peak: Any = next(callback for callback in callbacks if type(callback).__name__ == "Peak")
-    found = estimate(done.model, peak.batch, layout_of(done.config.fit.trainer))
+    found = estimate(done.model, peak.batch, setup_of(done.config.fit.trainer))
     return {
         "measured": peak.peak - peak.before,
         "estimated": sum(found.parts.values()),

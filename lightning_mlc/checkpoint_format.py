@@ -128,7 +128,7 @@ def open_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"ckpt_path: {path} is not a complete checkpoint: it has no {REST}; give another one")
     file = path / REST if path.is_dir() else path
     if not file.is_file():
-        raise UserError(f"ckpt_path: there is no checkpoint {path}; `fit` writes them below its out folder")
+        raise UserError(f"ckpt_path: there is no file {path}; `fit` writes checkpoints below its out folder")
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:

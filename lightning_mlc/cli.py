@@ -19,6 +19,7 @@ COMMANDS = {
     "test": "the same on data.test_path",
     "predict": "generate responses to the prompts, in every language",
     "estimate": "say how much memory a configuration takes on each GPU, without loading a model",
+    "evaluate": "is a model safe in every language: generate, judge, measure, compare",
     "export": "turn a checkpoint into a Hugging Face folder",
 }
 
@@ -60,6 +61,10 @@ def main(args: Sequence[str] | None = None) -> int:
             from lightning_mlc.estimate_cli import run as run_estimate
 
             run_estimate(args[1:])
+        elif args[0] == "evaluate":
+            from lightning_mlc.evaluation.cli import run as evaluate
+
+            evaluate(args[1:])
         else:
             from lightning_mlc.training_cli import run
 
@@ -78,9 +83,11 @@ def _export(args: Sequence[str]) -> None:
         "--tokenizer",
         help="folder or hub id of the tokenizer, if it is no longer where the model was trained from",
     )
+    parser.add_argument("--adapters", action="store_true", help="write the LoRA adapters alone, for peft")
     options = parser.parse_args(args)
 
     from lightning_mlc.export import export
 
-    folder = export(options.ckpt_path, options.out, tokenizer=options.tokenizer)
-    print(f"wrote {folder}: load it with AutoModelForCausalLM.from_pretrained('{folder}')")
+    folder = export(options.ckpt_path, options.out, tokenizer=options.tokenizer, adapters=options.adapters)
+    loader = "peft.AutoPeftModelForCausalLM" if options.adapters else "AutoModelForCausalLM"
+    print(f"wrote {folder}: load it with {loader}.from_pretrained('{folder}')")

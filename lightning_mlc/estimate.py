@@ -26,7 +26,7 @@ from lightning_mlc.data import MultilingualData
 from lightning_mlc.data.batches import Batch
 from lightning_mlc.errors import UserError
 from lightning_mlc.forward import run_batch
-from lightning_mlc.models.loading import dtype_of, load_causal_lm
+from lightning_mlc.models.loading import dtype_of, frozen_dtype_of, load_causal_lm
 from lightning_mlc.models.policy import Policy, num_layers, resolve_layer
 from lightning_mlc.models.tensors import replace_tensors
 from lightning_mlc.module import AlignmentModule
@@ -37,13 +37,15 @@ GPUS = {"24 GB": 24, "40 GB": 40, "80 GB": 80, "141 GB": 141}
 """Memory of common GPUs, in GB."""
 RESERVED = 0.1
 """Share of a GPU that an estimate leaves to the driver, communication buffers and fragmentation."""
+QUANTISED_BITS = {"nf4": 4.127, "int8": 8.0}
+"""Bits of a weight, with its share of the scales: arXiv 2305.14314, section 3, "Double Quantization"."""
 BATCHES = 500
 """Micro-batches that are looked at for the largest."""
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How a run divides its work."""
+class Setup:
+    """How a run divides its work, and in which precision it does it."""
 
     precision: str
     processes: int
@@ -59,10 +61,9 @@ class Layout:
         return self.processes if self.strategy == "fsdp2" else 1
 
     @property
-    def gathered_dtype(self) -> torch.dtype:
-        """Of the weights that a layer runs with."""
-        half = self.strategy == "fsdp2" and self.precision == "bf16-mixed"
-        return torch.bfloat16 if half else dtype_of(self.precision)
+    def gathers_half(self) -> bool:
+        """Whether weights are gathered, and layers run with them, in bfloat16."""
+        return self.strategy == "fsdp2" and self.precision == "bf16-mixed"
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Estimate:
         return self.peak <= gigabytes * GB * (1 - RESERVED)
 
 
-def layout_of(trainer: Any) -> Layout:
+def setup_of(trainer: Any) -> Setup:
     """What the options ``trainer`` of a configuration say; as many devices as there are is 1, or 8 under FSDP2."""
     strategy = trainer.strategy
     sharded = isinstance(strategy, FSDP2)
@@ -100,7 +101,7 @@ def layout_of(trainer: Any) -> Layout:
     else:
         count = 8 if sharded else 1
     processes = count * int(trainer.num_nodes)
-    return Layout(
+    return Setup(
         precision=str(trainer.precision or "32-true"),
         processes=processes,
         accumulate=int(trainer.accumulate_grad_batches),
@@ -118,43 +119,67 @@ def largest_batch(data: MultilingualData) -> Batch:
 
 def cells(batch: Batch) -> int:
     """Tokens of ``batch``, padding included."""
-    return sum(rows.input_ids.numel() for rows in (*batch.responses, *batch.translations, *batch.prompts))
+    every = (*batch.responses, *batch.translations, *batch.prompts, *batch.mismatched)
+    return sum(rows.input_ids.numel() for rows in every)
 
 
-def estimate(module: AlignmentModule, batch: Batch, layout: Layout) -> Estimate:
+def estimate(module: AlignmentModule, batch: Batch, setup: Setup) -> Estimate:
     """What ``module``'s configuration takes when it is trained on ``batch``.
 
     Raises:
         UserError: The model cannot be run without values.
     """
-    model = load_causal_lm(module.source, layout.gathered_dtype, module.attn_implementation, weights=False)
-    policy = module.build_policy(model)
-    sizes = [(p.numel(), p.requires_grad) for p in policy.parameters()]
+    policy = _without_weights(module, setup.precision)
     extractor = _extractor_size(module, policy)
-    total, trained = sum(n for n, _ in sizes), sum(n for n, grad in sizes if grad) + extractor
-    master = dtype_of(layout.precision).itemsize
-    state = optimizer_bytes(module.optimizer_callable)
-    off_gpu = 0 if layout.cpu_offload else 1
-
-    own_gradients = layout.shards == 1 and layout.accumulate == 1
-    step = _step_bytes(module, policy, batch, layout, own_gradients)
+    master = dtype_of(setup.precision).itemsize
+    total = sum(parameter.numel() for parameter in policy.parameters())
+    trained = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad) + extractor
+    weights = _stored_bytes(module, policy) + extractor * master
     gradients = trained * master
-    # Gradients that are made in the pass are part of its peak, of which they are told apart here.
+    gathered = _gathered_bytes(policy, setup)
+
+    makes_gradients = setup.shards == 1 and setup.accumulate == 1
+    step = _step_bytes(module, policy, batch, setup, makes_gradients)
+    here = 0 if setup.cpu_offload else 1
     parts = {
-        "weights": off_gpu * (total + extractor) * master // layout.shards,
-        "gradients": off_gpu * gradients // layout.shards,
-        "optimizer state": off_gpu * trained * state // layout.shards,
-        "reference": off_gpu * total * master // layout.shards if module.keeps_reference else 0,
-        "activations": max(0, step - gradients) if own_gradients else step,
+        "weights": here * weights // setup.shards,
+        "gradients": here * gradients // setup.shards,
+        "optimizer state": here * trained * optimizer_bytes(module.optimizer_callable) // setup.shards,
+        "reference": here * (weights - extractor * master) // setup.shards if module.keeps_reference else 0,
+        # Gradients that the pass makes are in its peak, of which they are told apart here.
+        "activations": max(0, step - gradients) if makes_gradients else step,
+        "buckets of gradients": gradients if setup.strategy == "ddp" else 0,
+        "gathered weights": gathered,
     }
-    if layout.strategy == "ddp":
-        parts["buckets of gradients"] = gradients
-    if layout.strategy == "fsdp2":
-        parts["gathered weights"] = _gathered_bytes(policy, layout)
     kept = sum(value for name, value in parts.items() if name not in ("activations", "gathered weights"))
-    # Torch's optimizers work on all weights at once on a GPU, with an intermediate result of their size.
-    at_step = kept + off_gpu * trained * master // layout.shards
+    # On a GPU, PyTorch's optimizers work on all weights at once, with an intermediate result of their size.
+    at_step = kept + here * gradients // setup.shards
     return Estimate(total, trained, {name: value for name, value in parts.items() if value}, at_step)
+
+
+def _without_weights(module: AlignmentModule, precision: str) -> Policy:
+    model: Any
+    if module.lora is None:
+        model = load_causal_lm(module.source, dtype_of(precision), module.attn_implementation, weights=False)
+    else:
+        whole = dataclasses.replace(module.lora, quantize=None)
+        dtype, device = frozen_dtype_of(precision), torch.device("cpu")
+        model = whole.load_base(module.source, dtype, device, module.attn_implementation, weights=False)
+    return module.build_policy(model)
+
+
+def _stored_bytes(module: AlignmentModule, policy: Policy) -> int:
+    """Bytes of the weights of ``policy``, quantised ones among them."""
+    form = None if module.lora is None else module.lora.quantize
+    quantised: set[int] = set()
+    if form is not None:
+        linear = (layer for part in policy.layers for layer in part.modules() if isinstance(layer, nn.Linear))
+        quantised = {id(layer.weight) for layer in linear if not layer.weight.requires_grad}
+    bits = 0.0
+    for parameter in policy.parameters():
+        width = QUANTISED_BITS[form] if form is not None and id(parameter) in quantised else 8 * parameter.itemsize
+        bits += parameter.numel() * width
+    return int(bits / 8)
 
 
 def _extractor_size(module: AlignmentModule, policy: Policy) -> int:
@@ -178,19 +203,22 @@ def optimizer_bytes(optimizer: Callable[[Any], torch.optim.Optimizer]) -> int:
 # ---- what a step needs ------------------------------------------------------------------------------
 
 
-def _step_bytes(module: AlignmentModule, policy: Policy, batch: Batch, layout: Layout, own_gradients: bool) -> int:
-    """Most bytes that a forward and backward pass over ``batch`` have in memory at once."""
+def _step_bytes(module: AlignmentModule, policy: Policy, batch: Batch, setup: Setup, makes_gradients: bool) -> int:
+    """Most bytes that a forward and backward pass over ``batch`` have in memory at once, beside the weights.
+
+    Gradients are in it if the pass ``makes_gradients``; else they are there already, or go to other processes.
+    """
     needs = module.consistency.needs
     layer = resolve_layer(module.consistency.layer, num_layers(policy.causal_lm.config))
     autocast: Any = nullcontext()
-    if layout.precision.endswith("-mixed") and layout.gathered_dtype == torch.float32:
-        half = torch.bfloat16 if layout.precision == "bf16-mixed" else torch.float16
+    if setup.precision.endswith("-mixed") and not setup.gathers_half:
+        half = torch.bfloat16 if setup.precision == "bf16-mixed" else torch.float16
         autocast = torch.autocast("cpu", dtype=half)
     policy.in_two_parts = True  # as nearly all are
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
-            replace_tensors(policy, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu"))
-            if not own_gradients:  # they are there already, or go elsewhere
+            replace_tensors(policy, lambda tensor: _fake(tensor, setup.gathers_half))
+            if not makes_gradients:
                 for parameter in policy.parameters():
                     parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
             with counting() as count:
@@ -211,6 +239,11 @@ def _step_bytes(module: AlignmentModule, policy: Policy, batch: Batch, layout: L
             f"({(str(error).strip().splitlines() or [type(error).__name__])[0]}); its memory is not known"
         ) from error
     return count.peak
+
+
+def _fake(tensor: Tensor, gathers_half: bool) -> Tensor:
+    half = gathers_half and isinstance(tensor, nn.Parameter)
+    return torch.empty(tensor.shape, dtype=torch.bfloat16 if half else tensor.dtype, device="cpu")
 
 
 class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -253,13 +286,19 @@ def counting() -> Iterator[_Count]:
         yield count
 
 
-def _gathered_bytes(policy: Policy, layout: Layout) -> int:
-    """Weights that a GPU has gathered while a layer runs, and gradients on their way out of it."""
-    layers = [sum(p.numel() for p in layer.parameters()) for layer in policy.layers]
-    trained = [sum(p.numel() for p in layer.parameters() if p.requires_grad) for layer in policy.layers]
-    rest = sum(p.numel() for p in policy.parameters()) - sum(layers)
-    width = layout.gathered_dtype.itemsize
+def _gathered_bytes(policy: Policy, setup: Setup) -> int:
+    """Under FSDP2, bytes of the weights gathered while a layer runs, and of gradients on their way out of it."""
+    if setup.strategy != "fsdp2":
+        return 0
+    width = 2 if setup.gathers_half else dtype_of(setup.precision).itemsize
+    layers = [list(layer.parameters()) for layer in policy.layers]
+    sizes = [sum(parameter.numel() for parameter in layer) for layer in layers]
+    trained = [sum(parameter.numel() for parameter in layer if parameter.requires_grad) for layer in layers]
+    in_layers = {id(parameter) for layer in layers for parameter in layer}
+    rest = [parameter for parameter in policy.parameters() if id(parameter) not in in_layers]
     # The next layer's weights are on their way while one runs; without resharding all stay.
-    held = 2 * max(layers) if layout.reshard_after_forward else sum(layers)
-    # A layer's gradients as computed and, in float32, as sent.
-    return (rest + held) * width + rest * width + max(trained) * (width + 4)
+    held = 2 * max(sizes) if setup.reshard_after_forward else sum(sizes)
+    gathered = held + sum(parameter.numel() for parameter in rest)
+    # The rest's gradients are kept until the pass ends; a layer's are there as computed and, in float32, as sent.
+    sent = sum(parameter.numel() for parameter in rest if parameter.requires_grad)
+    return (gathered + sent) * width + max(trained) * (width + 4)

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from lightning_mlc.data import MultilingualData
 from lightning_mlc.data.batches import Batch
-from lightning_mlc.estimate import GB, GPUS, RESERVED, Estimate, Layout, cells, estimate, largest_batch, layout_of
+from lightning_mlc.estimate import GB, GPUS, RESERVED, Estimate, Setup, cells, estimate, largest_batch, setup_of
 from lightning_mlc.models.attention import packed_layout
 from lightning_mlc.module import AlignmentModule
 from lightning_mlc.sharding import require_supported
@@ -32,23 +32,25 @@ class EstimateCLI(TrainingCLI):
         assert isinstance(module, AlignmentModule)
         assert isinstance(data, MultilingualData)
         require_supported(self.config_init[subcommand].trainer.strategy)
-        layout = layout_of(self.config_init[subcommand].trainer)
+        setup = setup_of(self.config_init[subcommand].trainer)
         data.prepare_data()
         data.setup("fit")
         module.choose_rows(data)
+        data.plan_steps(translations=bool(module.consistency.terms))
         packed = None if module.packing is False else packed_layout(module.attn_implementation or "sdpa")
         data.layout = packed or data.layout
         batch = largest_batch(data)
-        show(estimate(module, batch, layout), batch, layout, str(module.source))
+        show(estimate(module, batch, setup), batch, setup, str(module.source))
 
 
-def show(found: Estimate, batch: Batch, layout: Layout, name: str) -> None:
+def show(found: Estimate, batch: Batch, setup: Setup, name: str) -> None:
     """Print ``found`` as a table."""
     console = Console()
-    tokens = sum(rows.num_tokens for rows in (*batch.responses, *batch.translations, *batch.prompts))
+    every = (*batch.responses, *batch.translations, *batch.prompts, *batch.mismatched)
+    tokens = sum(rows.num_tokens for rows in every)
     console.print(f"{name}: {found.parameters / 1e6:,.1f} M parameters, {found.trained / 1e6:,.1f} M trained")
     console.print(
-        f"{layout.processes} process{'es' if layout.processes > 1 else ''}, {layout.strategy}, {layout.precision}; "
+        f"{setup.processes} process{'es' if setup.processes > 1 else ''}, {setup.strategy}, {setup.precision}; "
         f"micro-batch of {len(batch)}: {tokens} tokens, {cells(batch)} with padding"
     )
     table = Table("on each GPU", "GB", box=None, header_style="bold", pad_edge=False)

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_mlc.data.batches import Batch
-from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, TokenRows
+from lightning_mlc.data.rows import CHOSEN, KINDS, MISMATCHED, NO_RESPONSE, REJECTED, TokenRows
 from lightning_mlc.models.policy import Policy, RowOutputs
-from lightning_mlc.objectives import Scores
+from lightning_mlc.objectives import Responses, Scores
 
 
 class Grid(NamedTuple):
     """Results for B examples in L languages. Rows find their place by the ids they carry."""
 
     logps: Tensor
-    """(B, L, 2) float32, summed log-probability of the chosen and the rejected response."""
+    """(B, L, 3) float32, summed log-probability of the chosen, the rejected and the mismatched response."""
     tokens: Tensor
-    """(B, L, 2) float32, number of their tokens; 0 where no such row was run."""
+    """(B, L, 3) float32, number of their tokens; 0 where no such row was run."""
     states: Tensor | None
     """(B, L, H), hidden state at the end of the prompt."""
     present: Tensor
@@ -29,7 +30,7 @@ class Grid(NamedTuple):
     """(B, 2, H) float32, mean state after the last layer over the source-language rows of either response."""
 
     def scores(self, kind: int, reference: Grid | None = None, language: int | None = None) -> Scores:
-        """Scores (B, L) of the ``CHOSEN`` or ``REJECTED`` responses; (B,) for one ``language``.
+        """Scores (B, L) of the responses of a kind, such as ``CHOSEN``; (B,) for one ``language``.
 
         Where the reference scored a response of another length, which is another response, its score is NaN.
         """
@@ -40,16 +41,36 @@ class Grid(NamedTuple):
         same = reference.tokens[where] == tokens
         return Scores(logps, tokens, torch.where(same, reference.logps[where], float("nan")))
 
+    def responses(self, reference: Grid | None, language: int, rejected: bool, mismatched: bool) -> Responses:
+        """Scores (B,) in one ``language``, of those kinds that are asked for."""
+        return Responses(
+            chosen=self.scores(CHOSEN, reference, language),
+            rejected=self.scores(REJECTED, reference, language) if rejected else None,
+            mismatched=self.scores(MISMATCHED, reference, language) if mismatched else None,
+        )
 
-def run_batch(policy: Policy, batch: Batch, layer: int | None = None, pool: bool = False) -> Grid:
+
+def run_batch(
+    policy: Policy,
+    batch: Batch,
+    layer: int | None = None,
+    pool: bool = False,
+    span: Callable[[str], AbstractContextManager[Any]] = nullcontext,
+) -> Grid:
     """All rows of ``batch`` through ``policy``.
 
-    ``layer`` asks for its hidden states at the ends of the prompts, ``pool`` for the means of the last ones.
+    ``layer`` asks for its hidden states at the ends of the prompts, ``pool`` for the means of the last ones. ``span``
+    is entered for the responses and for the translations, with a name to show.
     """
-    responses = [policy(part, layer, pool) for part in batch.responses]
+    with span("responses forward") if batch.responses else nullcontext():
+        responses = [policy(part, layer, pool) for part in batch.responses]
+        with torch.no_grad():
+            mismatched = [policy(part) for part in batch.mismatched]
     others = [*batch.translations, *batch.prompts]
-    outputs = [*responses, *(policy(part, layer) for part in others)]
-    grid = _arrange(outputs, [*batch.responses, *others], len(batch), len(batch.languages))
+    with span("translations forward") if others else nullcontext():
+        translations = [policy(part, layer) for part in others]
+    rows = [*batch.responses, *others, *batch.mismatched]
+    grid = _arrange([*responses, *translations, *mismatched], rows, len(batch), len(batch.languages))
     return grid._replace(pooled=_source_means(responses, batch)) if pool else grid
 
 
@@ -66,7 +87,6 @@ def _source_means(outputs: Sequence[RowOutputs], batch: Batch) -> Tensor:
 
 
 def _arrange(outputs: Sequence[RowOutputs], rows: Sequence[TokenRows], examples: int, languages: int) -> Grid:
-    device = rows[0].input_ids.device
     cells = examples * languages
     cell = torch.cat([part.example * languages + part.language for part in rows])
     kind = torch.cat([part.kind for part in rows])
@@ -76,13 +96,16 @@ def _arrange(outputs: Sequence[RowOutputs], rows: Sequence[TokenRows], examples:
         empty = values.new_zeros((size + 1, *values.shape[1:]))
         return empty.index_copy(0, index, values)[:-1]
 
-    response = torch.where(kind == NO_RESPONSE, 2 * spare, 2 * cell + kind)
+    response = torch.where(kind == NO_RESPONSE, KINDS * spare, KINDS * cell + kind)
     # Sequences with the same prompt all have its state; one of them gives it.
     prompt = torch.where(torch.cat([part.leads for part in rows]), cell, spare)
     states = [output.states for output in outputs if output.states is not None]
     return Grid(
-        logps=place(torch.cat([o.logps for o in outputs]), response, 2 * cells).view(examples, languages, 2),
-        tokens=place(torch.cat([o.tokens for o in outputs]), response, 2 * cells).view(examples, languages, 2),
-        states=place(torch.cat(states), prompt, cells).view(examples, languages, -1) if states else None,
-        present=place(torch.ones(len(cell), dtype=torch.bool, device=device), prompt, cells).view(examples, languages),
+        logps=place(torch.cat([o.logps for o in outputs]), response, KINDS * cells).view(examples, languages, KINDS),
+        tokens=place(torch.cat([o.tokens for o in outputs]), response, KINDS * cells).view(examples, languages, KINDS),
+        # Mismatched rows come last and have none.
+        states=place(torch.cat(states), prompt[: sum(map(len, states))], cells).view(examples, languages, -1)
+        if states
+        else None,
+        present=place(torch.ones_like(cell, dtype=torch.bool), prompt, cells).view(examples, languages),
     )

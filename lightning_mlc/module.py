@@ -7,12 +7,14 @@ sum the objective's losses and the consistency terms', divide each by the optimi
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 import torchmetrics
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -21,16 +23,26 @@ from transformers import PreTrainedTokenizerBase
 from lightning_mlc.consistency import Consistency, ConsistencyTerm, Needs, Observed, Representation
 from lightning_mlc.data.batches import Batch
 from lightning_mlc.data.layout import Layout
+from lightning_mlc.data.records import DataKind
 from lightning_mlc.data.rows import CHOSEN, REJECTED
 from lightning_mlc.errors import UserError
 from lightning_mlc.forward import Grid, run_batch
-from lightning_mlc.metrics import Collinearity, ExampleMean, LanguageCosines, LanguageMean
+from lightning_mlc.metrics import Collinearity, ExampleMean, LanguageCosines, LanguageMean, language_differences
 from lightning_mlc.models.attention import packed_layout, packing_agrees
-from lightning_mlc.models.loading import ModelSource, dtype_of, load_causal_lm, load_config, load_tokenizer
+from lightning_mlc.models.compiling import require_compiler, uncompiled
+from lightning_mlc.models.loading import (
+    ModelSource,
+    dtype_of,
+    frozen_dtype_of,
+    load_causal_lm,
+    load_config,
+    load_tokenizer,
+)
 from lightning_mlc.models.logprobs import head_agrees
 from lightning_mlc.models.lora import LoRA, add_lora
 from lightning_mlc.models.policy import Policy, num_layers, resolve_layer
-from lightning_mlc.objectives import Objective, Scores
+from lightning_mlc.models.quantization import require_quantizable, require_whole
+from lightning_mlc.objectives import Objective, Responses, Scores
 from lightning_mlc.provenance import Provenance
 from lightning_mlc.reference import (
     OnlineReference,
@@ -64,6 +76,9 @@ class AlignmentModule(LightningModule):
         scheduler: Learning-rate schedule, stepped once per optimizer step; null keeps the rate constant.
         lora: Train low-rank adapters instead of the weights; null trains the weights.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
+        activation_offload: Keep in CPU memory what gradient checkpointing keeps for the backward pass (the
+            input of each layer). On a GPU only.
+        compile: Compile the decoder layers with ``torch.compile``: a slow first step, faster ones afterwards.
         gguf_file: Name of a GGUF file inside the model folder or repository.
         revision: Revision of a hub model.
         trust_remote_code: Run Python code that the model repository carries. Only for repositories you trust.
@@ -86,6 +101,8 @@ class AlignmentModule(LightningModule):
         scheduler: LRSchedulerCallable | None = None,
         lora: LoRA | None = None,
         gradient_checkpointing: bool = False,
+        activation_offload: bool = False,
+        compile: bool = False,
         gguf_file: str | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
@@ -96,6 +113,21 @@ class AlignmentModule(LightningModule):
         super().__init__()
         if max_new_tokens < 1:
             raise UserError(f"model.max_new_tokens: must be at least 1, got {max_new_tokens}")
+        if activation_offload and not gradient_checkpointing:
+            raise UserError(
+                "model.activation_offload: offloads what gradient checkpointing keeps; "
+                "set model.gradient_checkpointing to true"
+            )
+        if compile and activation_offload:
+            raise UserError(
+                "model.compile: layers that offload their activations cannot be compiled; "
+                "set model.activation_offload or model.compile to false"
+            )
+        if compile and lora is not None and lora.quantize == "int8":
+            raise UserError(
+                "model.compile: int8 products cannot be compiled under gradient checkpointing; "
+                "set model.lora.quantize to nf4, or model.compile to false"
+            )
         if objective is None and not consistency.terms:
             raise UserError(
                 "model.objective: is null, and no term of model.consistency is on: there is nothing to train"
@@ -113,6 +145,8 @@ class AlignmentModule(LightningModule):
         self.scheduler_callable = scheduler
         self.lora = lora
         self.gradient_checkpointing = gradient_checkpointing
+        self.activation_offload = activation_offload
+        self.compiles = compile  # `compile` is a method of any module
         self.attn_implementation = attn_implementation
         self.packing = packing
         self.max_new_tokens = max_new_tokens
@@ -140,28 +174,57 @@ class AlignmentModule(LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         precision = str(self.trainer.precision)
         dtype_of(precision)
+        device = self.trainer.strategy.root_device
         require_supported(self.trainer.strategy)
+        if self._sharding is not None:
+            self._require_shardable()
+        if self.activation_offload and device.type == "cpu":
+            raise UserError(
+                "model.activation_offload: the model is on the CPU, and its activations with it; "
+                "set model.activation_offload to false"
+            )
         self.reference.check(self.objective, self.consistency.needs, adapters=self.lora is not None)
         if stage != "predict":
-            if self.objective is not None and self.objective.needs_rejected and not data.has_pairs:
-                raise UserError(
-                    f"model.objective: {type(self.objective).__name__} needs chosen and rejected responses, "
-                    "but the data has single responses; give preference data or set model.objective to SFT"
-                )
-            self.consistency.require_pairs(data.has_pairs)
+            if self.objective is not None:
+                self.objective.check_data(data.kind)
+            if self._needs_mismatched:
+                data.check_mismatches()
+            self.consistency.require_pairs(data.kind == "pairs")
             self.choose_rows(data)
         if stage == "fit":
             self.consistency.require_languages(data.languages)
             self._require_gradients_everywhere()
+            data.plan_steps(translations=bool(self.consistency.terms))
         if self.policy is None:
-            self._layer = resolve_layer(self.consistency.layer, num_layers(load_config(self.source)))
+            config = load_config(self.source)
+            if self.lora is not None and self.lora.quantize is not None:
+                require_quantizable(self.source, config, precision)
+            elif self.lora is None and stage == "fit":
+                require_whole(self.source, config)
+            self._layer = resolve_layer(self.consistency.layer, num_layers(config))
+            if self.compiles and stage != "predict":
+                require_compiler(device)
         self.languages = data.languages
         if stage != "predict":
-            self._metrics = self._make_metrics(self.languages)
+            self._metrics = self._make_metrics(self.languages, data.kind)
+
+    def _require_shardable(self) -> None:
+        """Refuse what a model that is shared out over processes cannot do, or is not known to."""
+        if self.lora is not None and self.lora.quantize is not None:
+            raise UserError(
+                "model.lora.quantize: a quantised model cannot be shared out over processes; set it to null, "
+                "or trainer.strategy to ddp"
+            )
+        if self.compiles:
+            raise UserError(
+                "model.compile: not with a model that is shared out over processes; set it to false, "
+                "or trainer.strategy to ddp"
+            )
 
     def choose_rows(self, data: Any) -> None:
         """Tell ``data``, a :class:`~lightning_mlc.data.MultilingualData`, which rows training runs."""
         data.with_rejected = self._needs_rejected
+        data.with_mismatched = self._needs_mismatched
         in_all, in_source = self.consistency.needs.responses, self.objective is not None
         data.responses_in = "all" if in_all else "source" if in_source else "none"
 
@@ -211,11 +274,8 @@ class AlignmentModule(LightningModule):
         return strategy if isinstance(strategy, FSDP2) else None
 
     def _shard(self, sharding: FSDP2) -> None:
-        assert self.policy is not None
-        precision = str(self.trainer.precision)
-        if isinstance(self._reference, OnlineReference):
-            sharding.shard(self._reference.policy, precision)
-        sharding.shard(self.policy, precision)
+        for policy in self.policies():
+            sharding.shard(policy, str(self.trainer.precision))
         if self.representation is not None:
             sharding.shard_methods(self.representation, "extract")
 
@@ -228,6 +288,10 @@ class AlignmentModule(LightningModule):
         """Whether a model of its own is in memory to measure the policy against."""
         return self._needs_reference(self.consistency.needs) and self.reference.mode == "online" and self.lora is None
 
+    @property
+    def _needs_mismatched(self) -> bool:
+        return self.objective is not None and self.objective.needs_mismatched
+
     def _needs_reference(self, needs: Needs) -> bool:
         return needs.reference or (self.objective is not None and self.objective.needs_reference)
 
@@ -238,7 +302,8 @@ class AlignmentModule(LightningModule):
         layout = None
         if self.trainer.is_global_zero:
             layout = self._layout_of(policy)
-            policy.in_two_parts = head_agrees(policy.causal_lm, torch.arange(8)[None])
+            with uncompiled():
+                policy.in_two_parts = head_agrees(policy.causal_lm, torch.arange(8)[None])
         layout, policy.in_two_parts = self._sharding.broadcast((layout, policy.in_two_parts))
         assert layout is not None
         return layout
@@ -246,7 +311,9 @@ class AlignmentModule(LightningModule):
     def _layout_of(self, policy: Policy) -> Layout:
         if self.packing is False:
             return Layout()
-        if packing_agrees(policy):
+        with uncompiled():
+            agrees = packing_agrees(policy)
+        if agrees:
             layout = packed_layout(str(policy.causal_lm.config._attn_implementation))
             assert layout is not None
             return layout
@@ -255,21 +322,29 @@ class AlignmentModule(LightningModule):
         return Layout()
 
     def _load_policy(self) -> Policy:
+        model: Any
+        precision = str(self.trainer.precision)
         # Of a model to be shared out, process 0 reads the weights for all.
         weights = self._sharding is None or self.trainer.is_global_zero
-        model: Any = load_causal_lm(
-            self.source, dtype_of(str(self.trainer.precision)), self.attn_implementation, weights=weights
-        )
+        if self.lora is None:
+            model = load_causal_lm(self.source, dtype_of(precision), self.attn_implementation, weights)
+        else:
+            device = self.trainer.strategy.root_device
+            dtype = frozen_dtype_of(precision)
+            model = self.lora.load_base(self.source, dtype, device, self.attn_implementation, weights)
         if self.reference.mode == "precomputed" and not self._initial and not self.trainer.predicting:
-            self._initial = describe_model(model, str(self.trainer.precision)) if self.trainer.is_global_zero else {}
-        return self.build_policy(model)
+            self._initial = describe_model(model, precision) if self.trainer.is_global_zero else {}
+        policy = self.build_policy(model, self.activation_offload)
+        if self.compiles and not self.trainer.predicting:  # generation calls the layers in other ways
+            policy.compile_layers()
+        return policy
 
-    def build_policy(self, model: Any) -> Policy:
-        """``model`` as it is trained: with adapters, if any, and gradient checkpointing."""
+    def build_policy(self, model: Any, offload: bool = False) -> Policy:
+        """``model`` as it is trained: with adapters, if any, and gradient checkpointing (``offload`` what it keeps)."""
         if self.lora is not None:
             model = add_lora(model, self.lora)
         if self.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False}, offload=offload)
             if self.lora is not None:
                 model.enable_input_require_grads()
         # transformers returns models in eval mode, where dropout and gradient checkpointing do nothing.
@@ -309,13 +384,17 @@ class AlignmentModule(LightningModule):
         assert self.policy is not None
         terms = self.consistency.terms_at(self.trainer.global_step)
         needs = Needs.of(terms)
-        grid = run_batch(self.policy, batch, self._layer if needs.representations else None, needs.pooled_states)
+        layer = self._layer if needs.representations else None
+        grid = run_batch(self.policy, batch, layer, needs.pooled_states, self._span)
         reference = None
         if self._reference is not None and self._needs_reference(needs):
-            reference = self._reference.grid(batch, "train", needs.reference_translations, needs.pooled_states)
-        loss, metrics = self._objective_terms(batch, grid, reference)
+            with self._span("reference forward"):
+                reference = self._reference.grid(batch, "train", needs.reference_translations, needs.pooled_states)
+        with self._span("objective"):
+            loss, metrics = self._objective_terms(batch, grid, reference)
         if terms:
-            consistency_loss, consistency_metrics = self._consistency_terms(batch, grid, reference, terms)
+            with self._span("consistency loss"):
+                consistency_loss, consistency_metrics = self._consistency_terms(batch, grid, reference, terms)
             loss = loss + consistency_loss
             metrics |= consistency_metrics
         elif self.representation is not None and self._sharding is None:
@@ -332,32 +411,56 @@ class AlignmentModule(LightningModule):
             self._log_window()
         return loss
 
+    def _span(self, name: str) -> AbstractContextManager[Any]:
+        """Shows what runs inside to ``--trainer.profiler``, under ``name``."""
+        profiler: Profiler = self.trainer.profiler  # type: ignore[attr-defined]
+        return profiler.profile(f"[Step]{name}")
+
+    def policies(self) -> list[Policy]:
+        """What a step runs batches through: the policy, then the reference where it is a model of its own."""
+        assert self.policy is not None
+        reference = [self._reference.policy] if isinstance(self._reference, OnlineReference) else []
+        return [self.policy, *(policy for policy in reference if policy is not self.policy)]
+
     def _objective_terms(self, batch: Batch, grid: Grid, reference: Grid | None) -> tuple[Tensor, dict[str, Tensor]]:
         loss = torch.zeros((), device=batch.keys.device)
         if not batch.responses:
             return loss, {}
-        chosen = grid.scores(CHOSEN, reference, batch.source)
-        rejected = grid.scores(REJECTED, reference, batch.source) if self._needs_rejected else None
+        responses = self._responses(grid, reference, batch.source)
         totals = batch.normalizers
-        metrics = {"logps/chosen": chosen.logps.sum() / totals.examples}
+        metrics: dict[str, Tensor] = {}
         if self.objective is not None:
-            total = {"examples": totals.examples, "tokens": totals.response_tokens}
-            terms = self.objective.terms(chosen, rejected)
+            # A step may be without desirable responses, or without undesirable ones: their sums are 0.
+            total = {
+                "examples": totals.examples,
+                "responses": totals.responses,
+                "tokens": totals.response_tokens or 1.0,
+            }
+            terms = self.objective.terms(responses)
             loss = torch.stack([term.losses.sum() / total[term.mean_over] for term in terms]).sum()
             metrics["objective/loss"] = loss
-            for name, values in self.objective.metrics(chosen, rejected).items():
+            for name, values in self.objective.metrics(responses).items():
                 metrics[name] = values.sum() / totals.examples
-        if rejected is not None:
-            metrics["logps/rejected"] = rejected.logps.sum() / totals.examples
-            rewards = self._rewards(chosen), self._rewards(rejected)
-            margins = rewards[0] - rewards[1]
-            metrics |= {
-                "rewards/chosen": rewards[0].sum() / totals.examples,
-                "rewards/rejected": rewards[1].sum() / totals.examples,
-                "rewards/margins": margins.sum() / totals.examples,
-                "rewards/accuracies": wins(margins).sum() / totals.examples,
-            }
+        for name, scores, count in (
+            ("chosen", responses.chosen, totals.chosen),
+            ("rejected", responses.rejected, totals.rejected),
+        ):
+            if scores is None or count == 0:  # of the whole step, and so on all processes
+                continue
+            metrics[f"logps/{name}"] = scores.logps.sum() / count
+            if self._needs_rejected:
+                metrics[f"rewards/{name}"] = (self._rewards(scores) * scores.present).sum() / count
+        if {"rewards/chosen", "rewards/rejected"} <= metrics.keys():
+            metrics["rewards/margins"] = metrics["rewards/chosen"] - metrics["rewards/rejected"]
+            if totals.chosen == totals.rejected == totals.examples:
+                chosen, rejected = responses.pairs
+                margins = self._rewards(chosen) - self._rewards(rejected)
+                metrics["rewards/accuracies"] = wins(margins).sum() / totals.examples
         return loss, metrics
+
+    def _responses(self, grid: Grid, reference: Grid | None, language: int) -> Responses:
+        """Scores (B,) of all that the objective and the consistency terms look at, in one language."""
+        return grid.responses(reference, language, self._needs_rejected, self._needs_mismatched)
 
     def _rewards(self, scores: Scores) -> Tensor:
         """The objective's rewards; without any, how likely the policy holds a response to be, per token."""
@@ -439,13 +542,16 @@ class AlignmentModule(LightningModule):
 
     # ---- validation ---------------------------------------------------------------------------------
 
-    def _make_metrics(self, languages: tuple[str, ...]) -> nn.ModuleDict:
+    def _make_metrics(self, languages: tuple[str, ...], kind: DataKind) -> nn.ModuleDict:
         metrics: dict[str, torchmetrics.Metric] = {}
         if self.objective is not None:
             metrics["loss"] = LanguageMean(languages, higher_is_better=False)
-        if self._needs_rejected:
+        if self._needs_rejected and kind == "pairs":
             metrics["rewards/accuracies"] = LanguageMean(languages, higher_is_better=True)
             metrics["rewards/margins"] = LanguageMean(languages, higher_is_better=True)
+        elif self._needs_rejected:
+            metrics["rewards/chosen"] = LanguageMean(languages, higher_is_better=True)
+            metrics["rewards/rejected"] = LanguageMean(languages, higher_is_better=False)
         metrics["nll"] = LanguageMean(languages, higher_is_better=False)
         mlc = self.consistency.mlc
         metrics["mlc/raw"] = Collinearity(mlc.temperature, mlc.scale)
@@ -485,19 +591,26 @@ class AlignmentModule(LightningModule):
             if self._reference is None
             else self._reference.grid(batch, split, pool=self.consistency.needs.pooled_states)
         )
-        examples, languages = grid.present.nonzero(as_tuple=True)
-        where = {"keys": batch.keys[examples], "language": languages}
-        chosen = grid.scores(CHOSEN, reference)
-        nll = -chosen.logps / chosen.tokens.clamp(min=1)
-        metrics["nll"].update(**where, values=nll[grid.present])
-        rejected = grid.scores(REJECTED, reference) if self._needs_rejected else None
-        if rejected is not None:
-            margins = (self._rewards(chosen) - self._rewards(rejected))[grid.present]
-            metrics["rewards/margins"].update(**where, values=margins)
-            metrics["rewards/accuracies"].update(**where, values=wins(margins))
+
+        def samples(values: Tensor, there: Tensor) -> dict[str, Tensor]:
+            examples, language = there.nonzero(as_tuple=True)
+            return {"keys": batch.keys[examples], "language": language, "values": values[there]}
+
         if self.objective is not None:
-            losses = self.objective.each_alone(chosen, rejected)
-            metrics["loss"].update(**where, values=losses[grid.present])
+            losses = self.objective.each_alone(self._responses(grid, reference, batch.source))
+            source = torch.full_like(batch.keys, batch.source)
+            metrics["loss"].update(keys=batch.keys, language=source, values=losses)
+        chosen, rejected = grid.scores(CHOSEN, reference), grid.scores(REJECTED, reference)
+        metrics["nll"].update(**samples(-chosen.mean_logps, chosen.present))
+        if self._needs_rejected:
+            rewards = self._rewards(chosen), self._rewards(rejected)
+            if "rewards/accuracies" in metrics:
+                margins = samples(rewards[0] - rewards[1], chosen.present & rejected.present)
+                metrics["rewards/margins"].update(**margins)
+                metrics["rewards/accuracies"].update(**margins | {"values": wins(margins["values"])})
+            else:
+                metrics["rewards/chosen"].update(**samples(rewards[0], chosen.present))
+                metrics["rewards/rejected"].update(**samples(rewards[1], rejected.present))
         observed = self._observed(batch, grid, reference)
         for term in self.consistency.terms:
             groups = observed.is_group
@@ -509,8 +622,10 @@ class AlignmentModule(LightningModule):
 
     def _log_evaluation(self, split: str) -> None:
         results: dict[str, Tensor] = {}
-        for name, metric in self._metrics.items():
-            value = metric.compute()  # type: ignore[operator]
+        values: dict[str, Any] = {name: metric.compute() for name, metric in self._metrics.items()}  # type: ignore[operator]
+        if "rewards/rejected" in values:
+            values["rewards/margins"] = language_differences(values["rewards/chosen"], values["rewards/rejected"])
+        for name, value in values.items():
             if name == "cosines":
                 self.validation_cosines = value.tolist()
             elif name == "loss":
@@ -518,7 +633,8 @@ class AlignmentModule(LightningModule):
                 results[f"{split}/loss"] = value[self.languages[0]]
             elif isinstance(value, Tensor):
                 results[f"{split}/{name}"] = value
-            else:
+            elif not name.startswith("rewards/") or value.keys() & set(self.languages):
+                # Rewards of a kind of which there are no responses are left out.
                 results |= {f"{split}/{name}/{key}": part for key, part in value.items()}
         self.validation_results = {name: float(value) for name, value in results.items()}
         self.log_dict(dict(self.validation_results), sync_dist=False, rank_zero_only=False)
@@ -552,10 +668,9 @@ class AlignmentModule(LightningModule):
         if self.reference.is_updated:
             assert isinstance(self._reference, OnlineReference)
             checkpoint[OnlineReference.KEY] = self._reference.state_dict()
-        if self.lora is not None:
-            # The frozen weights are those of the base model; only what was trained need be stored.
-            trained = self._trained_keys()
-            checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in trained}
+        # The frozen weights are those of the base model; only what was trained need be stored.
+        kept = self._stored_keys()
+        checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in kept}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         assert self.policy is not None
@@ -568,28 +683,23 @@ class AlignmentModule(LightningModule):
                     "measured against it; set model.reference.update_every_n_steps as it was"
                 )
             self._reference.load_state_dict(checkpoint[OnlineReference.KEY])
-        state = checkpoint["state_dict"]
-        expected = self.state_dict()
-        if self.lora is not None:
-            trained = self._trained_keys()
-            state |= {key: value for key, value in expected.items() if key not in trained}
-        for disagreement, verb in (
-            (expected.keys() - state.keys(), "lacks"),
-            (state.keys() - expected.keys(), "has"),
-        ):
+        stored, expected = checkpoint["state_dict"].keys(), self._stored_keys()
+        self.strict_loading = self.lora is None  # the frozen weights are there already
+        for disagreement, verb in ((expected - stored, "lacks"), (stored - expected, "has")):
             if disagreement:
                 raise UserError(
                     f"ckpt_path: the checkpoint {verb} {min(disagreement)}, unlike the model that the "
                     "configuration describes; use the model.consistency settings it was trained with"
                 )
 
-    def _trained_keys(self) -> set[str]:
-        frozen = {
-            f"policy.{name}"
-            for name, parameter in (self.policy or nn.Module()).named_parameters(remove_duplicate=False)
-            if not parameter.requires_grad
-        }
-        return {key for key in self.state_dict() if key not in frozen}
+    def _stored_keys(self) -> set[str]:
+        """Keys of the state dict that belong into a checkpoint: under adapters, all but the frozen model's."""
+        keys = set(self.state_dict())
+        if self.lora is None:
+            return keys
+        assert self.policy is not None
+        adapters = {f"policy.{name}" for name, weight in self.policy.named_parameters() if weight.requires_grad}
+        return {key for key in keys if key in adapters or not key.startswith("policy.")}
 
 
 def wins(margins: Tensor) -> Tensor:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, ClassVar
 
 from transformers import PreTrainedModel
 
 from lightning_mlc import __version__
+from lightning_mlc.consistency import Consistency
 from lightning_mlc.errors import UserError
 from lightning_mlc.models.loading import ModelSource
 from lightning_mlc.models.lora import LoRA
+
+_FORM = ("layer", "extractor", "extractor_dim", "extractor_bias", "center")
 
 
 @dataclass(frozen=True)
@@ -18,6 +23,8 @@ class Provenance:
     """Plain values only: a checkpoint must load with ``weights_only=True``."""
 
     KEY: ClassVar[str] = "lightning_mlc"
+    FILE: ClassVar[str] = "lightning_mlc.json"
+    """Where an exported folder keeps it."""
 
     source: dict[str, Any]
     """Fields of :class:`~lightning_mlc.models.loading.ModelSource`."""
@@ -27,10 +34,22 @@ class Provenance:
     lora: dict[str, Any] | None
     """Fields of :class:`~lightning_mlc.models.lora.LoRA`, if the model has adapters."""
     version: str = __version__
+    languages: list[str] | None = None
+    """BCP-47 codes of the prompts it was trained on, the source language first."""
+    representation: dict[str, Any] | None = None
+    """Which layer the extractor in the checkpoint is for, and its form: those fields of
+    :class:`~lightning_mlc.consistency.Consistency`."""
 
     @classmethod
-    def of(cls, source: ModelSource, model: PreTrainedModel, lora: LoRA | None) -> Provenance:
-        """What describes ``model``, loaded from ``source``."""
+    def of(
+        cls,
+        source: ModelSource,
+        model: PreTrainedModel,
+        lora: LoRA | None,
+        languages: Sequence[str] | None = None,
+        consistency: Consistency | None = None,
+    ) -> Provenance:
+        """What describes ``model``, loaded from ``source`` and trained on prompts in ``languages``."""
         generation = getattr(model, "generation_config", None)
         return cls(
             source={
@@ -42,6 +61,8 @@ class Provenance:
             config=_plain(model.config.to_dict()),
             generation_config=None if generation is None else _plain(generation.to_dict()),
             lora=None if lora is None else lora.as_dict(),
+            languages=None if languages is None else list(languages),
+            representation=None if consistency is None else {name: getattr(consistency, name) for name in _FORM},
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -52,6 +73,8 @@ class Provenance:
             "generation_config": self.generation_config,
             "lora": self.lora,
             "version": self.version,
+            "languages": self.languages,
+            "representation": self.representation,
         }
 
     @classmethod
@@ -88,8 +111,10 @@ class Provenance:
 
 def _plain(value: Any) -> Any:
     """``value`` with anything that is not plain data turned into text."""
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    return value if value is None or isinstance(value, str | bool | int | float) else str(value)
+    if isinstance(value, Enum):
+        return _plain(value.value)
+    return value if value is None or type(value) in (str, bool, int, float) else str(value)

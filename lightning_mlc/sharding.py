@@ -133,7 +133,7 @@ class FSDP2(ModelParallelStrategy):
 
     def with_equal_passes(self, batch: Batch) -> Batch:
         """``batch`` with as many passes as the process with most has, for in each of them processes meet."""
-        kinds = ("responses", "translations", "prompts")
+        kinds = ("responses", "translations", "prompts", "mismatched")
         own = torch.tensor([len(getattr(batch, kind)) for kind in kinds])
         most = own.clone()
         distributed.all_reduce(most, distributed.ReduceOp.MAX, group=self._cpu_group)
@@ -181,8 +181,8 @@ class FSDP2(ModelParallelStrategy):
 
     def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:
         assert self.lightning_module is not None
-        own = self.lightning_module.state_dict()
-        checkpoint_format.load_into(own, {key: checkpoint["state_dict"][key] for key in own})
+        own, saved = self.lightning_module.state_dict(), checkpoint["state_dict"]
+        checkpoint_format.load_into({key: own[key] for key in saved}, saved)
 
     def load_optimizer_state_dict(self, checkpoint: Any) -> None:
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
@@ -197,6 +197,11 @@ class FSDP2(ModelParallelStrategy):
 def is_sharded(module: Any) -> bool:
     """Whether ``module`` is a unit of FSDP2."""
     return isinstance(module, FSDPModule)
+
+
+def move(policy: Policy, device: torch.device) -> Policy:
+    """``policy`` on ``device``; if it is sharded, its parts are where they belong."""
+    return policy if is_sharded(policy) else policy.to(device)
 
 
 def require_supported(strategy: str | Strategy) -> None:
@@ -246,7 +251,7 @@ def _from_process_zero(tensor: Tensor, device: torch.device) -> Tensor:
     return values
 
 
-_NO_EXAMPLES = Batch((), torch.zeros(0, dtype=torch.int64), ("",), 0, (), (), Normalizers(0.0, 0.0, 0.0))
+_NO_EXAMPLES = Batch((), torch.zeros(0, dtype=torch.int64), ("",), 0, (), (), Normalizers(0.0, 0.0, 0.0, 0.0, 0.0))
 
 
 def _idle_pass(with_response: bool) -> TokenRows:

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import logging
 import os
+import pkgutil
 import re
 import warnings
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import torch
+from jsonargparse import Namespace
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -26,8 +29,11 @@ from lightning_mlc.data import MultilingualData
 from lightning_mlc.errors import Interrupted, UserError
 from lightning_mlc.metrics_file import MetricsFile
 from lightning_mlc.module import AlignmentModule
+from lightning_mlc.objectives import Objective, Sum
 from lightning_mlc.sharding import require_supported
+from lightning_mlc.speed import Speed
 
+OBJECTIVE = "model.objective"
 TOKENIZER_OPTIONS = ("name_or_path", "gguf_file", "revision", "trust_remote_code")
 
 
@@ -131,11 +137,16 @@ class TrainingCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-        except ValueError as error:
+        except (ValueError, UserError) as error:
             # Of an option that may be null jsonargparse tells over several lines what it is not.
-            if isinstance(error.__cause__, UserError):
-                raise error.__cause__ from None
-            raise
+            told = error if isinstance(error, UserError) else error.__cause__
+            if not isinstance(told, UserError):
+                raise
+            objective = self.config[self.subcommand].model.objective
+            if str(told).startswith(OBJECTIVE) and objective is not None:
+                # The parts of a sum are made before it, and do not know their place in it.
+                build_objective(objective)
+            raise told from None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand]
@@ -149,6 +160,8 @@ class TrainingCLI(LightningCLI):
         if options.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(Progress())
         callbacks += [EvaluationReport(), ExactResume(int(config.seed_everything))]
+        if self.subcommand == "fit":
+            callbacks.append(Speed())
         if self.subcommand == "predict":
             callbacks.append(PredictionWriter())
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
@@ -170,6 +183,25 @@ class TrainingCLI(LightningCLI):
         if subcommand == "predict":
             keywords["return_predictions"] = False  # they are written as they come
         return keywords
+
+
+def build_objective(node: Namespace, option: str = OBJECTIVE) -> Objective:
+    """The objective that ``node`` of a configuration describes.
+
+    Raises:
+        UserError: Its options mean nothing. They are named as those of ``option``, such as
+            ``model.objective.objectives[1]``.
+    """
+    kind = pkgutil.resolve_name(node.class_path)
+    options = dict(node.get("init_args") or {})
+    if issubclass(kind, Sum):
+        parts = enumerate(options["objectives"])
+        options["objectives"] = [build_objective(part, f"{option}.objectives[{index}]") for index, part in parts]
+    try:
+        objective: Objective = kind(**options)
+    except UserError as error:
+        raise UserError(str(error).replace(OBJECTIVE, option, 1)) from error
+    return objective
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -205,6 +237,20 @@ def _with_shipped_configs(args: Sequence[str]) -> list[str]:
     return resolved
 
 
+def _with_torch_optimizers(args: Sequence[str]) -> list[str]:
+    """A bare name of an optimizer is PyTorch's, whatever libraries with classes of that name have been imported."""
+    resolved = list(args)
+    for index, arg in enumerate(args):
+        option, equals, name = arg.partition("=")
+        if option != "--model.optimizer" or (not equals and index + 1 >= len(args)):
+            continue
+        name = name if equals else args[index + 1]
+        if name.isidentifier() and hasattr(torch.optim, name):
+            position, prefix = (index, f"{option}=") if equals else (index + 1, "")
+            resolved[position] = f"{prefix}torch.optim.{name}"
+    return resolved
+
+
 def run(args: Sequence[str]) -> TrainingCLI:
     """Parse ``args`` (subcommand first) and run them.
 
@@ -235,7 +281,7 @@ def make_cli(args: Sequence[str], kind: type[TrainingCLI] = TrainingCLI) -> Trai
     return kind(
         AlignmentModule,
         MultilingualData,
-        args=_with_shipped_configs(args),
+        args=_with_torch_optimizers(_with_shipped_configs(args)),
         seed_everything_default=42,
         save_config_callback=SaveConfig,
         trainer_defaults={

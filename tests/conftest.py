@@ -124,12 +124,21 @@ def translated_rows(count: int) -> list[dict[str, Any]]:
     return rows
 
 
-def columns(out: Path) -> dict[str, list[float]]:
-    """Logged values by name, without the steps that lack them."""
+def labelled_rows(count: int) -> list[dict[str, Any]]:
+    """Rows of one response with a label each; every third is undesirable."""
+    rows = example_rows(count)
+    for number, row in enumerate(rows):
+        chosen, rejected = row.pop("chosen"), row.pop("rejected")
+        row |= {"response": rejected, "label": False} if number % 3 == 2 else {"response": chosen, "label": True}
+    return rows
+
+
+def columns(out: Path, speed: bool = False) -> dict[str, list[float]]:
+    """Logged values by name, without the steps that lack them; those of speed, which never repeat, if asked for."""
     found: dict[str, list[float]] = {}
     for row in csv.DictReader((out / "metrics.csv").open()):
         for name, cell in row.items():
-            if cell:
+            if cell and (speed or not name.startswith("speed/")):
                 found.setdefault(name, []).append(float(cell))
     return found
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lightning_mlc.cli import COMMANDS
+from lightning_mlc.evaluation import cli as evaluation
 from lightning_mlc.training_cli import run, shipped_configs
 
 ROOT = Path(__file__).parents[1]
@@ -48,9 +49,14 @@ def test_commands_shown_are_ones_that_parse(page: Path, tmp_path: Path, monkeypa
         assert words[1] in COMMANDS or words[1].startswith("--"), command
         if words[1] not in COMMANDS or words[1] == "export":
             continue
+        if words[1] == "evaluate":
+            if words[2] != "--config":  # which names a file of the user's
+                evaluation.parse(words[2:])
+            continue
         assert any(word.split("=")[-1] in shipped_configs() for word in words), command
         with pytest.raises(SystemExit) as stop:
-            run([*words[1:], "--print_config"])
+            # `estimate` takes the options of `fit`.
+            run(["fit" if words[1] == "estimate" else words[1], *words[2:], "--print_config"])
         assert stop.value.code == 0, command
 
 

@@ -30,6 +30,15 @@ class Normalizers:
     """Tokens of the chosen responses; what a token-mean loss is averaged over."""
     groups: float
     """Examples with a prompt in two or more languages; what the consistency losses are averaged over."""
+    chosen: float
+    """Chosen (desirable, or only) responses."""
+    rejected: float
+    """Rejected (undesirable) responses."""
+
+    @property
+    def responses(self) -> float:
+        """Responses; what a loss is averaged over in which each counts for itself."""
+        return self.chosen + self.rejected
 
 
 @dataclass  # not frozen: Lightning walks over a batch's tensors, and refuses frozen dataclasses
@@ -52,6 +61,8 @@ class Batch:
     translations: tuple[TokenRows, ...] = ()
     """Rows of the other languages with their responses, in training for terms that compare those; they are then
     not in ``prompts``."""
+    mismatched: tuple[TokenRows, ...] = ()
+    """Rows in the source language that end with a response to another prompt; scored, and never learned from."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -64,6 +75,7 @@ class Batch:
             responses=tuple(rows.to(device, non_blocking) for rows in self.responses),
             prompts=tuple(rows.to(device, non_blocking) for rows in self.prompts),
             translations=tuple(rows.to(device, non_blocking) for rows in self.translations),
+            mismatched=tuple(rows.to(device, non_blocking) for rows in self.mismatched),
         )
 
     def pin_memory(self) -> Batch:
@@ -74,6 +86,7 @@ class Batch:
             responses=tuple(rows.pin_memory() for rows in self.responses),
             prompts=tuple(rows.pin_memory() for rows in self.prompts),
             translations=tuple(rows.pin_memory() for rows in self.translations),
+            mismatched=tuple(rows.pin_memory() for rows in self.mismatched),
         )
 
     def without_translations(self) -> Batch:

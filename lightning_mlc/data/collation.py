@@ -10,7 +10,7 @@ import torch
 
 from lightning_mlc.data.batches import Batch, Normalizers
 from lightning_mlc.data.layout import Layout
-from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, Row, TokenRows
+from lightning_mlc.data.rows import CHOSEN, MISMATCHED, NO_RESPONSE, REJECTED, Row, TokenRows
 
 EVALUATION_TOKENS = 4096
 """Tokens of a block in evaluation, which bounds the memory that its logits take."""
@@ -85,9 +85,12 @@ class Collator:
         if language in example["translated"]:
             place = example["translated"].index(language)
             chosen, rejected = example["translated_chosen"][place], example["translated_rejected"][place]
-        rows = [Row(prompt, chosen, index, language, CHOSEN)]
-        if self.with_rejected and rejected:
-            rows.append(Row(prompt, rejected, index, language, REJECTED, leads=False))
+        rows = []
+        if chosen:
+            rows.append(Row(prompt, chosen, index, language, CHOSEN))
+        # Whatever is learned, each prompt has a row with a response: it has the prompt's hidden state, too.
+        if rejected and (self.with_rejected or not rows):
+            rows.append(Row(prompt, rejected, index, language, REJECTED, leads=not rows))
         return rows
 
     def _batch(
@@ -99,6 +102,11 @@ class Collator:
         prompts: tuple[TokenRows, ...],
         translations: tuple[TokenRows, ...] = (),
     ) -> Batch:
+        mismatched = [
+            Row(example["prompts"][0], example["mismatched"], index, 0, MISMATCHED, leads=False)
+            for index, example in enumerate(examples)
+            if "mismatched" in example
+        ]
         return Batch(
             ids=tuple(example["id"] for example in examples),
             keys=torch.tensor(keys, dtype=torch.int64),
@@ -108,4 +116,5 @@ class Collator:
             prompts=prompts,
             normalizers=normalizers,
             translations=translations,
+            mismatched=self.layout.blocks(mismatched, self.pad_id),
         )

@@ -19,14 +19,17 @@ from torch.utils.data import DataLoader
 
 from lightning_mlc.data.batches import Batch
 from lightning_mlc.data.collation import Collator, ResponsesIn
+from lightning_mlc.data.costs import EXPENSIVE, TokenCounts
 from lightning_mlc.data.languages import canonical_language, canonical_languages
 from lightning_mlc.data.layout import Layout
 from lightning_mlc.data.layouts import parse_rows
+from lightning_mlc.data.mismatches import Mismatch, mismatches
 from lightning_mlc.data.reading import locate, read_rows
-from lightning_mlc.data.records import Example
+from lightning_mlc.data.records import KIND_NAMES, DataKind, Example
 from lightning_mlc.data.sampling import EvaluationBatches, MicroBatch, Sizes, TrainingBatches
 from lightning_mlc.data.tables import default_cache_dir, table_fingerprint, tokenised_table
 from lightning_mlc.data.tokenization import ChatTokenizer
+from lightning_mlc.data.windows import ByExamples, ByTokens, Cut, Division
 from lightning_mlc.errors import UserError
 
 logger = logging.getLogger("lightning_mlc")
@@ -49,7 +52,9 @@ class MultilingualData(LightningDataModule):
         languages: BCP-47 codes of the languages to use; null takes all that the training data has.
         source_language: Language of the responses.
         val_share: Share of the training rows held out where there is no ``val_path``; 0 holds out none.
-        batch_size: Examples per micro-batch and process.
+        batch_size: Examples per micro-batch and process; null takes 1, or what ``tokens_per_batch`` holds.
+        tokens_per_batch: Instead of ``batch_size``: tokens per micro-batch and process, at most. Counted are the
+            responses, each with its prompt, and the translations, where steps run any.
         val_batch_size: Examples per batch of validation, test and prediction, each in all languages.
         max_prompt_length: Longest prompt in tokens, its chat template included.
         max_response_length: Longest response in tokens; what is longer is cut.
@@ -72,7 +77,8 @@ class MultilingualData(LightningDataModule):
         languages: list[str] | None = None,
         source_language: str = "en",
         val_share: float = 0.1,
-        batch_size: int = 1,
+        batch_size: int | None = None,
+        tokens_per_batch: int | None = None,
         val_batch_size: int = 2,
         max_prompt_length: int = 512,
         max_response_length: int = 512,
@@ -88,14 +94,19 @@ class MultilingualData(LightningDataModule):
         super().__init__()
         for option, value, least in (
             ("batch_size", batch_size, 1),
+            ("tokens_per_batch", tokens_per_batch, 1),
             ("val_batch_size", val_batch_size, 1),
             ("max_prompt_length", max_prompt_length, 1),
             ("max_response_length", max_response_length, 1),
             ("num_workers", num_workers, 0),
             ("seed", seed, 0),
         ):
-            if value < least:
+            if value is not None and value < least:
                 raise UserError(f"data.{option}: must be at least {least}, got {value}")
+        if batch_size is not None and tokens_per_batch is not None:
+            raise UserError(
+                f"data.tokens_per_batch: cannot be given beside data.batch_size {batch_size}; set one of them to null"
+            )
         if not 0 <= val_share < 1:
             raise UserError(f"data.val_share: must be from 0 to below 1, got {val_share}")
         self.paths: dict[str, str | None] = {
@@ -112,7 +123,8 @@ class MultilingualData(LightningDataModule):
                 "add it or set data.source_language"
             )
         self.val_share = val_share
-        self.batch_size = batch_size
+        self.batch_size = 1 if batch_size is None else batch_size
+        self.tokens_per_batch = tokens_per_batch
         self.val_batch_size = val_batch_size
         self.max_prompt_length = max_prompt_length
         self.max_response_length = max_response_length
@@ -130,16 +142,21 @@ class MultilingualData(LightningDataModule):
         """Whether batches have rows of rejected responses. A model that needs none sets it to False."""
         self.responses_in: ResponsesIn = "source"
         """In which languages training batches have rows with responses. The model sets it, too."""
+        self.with_translations = True
+        """Whether any training step runs translations."""
         self.layout = Layout()
         """How the rows of a step are laid out; the model says what its attention can run."""
+        self.with_mismatched = False
+        """Whether batches have rows of mismatched responses. An objective with them sets it to True."""
         self.languages: tuple[str, ...] = ()
         """Languages of the data, the source language first."""
-        self.has_pairs = False
-        """Whether examples have a rejected response."""
+        self.kind: DataKind = "single"
+        """What responses the examples have."""
         self.pad_id = 0
         self._chat: ChatTokenizer | None = None
         self._tables: dict[str, Dataset] = {}
         self._rows: dict[str, list[int]] = {}
+        self._mismatches: dict[str, list[Mismatch] | None] = {}
 
     # ---- from files to tables -----------------------------------------------------------------------
 
@@ -156,7 +173,7 @@ class MultilingualData(LightningDataModule):
                 self._rows[split] = list(range(len(self._tables[split])))
         if "train" in self._tables and "val" not in self._tables:
             self._rows["train"], self._rows["val"] = self._split()
-            self._tables["val"] = self._tables["train"]
+            self._tables["val"], self._mismatches["val"] = self._tables["train"], self._mismatches["train"]
         if "predict" not in self._tables and "val" in self._tables:
             self._rows["predict"], self._tables["predict"] = self._rows["val"], self._tables["val"]
         if stage == "predict" and not self._rows.get("predict"):
@@ -192,18 +209,19 @@ class MultilingualData(LightningDataModule):
         first = next(iter(read.values()))
         if not self.languages:
             self.languages = self._choose_languages(first)
-            self.has_pairs = first[0].rejected is not None
+            self.kind = first[0].kind
         for split, examples in read.items():
-            if (examples[0].rejected is not None) != self.has_pairs:
+            if examples[0].kind != self.kind:
                 raise UserError(
-                    f"data.{split}_path: {missing[split]} has {'no ' if self.has_pairs else ''}rejected responses, "
-                    "unlike the other data; give both of one kind"
+                    f"data.{split}_path: {missing[split]} has {KIND_NAMES[examples[0].kind]}, the other data "
+                    f"{KIND_NAMES[self.kind]}; give data of one kind"
                 )
         chat = self._chat_tokenizer()
         for split, examples in read.items():
             _remark_on_empty_responses(examples)
             table = tokenised_table(examples, self.languages, chat, self.cache_dir, Path(missing[split]).name)
             self._tables[split] = table
+            self._mismatches[split] = mismatches(examples, self.source_language)
             self._remark_on_cuts(table)
 
     def _choose_languages(self, examples: list[Example]) -> tuple[str, ...]:
@@ -276,29 +294,86 @@ class MultilingualData(LightningDataModule):
 
     # ---- from tables to batches ---------------------------------------------------------------------
 
+    def plan_steps(self, translations: bool) -> None:
+        """Look at what training steps cost, before a model is loaded.
+
+        Args:
+            translations: Whether any step runs translations.
+
+        Raises:
+            UserError: An example alone has more than ``tokens_per_batch`` tokens, what a step runs cannot be
+                counted in tokens, or there are fewer examples than processes.
+        """
+        self.with_translations = translations
+        if self.tokens_per_batch is not None and (self.responses_in == "all" or self.with_mismatched):
+            raise UserError(
+                "data.tokens_per_batch: counts neither responses in other languages (model.consistency.mpo, dco) nor "
+                "those to other prompts (KTO); give data.batch_size"
+            )
+        counts = self._counts("train")
+        costs = counts.in_step(self.with_rejected, translations)
+        self._require_room(costs)
+        if translations:
+            self._remark_on_expensive_languages(counts.relative_to_source(), costs.sum(0) / costs.sum())
+        processes = 1 if self.trainer is None else self.trainer.world_size
+        if len(costs) < processes:
+            raise UserError(
+                f"data.train_path: {self.paths['train']} has {len(costs)} examples to train on, fewer than the "
+                f"{processes} processes; give more data or lower trainer.devices"
+            )
+
+    def _require_room(self, costs: np.ndarray) -> None:
+        totals = costs.sum(1)
+        if self.tokens_per_batch is None or totals.max() <= self.tokens_per_batch:
+            return
+        too_long = int((totals > self.tokens_per_batch).sum())
+        worst = int(totals.argmax())
+        where = self._tables["train"][self._rows["train"][worst]]["where"]
+        dearest = [f"{self.languages[i]} {costs[worst, i]}" for i in np.argsort(-costs[worst])[:3] if costs[worst, i]]
+        raise UserError(
+            f"data.tokens_per_batch: {self.tokens_per_batch} is less than the {totals[worst]} tokens of {where} alone "
+            f"(most in {', '.join(dearest)}; {too_long} examples have too many); raise it to {totals[worst]}, "
+            "lower data.max_prompt_length or data.max_response_length, or drop languages (data.languages)"
+        )
+
+    @rank_zero_only
+    def _remark_on_expensive_languages(self, factors: np.ndarray, shares: np.ndarray) -> None:
+        expensive = [int(index) for index in np.argsort(-np.nan_to_num(factors)) if factors[index] >= EXPENSIVE]
+        if expensive:
+            logger.warning(
+                "prompts in %s take several times as many tokens as the same prompts in %s with this tokenizer, and "
+                "each step pays for them; drop languages (data.languages), run translations on fewer steps "
+                "(model.consistency.every_n_steps), or take a model whose tokenizer covers them better",
+                ", ".join(
+                    f"{self.languages[i]} ({factors[i]:.1f} times, {shares[i]:.0%} of a step's tokens)"
+                    for i in expensive
+                ),
+                self.source_language,
+            )
+
     def train_dataloader(self) -> DataLoader[Batch]:
         trainer = self.trainer
         sampler: TrainingBatches
         sizes = self._sizes("train")
         if trainer is None:
-            sampler = TrainingBatches(sizes, self.batch_size, seed=self.seed)
+            sampler = TrainingBatches(sizes, self._cut(Division()))
         else:
             if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):  # type: ignore[attr-defined]
                 raise UserError(
                     "trainer.callbacks: GradientAccumulationScheduler is not supported, the totals of a step are "
                     "planned ahead; use trainer.accumulate_grad_batches"
                 )
+            division = Division(trainer.accumulate_grad_batches, trainer.world_size, trainer.global_rank)
             sampler = TrainingBatches(
-                sizes,
-                self.batch_size,
-                accumulate=trainer.accumulate_grad_batches,
-                world_size=trainer.world_size,
-                rank=trainer.global_rank,
-                limit=trainer.limit_train_batches,
-                seed=self.seed,
-                progress=self._progress,
+                sizes, self._cut(division), division, limit=trainer.limit_train_batches, progress=self._progress
             )
         return self._loader("train", sampler, self._collator().training)
+
+    def _cut(self, division: Division) -> Cut:
+        if self.tokens_per_batch is None:
+            return ByExamples(len(self._rows["train"]), self.batch_size, division, self.seed)
+        costs = self._counts("train").in_step(self.with_rejected, self.with_translations)
+        return ByTokens(costs.sum(1), self.tokens_per_batch, division, self.seed)
 
     def _progress(self) -> tuple[int, int]:
         """The current epoch and how many of its micro-batches are done, also right after a resumption."""
@@ -314,6 +389,19 @@ class MultilingualData(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         return self._evaluation_loader("predict", self._collator().prediction)
+
+    def check_mismatches(self) -> None:
+        """Refuse data without mismatched responses, for an objective that needs them.
+
+        Raises:
+            UserError: Some example has none.
+        """
+        for split, found in self._mismatches.items():
+            if found is None and split != "predict":
+                raise UserError(
+                    f"data.{split}_path: each row needs another one with a different prompt and a different response, "
+                    "which model.objective compares it with; add such rows, or choose another objective"
+                )
 
     # ---- what a pass over all responses needs (see `lightning_mlc.reference`) -------------------------
 
@@ -348,6 +436,7 @@ class MultilingualData(LightningDataModule):
             "max_response_length": str(self.max_response_length),
             "languages": self.languages[0] if training else ", ".join(self.languages),
             "responses": "chosen and rejected" if self.with_rejected else "chosen",
+            "mismatched": "yes" if self.with_mismatched else "no",
             "layout": "packed" if self.layout.packed else "padded",
             "examples per batch": str(SCORING_EXAMPLES if training else self.val_batch_size),
         }
@@ -356,11 +445,16 @@ class MultilingualData(LightningDataModule):
         return Collator(self.languages, self.pad_id, self.with_rejected, self.layout, self.responses_in)
 
     def _sizes(self, split: Split) -> Sizes:
-        table = self._tables[split].select(self._rows[split])
+        counts = self._counts(split)
         return Sizes(
-            response_tokens=np.array([len(ids) for ids in table["chosen"]]),
-            groups=np.array([len(languages) > 1 for languages in table["languages"]], dtype=int),
+            response_tokens=counts.chosen,
+            groups=((counts.prompts > 0).sum(1) > 1).astype(int),
+            chosen=(counts.chosen > 0).astype(int),
+            rejected=(counts.rejected > 0).astype(int),
         )
+
+    def _counts(self, split: Split) -> TokenCounts:
+        return TokenCounts.of(self._tables[split], len(self.languages)).take(self._rows[split])
 
     def _evaluation_loader(self, split: Split, collate: Callable[..., Batch]) -> DataLoader[Batch]:
         trainer = self.trainer
@@ -375,7 +469,12 @@ class MultilingualData(LightningDataModule):
         collate: Callable[..., Batch],
     ) -> DataLoader[Batch]:
         return DataLoader(
-            _MicroBatches(self._tables[split], self._rows[split], collate),
+            _MicroBatches(
+                self._tables[split],
+                self._rows[split],
+                collate,
+                self._mismatches[split] if self.with_mismatched and split != "predict" else None,
+            ),
             sampler=sampler,
             batch_size=None,  # the sampler yields whole micro-batches
             num_workers=self.num_workers,
@@ -387,14 +486,21 @@ class MultilingualData(LightningDataModule):
 class _MicroBatches(torch.utils.data.Dataset[Batch]):
     """Looks micro-batches up in a table."""
 
-    def __init__(self, table: Dataset, rows: list[int], collate: Callable[..., Batch]) -> None:
+    def __init__(
+        self, table: Dataset, rows: list[int], collate: Callable[..., Batch], mismatches: list[Mismatch] | None
+    ) -> None:
         self._table = table
         self._rows = rows
         self._collate = collate
+        self._mismatches = mismatches
 
     def __getitem__(self, micro_batch: MicroBatch) -> Batch:
         keys = [self._rows[index] for index in micro_batch.indices]
         examples: list[Any] = [self._table[key] for key in keys]
+        if self._mismatches is not None:
+            for key, example in zip(keys, examples, strict=True):
+                other, response = self._mismatches[key]
+                example["mismatched"] = self._table[other][response]
         return self._collate(examples, keys, micro_batch.normalizers)
 
 
@@ -403,10 +509,7 @@ def _remark_on_empty_responses(examples: list[Example]) -> None:
     empty = [
         example.where
         for example in examples
-        if not all(
-            text is None or text.strip()
-            for text in (example.chosen, example.rejected, *itertools.chain(*example.translated.values()))
-        )
+        if not all(text.strip() for text in (*example.responses, *itertools.chain(*example.translated.values())))
     ]
     if empty:
         logger.warning("%d examples have an empty response, which teaches silence: %s", len(empty), _some(empty))

@@ -9,13 +9,18 @@ import langcodes
 from lightning_mlc.errors import UserError
 
 
+def is_language(code: str) -> bool:
+    """Whether ``code`` is a BCP-47 code of a language that exists."""
+    return bool(langcodes.tag_is_valid(code))
+
+
 def canonical_language(code: str, where: str) -> str:
     """The canonical form of a BCP-47 ``code``: ``EN`` is ``en``, ``iw`` is ``he``, ``zh-hant`` is ``zh-Hant``.
 
     Raises:
         UserError: There is no such language. The message starts with ``where``.
     """
-    if not isinstance(code, str) or not langcodes.tag_is_valid(code):
+    if not isinstance(code, str) or not is_language(code):
         raise UserError(f"{where}: '{code}' is not a language code (BCP-47, such as en, sw or zh-Hant)")
     return langcodes.standardize_tag(code)
 

@@ -1,27 +1,33 @@
 """Layouts of data files: from a row as the file has it to an :class:`~lightning_mlc.data.records.Example`.
 
-Three are known. Our own::
+These are known. Our own::
 
-    {"id": "...", "prompt": {"en": TEXT, "sw": TEXT}, "chosen": TEXT, "rejected": TEXT}   or   "response": TEXT
+    {"id": "...", "prompt": {"en": TEXT, "sw": TEXT}, "chosen": TEXT, "rejected": TEXT}
+    or, in place of the pair,                         "response": TEXT               or  "response": TEXT, "label": BOOL
 
 where TEXT is a string or a list of messages (``{"role", "content"}``), and ``chosen`` and ``rejected`` may be
 ``{"en": TEXT, "sw": TEXT}`` too, in this and the other layouts; in files that cannot nest, such as
 CSV, the prompts stand in columns ``prompt_en``, ``prompt_sw``, ... The layouts of the MLC authors, whose
 unsuffixed prompt is in the source language: preference pairs (``prompt``, ``prompt_sw``, ... as ShareGPT
-turns, ``chosen``, ``rejected``) and Alpaca (``instruction``, ``input``, ``output``, ``prompt_sw``, ...).
+turns, ``chosen``, ``rejected``) and Alpaca (``instruction``, ``input``, ``output``, ``prompt_sw``, ...). A response
+may be called ``response``, ``output`` or ``completion`` in each of them. And that of MultiJail (arXiv 2310.06474),
+prompts without responses: ``id``, ``source``, ``tags``, and a column per language that is named by its code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from lightning_mlc.data.languages import canonical_language, canonical_languages
-from lightning_mlc.data.records import Example, Message
+from lightning_mlc.data.languages import canonical_language, canonical_languages, is_language
+from lightning_mlc.data.records import KIND_NAMES, Example, Message
 from lightning_mlc.errors import UserError
 
 Row = Mapping[str, Any]
 _PREFIX = "prompt_"
+_BESIDE_LANGUAGES = frozenset({"id", "source", "tags"})
+"""Columns of MultiJail that are no language."""
+_RESPONSES = ("response", "output", "completion")
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
@@ -32,24 +38,36 @@ def parse_rows(rows: Iterable[tuple[str, Row]], source_language: str, file: str)
         UserError: A row is malformed; ``file`` has no row; two examples have the same id.
     """
     examples: list[Example] = []
-    prompts_of: Callable[[Row, str, str], dict[str, list[Message]]] | None = None
     seen: dict[str, str] = {}
-    for where, row in rows:
-        if prompts_of is None:
-            prompts_of = _layout_of(row, where)
-        example = _example(row, where, source_language, prompts_of)
+    for where, row, prompts in prompts_of_rows(rows, source_language):
+        example = _example(row, where, source_language, prompts)
         if example.id in seen:
             raise UserError(f"{where}: the id '{example.id}' is taken by {seen[example.id]}; ids must be unique")
         seen[example.id] = where
-        if examples and (examples[0].rejected is None) != (example.rejected is None):
+        if examples and examples[0].kind != example.kind:
             raise UserError(
-                f"{where}: {'has no' if example.rejected is None else 'has a'} rejected response, unlike the rows "
-                "before it; keep preference data and instruction data in separate files"
+                f"{where}: has {KIND_NAMES[example.kind]}, the rows before it have {KIND_NAMES[examples[0].kind]}; "
+                "keep data of different kinds in separate files"
             )
         examples.append(example)
     if not examples:
         raise UserError(f"{file}: has no rows; give a file with at least one example")
     return examples
+
+
+def prompts_of_rows(
+    rows: Iterable[tuple[str, Row]], source_language: str
+) -> Iterator[tuple[str, Row, dict[str, list[Message]]]]:
+    """Each row (after where it stands) with its conversations by language. The first row decides on the layout.
+
+    Raises:
+        UserError: A row has no prompt in that layout.
+    """
+    prompts_of: Callable[[Row, str, str], dict[str, list[Message]]] | None = None
+    for where, row in rows:
+        if prompts_of is None:
+            prompts_of = _layout_of(row, where)
+        yield where, row, prompts_of(row, where, source_language)
 
 
 def _layout_of(row: Row, where: str) -> Callable[[Row, str, str], dict[str, list[Message]]]:
@@ -61,32 +79,44 @@ def _layout_of(row: Row, where: str) -> Callable[[Row, str, str], dict[str, list
         return _suffixed_prompts
     if any(key.startswith(_PREFIX) for key in row):
         return _flat_prompts
+    if (languages := row.keys() - _BESIDE_LANGUAGES) and all(is_language(column) for column in languages):
+        return _language_columns
     raise UserError(
         f"{where}: has no prompt; expected a key 'prompt' with one text per language, columns such as "
         f"'prompt_en', or 'instruction' (keys found: {', '.join(map(str, row)) or 'none'})"
     )
 
 
-def _example(
-    row: Row, where: str, source: str, prompts_of: Callable[[Row, str, str], dict[str, list[Message]]]
-) -> Example:
-    prompts = prompts_of(row, where, source)
+def _example(row: Row, where: str, source: str, prompts: dict[str, list[Message]]) -> Example:
     if source not in prompts:
         raise UserError(
             f"{where}: has no prompt in the source language '{source}' "
             f"(it has {', '.join(sorted(prompts)) or 'none'}); add it or set data.source_language"
         )
+    chosen: str | None
+    rejected: str | None
+    label: bool | None = None
     if "chosen" in row or "rejected" in row:
-        chosen, rejected, translated = _pairs(row, prompts, where, source)
+        chosen, rejected, translated = pair_of(row, prompts, where, source)
     else:
-        key = next((key for key in ("response", "output") if key in row), None)
+        key = next((key for key in _RESPONSES if key in row), None)
         if key is None:
             raise UserError(f"{where}: has no response; expected 'chosen' and 'rejected', or 'response'")
-        chosen, rejected, translated = _response(row[key], f"'{key}'", where), None, {}
+        response, label, translated = _response(row[key], f"'{key}'", where), _label(row, where), {}
+        chosen, rejected = (None, response) if label is False else (response, None)
+    return Example(id_of(row, where), where, prompts, chosen, rejected, label is not None, translated)
+
+
+def id_of(row: Row, where: str) -> str:
+    """The row's ``id``, or where it stands if it has none.
+
+    Raises:
+        UserError: The id is neither a string nor a number.
+    """
     own_id = row.get("id")
     if own_id is not None and not isinstance(own_id, str | int):
         raise UserError(f"{where}: 'id' must be a string or a number")
-    return Example(str(own_id) if own_id is not None else where, where, prompts, chosen, rejected, translated)
+    return str(own_id) if own_id is not None else where
 
 
 def _nested_prompts(row: Row, where: str, source: str) -> dict[str, list[Message]]:
@@ -99,6 +129,10 @@ def _nested_prompts(row: Row, where: str, source: str) -> dict[str, list[Message
 def _flat_prompts(row: Row, where: str, source: str) -> dict[str, list[Message]]:
     columns = [(key.removeprefix(_PREFIX), text) for key, text in row.items() if key.startswith(_PREFIX)]
     return _by_language(columns, where)
+
+
+def _language_columns(row: Row, where: str, source: str) -> dict[str, list[Message]]:
+    return _by_language([(key, text) for key, text in row.items() if key not in _BESIDE_LANGUAGES], where)
 
 
 def _suffixed_prompts(row: Row, where: str, source: str) -> dict[str, list[Message]]:
@@ -132,8 +166,12 @@ def _by_language(texts: Iterable[tuple[str, Any]], where: str) -> dict[str, list
     return prompts
 
 
-def _pairs(row: Row, prompts: Collection[str], where: str, source: str) -> tuple[str, str, dict[str, tuple[str, str]]]:
-    """Chosen and rejected response in the source language, and both by language in the others that have them."""
+def pair_of(row: Row, prompts: Collection[str], where: str, source: str) -> tuple[str, str, dict[str, tuple[str, str]]]:
+    """Chosen and rejected response in the source language, and both by language in the others that have them.
+
+    Raises:
+        UserError: One is missing or malformed, both are the same, or there is no prompt that they answer.
+    """
     chosen, rejected = (_responses(row.get(key), key, where, source) for key in ("chosen", "rejected"))
     for language in sorted(chosen.keys() ^ rejected.keys()):
         # A language cannot tell which of its responses is the better one if it also tells the two apart.
@@ -176,6 +214,19 @@ def _response(given: Any, what: str, where: str) -> str:
     if len(messages) != 1 or messages[0]["role"] != "assistant":
         raise UserError(f"{where}: {what} must be one message of the assistant, or a string")
     return messages[0]["content"]
+
+
+def _label(row: Row, where: str) -> bool | None:
+    """Whether the response is desirable; None without a label."""
+    if "label" not in row:
+        return None
+    label = row["label"]
+    if not isinstance(label, bool):
+        raise UserError(
+            f"{where}: 'label' must be true (a desirable response) or false, got {type(label).__name__}; "
+            "leave the key out for instruction data"
+        )
+    return label
 
 
 def _messages(text: Any, role: str, what: str, may_be_empty: bool = False) -> list[Message]:

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 Message = dict[str, str]
 """``{"role": ..., "content": ...}``."""
+
+DataKind = Literal["pairs", "unpaired", "single"]
+"""Two responses to each prompt, or one that is labelled as desirable or not, or one without a label."""
+KIND_NAMES: dict[DataKind, str] = {
+    "pairs": "a chosen and a rejected response",
+    "unpaired": "a response with a label",
+    "single": "a response without a label",
+}
+"""What an example of each kind has, for messages."""
 
 
 @dataclass(frozen=True)
@@ -17,8 +27,21 @@ class Example:
     """File and row, for messages: ``train.jsonl row 7``."""
     prompts: dict[str, list[Message]]
     """Conversation up to and including the user's last message, by language."""
-    chosen: str
-    """The preferred response, or the only one."""
+    chosen: str | None
+    """The preferred or desirable response, or the only one."""
     rejected: str | None
+    """The dispreferred or undesirable response."""
+    labelled: bool = False
+    """Whether a single response was labelled as desirable or not."""
     translated: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Chosen and rejected response by language, in those other languages that have their own."""
+
+    @property
+    def kind(self) -> DataKind:
+        """What responses it has."""
+        return "pairs" if len(self.responses) == 2 else "unpaired" if self.labelled else "single"
+
+    @property
+    def responses(self) -> tuple[str, ...]:
+        """The responses that are there."""
+        return tuple(response for response in (self.chosen, self.rejected) if response is not None)

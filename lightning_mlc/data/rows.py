@@ -18,6 +18,10 @@ CHOSEN = 0
 """Sequence ends with the chosen response (or with the only response of an instruction example)."""
 REJECTED = 1
 """Sequence ends with the rejected response."""
+MISMATCHED = 2
+"""Sequence ends with a response to another prompt."""
+KINDS = 3
+"""Number of kinds of responses above."""
 NO_RESPONSE = -1
 """Sequence is a prompt alone."""
 
@@ -33,7 +37,7 @@ class Row:
     language: int
     """Index into ``Batch.languages``."""
     kind: int
-    """``CHOSEN``, ``REJECTED`` or ``NO_RESPONSE``."""
+    """``CHOSEN``, ``REJECTED``, ``MISMATCHED`` or ``NO_RESPONSE``."""
     leads: bool = True
     """Whether the state at the end of the prompt is taken from here: once for each example and language."""
 
@@ -83,7 +87,7 @@ class TokenRows:
     language: Tensor
     """(N,) int64, index into ``Batch.languages``."""
     kind: Tensor
-    """(N,) int64: ``CHOSEN``, ``REJECTED`` or ``NO_RESPONSE``."""
+    """(N,) int64: ``CHOSEN``, ``REJECTED``, ``MISMATCHED`` or ``NO_RESPONSE``."""
     leads: Tensor
     """(N,) bool, whether the state at ``prompt_end`` counts."""
     response_tokens: Tensor

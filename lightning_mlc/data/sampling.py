@@ -1,9 +1,8 @@
 """Which examples make up which micro-batch, known before an epoch starts.
 
-A plan cuts the shuffled examples into windows, one per optimizer step, and windows into the micro-batches
-of each process. The windows depend only on how many examples a step takes; so 1 x 4, 2 x 2 and 4 x 1
-(examples per micro-batch x accumulation), on one process or several, train on the same examples in the same
-steps, and each micro-batch knows the totals of its step.
+The windows of an epoch, one per optimizer step (:mod:`lightning_mlc.data.windows`), are shared out to the
+micro-batches of each process. They do not depend on that; so 1 x 4, 2 x 2 and 4 x 1 (processes x accumulation)
+train on the same examples in the same steps, and each micro-batch knows the totals of its step.
 """
 
 from __future__ import annotations
@@ -15,15 +14,31 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from lightning_mlc.data.batches import Normalizers
+from lightning_mlc.data.windows import Cut, Division, Window
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What an example adds to the totals of its step, for each example of a table."""
+    """What an example adds to the totals of its step, for each example of a table (see `Normalizers`)."""
 
     response_tokens: np.ndarray
+    """Tokens of the chosen response."""
     groups: np.ndarray
     """1 where there are prompts in two or more languages, else 0."""
+    chosen: np.ndarray
+    """1 where there is a chosen response, else 0."""
+    rejected: np.ndarray
+    """1 where there is a rejected response, else 0."""
+
+    def totals(self, taken: list[int], share: int = 1) -> Normalizers:
+        """Of the examples ``taken``, divided by ``share``."""
+        return Normalizers(
+            examples=len(taken) / share,
+            response_tokens=float(self.response_tokens[taken].sum()) / share,
+            groups=float(self.groups[taken].sum()) / share,
+            chosen=float(self.chosen[taken].sum()) / share,
+            rejected=float(self.rejected[taken].sum()) / share,
+        )
 
 
 @dataclass(frozen=True)
@@ -35,30 +50,14 @@ class MicroBatch:
 
 
 def plan_epoch(
-    order: Sequence[int],
-    sizes: Sizes,
-    batch_size: int,
-    accumulate: int,
-    world_size: int,
-    rank: int,
-    limit: int | float | None = None,
+    windows: Sequence[Window], sizes: Sizes, division: Division, limit: int | float | None = None
 ) -> list[MicroBatch]:
-    """The micro-batches of process ``rank`` in an epoch over ``order``.
+    """The micro-batches of process ``division.rank`` in an epoch of ``windows``.
 
-    Every process gets equally many, none of them empty: of an epoch's last, incomplete window at most
-    ``world_size - 1`` examples are dropped. ``limit`` cuts the epoch as ``Trainer.limit_train_batches`` does.
+    Every process gets equally many. ``limit`` cuts the epoch as ``Trainer.limit_train_batches`` does.
     """
-    window = batch_size * accumulate * world_size
-    windows: list[list[list[int]]] = []  # window, part (micro-batch x process), example
-    for start in range(0, len(order), window):
-        examples = list(order[start : start + window])
-        micro = -(-len(examples) // (batch_size * world_size))
-        if len(examples) < micro * world_size:
-            examples = examples[: len(examples) // world_size * world_size]
-            micro = -(-len(examples) // (batch_size * world_size))
-        if examples:
-            windows.append([part.tolist() for part in np.array_split(np.array(examples), micro * world_size)])
-    total = sum(len(parts) // world_size for parts in windows)
+    world_size, rank = division.world_size, division.rank
+    total = length_of(windows, division)
     left = total if limit is None else limit if isinstance(limit, int) else int(limit * total)
 
     plan: list[MicroBatch] = []
@@ -67,14 +66,14 @@ def plan_epoch(
         left -= micro
         taken = [index for part in parts[: micro * world_size] for index in part]
         # Lightning divides by `accumulate` even in an incomplete window, and DDP by the processes.
-        share = accumulate * world_size
-        normalizers = Normalizers(
-            examples=len(taken) / share,
-            response_tokens=float(sizes.response_tokens[taken].sum()) / share,
-            groups=float(sizes.groups[taken].sum()) / share,
-        )
+        normalizers = sizes.totals(taken, share=division.micro_batches)
         plan += [MicroBatch(tuple(parts[step * world_size + rank]), normalizers) for step in range(micro)]
     return plan
+
+
+def length_of(windows: Sequence[Window], division: Division) -> int:
+    """Micro-batches of each process in an epoch of ``windows``."""
+    return sum(len(parts) // division.world_size for parts in windows)
 
 
 class TrainingBatches(Sampler[MicroBatch]):
@@ -82,12 +81,9 @@ class TrainingBatches(Sampler[MicroBatch]):
 
     Args:
         sizes: What each example adds to a step's totals.
-        batch_size: Examples per micro-batch.
-        accumulate: Micro-batches per optimizer step.
-        world_size: Number of processes.
-        rank: Which of them this is.
+        cut: The windows of each epoch, equally many micro-batches in all of them.
+        division: Among whom their micro-batches are divided.
         limit: ``Trainer.limit_train_batches``.
-        seed: Seed of the order, which follows from it and the epoch alone.
         progress: Gives the current epoch, and how many of its micro-batches are already trained on: a resumed
             run goes on with the next. Asked whenever an iteration starts, for Lightning's ``set_epoch`` counts
             one epoch too many after a resumption at an epoch's end.
@@ -96,29 +92,24 @@ class TrainingBatches(Sampler[MicroBatch]):
     def __init__(
         self,
         sizes: Sizes,
-        batch_size: int,
-        accumulate: int = 1,
-        world_size: int = 1,
-        rank: int = 0,
+        cut: Cut,
+        division: Division = Division(),  # noqa: B008 (frozen)
         limit: int | float | None = None,
-        seed: int = 0,
         progress: Callable[[], tuple[int, int]] = lambda: (0, 0),
     ) -> None:
         self._sizes = sizes
-        self._cut = (batch_size, accumulate, world_size, rank, limit)
-        self._seed = seed
+        self._cut = cut
+        self._division = division
+        self._limit = limit
         self._progress = progress
-        self._length = len(self._plan(epoch=0))
-
-    def _plan(self, epoch: int) -> list[MicroBatch]:
-        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._sizes.groups))
-        return plan_epoch(order.tolist(), self._sizes, *self._cut)
+        self._length = length_of(cut(0), division)
 
     def __iter__(self) -> Iterator[MicroBatch]:
         epoch, done = self._progress()
-        return iter(self._plan(epoch)[done:])
+        return iter(plan_epoch(self._cut(epoch), self._sizes, self._division, self._limit)[done:])
 
     def __len__(self) -> int:
+        """Micro-batches of an epoch without the limit, which Lightning applies to this number itself."""
         return self._length
 
 
@@ -136,17 +127,7 @@ class EvaluationBatches(Sampler[MicroBatch]):
         self._batches = []
         for start in starts[rank::world_size]:
             indices = tuple(range(start, min(start + batch_size, count)))
-            taken = list(indices)
-            self._batches.append(
-                MicroBatch(
-                    indices,
-                    Normalizers(
-                        examples=len(taken),
-                        response_tokens=float(sizes.response_tokens[taken].sum()),
-                        groups=float(sizes.groups[taken].sum()),
-                    ),
-                )
-            )
+            self._batches.append(MicroBatch(indices, sizes.totals(list(indices))))
 
     def __iter__(self) -> Iterator[MicroBatch]:
         return iter(self._batches)

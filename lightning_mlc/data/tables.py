@@ -54,8 +54,8 @@ def tokenised_table(
 ) -> Dataset:
     """The table of ``examples``, from the cache if it is there.
 
-    Columns: ``id``, ``where``, ``languages`` (indices), ``prompts`` (ids for each), ``chosen``,
-    ``rejected`` (empty without one), ``translated`` (indices of the languages with responses of their own),
+    Columns: ``id``, ``where``, ``languages`` (indices), ``prompts`` (ids for each), ``chosen`` and
+    ``rejected`` (empty where there is none), ``translated`` (indices of the languages with responses of their own),
     ``translated_chosen`` and ``translated_rejected`` (ids for each), ``cut_prompts``, ``cut_response``.
     """
     folder = cache_dir / "tokenised" / _fingerprint(examples, languages, chat)

@@ -41,16 +41,16 @@ class ChatTokenizer:
         present = [index for index, language in enumerate(languages) if language in example.prompts]
         prompts, cut = [], []
         for index in present:
-            ids, was_cut = self._prompt(example.prompts[languages[index]], f"{example.where} ({languages[index]})")
+            ids, was_cut = self.prompt(example.prompts[languages[index]], f"{example.where} ({languages[index]})")
             prompts.append(ids)
             if was_cut:
                 cut.append(languages[index])
         source = example.prompts[languages[0]]
-        chosen = self._response(source, example.chosen)
-        rejected = [] if example.rejected is None else self._response(source, example.rejected)
+        chosen = [] if example.chosen is None else self.response(source, example.chosen)
+        rejected = [] if example.rejected is None else self.response(source, example.rejected)
         translated = [index for index in present if languages[index] in example.translated]
         pairs = [
-            [self._response(example.prompts[languages[index]], text) for text in example.translated[languages[index]]]
+            [self.response(example.prompts[languages[index]], text) for text in example.translated[languages[index]]]
             for index in translated
         ]
         limit = self.max_response_length
@@ -77,9 +77,12 @@ class ChatTokenizer:
         assert isinstance(text, str)
         return text
 
-    def _prompt(self, messages: list[Message], where: str) -> tuple[list[int], bool]:
-        """Ids of a prompt of at most ``max_prompt_length`` tokens, and whether it had to be cut."""
-        ids = self._ids(self._render(messages, header=True))
+    def prompt(self, messages: list[Message], where: str, header: bool = True) -> tuple[list[int], bool]:
+        """Ids of a prompt of at most ``max_prompt_length`` tokens, and whether it had to be cut.
+
+        ``header`` asks the template for its generation header. The templates of some guard models have it anyway.
+        """
+        ids = self._ids(self._render(messages, header))
         limit = self.max_prompt_length
         if len(ids) <= limit:
             return ids, False
@@ -94,7 +97,7 @@ class ChatTokenizer:
 
         def cut_to(characters: int) -> list[int]:
             shorter = [*messages[:-1], {**messages[-1], "content": text[:characters].rstrip() or " "}]
-            return self._ids(self._render(shorter, header=True))
+            return self._ids(self._render(shorter, header))
 
         fits, too_long = 0, len(text)
         while too_long - fits > 1:
@@ -109,7 +112,7 @@ class ChatTokenizer:
             )
         return cut_to(fits), True
 
-    def _response(self, prompt: list[Message], response: str) -> list[int]:
+    def response(self, prompt: list[Message], response: str) -> list[int]:
         """Ids of what the model has to generate after the generation header: the response, then EOS."""
         header = self._render(prompt, header=True)
         whole = self._render([*prompt, {"role": "assistant", "content": response}], header=False)

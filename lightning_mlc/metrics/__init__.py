@@ -3,6 +3,16 @@
 from lightning_mlc.metrics.collinearity import Collinearity, collinearity
 from lightning_mlc.metrics.cosines import LanguageCosines
 from lightning_mlc.metrics.per_example import ExampleMean
-from lightning_mlc.metrics.per_language import LanguageMean
+from lightning_mlc.metrics.per_language import LanguageMean, language_differences
+from lightning_mlc.metrics.verdicts import PairwiseAgreement, SafetyRates
 
-__all__ = ["Collinearity", "ExampleMean", "LanguageCosines", "LanguageMean", "collinearity"]
+__all__ = [
+    "Collinearity",
+    "ExampleMean",
+    "LanguageCosines",
+    "LanguageMean",
+    "PairwiseAgreement",
+    "SafetyRates",
+    "collinearity",
+    "language_differences",
+]

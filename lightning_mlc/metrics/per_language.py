@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_mlc.metrics.keyed import KeyedMetric
 
 SUMMARIES = ("mean", "worst", "spread")
-"""What :class:`LanguageMean` reports beside each language."""
+"""What is reported beside each language."""
 
 
 class LanguageMean(KeyedMetric):
@@ -69,12 +69,7 @@ class LanguageMean(KeyedMetric):
             for index, name in enumerate(self.languages)
             if bool((language == index).any())
         }
-        means = torch.stack(list(results.values())) if results else values.new_full((1,), float("nan"))
-        lowest, highest = means.min(), means.max()
-        summaries = {"mean": means.mean(), "worst": lowest if self._worst_is_lowest else highest}
-        if self._worst_is_lowest is None:
-            del summaries["worst"]
-        return results | summaries | {"spread": highest - lowest}
+        return _with_summaries(results, self._worst_is_lowest)
 
     def plot(self, val: dict[str, Tensor] | None = None, ax: Any = None) -> Any:
         """A bar per language that has samples, of ``val`` (what ``compute`` gives if None).
@@ -90,3 +85,21 @@ class LanguageMean(KeyedMetric):
         worst = float(results["worst"]) if "worst" in results else None
         draw_bars(axes, names, [("", [float(results[name]) for name in names], AFTER)], worst=worst)
         return figure, axes
+
+
+def language_differences(desired: Mapping[str, Tensor], undesired: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What :class:`LanguageMean` gives for ``desired`` less that for ``undesired``, with summaries of its own.
+
+    Languages that one of the two lacks are left out. The lowest difference is the ``worst``.
+    """
+    languages = [name for name in desired if name in undesired and name not in SUMMARIES]
+    return _with_summaries({name: desired[name] - undesired[name] for name in languages}, worst_is_lowest=True)
+
+
+def _with_summaries(results: dict[str, Tensor], worst_is_lowest: bool | None) -> dict[str, Tensor]:
+    means = torch.stack(list(results.values())) if results else torch.full((1,), float("nan"), dtype=torch.float64)
+    lowest, highest = means.min(), means.max()
+    summaries = {"mean": means.mean(), "worst": lowest if worst_is_lowest else highest}
+    if worst_is_lowest is None:
+        del summaries["worst"]
+    return results | summaries | {"spread": highest - lowest}

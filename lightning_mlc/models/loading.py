@@ -13,6 +13,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GgufConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -38,6 +39,11 @@ class ModelSource:
     def __str__(self) -> str:
         return self.name_or_path if self.gguf_file is None else f"{self.name_or_path}/{self.gguf_file}"
 
+    @property
+    def is_gguf(self) -> bool:
+        """Whether the weights come from a GGUF file: they are quantised there, and whole once loaded."""
+        return self.gguf_file is not None or self.name_or_path.endswith(".gguf")
+
     def resolve(self) -> tuple[str, dict[str, Any]]:
         """The first argument and the keywords of any ``from_pretrained``.
 
@@ -45,10 +51,10 @@ class ModelSource:
             UserError: A package, folder or GGUF file does not exist.
         """
         location, gguf_file = self.name_or_path, self.gguf_file
+        if location.endswith(".gguf") and gguf_file is None:
+            location, gguf_file = str(Path(location).parent), Path(location).name
         if location.startswith(PACKAGE_PREFIX):
             location = _package_folder(location.removeprefix(PACKAGE_PREFIX))
-        elif location.endswith(".gguf") and gguf_file is None:
-            location, gguf_file = str(Path(location).parent), Path(location).name
         looks_local = location.startswith(("/", "./", "../", "~")) or Path(location).is_dir()
         if looks_local:
             folder = Path(location).expanduser()
@@ -105,16 +111,22 @@ def load_config(source: ModelSource) -> PreTrainedConfig:
 
 
 def load_causal_lm(
-    source: ModelSource, dtype: torch.dtype, attn_implementation: str | None = None, weights: bool = True
+    source: ModelSource,
+    dtype: torch.dtype,
+    attn_implementation: str | None = None,
+    weights: bool = True,
+    **options: Any,
 ) -> PreTrainedModel:
-    """The model of ``source`` in ``dtype``, on the CPU and in eval mode (as transformers returns it).
+    """The model of ``source`` in ``dtype``, in eval mode and on the CPU, unless ``options`` say otherwise.
+
+    ``options`` are keywords of ``from_pretrained``, beside those of ``source``.
 
     Without ``weights`` it is on the ``meta`` device, which holds shapes alone: nothing but its configuration is read.
 
     Raises:
         UserError: There is none, it cannot be read, or it is not a causal LM.
     """
-    keywords: dict[str, Any] = {"dtype": dtype}
+    keywords: dict[str, Any] = {"dtype": dtype, **options}
     if attn_implementation is not None:
         keywords["attn_implementation"] = attn_implementation
     if not weights:
@@ -124,12 +136,12 @@ def load_causal_lm(
             )
         shell.eval()  # type: ignore[no-untyped-call]
         return shell
+    if source.is_gguf:
+        # Else the weights stay packed, and cannot be trained, wherever the hub has a kernel for the device.
+        keywords["quantization_config"] = GgufConfig(dequantize=True)
     model: PreTrainedModel = _from_pretrained(
         AutoModelForCausalLM.from_pretrained, source, "causal language model", **keywords
     )
-    if hasattr(model.config, "quantization_config") and source.resolve()[1].get("gguf_file"):
-        # The weights have been dequantised: a saved copy is an ordinary model and must not claim otherwise.
-        del model.config.quantization_config
     return model
 
 
@@ -165,3 +177,15 @@ def dtype_of(precision: str) -> torch.dtype:
     if precision not in dtypes:
         raise UserError(f"trainer.precision: {precision} is not supported; choose one of {', '.join(dtypes)}")
     return dtypes[precision]
+
+
+def frozen_dtype_of(precision: str) -> torch.dtype:
+    """The dtype of weights that are not trained under a Trainer ``precision``.
+
+    No update is added to them that could round away, so under ``bf16-mixed`` they are bfloat16, as the
+    products with them are. (Not so under ``16-mixed``: sums of hidden states overflow in float16.)
+
+    Raises:
+        UserError: The precision is one this project does not run.
+    """
+    return torch.bfloat16 if precision == "bf16-mixed" else dtype_of(precision)

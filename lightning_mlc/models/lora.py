@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import PreTrainedModel
 
 from lightning_mlc.errors import UserError
+from lightning_mlc.models.loading import ModelSource, load_causal_lm
+from lightning_mlc.models.quantization import QuantizedFormat, keep_trainable, loading_options
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -23,12 +26,15 @@ class LoRA:
         dropout: Dropout on the adapters' input.
         target_modules: Names of the modules that get adapters, or ``all-linear`` for every linear layer
             but ``lm_head``.
+        quantize: Store the weights of the frozen model in 4 bits (``nf4``, QLoRA) or 8 (``int8``); null keeps
+            them whole. Needs ``bitsandbytes``. The reference is the quantised model.
     """
 
     r: int = 16
     alpha: float = 32.0
     dropout: float = 0.0
     target_modules: str | list[str] = "all-linear"
+    quantize: QuantizedFormat | None = None
 
     def __post_init__(self) -> None:
         if self.r < 1:
@@ -39,6 +45,20 @@ class LoRA:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as a checkpoint keeps them."""
         return asdict(self)
+
+    def load_base(
+        self,
+        source: ModelSource,
+        dtype: torch.dtype,
+        device: torch.device,
+        attn_implementation: str | None = None,
+        weights: bool = True,
+    ) -> PreTrainedModel:
+        """The model under the adapters: in ``dtype`` and on the CPU, or quantised on ``device``."""
+        options = {} if self.quantize is None else loading_options(self.quantize, dtype, device)
+        model = load_causal_lm(source, dtype, attn_implementation, weights, **options)
+        keep_trainable(model)
+        return model
 
 
 def add_lora(model: PreTrainedModel, lora: LoRA) -> PeftModel:

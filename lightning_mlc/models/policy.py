@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from lightning_mlc.data.rows import TokenRows
 from lightning_mlc.errors import UserError
 from lightning_mlc.models.attention import attention_arguments
+from lightning_mlc.models.compiling import compile_layers, uncompiled
 from lightning_mlc.models.logprobs import CHUNK_ELEMENTS, head_agrees, logps_of, token_logps
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Policy(nn.Module):
         self._accepted = frozenset(inspect.signature(self.causal_lm.forward).parameters)
         self.in_two_parts: bool | None = None
         """Whether decoder and head can be run one after the other; None until the first responses come."""
+        self._compiled = False
 
     @property
     def causal_lm(self) -> PreTrainedModel:
@@ -55,6 +57,16 @@ class Policy(nn.Module):
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         assert isinstance(inner, PreTrainedModel)
         return inner
+
+    def compile_layers(self) -> None:
+        """Compile the decoder layers in place, those of copies of this policy too."""
+        compile_layers(self._layers()[2])
+        self._compiled = True
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if self._compiled:  # torch leaves what it compiled out of copies
+            self.compile_layers()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or convert the model, but leave to ``transformers`` in which precision its constants are.
@@ -132,7 +144,8 @@ class Policy(nn.Module):
     def _runs_in_two_parts(self, rows: TokenRows) -> bool:
         if self.in_two_parts is None:
             # A few tokens are enough, and any will do.
-            self.in_two_parts = head_agrees(self.causal_lm, rows.input_ids[:1, -8:])
+            with uncompiled():
+                self.in_two_parts = head_agrees(self.causal_lm, rows.input_ids[:1, -8:])
         return self.in_two_parts
 
     def _run(self, module: nn.Module, rows: TokenRows) -> Any:
@@ -192,8 +205,8 @@ class Policy(nn.Module):
                 if isinstance(module, nn.ModuleList) and len(module) == depth:
                     return owner, name, module
         raise UserError(
-            f"model.consistency.layer: cannot find the {depth} layers of {type(self.causal_lm).__name__}; "
-            "use the last (-1)"
+            f"model.name_or_path: cannot find the {depth} layers of {type(self.causal_lm).__name__}; "
+            "leave model.compile at false and model.consistency.layer at -1"
         )
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lightning_mlc.errors import UserError
-from lightning_mlc.objectives.base import MeanOver, Objective, Scores, Term, check_positive
+from lightning_mlc.objectives.base import MeanOver, Objective, Responses, Scores, Term, check_positive
+
+if TYPE_CHECKING:
+    from lightning_mlc.data.records import DataKind
 
 
 class Sum(Objective):
@@ -36,29 +40,35 @@ class Sum(Objective):
         self.weights = tuple(check_positive("weights", weight) for weight in weights)
         self.needs_rejected = any(part.needs_rejected for part in objectives)
         self.needs_reference = any(part.needs_reference for part in objectives)
+        self.needs_mismatched = any(part.needs_mismatched for part in objectives)
+        self.accepts_unpaired = all(part.accepts_unpaired for part in objectives)
 
-    def losses(self, chosen: Scores, rejected: Scores | None) -> Tensor:
-        """(B,) loss of each example, with the parts that are averaged over tokens averaged over its own.
+    def losses(self, responses: Responses) -> Tensor:
+        """(B,) loss of each example, with parts that are averaged over tokens or responses averaged over its own.
 
-        For the gradient of a step see :meth:`terms`, which weighs every token of the step alike.
+        For the gradient of a step see :meth:`terms`, which weighs every token or response of the step alike.
         """
         parts = zip(self.weights, self.objectives, strict=True)
-        return torch.stack([weight * part.each_alone(chosen, rejected) for weight, part in parts]).sum(0)
+        return torch.stack([weight * part.each_alone(responses) for weight, part in parts]).sum(0)
 
-    def terms(self, chosen: Scores, rejected: Scores | None) -> Sequence[Term]:
+    def terms(self, responses: Responses) -> Sequence[Term]:
         return [
             Term(weight * term.losses, term.mean_over)
             for weight, part in zip(self.weights, self.objectives, strict=True)
-            for term in part.terms(chosen, rejected)
+            for term in part.terms(responses)
         ]
+
+    def check_data(self, kind: DataKind, option: str = "model.objective") -> None:
+        for index, part in enumerate(self.objectives):
+            part.check_data(kind, f"{option}.objectives[{index}]")
 
     def rewards(self, scores: Scores) -> Tensor | None:
         found = (part.rewards(scores) for part in self.objectives)
         return next((rewards for rewards in found if rewards is not None), None)
 
-    def metrics(self, chosen: Scores, rejected: Scores | None) -> dict[str, Tensor]:
+    def metrics(self, responses: Responses) -> dict[str, Tensor]:
         """Those of all parts; of two by the same name the first part's."""
         found: dict[str, Tensor] = {}
         for part in self.objectives:
-            found = part.metrics(chosen, rejected) | found
+            found = part.metrics(responses) | found
         return found

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_mlc.objectives.base import MeanOver, Objective, Scores, check_not_negative, check_positive
+from lightning_mlc.objectives.base import MeanOver, Objective, Responses, Scores, check_not_negative, check_positive
 
 
 class CPO(Objective):
-    """Contrastive preference optimisation (arXiv 2401.08417), averaged over examples.
+    """Contrastive preference optimisation (arXiv 2401.08417, equations 3 and 5), averaged over examples.
 
     ``-log sigmoid(beta * [log pi(chosen) - log pi(rejected)]) - alpha * log pi(chosen) / tokens``: DPO with a uniform
     reference, and a likelihood term in its place that keeps the policy near good responses. The paper writes that
@@ -28,8 +28,8 @@ class CPO(Objective):
         self.beta = check_positive("beta", beta)
         self.alpha = check_not_negative("alpha", alpha)
 
-    def losses(self, chosen: Scores, rejected: Scores | None) -> Tensor:
-        assert rejected is not None
+    def losses(self, responses: Responses) -> Tensor:
+        chosen, rejected = responses.pairs
         preference = -F.logsigmoid(self.rewards(chosen) - self.rewards(rejected))
         return preference - self.alpha * chosen.mean_logps
 
@@ -37,5 +37,5 @@ class CPO(Objective):
         """``beta`` times the log-probability of the response."""
         return self.beta * scores.logps
 
-    def metrics(self, chosen: Scores, rejected: Scores | None) -> dict[str, Tensor]:
-        return {"nll_loss": -chosen.mean_logps}
+    def metrics(self, responses: Responses) -> dict[str, Tensor]:
+        return {"nll_loss": -responses.chosen.mean_logps}

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_mlc.errors import UserError
-from lightning_mlc.objectives.base import MeanOver, Objective, Scores, check_not_negative, check_positive
+from lightning_mlc.objectives.base import MeanOver, Objective, Responses, Scores, check_not_negative, check_positive
 
 Loss = Literal["sigmoid", "ipo", "hinge", "robust", "apo_zero", "apo_down"]
 
@@ -20,7 +20,7 @@ class DPO(Objective):
     ``m = r(chosen) - r(rejected)``, ``s`` the sigmoid and ``e`` the label smoothing, ``loss`` is one of
 
     - ``sigmoid``: ``-log s(m)`` (equation 7). With label smoothing it is conservative DPO (Mitchell, "A note on
-      DPO with noisy preferences", 2023), ``-(1 - e) log s(m) - e log s(-m)``: the margin has an optimum.
+      DPO with noisy preferences", 2023, equation 3), ``-(1 - e) log s(m) - e log s(-m)``: the margin has an optimum.
     - ``robust``: ``(-(1 - e) log s(m) + e log s(-m)) / (1 - 2 e)`` (arXiv 2403.00409, section 3.1), whose expectation
       over labels flipped at the rate ``e`` is the ``sigmoid`` loss on the true ones. It may be negative.
     - ``hinge``: ``max(0, 1 - m)`` (SLiC, arXiv 2305.10425, in the form of arXiv 2309.06657).
@@ -29,8 +29,8 @@ class DPO(Objective):
       summed ones would ask for the same margin of an answer of 5 tokens and one of 500. TRL averages too, and
       reports that the paper's authors do.
     - ``apo_zero``: ``1 - s(r(chosen)) + s(r(rejected))``, and
-    - ``apo_down``: ``s(r(chosen)) + 1 - s(m)`` (arXiv 2408.06266; the paper leaves the constant 1 out). Zero, for data
-      better than the model, makes the chosen response likelier; down, for data worse than it, makes both less likely.
+    - ``apo_down``: ``s(r(chosen)) + 1 - s(m)`` (arXiv 2408.06266, equations 7 and 8). Zero, for data better than the
+      model, makes the chosen response likelier; down, for data worse than it, makes both less likely.
 
     ``rpo_alpha * -log pi(chosen) / tokens`` is added to any of them (RPO, arXiv 2404.19733).
 
@@ -68,8 +68,8 @@ class DPO(Objective):
         self.label_smoothing = label_smoothing
         self.rpo_alpha = check_not_negative("rpo_alpha", rpo_alpha)
 
-    def losses(self, chosen: Scores, rejected: Scores | None) -> Tensor:
-        assert rejected is not None
+    def losses(self, responses: Responses) -> Tensor:
+        chosen, rejected = responses.pairs
         losses = self._of_rewards(self.rewards(chosen), self.rewards(rejected))
         if self.rpo_alpha > 0:
             losses = losses - self.rpo_alpha * chosen.mean_logps
@@ -98,5 +98,5 @@ class DPO(Objective):
         ratios = scores.log_ratios
         return self.beta * (ratios / scores.tokens.clamp(min=1) if self.loss == "ipo" else ratios)
 
-    def metrics(self, chosen: Scores, rejected: Scores | None) -> dict[str, Tensor]:
-        return {"nll_loss": -chosen.mean_logps} if self.rpo_alpha > 0 else {}
+    def metrics(self, responses: Responses) -> dict[str, Tensor]:
+        return {"nll_loss": -responses.chosen.mean_logps} if self.rpo_alpha > 0 else {}

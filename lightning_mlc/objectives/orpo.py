@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_mlc.objectives.base import MeanOver, Objective, Scores, check_positive
+from lightning_mlc.objectives.base import MeanOver, Objective, Responses, Scores, check_positive
 
 
 class ORPO(Objective):
@@ -17,7 +17,8 @@ class ORPO(Objective):
     at once, from a base model and without a reference.
 
     Args:
-        beta: Weight of the odds-ratio term; the paper's lambda.
+        beta: Weight of the odds-ratio term; the paper's lambda, there 0.1 for Mistral, 0.2 for Llama-2 and 0.25 for
+            Phi-2.
     """
 
     needs_rejected: bool = True
@@ -27,16 +28,16 @@ class ORPO(Objective):
     def __init__(self, beta: float = 0.1) -> None:
         self.beta = check_positive("beta", beta)
 
-    def losses(self, chosen: Scores, rejected: Scores | None) -> Tensor:
-        assert rejected is not None
+    def losses(self, responses: Responses) -> Tensor:
+        chosen, rejected = responses.pairs
         return -chosen.mean_logps - self.beta * F.logsigmoid(_log_odds_ratio(chosen, rejected))
 
     def rewards(self, scores: Scores) -> Tensor:
         """``beta`` times the mean log-probability of the response's tokens."""
         return self.beta * scores.mean_logps
 
-    def metrics(self, chosen: Scores, rejected: Scores | None) -> dict[str, Tensor]:
-        assert rejected is not None
+    def metrics(self, responses: Responses) -> dict[str, Tensor]:
+        chosen, rejected = responses.pairs
         ratio = _log_odds_ratio(chosen, rejected)
         return {
             "nll_loss": -chosen.mean_logps,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_mlc.objectives.base import MeanOver, Objective, Scores, check_not_negative, check_positive
+from lightning_mlc.objectives.base import MeanOver, Objective, Responses, Scores, check_not_negative, check_positive
 
 
 class SimPO(Objective):
@@ -28,8 +28,8 @@ class SimPO(Objective):
         self.beta = check_positive("beta", beta)
         self.gamma = check_not_negative("gamma", gamma)
 
-    def losses(self, chosen: Scores, rejected: Scores | None) -> Tensor:
-        assert rejected is not None
+    def losses(self, responses: Responses) -> Tensor:
+        chosen, rejected = responses.pairs
         return -F.logsigmoid(self.rewards(chosen) - self.rewards(rejected) - self.gamma)
 
     def rewards(self, scores: Scores) -> Tensor:

@@ -16,7 +16,7 @@ from lightning_mlc.data.batches import Batch
 from lightning_mlc.forward import Grid, run_batch
 from lightning_mlc.models.policy import Policy
 from lightning_mlc.reference.scores import ReferenceScores
-from lightning_mlc.sharding import is_sharded
+from lightning_mlc.sharding import move
 
 
 @contextmanager
@@ -47,9 +47,13 @@ class OnlineReference:
     """Where a checkpoint has the weights of a reference that was updated."""
 
     def __init__(self, policy: Policy) -> None:
-        self.policy = policy if _has_adapters(policy) else copy.deepcopy(policy).requires_grad_(False).eval()
-        """The model that is run."""
+        self._policy = policy if _has_adapters(policy) else copy.deepcopy(policy).requires_grad_(False).eval()
         self._evaluated: dict[str, ReferenceScores] = {}
+
+    @property
+    def policy(self) -> Policy:
+        """What it runs responses through: a model of its own, or the policy whose adapters it turns off."""
+        return self._policy
 
     def grid(self, batch: Batch, split: str, translations: bool = False, pool: bool = False) -> Grid:
         """Scores of ``batch`` of the data's ``split``. In evaluation, which repeats, they are computed once.
@@ -69,27 +73,23 @@ class OnlineReference:
     def score(self, batch: Batch, translations: bool = False, pool: bool = False) -> Grid:
         """Log-probabilities of the responses in ``batch``, without gradients."""
         rows = dataclasses.replace(batch, prompts=()) if translations else batch.without_translations()
-        self._move_to(batch.keys.device)
-        with as_reference(self.policy):
-            return run_batch(self.policy, rows, pool=pool)
+        move(self._policy, batch.keys.device)
+        with as_reference(self._policy):
+            return run_batch(self._policy, rows, pool=pool)
 
     @torch.no_grad()
     def update(self, policy: Policy, share: float) -> None:
         """Move each weight of a reference of its own towards the policy's: ``share * policy + (1 - share) * old``."""
-        self._move_to(next(policy.parameters()).device)
-        for own, other in zip(self.policy.parameters(), policy.parameters(), strict=True):
+        move(self._policy, next(policy.parameters()).device)
+        for own, other in zip(self._policy.parameters(), policy.parameters(), strict=True):
             own.lerp_(other, share)
         self._evaluated.clear()  # they were those of the old weights
 
     def state_dict(self) -> dict[str, Tensor]:
         """The weights of the reference model."""
-        return dict(self.policy.state_dict())
+        return dict(self._policy.state_dict())
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take the weights that :meth:`state_dict` gave."""
-        load_into(self.policy.state_dict(), state)
+        load_into(self._policy.state_dict(), state)
         self._evaluated.clear()
-
-    def _move_to(self, device: torch.device) -> None:
-        if not is_sharded(self.policy):  # whose parts are where they belong
-            self.policy.to(device)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.utils.data import DataLoader
 
 from lightning_mlc.data.batches import Batch
 from lightning_mlc.data.datamodule import MultilingualData, Split
@@ -20,7 +19,7 @@ from lightning_mlc.models.policy import Policy
 from lightning_mlc.reference.online import as_reference
 from lightning_mlc.reference.scores import ReferenceScores
 from lightning_mlc.reference.store import ScoreStore
-from lightning_mlc.sharding import FSDP2
+from lightning_mlc.sharding import FSDP2, move
 
 SECONDS_PER_SHARD = 30.0
 """How much work a process that is killed can lose."""
@@ -90,12 +89,14 @@ def _scores(
     missing = known.missing(data.keys(split))
     if not missing:
         return known
-    if trainer.is_global_zero:
+    if trainer.is_global_zero and not len(known.keys):
         store.explain_absence()
-    loader = data.scoring_loader(split, frozenset(missing))
-    with _progress_bar(trainer) as bar:
-        task = bar.add_task(f"Reference, {NAMES[split]} data", total=len(loader))
-        new = _run(loader, lambda: bar.advance(task), initial(), data.scored_languages(split), store, trainer)
+    loader, languages = data.scoring_loader(split, frozenset(missing)), data.scored_languages(split)
+    with _progress_bar(trainer) as bar, as_reference(move(initial(), trainer.strategy.root_device)) as policy:
+        batches: Iterable[Batch] = bar.track(loader, description=f"Reference, {NAMES[split]} data")
+        if isinstance(trainer.strategy, FSDP2):
+            batches = trainer.strategy.in_step(batches)
+        new = _keep((_score(policy, batch, languages, trainer) for batch in batches), store)
     return ReferenceScores.union([known, *_of_all_processes(new, trainer)])
 
 
@@ -105,50 +106,39 @@ def _progress_bar(trainer: Trainer) -> Progress:
     return Progress(*columns, disable=not shown)
 
 
-def _run(
-    batches: DataLoader[Batch],
-    advance: Callable[[], None],
-    policy: Policy,
-    languages: int,
-    store: ScoreStore,
-    trainer: Trainer,
-) -> ReferenceScores:
-    """The scores of ``batches``, which are also appended to ``store``."""
-    device = trainer.strategy.root_device
-    sharding = trainer.strategy if isinstance(trainer.strategy, FSDP2) else None
-    if sharding is None:
-        policy.to(device)
-    done: list[ReferenceScores] = []
+def _score(policy: Policy, batch: Batch, languages: int, trainer: Trainer) -> ReferenceScores:
+    with trainer.precision_plugin.forward_context():  # as in training
+        grid = run_batch(policy, batch.to(trainer.strategy.root_device, non_blocking=True))
+    scores = ReferenceScores.of(batch, grid, languages).to("cpu")
+    if not bool(torch.isfinite(scores.logps).all()):
+        raise UserError(
+            "model.reference: the log-probabilities of the initial model are not finite (batch of "
+            f"{', '.join(batch.ids)}); look at those rows, or at trainer.precision"
+        )
+    return scores
+
+
+def _keep(parts: Iterable[ReferenceScores], store: ScoreStore) -> ReferenceScores:
+    """All of ``parts``, appended to ``store`` as they come, and in any case what came before an exception."""
+    shards: list[ReferenceScores] = []
     unwritten: list[ReferenceScores] = []
+
+    def write() -> None:
+        if unwritten:
+            shards.append(ReferenceScores.union(unwritten))
+            store.append(shards[-1])
+            unwritten.clear()
+
     written = time.monotonic()
     try:
-        with as_reference(policy):
-            for batch in batches if sharding is None else sharding.in_step(batches):
-                with trainer.precision_plugin.forward_context():  # as in training
-                    grid = run_batch(policy, batch.to(device, non_blocking=True))
-                if not len(batch):  # run for the sake of processes that have more
-                    continue
-                unwritten.append(ReferenceScores.of(batch, grid, languages).to("cpu"))
-                if not bool(torch.isfinite(unwritten[-1].logps).all()):
-                    unwritten.pop()
-                    raise UserError(
-                        "model.reference: the log-probabilities of the initial model are not finite (batch of "
-                        f"{', '.join(batch.ids)}); look at those rows, or at trainer.precision"
-                    )
-                advance()
-                if time.monotonic() - written > SECONDS_PER_SHARD:
-                    done.append(_append(store, unwritten))
-                    unwritten, written = [], time.monotonic()
+        for part in parts:
+            unwritten.append(part)
+            if time.monotonic() - written > SECONDS_PER_SHARD:
+                write()
+                written = time.monotonic()
     finally:
-        if unwritten:
-            done.append(_append(store, unwritten))
-    return ReferenceScores.union(done)
-
-
-def _append(store: ScoreStore, scores: list[ReferenceScores]) -> ReferenceScores:
-    shard = ReferenceScores.union(scores)
-    store.append(shard)
-    return shard
+        write()
+    return ReferenceScores.union(shards)
 
 
 def _of_all_processes(scores: ReferenceScores, trainer: Trainer) -> list[ReferenceScores]:

@@ -17,6 +17,8 @@ Results = Mapping[str, float]
 
 PER_LANGUAGE = {
     "rewards/accuracies": ("reward accuracy", "{:.0%}"),
+    "rewards/chosen": ("reward, desirable", "{:.3f}"),
+    "rewards/rejected": ("reward, undesirable", "{:.3f}"),
     "rewards/margins": ("reward margin", "{:.3f}"),
     "nll": ("NLL per token", "{:.3f}"),
 }

@@ -237,7 +237,7 @@ def test_parity_does_not_hold_of_nan() -> None:
         (["--steps", "1"], "--steps: must be at least 2, got 1"),
         (["--steps", "2", "--counted_steps", "3"], "--counted_steps: there are only 2 steps"),
         (["--steps", "60"], "has 16 rows, too few for 63 steps of 2"),
-        (["--set", "model.mlc.weight"], "--set: model.mlc.weight is not of the form KEY=VALUE"),
+        (["--set", "model.consistency.mlc.weight"], "--set: model.consistency.mlc.weight is not of the form KEY=VALUE"),
         (["--set", "data.batch_size=1"], "--set: data.batch_size must be the same for all variants; use --batch_size"),
         (["--languages", "en", "fr"], "pairs.jsonl row 1: has no prompt in 'fr', which the published recipe needs"),
     ],
@@ -267,7 +267,7 @@ def test_no_ratio_of_variants_that_disagree(
     out = tmp_path / "out"
     given = ["--model", settings.model.name_or_path, "--data", settings.data, "--out", str(out), "--device", "cpu"]
     given += ["--precision", "32-true", "--warm_up", "1", "--steps", "2", "--counted_steps", "1"]
-    given += ["--variants", "dpo", "--parity", "2", "--set", "model.mlc.temperature=0.4"]
+    given += ["--variants", "dpo", "--parity", "2", "--set", "model.consistency.mlc.temperature=0.4"]
     assert train_step.main(given) == 1
     shown = capsys.readouterr().out
     assert "losses of published and dpo_mlc in float32 DISAGREE" in shown

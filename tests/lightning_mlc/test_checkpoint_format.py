@@ -96,7 +96,7 @@ def test_names_with_dots_lead_nowhere(part: Any, tmp_path: Path) -> None:
 
 
 def test_what_is_no_checkpoint_gets_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UserError, match=r"there is no checkpoint .*nothing\.ckpt"):
+    with pytest.raises(UserError, match=r"there is no file .*nothing\.ckpt"):
         open_checkpoint(tmp_path / "nothing.ckpt")
     (tmp_path / "half.ckpt").mkdir()
     with pytest.raises(UserError, match=r"half\.ckpt is not a complete checkpoint: it has no meta\.pt"):

@@ -5,14 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
 import yaml
 from conftest import example_rows, write_jsonl
 
 from lightning_mlc import __version__
 from lightning_mlc.cli import COMMANDS, main
-from lightning_mlc.training_cli import shipped_configs
+from lightning_mlc.training_cli import run, shipped_configs
 
 HEAVY = ("torch", "lightning", "transformers", "datasets", "matplotlib")
 
@@ -45,7 +48,7 @@ def test_runs_as_a_module() -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["fti"], "there is no command 'fti'; choose one of fit, validate, test, predict, export"),
+        (["fti"], "there is no command 'fti'; choose one of fit, validate, test, predict, evaluate, export"),
         (["fit"], "model.name_or_path: is not set; give it, or a configuration: lightning-mlc fit --config FILE"),
         (["fit", "--config", "gone.yaml"], "--config: there is no file gone.yaml; give a file, or one of the shipped"),
         (
@@ -104,3 +107,20 @@ def test_a_users_config_beats_a_shipped_one_of_the_same_name(
 def test_shipped_configs_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert {"quickstart", "dpo_mlc", "sft_mlc", "published", "lora", "logger/wandb"} <= shipped_configs().keys()
+
+
+@pytest.mark.parametrize("given", [["--model.optimizer=AdamW"], ["--model.optimizer", "AdamW"]])
+def test_a_bare_optimizer_is_that_of_torch(
+    given: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other libraries, imported or not, have optimizers of the same name: bitsandbytes for one."""
+    name = "AdamW"
+    other: Any = type(
+        name, (torch.optim.Optimizer,), {"__module__": "other_library", "__init__": lambda self, params: None}
+    )
+    module: Any = ModuleType("other_library")
+    module.AdamW = other
+    monkeypatch.setitem(sys.modules, "other_library", module)
+    with pytest.raises(SystemExit):
+        run(["fit", "--config=quickstart", *given, "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out)["model"]["optimizer"]["class_path"] == "torch.optim.AdamW"

@@ -17,7 +17,7 @@ from lightning_mlc.cli import main
 from lightning_mlc.consistency import MLC, Consistency
 from lightning_mlc.data import MultilingualData
 from lightning_mlc.data.batches import Batch
-from lightning_mlc.estimate import Estimate, Layout, counting, estimate, largest_batch, optimizer_bytes
+from lightning_mlc.estimate import Estimate, Setup, counting, estimate, largest_batch, optimizer_bytes
 from lightning_mlc.models.lora import LoRA
 from lightning_mlc.module import AlignmentModule
 from lightning_mlc.objectives import DPO, SFT
@@ -85,12 +85,12 @@ def batch(bare: tuple[Path, int], tmp_path_factory: pytest.TempPathFactory) -> B
     return largest_batch(data)
 
 
-def estimated(bare: tuple[Path, int], batch: Batch, layout: Layout, **options: Any) -> Estimate:
+def estimated(bare: tuple[Path, int], batch: Batch, setup: Setup, **options: Any) -> Estimate:
     options = {"optimizer": torch.optim.AdamW, "consistency": Consistency(extractor="none"), **options}
-    return estimate(AlignmentModule(str(bare[0]), options.pop("objective", DPO()), **options), batch, layout)
+    return estimate(AlignmentModule(str(bare[0]), options.pop("objective", DPO()), **options), batch, setup)
 
 
-ONE = Layout("32-true", processes=1, accumulate=1, strategy="single")
+ONE = Setup("32-true", processes=1, accumulate=1, strategy="single")
 
 
 def test_what_is_kept_is_counted(bare: tuple[Path, int], batch: Batch) -> None:
@@ -110,12 +110,12 @@ def test_what_is_kept_is_counted(bare: tuple[Path, int], batch: Batch) -> None:
 
 def test_shards_are_counted(bare: tuple[Path, int], batch: Batch) -> None:
     size = 4 * bare[1]
-    layout = replace(ONE, processes=4, strategy="fsdp2")
-    sharded = estimated(bare, batch, layout).parts
+    setup = replace(ONE, processes=4, strategy="fsdp2")
+    sharded = estimated(bare, batch, setup).parts
     assert (sharded["weights"], sharded["optimizer state"]) == (size // 4, size // 2)
-    kept = estimated(bare, batch, replace(layout, reshard_after_forward=False)).parts
+    kept = estimated(bare, batch, replace(setup, reshard_after_forward=False)).parts
     assert kept["gathered weights"] > sharded["gathered weights"]
-    offloaded = estimated(bare, batch, replace(layout, cpu_offload=True)).parts
+    offloaded = estimated(bare, batch, replace(setup, cpu_offload=True)).parts
     assert set(offloaded) == {"activations", "gathered weights"}
 
 

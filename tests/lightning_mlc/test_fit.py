@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import columns, example_rows, save_model, translated_rows, write_jsonl
+from conftest import columns, example_rows, labelled_rows, save_model, translated_rows, write_jsonl
 from lightning.pytorch import Callback
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -169,6 +169,8 @@ def test_sft(tiny_model: Path, tmp_path: Path) -> None:
         (["--model.objective=ORPO"], {"nll_loss", "log_odds_ratio", "log_odds_chosen"}),
         (["--model.objective=SimPO", "--model.objective.gamma=0.3"], set()),
         (["--model.objective=CPO"], {"nll_loss"}),
+        (["--model.objective=KTO"], {"kl"}),
+        (["--model.objective=KTO", "--model.objective.loss=apo_zero_unpaired"], set()),
         (["--model.objective.loss=ipo", "--model.objective.rpo_alpha=0.5"], {"nll_loss"}),
         (["--model.objective.loss=robust", "--model.objective.label_smoothing=0.1"], set()),
         (
@@ -196,6 +198,47 @@ def test_every_objective_with_mlc(
     assert logged["val/loss"][-1] < logged["val/loss"][0]
 
 
+def test_labelled_responses(tiny_model: Path, tmp_path: Path) -> None:
+    """Rewards of desirable and undesirable responses, in every language; nothing that would need pairs."""
+    data = write_jsonl(tmp_path / "a.jsonl", labelled_rows(16))
+    out = tmp_path / "out"
+    more = ["--model.objective=KTO", "--model.optimizer=AdamW", "--model.optimizer.lr=3e-3", "--data.batch_size=4"]
+    run(arguments("fit", tiny_model, data, out, *more, "--trainer.max_steps=12"))
+    logged = columns(out)
+    assert {f"train/{name}" for name in ("kl", "logps/chosen", "logps/rejected", "mlc/loss")} <= logged.keys()
+    assert not any("accuracies" in name for name in logged)
+    assert logged["train/rewards/margins"][-1] > 0.1
+    assert logged["train/objective/loss"][0] == pytest.approx(0.5)  # every response as likely as under the reference
+    assert logged["val/loss"][-1] < logged["val/loss"][0] == pytest.approx(0.5)
+    for language in ("en", "sw", "zh"):
+        before, after = (
+            [logged[f"val/rewards/{name}/{language}"][place] for name in ("chosen", "rejected", "margins")]
+            for place in (0, -1)
+        )
+        assert before == [0, 0, 0]
+        assert after[2] == pytest.approx(after[0] - after[1])
+        assert after[2] > 0
+    margins = [logged[f"val/rewards/margins/{language}"][-1] for language in ("en", "sw", "zh")]
+    assert logged["val/rewards/margins/worst"][-1] == min(margins)
+    assert logged["val/rewards/margins/mean"][-1] == pytest.approx(sum(margins) / 3)
+    table = (out / "report" / "validation.csv").read_text()
+    assert "val/rewards/rejected/sw" in table
+    assert "val/nll/sw" in table
+
+
+def test_a_step_of_one_kind_logs_no_zero_for_the_other(tiny_model: Path, tmp_path: Path) -> None:
+    """As with every value that a step lacks, the latest one is repeated."""
+    rows = [row for row in labelled_rows(9) if not row["label"]] + labelled_rows(1)
+    data = write_jsonl(tmp_path / "a.jsonl", rows)
+    more = ["--model.objective=KTO", "--data.val_share=0", "--trainer.max_steps=4"]
+    run(arguments("fit", tiny_model, data, tmp_path / "out", *more))
+    logged = columns(tmp_path / "out")
+    assert len(set(logged["train/logps/chosen"])) == 1
+    assert len(set(logged["train/logps/rejected"])) == 3
+    assert max(logged["train/logps/chosen"]) < -10
+    assert "train/rewards/margins" not in logged
+
+
 def test_resumed_run_continues_and_explicit_options_win(tiny_model: Path, pairs_file: Path, tmp_path: Path) -> None:
     options = ["--model.optimizer=AdamW", "--data.batch_size=2"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -218,6 +261,30 @@ def test_resumed_run_continues_and_explicit_options_win(tiny_model: Path, pairs_
     checkpoint = parts / "checkpoints/last.ckpt"
     resumed = run([*lower, "--trainer.max_steps=10", f"--ckpt_path={checkpoint}"])
     assert resumed.trainer.global_step == 10
+
+
+def test_a_run_by_tokens_resumes_in_the_middle_of_an_epoch(tiny_model: Path, tmp_path: Path) -> None:
+    rows = example_rows(24)
+    for number, row in enumerate(rows):
+        row["chosen"] += " Really." * (number % 7)
+    data = write_jsonl(tmp_path / "pairs.jsonl", rows)
+    options = ["--data.tokens_per_batch=1000", "--trainer.accumulate_grad_batches=2", "--model.optimizer.lr=1e-3"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+
+    def fit(out: Path, steps: int, *more: str) -> TrainingCLI:
+        optimizer = ["--model.optimizer=AdamW", *options]
+        return run(arguments("fit", tiny_model, data, out, *optimizer, f"--trainer.max_steps={steps}", *more))
+
+    cli = fit(whole, 8)
+    assert cli.trainer.estimated_stepping_batches == 8
+    micro_batches = int(cli.trainer.num_training_batches)
+    assert micro_batches % 2 == 0  # whole steps
+    assert 8 % (micro_batches // 2) != 0  # neither run ends with an epoch
+    fit(parts, 5)
+    assert 5 % (micro_batches // 2) != 0
+    fit(parts, 8, "--ckpt_path=last")
+    summaries = [json.loads((out / "report/summary.json").read_text()) for out in (whole, parts)]
+    assert summaries[0]["after"] == pytest.approx(summaries[1]["after"], rel=1e-4, abs=1e-5)
 
 
 def test_validate_reproduces_the_last_validation(finished: tuple[Path, Path, Path]) -> None:
@@ -283,8 +350,15 @@ def test_options_that_cannot_work_together(
 ) -> None:
     out = tmp_path / "out"
     single = write_jsonl(tmp_path / "single.jsonl", example_rows(4, pairs=False))
+    labelled = write_jsonl(tmp_path / "labelled.jsonl", labelled_rows(4))
     english = write_jsonl(tmp_path / "en.jsonl", [r | {"prompt": {"en": r["prompt"]["en"]}} for r in example_rows(4)])
     no_template = save_model(tmp_path / "plain", template=None)
+    alike = write_jsonl(
+        tmp_path / "alike.jsonl", [row | {"prompt": {"en": "a", "sw": "b"}} for row in labelled_rows(4)]
+    )
+    parts = ["--model.objective=Sum", "--model.objective.objectives"]
+    no_weights = save_model(tmp_path / "empty")  # seen when a model is loaded, and not before
+    (no_weights / "model.safetensors").unlink()
     fused = ["--model.optimizer=AdamW", "--model.optimizer.fused=true", "--trainer.gradient_clip_val=1"]
     key = "--model.consistency"
     sft, null, off = ["--model.objective=SFT"], ["--model.objective=null"], [f"{key}.mlc.weight=0"]
@@ -316,8 +390,39 @@ def test_options_that_cannot_work_together(
         (tiny_model, pairs_file, ["--model.objective.beta=-1"], "model.objective.beta: must be above 0"),
         (tiny_model, pairs_file, ["--model.objective.loss=robust"], "model.objective.label_smoothing: the loss robust"),
         (tiny_model, single, ["--model.objective=ORPO"], "model.objective: ORPO needs chosen and rejected responses"),
+        (tiny_model, single, ["--model.objective=KTO"], "model.objective: KTO needs chosen and rejected responses, or"),
+        (tiny_model, labelled, [], "model.objective: DPO needs a chosen and a rejected response to every prompt"),
+        (
+            tiny_model,
+            alike,
+            ["--model.objective=KTO", "--data.val_share=0"],
+            "data.train_path: each row needs another one",
+        ),
+        (
+            tiny_model,
+            pairs_file,
+            [*parts, '[{"class_path": "SFT"}, {"class_path": "DPO", "init_args": {"beta": -1}}]'],
+            "model.objective.objectives[1].beta: must be above 0, got -1.0",
+        ),
+        (
+            tiny_model,
+            pairs_file,
+            [
+                *parts,
+                '[{"class_path": "Sum", "init_args": {"objectives": [{"class_path": "SFT"}], "weights": [1, 2]}}]',
+            ],
+            "model.objective.objectives[0].weights: 2 given for 1 objectives",
+        ),
+        (
+            tiny_model,
+            labelled,
+            [*parts, '[{"class_path": "KTO"}, {"class_path": "ORPO"}]'],
+            "model.objective.objectives[1]: ORPO needs a chosen and a rejected response",
+        ),
         (tiny_model, pairs_file, ["--trainer.precision=bf16-mixed", *fused], "model.optimizer.fused: Lightning cannot"),
         (tiny_model, pairs_file, ["--trainer.overfit_batches=1"], "trainer.overfit_batches: is not supported"),
+        (tiny_model, pairs_file, ["--data.batch_size=2", "--data.tokens_per_batch=9"], "data.tokens_per_batch: cannot"),
+        (no_weights, pairs_file, ["--data.tokens_per_batch=9"], "data.tokens_per_batch: 9 is less than the"),
         (tiny_model, pairs_file, ["--model.lora.target_modules=nothing"], "model.lora.target_modules:"),
         (tiny_model, pairs_file, ["--model.lora.r=0"], "error: model.lora.r: the rank must be at least 1"),
         (tiny_model, pairs_file, ["--seed_everything=true"], "seed_everything: give a number"),

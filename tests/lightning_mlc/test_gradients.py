@@ -9,35 +9,38 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import example_rows, translated_rows, write_jsonl
+from conftest import example_rows, labelled_rows, translated_rows, write_jsonl
 from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lightning_mlc.consistency import DCO, MLC, MPO, Consistency, PairwiseCosine, SourceCosine
 from lightning_mlc.data import MultilingualData
+from lightning_mlc.data.batches import Batch
 from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, TokenRows
 from lightning_mlc.errors import UserError
 from lightning_mlc.module import AlignmentModule
-from lightning_mlc.objectives import CPO, DPO, ORPO, SFT, Objective, SimPO, Sum
+from lightning_mlc.objectives import CPO, DPO, KTO, ORPO, SFT, Objective, SimPO, Sum
 
 
 class Recorder(AlignmentModule):
-    """Keeps the gradient of every optimizer step, and which rows were run.
+    """Keeps the gradient of every optimizer step, and the sizes of batches, and which rows were run.
 
     ``rows`` counts those of the policy, ``reference_rows`` those of the reference, by language and kind.
     """
 
     gradients: list[dict[str, Tensor]]
+    counts: list[int]
     rows: Counter[tuple[int, int]]
     reference_rows: Counter[tuple[int, int]]
 
     def on_fit_start(self) -> None:
         self.gradients = []
+        self.counts = []
         self.rows, self.reference_rows = Counter(), Counter()
         assert self.policy is not None
         self.policy.register_forward_hook(lambda _module, inputs, _output: self._count(inputs[0], self.rows))
         if self._reference is not None:
-            self._reference.policy.register_forward_hook(
+            self._reference._policy.register_forward_hook(
                 lambda _module, inputs, _output: self._count(inputs[0], self.reference_rows)
             )
 
@@ -48,6 +51,9 @@ class Recorder(AlignmentModule):
     def prompt_rows(self) -> int:
         return sum(count for (_, kind), count in self.rows.items() if kind == NO_RESPONSE)
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        self.counts.append(len(batch))
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         super().on_before_optimizer_step(optimizer)
         self.gradients.append({n: p.grad.clone() for n, p in self.named_parameters() if p.grad is not None})
@@ -57,22 +63,19 @@ def sgd(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.5)
 
 
-def ragged_rows(translated: bool = False) -> list[dict[str, Any]]:
-    """Rows that differ in all that a wrong mean would weigh wrongly: length, languages."""
-    rows = translated_rows(9) if translated else example_rows(9)
+def ragged_rows(translated: bool = False, labelled: bool = False) -> list[dict[str, Any]]:
+    """Rows that differ in all that a wrong mean would weigh wrongly: length, languages, desirable or not."""
+    rows = labelled_rows(9) if labelled else translated_rows(9) if translated else example_rows(9)
+    key = "response" if labelled else "chosen"
     for number, row in enumerate(rows):
         missing = [("sw", "zh"), ("zh",), ()][number % 3]
         for language in missing:
             row["prompt"][language] = None
-            for key in ("chosen", "rejected"):
-                if isinstance(row[key], dict):
-                    row[key][language] = None
+            for translated_key in ("chosen", "rejected"):
+                if isinstance(row.get(translated_key), dict):
+                    row[translated_key][language] = None
         longer = " Really." * number
-        row["chosen"] = (
-            row["chosen"] | {"en": row["chosen"]["en"] + longer}
-            if isinstance(row["chosen"], dict)
-            else row["chosen"] + longer
-        )
+        row[key] = row[key] | {"en": row[key]["en"] + longer} if isinstance(row[key], dict) else row[key] + longer
     return rows
 
 
@@ -87,10 +90,13 @@ def train(
     consistency: Consistency,
     cut: tuple[int, int] = (2, 2),
     steps: int = 2,
+    tokens_per_batch: int | None = None,
 ) -> Recorder:
+    """``cut`` into examples per micro-batch, unless there are ``tokens_per_batch``, and micro-batches per step."""
     torch.manual_seed(0)
     module = Recorder(str(model), objective, consistency, optimizer=sgd)
-    data = MultilingualData(str(data_file), val_share=0.0, batch_size=cut[0], name_or_path=str(model))
+    size: dict[str, Any] = {"tokens_per_batch": tokens_per_batch} if tokens_per_batch else {"batch_size": cut[0]}
+    data = MultilingualData(str(data_file), val_share=0.0, name_or_path=str(model), **size)
     Trainer(
         accelerator="cpu",
         max_steps=steps,
@@ -112,19 +118,30 @@ OBJECTIVES: dict[str, Objective] = {
     "orpo": ORPO(),
     "simpo": SimPO(),
     "cpo": CPO(),
+    "apo": KTO(loss="apo_zero_unpaired", desirable_weight=2.0),
     "sum": Sum([SFT(), DPO(), ORPO()], [0.5, 1.0, 2.0]),
+}
+UNPAIRED: dict[str, Objective] = {
+    "unpaired apo": KTO(loss="apo_zero_unpaired", desirable_weight=2.0),
+    "unpaired sft": SFT(),
+    "unpaired sum": Sum([KTO(loss="apo_zero_unpaired"), SFT()], [3.0, 1.0]),
 }
 
 
 @pytest.mark.parametrize(
-    ("objective", "center"),
-    [*((objective, False) for objective in OBJECTIVES.values()), (SFT(), True), (DPO(), True)],
-    ids=[*OBJECTIVES, "sft centred", "dpo centred"],
+    ("objective", "center", "labelled"),
+    [
+        *((objective, False, False) for objective in OBJECTIVES.values()),
+        *((objective, False, True) for objective in UNPAIRED.values()),
+        (SFT(), True, False),
+        (DPO(), True, False),
+    ],
+    ids=[*OBJECTIVES, *UNPAIRED, "sft centred", "dpo centred"],
 )
 def test_cutting_a_batch_changes_no_gradient(
-    tiny_model: Path, tmp_path: Path, objective: Objective, center: bool
+    tiny_model: Path, tmp_path: Path, objective: Objective, center: bool, labelled: bool
 ) -> None:
-    path = write_jsonl(tmp_path / "a.jsonl", ragged_rows())
+    path = write_jsonl(tmp_path / "a.jsonl", ragged_rows(labelled=labelled))
     # Three steps: the last of them, of one example in nine, is an incomplete window.
     consistency = Consistency(mlc=MLC(weight=2.0), center=center)
     runs = [train(tiny_model, path, objective, consistency, cut, steps=3) for cut in ((1, 4), (2, 2), (4, 1))]
@@ -135,6 +152,24 @@ def test_cutting_a_batch_changes_no_gradient(
             for name, gradient in expected.items():
                 # float32 sums in another order; later steps also carry the earlier ones' rounding.
                 torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("objective", [SFT(), DPO()])
+def test_micro_batches_of_unlike_counts_change_no_gradient(
+    tiny_model: Path, tmp_path: Path, objective: Objective
+) -> None:
+    """All nine examples in one step: as one micro-batch, and as four by a budget of tokens."""
+    path = write_jsonl(tmp_path / "a.jsonl", ragged_rows())
+    mlc = weighing(mlc=2.0)
+    whole = train(tiny_model, path, objective, mlc, (9, 1), steps=1)
+    parts = train(tiny_model, path, objective, mlc, (0, 4), steps=1, tokens_per_batch=1000)
+    assert whole.counts == [9]
+    assert sum(parts.counts) == 9
+    assert len(parts.counts) == 4
+    assert len(set(parts.counts)) > 1
+    for name, gradient in whole.gradients[0].items():
+        # float32 sums in another order.
+        torch.testing.assert_close(parts.gradients[0][name], gradient, rtol=1e-3, atol=1e-5, msg=name)
 
 
 def test_loss_is_the_objective_plus_weighted_mlc(tiny_model: Path, tmp_path: Path) -> None:
@@ -160,6 +195,61 @@ def test_a_sum_s_gradient_is_the_sum_of_the_parts_own(tiny_model: Path, tmp_path
     )
     # float32 sums in another order.
     torch.testing.assert_close(both, dpo + 0.25 * sft, rtol=1e-3, atol=1e-6)
+
+
+def test_to_kto_a_pair_is_two_responses(tiny_model: Path, tmp_path: Path) -> None:
+    pairs = ragged_rows()
+    labelled = [
+        {"id": f"{row['id']} {name}", "prompt": row["prompt"], "response": row[name], "label": name == "chosen"}
+        for row in pairs
+        for name in ("chosen", "rejected")
+    ]
+    name = "policy.model.model.layers.1.mlp.up_proj.weight"
+    one, other = (
+        train(tiny_model, write_jsonl(tmp_path / "a.jsonl", rows), KTO(), weighing(mlc=0.0), (len(rows), 1), 1)
+        for rows in (pairs, labelled)
+    )
+    # float32 sums in another order.
+    torch.testing.assert_close(one.gradients[0][name], other.gradients[0][name], rtol=1e-3, atol=1e-6)
+
+
+def test_kto_is_its_own_formula_over_the_responses_of_a_step(tiny_model: Path, tmp_path: Path) -> None:
+    """The second step's gradient again, from the log-ratios of all nine responses and of as many mismatched ones."""
+    rows = ragged_rows(labelled=True)
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    objective = KTO(beta=0.05, desirable_weight=2.0)
+    trained = train(tiny_model, path, objective, weighing(mlc=0.0), cut=(9, 1))
+    moved = train(tiny_model, path, objective, weighing(mlc=0.0), cut=(9, 1), steps=1)
+    assert moved.policy is not None
+    assert moved._reference is not None
+    data = MultilingualData(str(path), val_share=0.0, batch_size=9, name_or_path=str(tiny_model))
+    data.prepare_data()
+    data.setup("fit")
+    chat = data._chat_tokenizer()
+
+    def log_ratio(prompt: dict[str, str], response: str) -> Tensor:
+        ids = chat._prompt([{"role": "user", "content": prompt["en"]}], "")[0]
+        answer = chat._ids(response + "<|end|>")
+        assert moved.policy is not None
+        assert moved._reference is not None
+        logps = []
+        for model in (moved.policy.model, moved._reference._policy.model):
+            logits = model(torch.tensor([ids + answer])).logits[0, len(ids) - 1 : -1]
+            logps.append(logits.log_softmax(-1).gather(1, torch.tensor(answer)[:, None]).sum())
+        return logps[0] - logps[1]
+
+    others = [rows[(number + 1) % 9]["response"] for number in range(9)]
+    mismatched = [log_ratio(row["prompt"], other).detach() for row, other in zip(rows, others, strict=True)]
+    divergence = torch.stack(mismatched).mean().clamp(min=0)
+    assert 5 < divergence < 50  # a tenth of the gains and more, which are not all saturated
+    losses = []
+    for row in rows:
+        gain = 0.05 * (log_ratio(row["prompt"], row["response"]) - divergence)
+        losses.append(2 * (1 - gain.sigmoid()) if row["label"] else 1 - (-gain).sigmoid())
+    name = "model.layers.1.mlp.up_proj.weight"
+    (expected,) = torch.autograd.grad(torch.stack(losses).mean(), moved.policy.model.get_parameter(name))
+    # float32 sums in another order, after a step of their own.
+    torch.testing.assert_close(trained.gradients[1][f"policy.model.{name}"], expected, rtol=1e-3, atol=1e-5)
 
 
 def test_logits_in_many_chunks_change_no_gradient(
@@ -202,12 +292,12 @@ def test_reference_is_frozen_hidden_and_in_eval_mode(tiny_model: Path, tmp_path:
     assert reference is not None
     assert module.policy is not None
     assert module.policy.training
-    assert not reference.policy.training
+    assert not reference._policy.training
     assert not any(key.startswith(("_reference", "reference")) for key in module.state_dict())
     initial = Recorder(str(module.source), DPO())
     initial.trainer = module.trainer
     fresh = initial._load_policy().state_dict()
-    for key, value in reference.policy.state_dict().items():
+    for key, value in reference._policy.state_dict().items():
         assert torch.equal(value, fresh[key]), key
     assert not torch.equal(module.policy.state_dict()["model.lm_head.weight"], fresh["model.lm_head.weight"])
 

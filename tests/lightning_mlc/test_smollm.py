@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,24 @@ def test_it_is_the_model_it_claims_to_be() -> None:
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     generated = model.generate(**prompt, max_new_tokens=12, do_sample=False)  # type: ignore[operator]
     assert "Paris" in tokenizer.decode(generated[0, prompt["input_ids"].shape[1] :])
+
+
+def test_its_weights_are_whole_even_where_packed_ones_could_be_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packed weights cannot be trained. Transformers keeps them where it finds a kernel: here it would find one."""
+
+    class Kernel:
+        def __getattr__(self, name: str) -> Callable[..., bool]:
+            return lambda *_: True
+
+    monkeypatch.setattr("transformers.quantizers.quantizer_gguf.get_gguf_kernel", Kernel)
+    model = load_causal_lm(SOURCE, torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert sum(parameter.numel() for parameter in model.parameters()) == 134_515_008
+    model.save_pretrained(tmp_path)  # which a model that counts as quantised refuses
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert "quantization_config" not in config
 
 
 def test_a_step_of_the_quickstart_and_its_export(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ import torch
 from lightning_mlc.data.batches import Normalizers
 from lightning_mlc.data.collation import Collator
 from lightning_mlc.data.layout import Layout
-from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, TokenRows
+from lightning_mlc.data.rows import CHOSEN, MISMATCHED, NO_RESPONSE, REJECTED, TokenRows
 
-NORMALIZERS = Normalizers(1, 1, 1)
+NORMALIZERS = Normalizers(1, 1, 1, 1, 1)
 
 
 NONE: dict[str, list[Any]] = {"translated": [], "translated_chosen": [], "translated_rejected": []}
@@ -107,6 +107,50 @@ def test_rejected_rows_are_left_out_where_no_one_needs_them() -> None:
         assert all((block.kind != REJECTED).all() for block in batch.responses)
 
 
+UNPAIRED: list[dict[str, Any]] = [
+    {
+        "id": "a",
+        "languages": [0, 2],
+        "prompts": [[1], [2, 2]],
+        "chosen": [7],
+        "rejected": [],
+        "mismatched": [9, 9],
+        **NONE,
+    },
+    {
+        "id": "b",
+        "languages": [0, 1],
+        "prompts": [[3], [4]],
+        "chosen": [],
+        "rejected": [8],
+        "mismatched": [7],
+        **NONE,
+    },
+]
+
+
+def test_unpaired_examples_have_the_row_that_they_have() -> None:
+    collator = Collator(("en", "sw", "zh"), 0, True, Layout())
+    for batch, places_of in (
+        (collator.training(UNPAIRED, [0, 1], NORMALIZERS), {(0, 0, CHOSEN), (1, 0, REJECTED)}),
+        (
+            collator.evaluation(UNPAIRED, [0, 1], NORMALIZERS),
+            {(0, 0, CHOSEN), (0, 2, CHOSEN), (1, 0, REJECTED), (1, 1, REJECTED)},
+        ),
+    ):
+        assert places(batch.responses) == places_of
+        # A response to another prompt, after the prompt in the source language only.
+        assert places(batch.mismatched) == {(0, 0, MISMATCHED), (1, 0, MISMATCHED)}
+        assert sorted(ids for rows in batch.mismatched for ids in rows.input_ids.tolist()) == [[0, 3, 7], [1, 9, 9]]
+        assert batch.without_translations().mismatched == batch.mismatched
+
+
+def test_a_prompt_s_only_response_is_run_even_where_no_one_needs_it() -> None:
+    """Its row has the prompt's hidden state."""
+    batch = Collator(("en", "sw", "zh"), 0, False, Layout()).training(UNPAIRED, [0, 1], NORMALIZERS)
+    assert places(batch.responses) == {(0, 0, CHOSEN), (1, 0, REJECTED)}
+
+
 @LAYOUTS
 def test_prediction_has_padded_prompts_alone(layout: Layout) -> None:
     batch = Collator(("en", "sw", "zh"), 0, True, layout).prediction(EXAMPLES, [0, 1], NORMALIZERS)
@@ -115,11 +159,11 @@ def test_prediction_has_padded_prompts_alone(layout: Layout) -> None:
     assert len(places(batch.prompts)) == 5
 
 
-@pytest.mark.parametrize("name", ["responses", "prompts", "translations"])
+@pytest.mark.parametrize("name", ["responses", "prompts", "translations", "mismatched"])
 @LAYOUTS
 def test_moving_a_batch_moves_every_tensor(name: str, layout: Layout) -> None:
     collator = Collator(("en", "sw", "zh"), 0, True, layout, "all" if name == "translations" else "source")
-    batch = collator.training(EXAMPLES, [0, 1], NORMALIZERS).to("meta")
+    batch = collator.training(UNPAIRED, [0, 1], NORMALIZERS).to("meta")
     assert batch.keys.device.type == "meta"
     assert getattr(batch, name)
     for rows in getattr(batch, name):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import example_rows, save_model, translated_rows, write_jsonl
+from conftest import example_rows, labelled_rows, save_model, translated_rows, write_jsonl
 
 from lightning_mlc.data import MultilingualData
 from lightning_mlc.data.batches import Batch
@@ -33,11 +33,12 @@ def test_batches_have_all_rows_once(tiny_model: Path, pairs_file: Path) -> None:
     assert len(val) == 3
     assert sorted(train + val) == sorted(f"r{i}" for i in range(12))
     assert data.languages == ("en", "sw", "zh")
-    assert data.has_pairs
+    assert data.kind == "pairs"
     (batch, *_) = data.train_dataloader()
     assert batch.languages == data.languages
     assert batch.normalizers.examples == 2
     assert batch.normalizers.groups == 2
+    assert batch.normalizers.chosen == batch.normalizers.rejected == 2
 
 
 def test_a_second_command_has_the_same_split(tiny_model: Path, pairs_file: Path) -> None:
@@ -202,5 +203,48 @@ def test_too_few_rows_to_split(tiny_model: Path, tmp_path: Path) -> None:
 
 def test_data_of_two_kinds(tiny_model: Path, pairs_file: Path, tmp_path: Path) -> None:
     single = write_jsonl(tmp_path / "val.jsonl", example_rows(2, pairs=False))
-    with pytest.raises(UserError, match=r"data\.val_path: .* has no rejected responses"):
+    with pytest.raises(UserError, match=r"data\.val_path: .* has a response without a label, the other data a"):
         ready(tiny_model, pairs_file, val_path=str(single))
+
+
+def test_totals_of_labelled_responses(tiny_model: Path, tmp_path: Path) -> None:
+    data = ready(tiny_model, write_jsonl(tmp_path / "a.jsonl", labelled_rows(9)), val_share=0, batch_size=9)
+    assert data.kind == "unpaired"
+    (batch,) = data.train_dataloader()
+    found = batch.normalizers
+    assert (found.examples, found.chosen, found.rejected, found.responses) == (9, 6, 3, 9)
+    # "No, bag N is not yours." and the end token, a byte each.
+    assert found.response_tokens == 6 * 24
+
+
+@pytest.mark.parametrize("cut", [(1, 0), (3, 1)])
+def test_mismatched_responses_are_of_another_row_whatever_the_batch(
+    tiny_model: Path, pairs_file: Path, cut: tuple[int, int]
+) -> None:
+    data = ready(tiny_model, pairs_file, val_share=0.25, batch_size=cut[0], seed=cut[1])
+    assert all(batch.mismatched == () for batch in data.train_dataloader())
+    data.with_mismatched = True
+    data.check_mismatches()
+    tokenizer = data._chat_tokenizer().tokenizer
+    seen = set()
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        for batch in loader:
+            for rows in batch.mismatched:
+                for example, language, ids in zip(rows.example, rows.language, rows.input_ids, strict=True):
+                    key = int(batch.keys[example])
+                    text = tokenizer.decode(ids, skip_special_tokens=True)
+                    other = (key + 1) % 12
+                    answer = f"No, bag {other} is not yours." if key % 2 == 0 else f"Sure, take bag {other}."
+                    assert text == f"How do I take the bag {key} that is not mine?\n{answer}"
+                    assert int(language) == 0
+                    seen.add(key)
+    assert seen == set(range(12))
+
+
+def test_data_without_mismatched_responses(tiny_model: Path, tmp_path: Path) -> None:
+    rows = labelled_rows(4)
+    for row in rows:
+        row["prompt"] = rows[0]["prompt"]
+    data = ready(tiny_model, write_jsonl(tmp_path / "a.jsonl", rows), val_share=0)
+    with pytest.raises(UserError, match=r"^data\.train_path: each row needs another one with a different prompt"):
+        data.check_mismatches()

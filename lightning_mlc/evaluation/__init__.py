@@ -1,0 +1,1 @@
+"""Is a model safe in every language, and what did it cost? Generate, judge, measure, report."""

@@ -1,0 +1,116 @@
+"""``lightning-mlc evaluate``: from the command line, a YAML file or both, to a report."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+import logging
+import re
+import typing
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+
+from lightning_mlc.errors import Interrupted, UserError
+from lightning_mlc.evaluation.settings import Settings
+
+DESCRIPTION = "is a model safe in every language, and what did it cost?"
+LISTS = tuple(name for name, kind in typing.get_type_hints(Settings).items() if "list" in str(kind))
+"""Options that take several values after one another."""
+SWITCHES = tuple(f"--{name}" for name, kind in typing.get_type_hints(Settings).items() if kind is bool)
+"""Options that may stand alone."""
+BY_COMMA = ("languages", "seen", "judges")
+"""Those whose values may be separated by commas, too."""
+
+
+def parser() -> ArgumentParser:
+    """The options of ``evaluate``."""
+    found = ArgumentParser(prog="lightning-mlc evaluate", description=DESCRIPTION, exit_on_error=False)
+    found.add_argument("--config", action="config", help="YAML file with any of these options")
+    found.add_class_arguments(Settings)
+    return found
+
+
+def parse(args: Sequence[str]) -> Settings:
+    """The settings that ``args`` give.
+
+    Raises:
+        UserError: An option is unknown or has a value that it cannot have.
+    """
+    options = parser()
+    try:
+        config = options.parse_args(_with_lists(args))
+    except argparse.ArgumentError as error:
+        raise UserError(_explain(error, options)) from error
+    given: dict[str, Any] = {field.name: config[field.name] for field in dataclasses.fields(Settings)}
+    return Settings(**given)
+
+
+def _with_lists(args: Sequence[str]) -> list[str]:
+    """``--models A B`` as one argument, a JSON list, which is what the parser takes; ``--show_text`` with its value."""
+    joined: list[str] = []
+    index = 0
+    while index < len(args):
+        name, equals, value = args[index].partition("=")
+        index += 1
+        option = name.removeprefix("--")
+        if args[index - 1] in SWITCHES and args[index : index + 1] not in (["true"], ["false"]):
+            joined.append(f"{name}=true")
+            continue
+        if not name.startswith("--") or option not in LISTS:
+            joined.append(args[index - 1])
+            continue
+        values = [value] if equals else []
+        while not equals and index < len(args) and not args[index].startswith("--"):
+            values.append(args[index])
+            index += 1
+        if len(values) == 1 and (values[0].startswith("[") or values[0] == "null"):
+            joined.append(f"{name}={values[0]}")
+            continue
+        if option in BY_COMMA:
+            values = [part for value in values for part in value.split(",") if part]
+        joined.append(f"{name}={json.dumps(values)}")
+    return joined
+
+
+def _explain(error: argparse.ArgumentError, options: ArgumentParser) -> str:
+    message = " ".join(str(error).split())
+    if "required: models" in message:
+        return "models: is not set; give one or several models (lightning-mlc evaluate --help)"
+    if unknown := re.search(r"[Uu]nrecognized arguments: (--[^ =]+)", message):
+        names = [name for action in options._actions for name in action.option_strings]
+        near = difflib.get_close_matches(unknown[1], names, n=1)
+        return f"there is no option {unknown[1]}" + (f"; did you mean {near[0]}?" if near else "; see --help")
+    return message
+
+
+def run(args: Sequence[str]) -> None:
+    """Evaluate as ``args`` say.
+
+    Raises:
+        UserError: Something the user gave is wrong, or an endpoint did not answer everything.
+    """
+    settings = parse(args)
+    warnings.filterwarnings("ignore", message=".*generation flags are not valid.*")
+    logging.getLogger("transformers.generation.configuration_utils").setLevel(logging.ERROR)
+    console = Console()
+    # Imported here: a wrong option is told before torch is loaded.
+    from lightning_mlc.evaluation.report import write_report
+    from lightning_mlc.evaluation.results import collect
+    from lightning_mlc.evaluation.study import Study
+    from lightning_mlc.evaluation.summary import print_summary
+
+    study = Study(settings, console)
+    try:
+        study.run()
+    except KeyboardInterrupt as error:
+        raise Interrupted("stopped; what is done is kept, so run the same command again to go on") from error
+    results = collect(study)
+    written = write_report(study, results)
+    print_summary(results, console)
+    print("wrote", *written, sep="\n  ")

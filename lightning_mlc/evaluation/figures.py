@@ -1,0 +1,177 @@
+"""From samples to figures: what is measured, of whom, on what, with its interval.
+
+A :class:`Sample` is one measure of one model on one prompt set: a number for each prompt and language. Figures are
+made from samples alone, so every measure gets the same summaries, intervals and comparisons.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_mlc.evaluation.bootstrap import Estimate, draws, estimate, widen_certainty
+from lightning_mlc.metrics.verdicts import MISSING, across_languages, agreement, language_means
+
+SUMMARIES = ("mean", "worst", "spread", "variance", "seen", "unseen")
+"""Scopes that are no language: ``seen`` and ``unseen`` are means over the languages of training and the others."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a number says."""
+
+    name: str
+    higher_is_better: bool
+    is_share: bool
+    """Whether samples are 0 or 1, and their mean a share."""
+
+
+SAFE = Measure("safe", True, True)
+UNSAFE = Measure("unsafe", False, True)
+INVALID = Measure("invalid", False, True)
+OVER_REFUSAL = Measure("refused", False, True)
+MARGIN = Measure("refusal margin", True, False)
+ORDINARY_MARGIN = Measure("refusal margin", False, False)
+REWARD_ACCURACY = Measure("reward accuracy", True, True)
+REWARD_MARGIN = Measure("reward margin", True, False)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Whose numbers they are: a model on a prompt set."""
+
+    model: str
+    set: str
+    languages: tuple[str, ...]
+    """The L languages of the set."""
+    seen: tuple[str, ...] | None
+    """Languages that the model was trained on, None where that is not known."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Numbers of one measure, for N prompts in L languages."""
+
+    subject: Subject
+    judge: str
+    """Where the numbers come from."""
+    measure: Measure
+    values: Tensor
+    """(N, L) float64."""
+    present: Tensor
+    """(N, L) bool, where there is a number."""
+
+    @classmethod
+    def of(cls, subject: Subject, judge: str, measure: Measure, values: Tensor) -> Sample:
+        """From ``values`` (N, L) that are NaN where there is none."""
+        present = ~values.isnan()
+        return cls(subject, judge, measure, torch.where(present, values.double(), 0.0), present)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number of the report."""
+
+    model: str
+    set: str
+    judge: str
+    measure: str
+    scope: str
+    """A language, one of ``SUMMARIES``, or ``all`` for agreement between languages."""
+    value: float
+    low: float
+    high: float
+    count: int
+    """Samples that it rests on."""
+    baseline: str | None = None
+    """In a comparison, the model that ``model`` is compared with: ``value`` is the difference."""
+    better: int | None = None
+    """In a comparison of shares, how often ``model`` alone had the better outcome."""
+    worse: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, without what does not apply."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
+
+
+def figures_of(sample: Sample, replicates: int, seed: int) -> Iterator[Figure]:
+    """Each language of ``sample`` and the summaries over languages."""
+    weights = draws(len(sample.values), replicates, seed)
+    found = estimate(lambda weights: _scopes(sample, weights), weights)
+    for scope, value in found.items():
+        count = _count(sample, scope)
+        if sample.measure.is_share and scope not in ("spread", "variance"):
+            prompts = count if scope in sample.subject.languages else int(sample.present.any(1).sum())
+            value = widen_certainty(value, prompts)
+        yield _figure(sample, sample.measure.name, scope, value, count)
+
+
+def agreement_of(labels: Tensor, subject: Subject, judge: str, replicates: int, seed: int) -> Iterator[Figure]:
+    """``pag`` and ``kappa`` of ``labels`` (N, L)."""
+    weights = draws(len(labels), replicates, seed)
+    count = int(((labels != MISSING).sum(1) >= 2).sum())
+    for name, value in estimate(lambda weights: agreement(labels, weights), weights).items():
+        if count:
+            value = widen_certainty(value, count) if name == "pag" else value
+            yield Figure(subject.model, subject.set, judge, name, "all", *value, count)
+
+
+def comparisons_of(sample: Sample, baseline: Sample, replicates: int, seed: int) -> Iterator[Figure]:
+    """``sample`` minus ``baseline`` on the prompts and languages that both have, drawn together."""
+    both = sample.present & baseline.present
+    ours, theirs = (
+        dataclasses.replace(part, present=both, subject=dataclasses.replace(part.subject, seen=None))
+        for part in (sample, baseline)
+    )
+    if not both.any():
+        return
+
+    def difference(weights: Tensor) -> dict[str, Tensor]:
+        first, second = _scopes(ours, weights), _scopes(theirs, weights)
+        return {scope: first[scope] - second[scope] for scope in first}
+
+    for scope, value in estimate(difference, draws(len(both), replicates, seed)).items():
+        better = worse = None
+        if sample.measure.is_share and scope in sample.subject.languages:
+            column = sample.subject.languages.index(scope)
+            change = (sample.values - baseline.values)[both[:, column], column]
+            ups, downs = int((change > 0).sum()), int((change < 0).sum())
+            better, worse = (ups, downs) if sample.measure.higher_is_better else (downs, ups)
+        figure = _figure(ours, sample.measure.name, scope, value, _count(ours, scope))
+        yield dataclasses.replace(figure, baseline=baseline.subject.model, better=better, worse=worse)
+
+
+def _scopes(sample: Sample, weights: Tensor) -> dict[str, Tensor]:
+    means = language_means(sample.values, sample.present, weights)
+    there = sample.present.any(0)
+    results = {language: means[:, i] for i, language in enumerate(sample.subject.languages) if bool(there[i])}
+    over = across_languages(means, sample.measure.higher_is_better)
+    results |= {scope: over[scope] for scope in ("mean", "worst", "spread", "variance")}
+    if sample.subject.seen is not None:
+        for scope, wanted in (("seen", True), ("unseen", False)):
+            columns = [
+                i for i, language in enumerate(sample.subject.languages) if (language in sample.subject.seen) == wanted
+            ]
+            if bool(there[columns].any()):
+                results[scope] = means[:, columns].nanmean(1)
+    return results
+
+
+def _count(sample: Sample, scope: str) -> int:
+    if scope in sample.subject.languages:
+        return int(sample.present[:, sample.subject.languages.index(scope)].sum())
+    if scope in ("seen", "unseen") and sample.subject.seen is not None:
+        inside = torch.tensor(
+            [(language in sample.subject.seen) == (scope == "seen") for language in sample.subject.languages]
+        )
+        return int(sample.present[:, inside].sum())
+    return int(sample.present.sum())
+
+
+def _figure(sample: Sample, measure: str, scope: str, value: Estimate, count: int) -> Figure:
+    return Figure(sample.subject.model, sample.subject.set, sample.judge, measure, scope, *value, count)

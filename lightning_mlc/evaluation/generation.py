@@ -1,0 +1,192 @@
+"""Greedy responses, whatever runs the model.
+
+A generator takes all conversations and says which of them are answered already; how it batches the rest is its
+own business. Batches of a local model are planned over all conversations, answered or not, so that a run that was
+interrupted gives the same responses as one that was not: padding changes the last bits of what a model computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from lightning_mlc.data.records import Message
+from lightning_mlc.data.rows import NO_RESPONSE, Row, TokenRows
+from lightning_mlc.data.tokenization import ChatTokenizer
+from lightning_mlc.errors import UserError
+
+Conversation = list[Message]
+
+
+class Response(NamedTuple):
+    """What a model answered."""
+
+    text: str
+    """Without special tokens and surrounding space."""
+    finished: bool
+    """Whether the model ended it, rather than the limit of new tokens."""
+    error: str | None = None
+    """Why there is none: the endpoint declined this very request, for good."""
+
+
+class Generator(Protocol):
+    """Anything that answers conversations."""
+
+    def generate(self, conversations: Sequence[Conversation], done: Collection[int]) -> Iterator[tuple[int, Response]]:
+        """The response to each of ``conversations`` whose index is not in ``done``, as they come."""
+
+
+@dataclass
+class LocalModel:
+    """A causal LM that runs in this process, with how its texts are turned into tokens."""
+
+    model: Any
+    chat: ChatTokenizer
+    device: torch.device
+
+    def to_device(self) -> LocalModel:
+        """Move the model to where it runs.
+
+        Raises:
+            UserError: It does not fit there.
+        """
+        with out_of_memory():
+            self.model.to(self.device)
+        return self
+
+
+class TransformersGenerator:
+    """``generate`` of transformers, in batches of conversations of similar length.
+
+    Args:
+        local: The model, on its device.
+        max_new_tokens: Longest response.
+        batch_tokens: Most tokens of a batch, prompts, padding and responses together.
+        header: Whether to ask the chat template for its generation header.
+    """
+
+    def __init__(self, local: LocalModel, max_new_tokens: int, batch_tokens: int, header: bool = True) -> None:
+        self._local = local
+        self._max_new_tokens = max_new_tokens
+        self._batch_tokens = batch_tokens
+        self._header = header
+
+    def generate(self, conversations: Sequence[Conversation], done: Collection[int]) -> Iterator[tuple[int, Response]]:
+        prompts = encode(self._local.chat, conversations, self._header)
+        for batch in plan([len(prompt) for prompt in prompts], self._batch_tokens, self._max_new_tokens):
+            if all(index in done for index in batch):
+                continue
+            responses = self._respond([prompts[index] for index in batch])
+            for index, response in zip(batch, responses, strict=True):
+                if index not in done:
+                    yield index, response
+
+    @torch.inference_mode()
+    def _respond(self, prompts: Sequence[Sequence[int]]) -> list[Response]:
+        tokenizer, model = self._local.chat.tokenizer, self._local.model
+        rows = TokenRows.pad([Row(prompt, (), 0, 0, NO_RESPONSE) for prompt in prompts], tokenizer.pad_token_id)
+        ends = end_tokens(model, tokenizer)
+        with out_of_memory():
+            generated = model.generate(
+                input_ids=rows.input_ids.to(self._local.device),
+                attention_mask=rows.attention_mask.to(self._local.device),
+                max_new_tokens=self._max_new_tokens,
+                eos_token_id=ends,
+                pad_token_id=tokenizer.pad_token_id,
+                **GREEDY,
+            )
+        new = generated[:, rows.input_ids.shape[1] :].cpu()
+        texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+        finished = torch.isin(new, torch.tensor(ends)).any(1).tolist()
+        return [Response(text.strip(), ended) for text, ended in zip(texts, finished, strict=True)]
+
+
+GREEDY = {
+    "do_sample": False,
+    "num_beams": 1,
+    # What a model's own generation config would otherwise bring in.
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": 50,
+}
+
+
+class VLLMGenerator:
+    """vLLM in this process: it batches by itself, and answers in chunks so that little is lost.
+
+    Args:
+        llm: A ``vllm.LLM``.
+        chat: Tokenises as for transformers, so that both are given the same tokens.
+        max_new_tokens: Longest response.
+        header: Whether to ask the chat template for its generation header.
+        chunk: Conversations per call.
+    """
+
+    def __init__(
+        self, llm: Any, chat: ChatTokenizer, max_new_tokens: int, header: bool = True, chunk: int = 256
+    ) -> None:
+        self._llm = llm
+        self._chat = chat
+        self._max_new_tokens = max_new_tokens
+        self._header = header
+        self._chunk = chunk
+
+    def generate(self, conversations: Sequence[Conversation], done: Collection[int]) -> Iterator[tuple[int, Response]]:
+        from vllm import SamplingParams
+
+        prompts = encode(self._chat, conversations, self._header)
+        sampling = SamplingParams(temperature=0.0, max_tokens=self._max_new_tokens)
+        left = [index for index in range(len(prompts)) if index not in done]
+        for start in range(0, len(left), self._chunk):
+            part = left[start : start + self._chunk]
+            inputs = [{"prompt_token_ids": prompts[index]} for index in part]
+            outputs = self._llm.generate(inputs, sampling, use_tqdm=False)
+            for index, output in zip(part, outputs, strict=True):
+                first = output.outputs[0]
+                yield index, Response(first.text.strip(), first.finish_reason == "stop")
+
+
+def encode(chat: ChatTokenizer, conversations: Sequence[Conversation], header: bool = True) -> list[list[int]]:
+    """Token ids of each conversation, ending with the generation header."""
+    return [chat.prompt(messages, f"text {i}", header)[0] for i, messages in enumerate(conversations, start=1)]
+
+
+def plan(lengths: Sequence[int], batch_tokens: int, new_tokens: int) -> list[list[int]]:
+    """Indices in batches of at most ``batch_tokens`` (but one at least), longest first.
+
+    A row takes the longest prompt of its batch and ``new_tokens``. Longest first, so that what does not fit into
+    memory shows at once.
+    """
+    batches: list[list[int]] = []
+    width = 0
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        if not batches or (len(batches[-1]) + 1) * width > batch_tokens:
+            batches.append([])
+            width = lengths[index] + new_tokens
+        batches[-1].append(index)
+    return batches
+
+
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """Ids that end a response: those of the model's generation config and of the tokenizer."""
+    own = model.generation_config.eos_token_id
+    ids = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id]
+    return sorted({int(token) for token in ids if token is not None})
+
+
+@contextmanager
+def out_of_memory() -> Iterator[None]:
+    """Turns an accelerator's lack of memory into one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            "batch_tokens: a batch does not fit into the accelerator's memory; give less, and run again: "
+            "what is done is kept"
+        ) from error

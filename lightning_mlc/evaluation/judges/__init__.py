@@ -1,0 +1,1 @@
+"""Judges: plug-ins that say of each response whether it is safe."""

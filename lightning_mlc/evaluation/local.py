@@ -1,0 +1,85 @@
+"""Models that run in this process: loaded once, for all that is asked of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+from lightning_mlc.data.tokenization import ChatTokenizer
+from lightning_mlc.errors import UserError
+from lightning_mlc.evaluation.generation import Conversation, LocalModel
+from lightning_mlc.evaluation.journal import Key
+from lightning_mlc.evaluation.systems import System, naming_models
+from lightning_mlc.models.loading import load_config
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+NO_LIMIT = 2**31
+"""For a model that does not say how long its context is."""
+
+
+def choose_device(device: str) -> torch.device:
+    """``auto`` is an accelerator if there is one, else the CPU.
+
+    Raises:
+        UserError: There is no such device.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device: cannot use {device} ({str(error).splitlines()[0]})") from error
+
+
+def choose_dtype(dtype: DType, device: torch.device) -> str:
+    """``auto`` is bfloat16 on a GPU and float32 elsewhere."""
+    return dtype if dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
+
+
+def context_length(system: System) -> int:
+    """Most tokens that a local model takes."""
+    with naming_models():
+        if system.is_checkpoint:
+            assert system.provenance is not None
+            config = system.provenance.config
+            length = (config.get("text_config") or config).get("max_position_embeddings", config.get("n_positions"))
+        else:
+            length = getattr(load_config(system.source).get_text_config(), "max_position_embeddings", None)
+    return NO_LIMIT if length is None else int(length)
+
+
+def chat_of(system: System, room: int = 0, on_long_prompt: Literal["cut", "error"] = "error") -> ChatTokenizer:
+    """How texts become tokens of a local model, with ``room`` left for what is generated.
+
+    Raises:
+        UserError: It has no chat template.
+    """
+    length = context_length(system)
+    with naming_models():
+        return ChatTokenizer(system.tokenizer, max(1, length - room), length, on_long_prompt)
+
+
+def check_lengths(
+    system: System, chat: ChatTokenizer, conversations: Sequence[tuple[Key, Conversation]], room: int
+) -> None:
+    """Refuse prompts that leave no ``room`` for a response, before a model is loaded.
+
+    Raises:
+        UserError: One is too long.
+    """
+    for key, messages in conversations:
+        try:
+            chat.prompt(messages, "")
+        except UserError as error:
+            raise UserError(
+                f"prompts: '{key.id}' ({key.language}) of the set '{key.set}' is too long for {system.label}, which "
+                f"takes {chat.max_prompt_length + room} tokens, {room} of them for the response; remove the row, or "
+                "give less max_new_tokens"
+            ) from error
+
+
+def load(system: System, chat: ChatTokenizer, device: torch.device, dtype: str) -> LocalModel:
+    """The model of ``system`` on its device."""
+    return LocalModel(system.load_model(dtype), chat, device).to_device()

@@ -1,0 +1,288 @@
+"""An evaluation from beginning to end: generate, judge, measure. Each phase leaves files that the next one reads.
+
+::
+
+    OUT/MODEL/responses.jsonl            what the model answered
+    OUT/MODEL/verdicts-JUDGE.jsonl       what a judge says of each answer
+    OUT/MODEL/margins.jsonl              how much likelier a refusal is than a compliance
+    OUT/MODEL/pairs.jsonl                how likely the chosen and the rejected responses are
+    OUT/MODEL/representations.json       how the hidden states of languages lie
+    OUT/results.json, report.html, report.md, plots/
+
+Everything that can be wrong with what a user gave is said before a model is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from lightning_mlc.data.languages import canonical_languages
+from lightning_mlc.data.records import Message
+from lightning_mlc.errors import UserError
+from lightning_mlc.evaluation.endpoint import EndpointGenerator
+from lightning_mlc.evaluation.engines import engine_of, local_generator
+from lightning_mlc.evaluation.generation import Generator, LocalModel, TransformersGenerator
+from lightning_mlc.evaluation.journal import Job, Journal, Key, digest, write_whole
+from lightning_mlc.evaluation.judges.base import Exchange
+from lightning_mlc.evaluation.likelihood import Likelihood, Openings, Scorer
+from lightning_mlc.evaluation.local import chat_of, check_lengths, choose_device, choose_dtype, load
+from lightning_mlc.evaluation.phases import answered, fill
+from lightning_mlc.evaluation.prompts import EvaluationRow, choose_languages, conversations, read_prompt_sets
+from lightning_mlc.evaluation.representations import compare
+from lightning_mlc.evaluation.roster import MARGIN, endpoint_of, make_judges
+from lightning_mlc.evaluation.settings import Settings
+from lightning_mlc.evaluation.systems import System, parse_systems
+
+
+class Study:
+    """What there is to do, and where its results are.
+
+    Args:
+        settings: See there.
+        console: Where progress is shown.
+
+    Raises:
+        UserError: A setting, a prompt set, a model or a judge cannot be used.
+    """
+
+    def __init__(self, settings: Settings, console: Console) -> None:
+        self.settings = settings
+        self.console = console
+        self.out = Path(settings.out)
+        self.systems = parse_systems(settings.models)
+        self.openings = Openings() if settings.openings is None else Openings.read(settings.openings)
+        self.seen = None if settings.seen is None else canonical_languages(settings.seen, "seen")
+        if settings.reference is not None and settings.reference not in {system.label for system in self.systems}:
+            raise UserError(
+                f"reference: no model is called '{settings.reference}' "
+                f"(there are {', '.join(system.label for system in self.systems)})"
+            )
+        self.sets = read_prompt_sets(settings.prompts, settings.ordinary, settings.source_language, settings.limit)
+        self.languages = choose_languages(self.sets, settings.languages)
+        self.conversations = list(conversations(self.sets, self.languages))
+        self.judges = make_judges(settings)
+        self.device = choose_device(settings.device)
+        self.dtype = choose_dtype(settings.dtype, self.device)
+        self.local = [system for system in self.systems if not system.is_endpoint]
+        self.identities = {system.label: system.identity for system in self.systems}
+        if not self.judges and not self.local:
+            raise UserError("judges: endpoints give no likelihoods; add a judge of responses, such as refusal")
+        for system in self.local:
+            chat = chat_of(system, settings.max_new_tokens)
+            check_lengths(system, chat, self.conversations, settings.max_new_tokens)
+
+    # ---- journals -----------------------------------------------------------------------------------
+
+    def responses(self, system: System) -> Journal:
+        """What ``system`` answers."""
+        settings: dict[str, Any] = {
+            "model": self.identities[system.label],
+            "decoding": "greedy",
+            "max_new_tokens": self.settings.max_new_tokens,
+        }
+        if not system.is_endpoint:
+            settings |= self._local_settings(system) | {"engine": engine_of(system, self.settings)}
+        return Journal(self.out / system.label / "responses.jsonl", settings)
+
+    def verdicts(self, system: System, judge: str) -> Journal:
+        """What the judge of that name says of the responses of ``system``."""
+        settings = next(other.settings for other in self.judges if other.name == judge)
+        return Journal(self.out / system.label / f"verdicts-{judge}.jsonl", settings)
+
+    def margins(self, system: System) -> Journal:
+        """The refusal margins of a local model."""
+        settings = {"model": self.identities[system.label], "openings": digest(*self.openings.texts)}
+        return Journal(self.out / system.label / "margins.jsonl", settings | self._local_settings(system))
+
+    def pairs(self, system: System) -> Journal:
+        """How likely a local model finds chosen and rejected responses."""
+        settings = {"model": self.identities[system.label]}
+        return Journal(self.out / system.label / "pairs.jsonl", settings | self._local_settings(system))
+
+    def representations(self, system: System) -> Path:
+        """Where the comparison of a local model's hidden states is."""
+        return self.out / system.label / "representations.json"
+
+    def _local_settings(self, system: System) -> dict[str, Any]:
+        template = digest(str(system.tokenizer.chat_template))
+        return {"dtype": self.dtype, "device": self.device.type, "chat_template": template}
+
+    # ---- jobs ---------------------------------------------------------------------------------------
+
+    @property
+    def prompt_jobs(self) -> list[Job]:
+        """One for each prompt and language."""
+        return [Job(key, digest(messages)) for key, messages in self.conversations]
+
+    @cached_property
+    def paired(self) -> list[tuple[Key, list[Message], EvaluationRow]]:
+        """The prompts whose rows have a chosen and a rejected response."""
+        rows = {(part.name, row.id): row for part in self.sets for row in part.rows if row.chosen is not None}
+        return [
+            (key, messages, rows[key.set, key.id]) for key, messages in self.conversations if (key.set, key.id) in rows
+        ]
+
+    @property
+    def pair_jobs(self) -> list[Job]:
+        """One for each of ``paired``."""
+        return [Job(key, digest(messages, row.chosen, row.rejected)) for key, messages, row in self.paired]
+
+    def exchanges(self, responses: Journal) -> list[tuple[Job, Exchange]]:
+        """The prompts that have a response, with it."""
+        found = []
+        for key, messages in self.conversations:
+            record = responses.records.get(key)
+            if record is not None and record["error"] is None:
+                text = record["response"]
+                found.append((Job(key, digest(messages, text)), Exchange(messages, text, key.language)))
+        return found
+
+    def seen_by(self, system: System) -> tuple[str, ...] | None:
+        """Languages that ``system`` was trained on, None where nobody says."""
+        if self.seen is not None or system.provenance is None or system.provenance.languages is None:
+            return self.seen
+        return tuple(system.provenance.languages)
+
+    # ---- phases -------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """All that is not done yet.
+
+        Raises:
+            UserError: An endpoint did not answer everything. What came is kept.
+        """
+        for system in self.systems:  # settings of another run are told before anything takes time
+            self._check(system)
+        for system in self.systems:
+            if system.is_endpoint:
+                self._generate(system, None)
+            else:
+                self._run_local(system)
+        for judge in self.judges:
+            for system in self.systems:
+                with self.responses(system) as journal:
+                    asked = self.exchanges(journal)
+                jobs, exchanges = [job for job, _ in asked], [exchange for _, exchange in asked]
+                with self.verdicts(system, judge.name) as journal:
+
+                    def produce(done: Collection[int], judge: Any = judge, exchanges: Any = exchanges) -> Any:
+                        return ((i, verdict.as_dict()) for i, verdict in judge.judge(exchanges, done))
+
+                    fill(journal, jobs, produce, f"{system.label}: {judge.name}", self.console)
+            judge.close()  # models that judge need not all be in memory at once
+
+    def _check(self, system: System) -> None:
+        if self.judges:
+            with self.responses(system) as journal:
+                answered(journal, self.prompt_jobs)
+        for judge in self.judges:
+            with self.verdicts(system, judge.name):
+                pass
+        if not system.is_endpoint and MARGIN in self.settings.judges:
+            with self.margins(system) as journal:
+                answered(journal, self.prompt_jobs)
+        if not system.is_endpoint and self.paired:
+            with self.pairs(system) as journal:
+                answered(journal, self.pair_jobs)
+
+    def _run_local(self, system: System) -> None:
+        model = _Lazy(self, system)
+        self._generate(system, model)
+        if MARGIN in self.settings.judges:
+            with self.margins(system) as journal:
+                jobs = self.prompt_jobs
+                texts = [self.openings.texts] * len(jobs)
+
+                def produce(done: Collection[int]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+                    for index, found in self._score(model, [m for _, m in self.conversations], texts, done, False):
+                        yield index, {"margin": self.openings.margin(found), "likelihoods": _plain(found)}
+
+                fill(journal, jobs, produce, f"{system.label}: margin", self.console)
+        if self.paired:
+            with self.pairs(system) as journal:
+                responses = [(row.chosen or "", row.rejected or "") for _, _, row in self.paired]
+
+                def produce_pairs(done: Collection[int]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+                    for index, found in self._score(model, [m for _, m, _ in self.paired], responses, done, True):
+                        yield index, {"likelihoods": _plain(found)}
+
+                fill(journal, self.pair_jobs, produce_pairs, f"{system.label}: chosen and rejected", self.console)
+        if self.settings.representation_prompts:
+            self._represent(system, model)
+
+    def _generate(self, system: System, model: _Lazy | None) -> None:
+        if not self.judges:
+            return
+        with self.responses(system) as journal:
+            texts = [messages for _, messages in self.conversations]
+
+            def produce(done: Collection[int]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+                if len(done) == len(texts):
+                    return
+                for index, response in self._generator(system, model).generate(texts, done):
+                    yield index, {"response": response.text, "finished": response.finished, "error": response.error}
+
+            fill(journal, self.prompt_jobs, produce, f"{system.label}: generate", self.console)
+
+    def _generator(self, system: System, model: _Lazy | None) -> Generator:
+        new_tokens = self.settings.max_new_tokens
+        if model is None:
+            return EndpointGenerator(endpoint_of(system, new_tokens, self.settings))
+        if engine_of(system, self.settings) == "vllm":
+            return local_generator(system, new_tokens, self.settings)
+        return TransformersGenerator(model.loaded, new_tokens, self.settings.batch_tokens)
+
+    def _score(
+        self,
+        model: _Lazy,
+        texts: Sequence[list[Message]],
+        responses: Sequence[Sequence[str]],
+        done: Collection[int],
+        ended: bool,
+    ) -> Iterator[tuple[int, list[Likelihood]]]:
+        if len(done) < len(texts):
+            yield from Scorer(model.loaded, self.settings.batch_tokens).score(texts, responses, done, ended)
+
+    def _represent(self, system: System, model: _Lazy) -> None:
+        path = self.representations(system)
+        rows = [(part.name, row) for part in self.sets for row in part.rows][: self.settings.representation_prompts]
+        chosen = {(name, row.id) for name, row in rows}
+        asked = [(key, messages) for key, messages in self.conversations if (key.set, key.id) in chosen]
+        settings = json.loads(
+            json.dumps(
+                {
+                    "model": self.identities[system.label],
+                    "prompts": digest([[*key, messages] for key, messages in asked]),
+                    **self._local_settings(system),
+                }
+            )
+        )
+        if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["settings"] == settings:
+            return  # made from all of them at once, so another choice of prompts simply makes it anew
+        found = compare(system, model.loaded, asked, self.languages, self.settings.batch_tokens, self.console)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps({"settings": settings, **found}, indent=1))
+
+
+class _Lazy:
+    """A local model that is loaded when something needs it."""
+
+    def __init__(self, study: Study, system: System) -> None:
+        self._study = study
+        self._system = system
+
+    @cached_property
+    def loaded(self) -> LocalModel:
+        room = self._study.settings.max_new_tokens
+        with self._study.console.status(f"{self._system.label}: loading"):
+            return load(self._system, chat_of(self._system, room), self._study.device, self._study.dtype)
+
+
+def _plain(found: Sequence[Likelihood]) -> list[list[float]]:
+    return [[likelihood.logp, likelihood.tokens] for likelihood in found]

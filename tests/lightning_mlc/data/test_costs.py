@@ -1,0 +1,152 @@
+"""Tokens of examples, counted by hand: the test tokenizer has one token per byte, its template four around a prompt."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_jsonl
+
+from lightning_mlc.data import MultilingualData
+from lightning_mlc.data.batches import Batch
+from lightning_mlc.data.layout import Layout
+from lightning_mlc.errors import UserError
+
+
+def row(en: int, sw: int | None, zh: int | None, chosen: int, rejected: int) -> dict[str, Any]:
+    """A row whose prompts have so many tokens, template included, and whose responses so many with their end."""
+    prompts = {"en": en, "sw": sw, "zh": zh}
+    return {
+        "prompt": {name: None if tokens is None else "x" * (tokens - 4) for name, tokens in prompts.items()},
+        "chosen": "y" * (chosen - 1),
+        "rejected": "z" * (rejected - 1),
+    }
+
+
+def ready(model: Path, path: Path, **options: Any) -> MultilingualData:
+    data = MultilingualData(train_path=str(path), name_or_path=str(model), val_share=0, **options)
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+ROWS = [row(10, 40, 15, 5, 7), row(10, None, 15, 6, 8), row(20, 80, None, 9, 3)]
+
+
+def test_tokens_by_hand(tiny_model: Path, tmp_path: Path) -> None:
+    counts = ready(tiny_model, write_jsonl(tmp_path / "a.jsonl", ROWS))._counts("train")
+    assert counts.prompts.tolist() == [[10, 40, 15], [10, 0, 15], [20, 80, 0]]
+    assert counts.chosen.tolist() == [5, 6, 9]
+    assert counts.rejected.tolist() == [7, 8, 3]
+    # Two rows of the source, each with the prompt, and the translations.
+    assert counts.in_step(True, True).tolist() == [[32, 40, 15], [34, 0, 15], [52, 80, 0]]
+    assert counts.in_step(False, True).tolist() == [[15, 40, 15], [16, 0, 15], [29, 80, 0]]
+    assert counts.in_step(True, False).tolist() == [[32, 0, 0], [34, 0, 0], [52, 0, 0]]
+    # Of prompts in both languages only: 120 / 30 and 30 / 20.
+    assert counts.relative_to_source().tolist() == [1, 4, 1.5]
+    assert np.isnan(counts.take([1]).relative_to_source()[1])
+
+
+def test_counts_are_those_of_the_batches(tiny_model: Path, tmp_path: Path) -> None:
+    data = ready(tiny_model, write_jsonl(tmp_path / "a.jsonl", ROWS), batch_size=3)
+    (batch,) = data.train_dataloader()
+    tokens = data._counts("train").in_step(True, True)
+    assert sum(rows.num_tokens for rows in batch.responses) == tokens[:, 0].sum()
+    assert sum(rows.num_tokens for rows in batch.prompts) == tokens[:, 1:].sum()
+    moved = batch.to("meta")  # where nothing can be counted any more
+    assert sum(rows.num_tokens for rows in (*moved.responses, *moved.prompts)) == tokens.sum()
+
+
+def many_rows(count: int) -> list[dict[str, Any]]:
+    """Rows of a few to some hundred tokens, some of them without a translation."""
+    generator = np.random.default_rng(0)
+    lengths = np.clip(generator.lognormal(3, 0.8, size=(count, 5)), 6, 120).astype(int).tolist()
+    return [row(en, sw, zh if i % 3 else None, a, a + 1 + b) for i, (en, sw, zh, a, b) in enumerate(lengths)]
+
+
+LAYOUTS = {
+    "padded": (Layout(), 4 / 3),
+    "packed": (Layout(packed=True), 2),
+    "packed, prompts repeated": (Layout(packed=True, share_prompts=False), 2),
+    "one row": (Layout(packed=True, one_row=True), 1),
+}
+"""Layouts, and by how much what they compute may exceed the budget (docs/data.md)."""
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("rejected", "translations"), [(True, True), (False, True), (True, False)])
+def test_memory_is_bounded(tiny_model: Path, tmp_path: Path, rejected: bool, translations: bool, layout: str) -> None:
+    """Of real batches: tokens within the budget, and with padding within so many times of it."""
+    budget = 900
+    data = ready(tiny_model, write_jsonl(tmp_path / "a.jsonl", many_rows(60)), tokens_per_batch=budget)
+    data.with_rejected = rejected
+    data.plan_steps(translations)
+    data.layout, factor = LAYOUTS[layout]
+    ids: list[str] = []
+    used = []
+    for batch in data.train_dataloader():
+        assert isinstance(batch, Batch)
+        run = batch if translations else batch.without_translations()
+        blocks = [*run.responses, *run.prompts]
+        tokens = sum(int(block.attention_mask.sum()) for block in blocks)
+        assert tokens <= budget
+        assert sum(block.input_ids.numel() for block in blocks) <= budget * factor
+        assert torch.unique(torch.cat([block.example for block in blocks])).tolist() == list(range(len(batch)))
+        ids += batch.ids
+        used.append(tokens / budget)
+    assert len(ids) == len(set(ids)) == 60
+    # And the budget is used; of rows that share prompts less, for it counts them for each.
+    assert sum(used) / len(used) > (0.5 if data.layout.packed and data.layout.share_prompts else 0.7)
+
+
+def test_what_steps_do_not_run_leaves_room(tiny_model: Path, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", many_rows(40))
+
+    def batches(rejected: bool, translations: bool) -> int:
+        data = ready(tiny_model, path, tokens_per_batch=900)
+        data.with_rejected = rejected
+        data.plan_steps(translations)
+        return len(list(data.train_dataloader()))
+
+    assert batches(True, True) > batches(False, True) > batches(False, False)
+
+
+def test_an_example_that_exceeds_the_budget_alone(tiny_model: Path, tmp_path: Path) -> None:
+    data = ready(tiny_model, write_jsonl(tmp_path / "a.jsonl", ROWS), tokens_per_batch=80)
+    message = (
+        r"data\.tokens_per_batch: 80 is less than the 132 tokens of a\.jsonl row 3 alone \(most in sw 80, en 52; "
+        r"2 examples have too many\); raise it to 132, lower data\.max_prompt_length or data\.max_response_length, "
+        r"or drop languages \(data\.languages\)"
+    )
+    with pytest.raises(UserError, match=f"^{message}$"):
+        data.plan_steps(translations=True)
+    data.plan_steps(translations=False)  # 52 at most
+
+
+def test_expensive_languages_are_named_once(tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = ready(tiny_model, write_jsonl(tmp_path / "a.jsonl", ROWS))
+    with caplog.at_level(logging.WARNING, logger="lightning_mlc"):
+        data.plan_steps(translations=False)
+        assert not caplog.records
+        data.plan_steps(translations=True)
+    (record,) = caplog.records
+    # 120 of 268 tokens.
+    assert record.getMessage().startswith("prompts in sw (4.0 times, 45% of a step's tokens) take several times")
+    assert "xxx" not in caplog.text
+    caplog.clear()
+    data = ready(tiny_model, write_jsonl(tmp_path / "b.jsonl", [row(10, 29, 15, 5, 7)]))
+    with caplog.at_level(logging.WARNING, logger="lightning_mlc"):
+        data.plan_steps(translations=True)
+    assert not caplog.records
+
+
+def test_one_way_to_size_a_batch(tiny_model: Path, tmp_path: Path) -> None:
+    assert MultilingualData().batch_size == 1
+    with pytest.raises(UserError, match=r"data\.tokens_per_batch: cannot be given beside data\.batch_size 2"):
+        MultilingualData(batch_size=2, tokens_per_batch=100)
+    with pytest.raises(UserError, match=r"data\.tokens_per_batch: must be at least 1"):
+        MultilingualData(tokens_per_batch=0)

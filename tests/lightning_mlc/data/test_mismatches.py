@@ -1,0 +1,74 @@
+"""Which other example's response each example is compared with."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from lightning_mlc.data.mismatches import Mismatch, mismatches
+from lightning_mlc.data.records import Example
+
+
+def pair(prompt: str, chosen: str, rejected: str) -> Example:
+    return Example(prompt, prompt, {"en": [{"role": "user", "content": prompt}]}, chosen, rejected)
+
+
+def labelled(prompt: str, response: str, label: bool) -> Example:
+    chosen, rejected = (response, None) if label else (None, response)
+    return Example(prompt, prompt, {"en": [{"role": "user", "content": prompt}]}, chosen, rejected, labelled=True)
+
+
+def test_of_pairs_the_chosen_and_the_rejected_response_in_turn() -> None:
+    examples = [pair("p", "a", "b"), pair("q", "c", "d"), pair("r", "e", "f"), pair("s", "g", "h")]
+    assert mismatches(examples, "en") == [(1, "chosen"), (2, "rejected"), (3, "chosen"), (0, "rejected")]
+
+
+def test_where_all_refuse_in_the_same_words() -> None:
+    """The next chosen response is the example's own; the rejected one is not."""
+    examples = [pair("p", "No.", "a"), pair("q", "No.", "b"), pair("r", "No.", "c")]
+    assert mismatches(examples, "en") == [(1, "rejected"), (2, "rejected"), (0, "rejected")]
+
+
+def test_another_response_to_the_same_prompt_is_no_mismatch() -> None:
+    examples = [
+        labelled("p", "a", True),
+        labelled("p", "b", False),
+        labelled("p", "c", False),
+        labelled("q", "a", True),
+        labelled("q", "d", False),
+    ]
+    # Row 0 would take row 3, which says the same; rows 3 and 4 go on at the beginning.
+    assert mismatches(examples, "en") == [
+        (4, "rejected"),
+        (3, "chosen"),
+        (3, "chosen"),
+        (1, "rejected"),
+        (0, "chosen"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "examples",
+    [
+        [labelled("p", "a", True)],
+        [labelled("p", "a", True), labelled("p", "b", False)],
+        [labelled("p", "a", True), labelled("q", "a", True)],
+        [pair("p", "a", "b"), pair("q", "b", "a")],
+    ],
+)
+def test_where_there_is_none(examples: list[Example]) -> None:
+    assert mismatches(examples, "en") is None
+
+
+def test_sorted_data_takes_no_quadratic_time() -> None:
+    """50,000 refusals in the same words, then as many answers: comparing each with each would take minutes."""
+    count = 50_000
+    examples = [labelled(f"p{row}", "No.", True) for row in range(count)]
+    examples += [labelled("q", f"a{row}", False) for row in range(count)]
+    started = time.monotonic()
+    found = mismatches(examples, "en")
+    assert time.monotonic() - started < 20  # 2 here
+    assert found is not None
+    assert found[0] == found[count - 1] == Mismatch(count, "rejected")
+    assert found[count] == found[-1] == Mismatch(0, "chosen")

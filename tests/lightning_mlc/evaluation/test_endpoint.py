@@ -1,0 +1,221 @@
+"""The endpoint client against a server that limits the rate, is late, breaks, and declines."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from fake_endpoint import Answer, completion, failure, serve
+
+from lightning_mlc.errors import UserError
+from lightning_mlc.evaluation.endpoint import Endpoint, EndpointGenerator
+from lightning_mlc.evaluation.generation import Response
+
+
+@pytest.fixture(autouse=True)
+def _direct(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+def ask(url: str, texts: list[str], done: set[int] | None = None, **options: Any) -> Iterator[tuple[int, Response]]:
+    settings = {"concurrency": 3, "timeout": 5.0, "retries": 3, "first_pause": 0.01} | options
+    generator = EndpointGenerator(Endpoint(f"{url}#the/model", 48, **settings))
+    return generator.generate([[{"role": "user", "content": text}] for text in texts], done or set())
+
+
+def echo(text: str, before: int) -> Answer:
+    return completion(f" to {text}\n", "length" if text == "long" else "stop")
+
+
+def test_a_request_is_greedy_and_limited_and_its_answer_is_read() -> None:
+    with serve(echo) as served:
+        found = dict(ask(served.url, ["a", "long"]))
+    assert found == {0: Response("to a", True), 1: Response("to long", False)}
+    body = next(body for body in served.bodies if body["messages"][0]["content"] == "a")
+    assert body == {
+        "path": "/v1/chat/completions",
+        "model": "the/model",
+        "messages": [{"role": "user", "content": "a"}],
+        "temperature": 0,
+        "max_tokens": 48,
+    }
+    assert "Authorization" not in served.headers[0]
+
+
+def test_the_key_is_sent_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    with serve(echo) as served:
+        list(ask(served.url, ["a"]))
+    assert served.headers[0]["Authorization"] == "Bearer k"
+
+
+def test_what_is_done_is_not_asked_again_and_no_more_than_so_many_at_once() -> None:
+    def slow(text: str, before: int) -> Answer:
+        time.sleep(0.02)
+        return completion(text)
+
+    texts = [str(number) for number in range(20)]
+    with serve(slow) as served:
+        found = dict(ask(served.url, texts, done={0, 7}))
+    assert found == {number: Response(str(number), True) for number in range(20) if number not in (0, 7)}
+    assert not {"0", "7"} & served.asked.keys()
+    assert served.most_at_once == 3
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        failure(429),
+        failure(500),
+        failure(503, {"Retry-After": "0"}),
+        (200, {}, "<html>not json"),
+        (200, {}, {"choices": []}),
+        (200, {}, {"choices": [{"message": {"content": 7}}]}),
+    ],
+    ids=["rate", "broken", "busy", "no json", "no choice", "no text"],
+)
+def test_what_may_pass_is_asked_again(trouble: Answer) -> None:
+    def behaviour(text: str, before: int) -> Answer:
+        return trouble if before < 2 else completion(f"to {text}")
+
+    with serve(behaviour) as served:
+        assert dict(ask(served.url, ["a", "b"])) == {0: Response("to a", True), 1: Response("to b", True)}
+    assert served.asked == {"a": 3, "b": 3}
+
+
+def test_the_servers_own_pause_is_kept() -> None:
+    def behaviour(text: str, before: int) -> Answer:
+        return failure(429, {"Retry-After": "0.4"}) if before == 0 else completion(text)
+
+    with serve(behaviour) as served:
+        started = time.perf_counter()
+        list(ask(served.url, ["a"]))
+        assert time.perf_counter() - started >= 0.4
+
+
+def test_pauses_grow() -> None:
+    times: list[float] = []
+
+    def behaviour(text: str, before: int) -> Answer:
+        times.append(time.perf_counter())
+        return failure(429) if before < 3 else completion(text)
+
+    with serve(behaviour) as served:
+        list(ask(served.url, ["a"], first_pause=0.1))
+    pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
+    for number, pause in enumerate(pauses):  # 0.1, 0.2, 0.4, each with up to a half of jitter either way
+        assert 0.05 * 2**number <= pause < 0.15 * 2**number + 0.2
+
+
+def test_an_answer_that_is_late_is_asked_for_again() -> None:
+    def behaviour(text: str, before: int) -> Answer:
+        if before == 0:
+            time.sleep(0.6)
+        return completion(text)
+
+    with serve(behaviour) as served:
+        assert dict(ask(served.url, ["a"], timeout=0.2)) == {0: Response("a", True)}
+    assert served.asked["a"] == 2
+
+
+def test_what_stays_without_an_answer_is_told_and_the_others_are_kept() -> None:
+    def behaviour(text: str, before: int) -> Answer:
+        if text == "late":
+            time.sleep(0.5)
+        return failure(429) if text == "limited" else completion(text)
+
+    found: dict[int, str] = {}
+
+    def collect() -> None:
+        for index, response in ask(served.url, ["a", "limited", "b", "late", "c"], retries=1, timeout=0.15):
+            found[index] = response.text
+
+    with serve(behaviour) as served, pytest.raises(UserError) as told:
+        collect()
+    assert found == {0: "a", 2: "b", 4: "c"}
+    message = str(told.value)
+    assert "2 of 5 requests got no answer" in message
+    assert "1 times status 429" in message
+    assert "1 times no answer in time" in message
+    assert "run the same command again" in message
+    assert served.asked["limited"] == 2
+
+
+def test_an_endpoint_that_is_gone_is_not_asked_forever() -> None:
+    with serve(lambda text, before: failure(503)) as served, pytest.raises(UserError) as told:
+        list(ask(served.url, [str(number) for number in range(100)], retries=0))
+    assert len(served.bodies) < 20
+    assert "were not sent any more" in str(told.value)
+
+
+def test_nobody_there() -> None:
+    with serve(echo) as served:
+        url = served.url
+    with pytest.raises(UserError, match="2 of 2 requests got no answer"):
+        list(ask(url, ["a", "b"], retries=1))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        failure(400, code="content_filter"),
+        failure(403, type="content_policy_violation"),
+        completion(None, "content_filter"),
+    ],
+)
+def test_what_the_filter_declines_is_a_response_that_is_not_there(answer: Answer) -> None:
+    with serve(lambda text, before: answer if text == "bad" else completion(text)) as served:
+        assert dict(ask(served.url, ["bad", "a"])) == {0: Response("", True, "content filter"), 1: Response("a", True)}
+    assert served.asked["bad"] == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (failure(401, code="invalid_api_key"), "status 401 (code invalid_api_key); is OPENAI_API_KEY set?"),
+        (failure(404, type="not_found"), "status 404 (type not_found)"),
+        (failure(400, param="temperature"), "status 400 (param temperature)"),
+        ((400, {}, "no json"), "status 400"),
+    ],
+)
+def test_what_will_never_work_stops_at_once_and_repeats_no_text(answer: Answer, said: str) -> None:
+    with serve(lambda text, before: answer) as served, pytest.raises(UserError) as told:
+        list(ask(served.url, [str(number) for number in range(50)], retries=5))
+    assert said in str(told.value)
+    assert "SECRET" not in str(told.value)
+    assert len(served.bodies) <= 6
+
+
+def test_newer_models_get_the_limit_by_its_new_name() -> None:
+    def behaviour(text: str, before: int) -> Answer:
+        if before == 0 and text != "c":
+            time.sleep(0.05)  # so that both are on their way before either is refused
+            return failure(400, param="max_tokens", code="unsupported_parameter")
+        return completion(text)
+
+    with serve(behaviour) as served:
+        assert dict(ask(served.url, ["a", "b", "c"], concurrency=2)) == {
+            0: Response("a", True),
+            1: Response("b", True),
+            2: Response("c", True),
+        }
+    assert sorted(
+        (body["messages"][0]["content"], body.get("max_completion_tokens")) for body in served.bodies[2:]
+    ) == [
+        ("a", 48),
+        ("b", 48),
+        ("c", 48),
+    ]
+
+
+def test_empty_answers_are_answers() -> None:
+    with serve(lambda text, before: completion("" if text == "a" else None)) as served:
+        assert dict(ask(served.url, ["a", "b"])) == {0: Response("", True), 1: Response("", True)}

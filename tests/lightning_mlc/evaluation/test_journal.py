@@ -1,0 +1,127 @@
+"""The journal: what a killed process leaves, and what is refused rather than mixed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lightning_mlc.errors import UserError
+from lightning_mlc.evaluation.journal import Job, Journal, Key, digest
+
+
+def job(number: int, text: str = "text") -> Job:
+    return Job(Key("set", f"r{number}", "sw"), digest(text))
+
+
+def lines(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def test_records_are_one_line_each_and_are_there_again(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "responses.jsonl"
+    with Journal(path, {"model": "m"}) as journal:
+        journal.add(job(1), {"response": "habari\nyako \u2028 ndugu"})
+    assert lines(path) == [
+        {"set": "set", "id": "r1", "language": "sw", "input": digest("text"), "response": "habari\nyako \u2028 ndugu"}
+    ]
+    with Journal(path, {"model": "m"}) as journal:
+        assert journal.has(job(1))
+        assert not journal.has(job(2))
+        journal.add(job(2), {"response": ""})
+    assert [record["id"] for record in lines(path)] == ["r1", "r2"]
+
+
+def test_half_a_line_is_dropped_and_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "responses.jsonl"
+    with Journal(path, {}) as journal:
+        journal.add(job(1), {"response": "a"})
+        journal.add(job(2), {"response": "जवाब"})
+    whole = path.read_bytes()
+    for cut in (1, 2, 5, 40):  # in the newline, in a character of three bytes, ...
+        path.write_bytes(whole[:-cut])
+        with Journal(path, {}) as journal:
+            assert (journal.has(job(1)), journal.has(job(2))) == (True, False)
+            journal.add(job(2), {"response": "जवाब"})
+        assert path.read_bytes() == whole
+
+
+def test_a_killed_writer_loses_nothing_that_it_was_told_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "responses.jsonl"
+    code = (
+        "import sys; from lightning_mlc.evaluation.journal import *\n"
+        f"with Journal(__import__('pathlib').Path({str(path)!r}), {{}}) as journal:\n"
+        "    for number in range(10**6):\n"
+        "        journal.add(Job(Key('s', str(number), 'en'), 'x'), {'response': 'y' * 50})\n"
+        "        print(number, flush=True)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    said = [process.stdout.readline() for _ in range(200)]
+    os.kill(process.pid, signal.SIGKILL)
+    said += process.stdout.readlines()
+    process.wait()
+    told = [line for line in said if line.endswith("\n")]
+    with Journal(path, {}) as journal:
+        assert len(journal.records) >= len(told) >= 200
+
+
+@pytest.mark.parametrize(
+    ("begun", "now", "named"),
+    [
+        ({"max_new_tokens": 48}, {"max_new_tokens": 64}, "max_new_tokens: 48 there, 64 here"),
+        ({"model": {"files": "a"}}, {"model": {"files": "b"}}, "model"),
+        ({}, {"engine": "vllm"}, "engine: None there, vllm here"),
+    ],
+)
+def test_other_settings_are_refused(
+    tmp_path: Path, begun: dict[str, object], now: dict[str, object], named: str
+) -> None:
+    path = tmp_path / "responses.jsonl"
+    with Journal(path, begun) as journal:
+        journal.add(job(1), {})
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="made with other settings") as refused, Journal(path, now):
+        pass
+    assert named in str(refused.value)
+    assert path.read_bytes() == before
+
+
+def test_settings_may_change_while_there_is_no_record(tmp_path: Path) -> None:
+    with Journal(tmp_path / "a.jsonl", {"x": 1}):
+        pass
+    with Journal(tmp_path / "a.jsonl", {"x": 2}) as journal:
+        journal.add(job(1), {})
+    with pytest.raises(UserError, match="x: 2 there, 1 here"), Journal(tmp_path / "a.jsonl", {"x": 1}):
+        pass
+
+
+def test_another_text_under_the_same_id_is_refused(tmp_path: Path) -> None:
+    with Journal(tmp_path / "a.jsonl", {}) as journal:
+        journal.add(job(1), {})
+        with pytest.raises(UserError, match=r"'r1' \(sw\) of the set 'set' from another text"):
+            journal.has(job(1, "changed"))
+
+
+def test_two_writers_at_once_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    with (
+        Journal(tmp_path / "a.jsonl", {}),
+        pytest.raises(UserError, match="another process is writing"),
+        Journal(tmp_path / "a.jsonl", {}),
+    ):
+        pass
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    with Journal(path, {}) as journal:
+        journal.add(job(1), {})
+    path.write_bytes(path.read_bytes() + b"{nonsense}\n" + b'{"set": 1}\n')
+    with pytest.raises(UserError, match="line 2 is damaged"), Journal(path, {}):
+        pass

@@ -1,0 +1,67 @@
+"""What gradient checkpointing keeps, kept in CPU memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+from transformers import AutoModelForCausalLM
+
+from lightning_mlc.data.rows import CHOSEN, REJECTED, Row, TokenRows
+from lightning_mlc.models.policy import Policy
+
+ROWS = TokenRows.pad([Row((1, 2, 3), (4, 5), 0, 0, CHOSEN), Row((1, 2, 3), (6,), 0, 0, REJECTED)], pad_id=0)
+
+
+def gradients(model: Any, offload: bool, rows: TokenRows = ROWS) -> list[torch.Tensor]:
+    """Of all parameters, as `model.activation_offload` has them computed."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False}, offload=offload)
+    policy = Policy(model).train()
+    policy.zero_grad()
+    out = policy(rows.to(model.device), 2)
+    assert out.states is not None
+    (out.logps.sum() + out.states.square().sum()).backward()
+    return [parameter.grad.clone() for parameter in policy.parameters() if parameter.grad is not None]
+
+
+def test_the_input_of_each_layer_is_offloaded_and_nothing_else(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a GPU there is no pinned memory to offload to: here its place is taken by other memory of the CPU."""
+    offloaded: list[tuple[int, ...]] = []
+
+    class SaveElsewhere(saved_tensors_hooks):
+        def __init__(self, pin_memory: bool, device_type: str) -> None:
+            assert pin_memory
+
+            def pack(tensor: torch.Tensor) -> torch.Tensor:
+                offloaded.append(tuple(tensor.shape))
+                return tensor.clone()
+
+            super().__init__(pack, lambda tensor: tensor)
+
+    monkeypatch.setattr("transformers.modeling_utils.save_on_cpu", SaveElsewhere)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    kept = gradients(model, offload=False)
+    assert offloaded == []
+    moved = gradients(model, offload=True)
+    assert offloaded == [(2, 5, 32)] * 3  # rows, tokens and width of the model, for each of its layers
+    assert all(torch.equal(*pair) for pair in zip(kept, moved, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_it_takes_less_memory_there_for_the_same_gradients(tiny_model: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).cuda()
+    long = TokenRows.pad([Row(tuple(range(200)) * 20, (4, 5), 0, 0, CHOSEN)], pad_id=0)
+    results, peaks = [], []
+    for offload in (False, True):
+        torch.cuda.reset_peak_memory_stats()
+        results.append(gradients(model, offload, long))
+        peaks.append(torch.cuda.max_memory_allocated())
+    for kept, moved in zip(*results, strict=True):
+        torch.testing.assert_close(moved, kept)  # sums of a GPU have no fixed order
+    assert peaks[1] < peaks[0]
