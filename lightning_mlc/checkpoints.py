@@ -20,6 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lightning_mlc.checkpoint_format import is_folder, read_checkpoint
 from lightning_mlc.errors import UserError
 from lightning_mlc.metrics_file import MetricsFile
 
@@ -47,6 +48,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 f"checkpoint: cannot write {target} ({_one_line(error)}); training stopped, the checkpoints before it "
                 "are whole: make room and continue with --ckpt_path last"
             ) from error
+
+    def load_checkpoint(self, path: Any, *_arguments: Any, **_keywords: Any) -> dict[str, Any]:
+        """The checkpoint at ``path``, also if that is a folder of FSDP2, with nothing in it run."""
+        return read_checkpoint(Path(path))
 
 
 class Checkpoint(ModelCheckpoint):
@@ -125,7 +130,7 @@ def checkpoint_files(out: Path) -> list[Path]:
 def _is_whole(path: Path) -> bool:
     """Whether ``path`` is a checkpoint that was written to its end."""
     if path.is_dir():  # of several processes: what lists the parts is written last
-        return (path / "meta.pt").is_file() and (path / ".metadata").is_file()
+        return is_folder(path)
     return zipfile.is_zipfile(path)
 
 

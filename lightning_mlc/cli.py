@@ -18,6 +18,7 @@ COMMANDS = {
     "validate": "measure a model or a checkpoint on the validation data, per language",
     "test": "the same on data.test_path",
     "predict": "generate responses to the prompts, in every language",
+    "estimate": "say how much memory a configuration takes on each GPU, without loading a model",
     "evaluate": "is a model safe in every language: generate, judge, measure, compare",
     "export": "turn a checkpoint into a Hugging Face folder",
 }
@@ -56,6 +57,10 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         if args[0] == "export":
             _export(args[1:])
+        elif args[0] == "estimate":
+            from lightning_mlc.estimate_cli import run as run_estimate
+
+            run_estimate(args[1:])
         elif args[0] == "evaluate":
             from lightning_mlc.evaluation.cli import run as evaluate
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import shutil
 import tempfile
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
+from lightning_mlc.checkpoint_format import read_checkpoint
 from lightning_mlc.errors import UserError
 from lightning_mlc.models.loading import ModelSource, load_tokenizer
 from lightning_mlc.models.lora import LoRA, add_lora
@@ -30,7 +30,7 @@ def export(ckpt_path: str | Path, out: str | Path, tokenizer: str | None = None,
     weights as they were before it was quantised would be another model than the one that was validated.
 
     Args:
-        ckpt_path: A checkpoint file that ``fit`` wrote.
+        ckpt_path: A checkpoint that ``fit`` wrote: a file, or a folder of FSDP2.
         out: The folder to write; it must not exist or be empty.
         tokenizer: Where the tokenizer is; by default where the model was trained from.
         adapters: Write the LoRA adapters alone, as a ``peft`` folder.
@@ -45,7 +45,7 @@ def export(ckpt_path: str | Path, out: str | Path, tokenizer: str | None = None,
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--out: {folder} exists and is not an empty folder; give another one")
-    checkpoint = read_checkpoint(ckpt_path)
+    checkpoint = read_checkpoint(Path(ckpt_path), wanted={"state_dict", Provenance.KEY})
     provenance = Provenance.read(checkpoint)
     model = restore(checkpoint, merge=not adapters)
     text = load_tokenizer(ModelSource(**provenance.source) if tokenizer is None else ModelSource(tokenizer))
@@ -89,24 +89,6 @@ def restore(checkpoint: dict[str, Any], merge: bool = True) -> Any:
     if provenance.generation_config is not None:
         model.generation_config = GenerationConfig.from_dict(provenance.generation_config)
     return model
-
-
-def read_checkpoint(ckpt_path: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint file, read without running any code in it.
-
-    Raises:
-        UserError: There is no such file, or it is not a checkpoint.
-    """
-    path = Path(ckpt_path)
-    if not path.is_file():
-        raise UserError(f"--ckpt_path: there is no file {path}; `fit` writes checkpoints below its out folder")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        raise UserError(f"--ckpt_path: {path} is not a checkpoint that lightning-mlc wrote") from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise UserError(f"--ckpt_path: {path} is not a checkpoint that lightning-mlc wrote")
-    return checkpoint
 
 
 def _with_adapters(provenance: Provenance, source: ModelSource, weights: dict[str, torch.Tensor], merge: bool) -> Any:

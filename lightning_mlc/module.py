@@ -38,6 +38,7 @@ from lightning_mlc.models.loading import (
     load_config,
     load_tokenizer,
 )
+from lightning_mlc.models.logprobs import head_agrees
 from lightning_mlc.models.lora import LoRA, add_lora
 from lightning_mlc.models.policy import Policy, num_layers, resolve_layer
 from lightning_mlc.models.quantization import require_quantizable, require_whole
@@ -51,6 +52,7 @@ from lightning_mlc.reference import (
     precompute,
 )
 from lightning_mlc.schedules import Warmup
+from lightning_mlc.sharding import FSDP2, require_supported
 
 PROGRESS = {"loss": "loss", "mlc/loss": "mlc", "rewards/accuracies": "acc"}
 """What the progress bar shows, and the short names it has room for."""
@@ -173,6 +175,9 @@ class AlignmentModule(LightningModule):
         precision = str(self.trainer.precision)
         dtype_of(precision)
         device = self.trainer.strategy.root_device
+        require_supported(self.trainer.strategy)
+        if self._sharding is not None:
+            self._require_shardable()
         if self.activation_offload and device.type == "cpu":
             raise UserError(
                 "model.activation_offload: the model is on the CPU, and its activations with it; "
@@ -185,10 +190,7 @@ class AlignmentModule(LightningModule):
             if self._needs_mismatched:
                 data.check_mismatches()
             self.consistency.require_pairs(data.kind == "pairs")
-            data.with_rejected = self._needs_rejected
-            data.with_mismatched = self._needs_mismatched
-            in_all, in_source = self.consistency.needs.responses, self.objective is not None
-            data.responses_in = "all" if in_all else "source" if in_source else "none"
+            self.choose_rows(data)
         if stage == "fit":
             self.consistency.require_languages(data.languages)
             self._require_gradients_everywhere()
@@ -205,6 +207,26 @@ class AlignmentModule(LightningModule):
         self.languages = data.languages
         if stage != "predict":
             self._metrics = self._make_metrics(self.languages, data.kind)
+
+    def _require_shardable(self) -> None:
+        """Refuse what a model that is shared out over processes cannot do, or is not known to."""
+        if self.lora is not None and self.lora.quantize is not None:
+            raise UserError(
+                "model.lora.quantize: a quantised model cannot be shared out over processes; set it to null, "
+                "or trainer.strategy to ddp"
+            )
+        if self.compiles:
+            raise UserError(
+                "model.compile: not with a model that is shared out over processes; set it to false, "
+                "or trainer.strategy to ddp"
+            )
+
+    def choose_rows(self, data: Any) -> None:
+        """Tell ``data``, a :class:`~lightning_mlc.data.MultilingualData`, which rows training runs."""
+        data.with_rejected = self._needs_rejected
+        data.with_mismatched = self._needs_mismatched
+        in_all, in_source = self.consistency.needs.responses, self.objective is not None
+        data.responses_in = "all" if in_all else "source" if in_source else "none"
 
     def _require_gradients_everywhere(self) -> None:
         """Refuse what DDP would stumble over in its second step."""
@@ -228,20 +250,44 @@ class AlignmentModule(LightningModule):
         if self._needs_reference(self.consistency.needs) and not self.trainer.predicting:
             # Without adapters only a model just loaded is the initial one; it may have been trained since.
             self._set_up_reference(self.policy if loaded_now or self.lora is not None else None)
+        if loaded_now and self._sharding is not None:
+            self._shard(self._sharding)
 
     def _set_up_reference(self, initial: Policy | None) -> None:
         """The reference, of the ``initial`` model if it is at hand: now, before a checkpoint takes its place."""
         if self.reference.mode == "precomputed":
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-            load = self._load_policy if initial is None else lambda: initial
+
+            def load() -> Policy:
+                policy = initial or self._load_policy()
+                return policy if self._sharding is None else self._sharding.shard(policy, precision)
+
+            precision = str(self.trainer.precision)
             translations = self.consistency.needs.reference_translations
             self._reference = precompute(self.trainer, data, load, self._initial, str(self.source), translations)
         elif self._reference is None:
             self._reference = OnlineReference(initial or self._load_policy())
 
     @property
+    def _sharding(self) -> FSDP2 | None:
+        """The strategy, if it shares the model out over processes."""
+        strategy = self.trainer.strategy
+        return strategy if isinstance(strategy, FSDP2) else None
+
+    def _shard(self, sharding: FSDP2) -> None:
+        for policy in self.policies():
+            sharding.shard(policy, str(self.trainer.precision))
+        if self.representation is not None:
+            sharding.shard_methods(self.representation, "extract")
+
+    @property
     def _needs_rejected(self) -> bool:
         return self.consistency.needs.responses or (self.objective is not None and self.objective.needs_rejected)
+
+    @property
+    def keeps_reference(self) -> bool:
+        """Whether a model of its own is in memory to measure the policy against."""
+        return self._needs_reference(self.consistency.needs) and self.reference.mode == "online" and self.lora is None
 
     @property
     def _needs_mismatched(self) -> bool:
@@ -251,6 +297,19 @@ class AlignmentModule(LightningModule):
         return needs.reference or (self.objective is not None and self.objective.needs_reference)
 
     def _choose_layout(self, policy: Policy) -> Layout:
+        if self._sharding is None:
+            return self._layout_of(policy)
+        # Only process 0 has weights to try things with, and all must run the same passes.
+        layout = None
+        if self.trainer.is_global_zero:
+            layout = self._layout_of(policy)
+            with uncompiled():
+                policy.in_two_parts = head_agrees(policy.causal_lm, torch.arange(8)[None])
+        layout, policy.in_two_parts = self._sharding.broadcast((layout, policy.in_two_parts))
+        assert layout is not None
+        return layout
+
+    def _layout_of(self, policy: Policy) -> Layout:
         if self.packing is False:
             return Layout()
         with uncompiled():
@@ -266,26 +325,31 @@ class AlignmentModule(LightningModule):
     def _load_policy(self) -> Policy:
         model: Any
         precision = str(self.trainer.precision)
+        # Of a model to be shared out, process 0 reads the weights for all.
+        weights = self._sharding is None or self.trainer.is_global_zero
         if self.lora is None:
-            model = load_causal_lm(self.source, dtype_of(precision), self.attn_implementation)
+            model = load_causal_lm(self.source, dtype_of(precision), self.attn_implementation, weights)
         else:
             device = self.trainer.strategy.root_device
-            model = self.lora.load_base(self.source, frozen_dtype_of(precision), device, self.attn_implementation)
+            dtype = frozen_dtype_of(precision)
+            model = self.lora.load_base(self.source, dtype, device, self.attn_implementation, weights)
         if self.reference.mode == "precomputed" and not self._initial and not self.trainer.predicting:
             self._initial = describe_model(model, precision) if self.trainer.is_global_zero else {}
+        policy = self.build_policy(model, self.activation_offload)
+        if self.compiles and not self.trainer.predicting:  # generation calls the layers in other ways
+            policy.compile_layers()
+        return policy
+
+    def build_policy(self, model: Any, offload: bool = False) -> Policy:
+        """``model`` as it is trained: with adapters, if any, and gradient checkpointing (``offload`` what it keeps)."""
         if self.lora is not None:
             model = add_lora(model, self.lora)
         if self.gradient_checkpointing:
-            model.gradient_checkpointing_enable(
-                gradient_checkpointing_kwargs={"use_reentrant": False}, offload=self.activation_offload
-            )
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False}, offload=offload)
             if self.lora is not None:
                 model.enable_input_require_grads()
-        policy = Policy(model)
-        if self.compiles and not self.trainer.predicting:  # generation calls the layers in other ways
-            policy.compile_layers()
         # transformers returns models in eval mode, where dropout and gradient checkpointing do nothing.
-        return policy.train()
+        return Policy(model).train()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         assert self.policy is not None
@@ -314,8 +378,8 @@ class AlignmentModule(LightningModule):
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Leave the translations behind on steps that do not run them."""
         if self.trainer.training and not self.consistency.terms_at(self.trainer.global_step):
-            return batch.without_translations()
-        return batch
+            batch = batch.without_translations()
+        return batch if self._sharding is None else self._sharding.with_equal_passes(batch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         assert self.policy is not None
@@ -334,7 +398,7 @@ class AlignmentModule(LightningModule):
                 consistency_loss, consistency_metrics = self._consistency_terms(batch, grid, reference, terms)
             loss = loss + consistency_loss
             metrics |= consistency_metrics
-        elif self.representation is not None:
+        elif self.representation is not None and self._sharding is None:
             # DDP expects every trainable parameter in every backward pass; the zero gradient is
             # dropped again in `on_before_optimizer_step`.
             loss = loss + sum(p.sum() for p in self.representation.parameters() if p.requires_grad) * 0.0
@@ -587,17 +651,14 @@ class AlignmentModule(LightningModule):
             self._tokenizer = load_tokenizer(self.source)
         records = []
         for rows in batch.prompts:
-            generated = self.policy.causal_lm.generate(  # type: ignore[operator]
-                input_ids=rows.input_ids,
-                attention_mask=rows.attention_mask,
-                max_new_tokens=self.max_new_tokens,
-                do_sample=False,
-            )
+            generated = self.policy.generate(rows, self.max_new_tokens, together=self._sharding is not None)
             responses = self._tokenizer.batch_decode(generated[:, rows.input_ids.shape[1] :], skip_special_tokens=True)
-            for example, language, response in zip(
-                rows.example.tolist(), rows.language.tolist(), responses, strict=True
+            for example, language, leads, response in zip(
+                rows.example.tolist(), rows.language.tolist(), rows.leads.tolist(), responses, strict=True
             ):
-                records.append({"id": batch.ids[example], "language": batch.languages[language], "response": response})
+                if leads:
+                    where = {"id": batch.ids[example], "language": batch.languages[language]}
+                    records.append({**where, "response": response})
         return records
 
     # ---- checkpoints --------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from lightning_mlc.errors import Interrupted, UserError
 from lightning_mlc.metrics_file import MetricsFile
 from lightning_mlc.module import AlignmentModule
 from lightning_mlc.objectives import Objective, Sum
+from lightning_mlc.sharding import require_supported
 from lightning_mlc.speed import Speed
 
 OBJECTIVE = "model.objective"
@@ -168,6 +169,7 @@ class TrainingCLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         if config["fast_dev_run"]:  # which writes nothing
             callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
+        require_supported(config["strategy"])
         try:
             return super()._instantiate_trainer(config, callbacks)
         except (ValueError, MisconfigurationException) as error:  # options that Lightning itself refuses
@@ -269,13 +271,14 @@ def run(args: Sequence[str]) -> TrainingCLI:
         lambda record: "Tip" not in record.getMessage()  # advertisements
     )
     try:
-        return _cli(args)
+        return make_cli(args)
     except SIGTERMException as error:  # with which Lightning would exit as if the run were done
         raise Interrupted("stopped by a signal; continue with the same command and --ckpt_path last") from error
 
 
-def _cli(args: Sequence[str]) -> TrainingCLI:
-    return TrainingCLI(
+def make_cli(args: Sequence[str], kind: type[TrainingCLI] = TrainingCLI) -> TrainingCLI:
+    """The command line of ``kind``, made of ``args`` (subcommand first) and run."""
+    return kind(
         AlignmentModule,
         MultilingualData,
         args=_with_torch_optimizers(_with_shipped_configs(args)),

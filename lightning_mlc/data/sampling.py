@@ -123,7 +123,7 @@ class EvaluationBatches(Sampler[MicroBatch]):
     def __init__(self, sizes: Sizes, batch_size: int, world_size: int = 1, rank: int = 0) -> None:
         count = len(sizes.groups)
         starts = list(range(0, count, batch_size))
-        starts += starts[: -len(starts) % world_size]
+        starts += [starts[i % len(starts)] for i in range(-len(starts) % world_size)]
         self._batches = []
         for start in starts[rank::world_size]:
             indices = tuple(range(start, min(start + batch_size, count)))

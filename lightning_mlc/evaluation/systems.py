@@ -47,10 +47,11 @@ class System:
 
     @cached_property
     def _checkpoint(self) -> dict[str, Any]:
-        from lightning_mlc.export import read_checkpoint
+        from lightning_mlc.checkpoint_format import read_checkpoint
+        from lightning_mlc.provenance import Provenance
 
         with naming_models():
-            return read_checkpoint(self.spec)
+            return read_checkpoint(Path(self.spec), wanted={"state_dict", Provenance.KEY})
 
     @property
     def source(self) -> ModelSource:

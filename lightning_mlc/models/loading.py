@@ -111,11 +111,17 @@ def load_config(source: ModelSource) -> PreTrainedConfig:
 
 
 def load_causal_lm(
-    source: ModelSource, dtype: torch.dtype, attn_implementation: str | None = None, **options: Any
+    source: ModelSource,
+    dtype: torch.dtype,
+    attn_implementation: str | None = None,
+    weights: bool = True,
+    **options: Any,
 ) -> PreTrainedModel:
     """The model of ``source`` in ``dtype``, in eval mode and on the CPU, unless ``options`` say otherwise.
 
     ``options`` are keywords of ``from_pretrained``, beside those of ``source``.
+
+    Without ``weights`` it is on the ``meta`` device, which holds shapes alone: nothing but its configuration is read.
 
     Raises:
         UserError: There is none, it cannot be read, or it is not a causal LM.
@@ -123,6 +129,13 @@ def load_causal_lm(
     keywords: dict[str, Any] = {"dtype": dtype, **options}
     if attn_implementation is not None:
         keywords["attn_implementation"] = attn_implementation
+    if not weights:
+        with torch.device("meta"):
+            shell: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                load_config(source), trust_remote_code=source.trust_remote_code, **keywords
+            )
+        shell.eval()  # type: ignore[no-untyped-call]
+        return shell
     if source.is_gguf:
         # Else the weights stay packed, and cannot be trained, wherever the hub has a kernel for the device.
         keywords["quantization_config"] = GgufConfig(dequantize=True)

@@ -47,11 +47,16 @@ class LoRA:
         return asdict(self)
 
     def load_base(
-        self, source: ModelSource, dtype: torch.dtype, device: torch.device, attn_implementation: str | None = None
+        self,
+        source: ModelSource,
+        dtype: torch.dtype,
+        device: torch.device,
+        attn_implementation: str | None = None,
+        weights: bool = True,
     ) -> PreTrainedModel:
         """The model under the adapters: in ``dtype`` and on the CPU, or quantised on ``device``."""
         options = {} if self.quantize is None else loading_options(self.quantize, dtype, device)
-        model = load_causal_lm(source, dtype, attn_implementation, **options)
+        model = load_causal_lm(source, dtype, attn_implementation, weights, **options)
         keep_trainable(model)
         return model
 

@@ -46,7 +46,7 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self._accepted = frozenset(inspect.signature(self.causal_lm.forward).parameters)
-        self._in_two_parts: bool | None = None
+        self.in_two_parts: bool | None = None
         """Whether decoder and head can be run one after the other; None until the first responses come."""
         self._compiled = False
 
@@ -119,12 +119,34 @@ class Policy(nn.Module):
             states = states.flatten(0, 1).index_select(0, rows.prompt_end)
         return RowOutputs(logps, rows.response_tokens.float(), states, pooled)
 
+    def generate(self, rows: TokenRows, max_new_tokens: int, together: bool) -> Tensor:
+        """(N, T + S) int64: the prompts ``rows`` (N, T, padded on the left) and greedy responses of S tokens at most.
+
+        Args:
+            rows: Prompts, one a row.
+            max_new_tokens: Longest response.
+            together: Whether processes meet in every pass, and so go on until the last response of any is complete.
+        """
+        generated: Tensor = self.causal_lm.generate(  # type: ignore[operator]
+            input_ids=rows.input_ids,
+            attention_mask=rows.attention_mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            synced_gpus=together,
+        )
+        return generated
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder's layers."""
+        return self._layers()[2]
+
     def _runs_in_two_parts(self, rows: TokenRows) -> bool:
-        if self._in_two_parts is None:
+        if self.in_two_parts is None:
             # A few tokens are enough, and any will do.
             with uncompiled():
-                self._in_two_parts = head_agrees(self.causal_lm, rows.input_ids[:1, -8:])
-        return self._in_two_parts
+                self.in_two_parts = head_agrees(self.causal_lm, rows.input_ids[:1, -8:])
+        return self.in_two_parts
 
     def _run(self, module: nn.Module, rows: TokenRows) -> Any:
         keywords = attention_arguments(self.causal_lm.config, rows, self.causal_lm.dtype)

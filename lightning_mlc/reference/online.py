@@ -11,10 +11,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from lightning_mlc.checkpoint_format import load_into
 from lightning_mlc.data.batches import Batch
 from lightning_mlc.forward import Grid, run_batch
 from lightning_mlc.models.policy import Policy
 from lightning_mlc.reference.scores import ReferenceScores
+from lightning_mlc.sharding import move
 
 
 @contextmanager
@@ -71,14 +73,14 @@ class OnlineReference:
     def score(self, batch: Batch, translations: bool = False, pool: bool = False) -> Grid:
         """Log-probabilities of the responses in ``batch``, without gradients."""
         rows = dataclasses.replace(batch, prompts=()) if translations else batch.without_translations()
-        self._policy.to(batch.keys.device)
+        move(self._policy, batch.keys.device)
         with as_reference(self._policy):
             return run_batch(self._policy, rows, pool=pool)
 
     @torch.no_grad()
     def update(self, policy: Policy, share: float) -> None:
         """Move each weight of a reference of its own towards the policy's: ``share * policy + (1 - share) * old``."""
-        self._policy.to(next(policy.parameters()).device)
+        move(self._policy, next(policy.parameters()).device)
         for own, other in zip(self._policy.parameters(), policy.parameters(), strict=True):
             own.lerp_(other, share)
         self._evaluated.clear()  # they were those of the old weights
@@ -89,5 +91,5 @@ class OnlineReference:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take the weights that :meth:`state_dict` gave."""
-        self._policy.load_state_dict(state)
+        load_into(self._policy.state_dict(), state)
         self._evaluated.clear()

@@ -19,6 +19,7 @@ from lightning_mlc.models.policy import Policy
 from lightning_mlc.reference.online import as_reference
 from lightning_mlc.reference.scores import ReferenceScores
 from lightning_mlc.reference.store import ScoreStore
+from lightning_mlc.sharding import FSDP2, move
 
 SECONDS_PER_SHARD = 30.0
 """How much work a process that is killed can lose."""
@@ -97,8 +98,10 @@ def _scores(
         store.explain_absence()
     loader = data.scoring_loader(split, in_source, frozenset(missing))
     languages = 1 if in_source else len(data.languages)
-    with _progress_bar(trainer) as bar, as_reference(initial().to(trainer.strategy.root_device)) as policy:
-        batches = bar.track(loader, description=f"Reference, {NAMES[split]} data")
+    with _progress_bar(trainer) as bar, as_reference(move(initial(), trainer.strategy.root_device)) as policy:
+        batches: Iterable[Batch] = bar.track(loader, description=f"Reference, {NAMES[split]} data")
+        if isinstance(trainer.strategy, FSDP2):
+            batches = trainer.strategy.in_step(batches)
         new = _keep((_score(policy, batch, languages, trainer) for batch in batches), store)
     return ReferenceScores.union([known, *_of_all_processes(new, trainer)])
 

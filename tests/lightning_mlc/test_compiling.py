@@ -114,8 +114,9 @@ def test_a_copy_is_compiled_and_has_its_own_weights(tiny_model: Path) -> None:
 
 def test_without_a_compiler() -> None:
     without = torch._inductor.config.patch({"cpp.cxx": ("/nowhere/g++",), "force_disable_caches": True})
-    with without, pytest.raises(
-        UserError, match=r"^model\.compile: torch\.compile does not work on this machine \(.+\); inst"
+    with (
+        without,
+        pytest.raises(UserError, match=r"^model\.compile: torch\.compile does not work on this machine \(.+\); inst"),
     ):
         require_compiler(torch.device("cpu"))
     require_compiler(torch.device("cpu"))

@@ -15,7 +15,16 @@ from lightning_mlc.training_cli import TrainingCLI, run, shipped_configs
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = shipped_configs()
-OVERLAYS = {"lora", "qlora", "logger/tensorboard", "logger/wandb", "paper/qwen2.5-7b", "paper/gemma-2-9b"}
+OVERLAYS = {
+    "lora",
+    "qlora",
+    "logger/tensorboard",
+    "logger/wandb",
+    "paper/qwen2.5-7b",
+    "paper/gemma-2-9b",
+    "strategy/ddp",
+    "strategy/fsdp2",
+}
 SECTIONS = {"trainer", "model", "data", "logger"}
 """Keys that only hold others, and say so by their name; like ``class_path`` and ``init_args``."""
 
@@ -40,6 +49,8 @@ def test_a_step_runs(name: str, tiny_model: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)  # the loggers' folders are relative
     if name.startswith("logger/"):
         pytest.importorskip(Path(name).name)
+    if name.startswith("strategy/"):
+        pytest.skip("takes processes of its own: test_layouts.py")
     if name == "qlora":
         pytest.importorskip("bitsandbytes")
     model = tiny_model

@@ -85,7 +85,7 @@ def test_a_resumed_epoch_goes_on_with_the_next_micro_batch() -> None:
     assert rest == whole[5:]
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 7, 16])
 def test_evaluation_sees_all_on_any_number_of_processes(world: int) -> None:
     ranks = [[m.indices for m in EvaluationBatches(SIZES, 4, world, rank)] for rank in range(world)]
     assert len({len(rank) for rank in ranks}) == 1

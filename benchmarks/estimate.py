@@ -1,0 +1,125 @@
+"""``python -m benchmarks.estimate``: what ``lightning-mlc estimate`` says, against what a training step takes.
+
+Each case is a run of a few steps in a process of its own, on the CPU. Measured is the most memory that the process has
+resident while it computes the gradients of its last step, less what it had before the model was loaded. Estimated
+is the same step: its batch, on the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from benchmarks.environment import environment
+from lightning_mlc.data.batches import Batch
+from lightning_mlc.estimate import estimate, setup_of
+from lightning_mlc.training_cli import run
+
+STEPS = 3
+GB = 10**9
+
+CASES: dict[str, list[str]] = {
+    "DPO": [],
+    "DPO, 4 examples": ["--data.batch_size=4"],
+    "DPO, gradient checkpointing": ["--model.gradient_checkpointing=true"],
+    "DPO, 4 examples, gradient checkpointing": ["--data.batch_size=4", "--model.gradient_checkpointing=true"],
+    "DPO, LoRA": ["--config=lora"],
+    "DPO, LoRA, gradient checkpointing": ["--config=lora", "--model.gradient_checkpointing=true"],
+    "DPO, two micro-batches a step": ["--trainer.accumulate_grad_batches=2"],
+    "DPO, bf16-mixed": ["--trainer.precision=bf16-mixed"],
+    "SFT": ["--model.objective=SFT"],
+}
+
+
+class Peak(Callback):
+    """Resident memory: before the model is loaded, and at most in the latest step."""
+
+    def __init__(self) -> None:
+        self.before = self.peak = 0
+        self.batch: Batch | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.before = resident("VmRSS")
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.batch = batch
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        self.peak = resident("VmHWM")
+
+
+def measure(options: list[str]) -> dict[str, Any]:
+    """Run a case in this process: bytes measured and estimated, the latter in parts."""
+    with tempfile.TemporaryDirectory() as out:
+        done = run(
+            [
+                "fit",
+                "--config=quickstart",
+                "--trainer.precision=32-true",
+                *options,
+                f"--out={out}/run",
+                "--trainer.accelerator=cpu",
+                f"--trainer.max_steps={STEPS}",
+                "--trainer.limit_val_batches=0",
+                "--trainer.enable_progress_bar=false",
+                "--trainer.enable_model_summary=false",
+                "--trainer.callbacks+=benchmarks.estimate.Peak",
+            ]
+        )
+    # Not `isinstance`: as the program, this module is another one than the one that was named.
+    callbacks: Any = done.trainer.callbacks  # type: ignore[attr-defined]
+    peak: Any = next(callback for callback in callbacks if type(callback).__name__ == "Peak")
+    found = estimate(done.model, peak.batch, setup_of(done.config.fit.trainer))
+    return {
+        "measured": peak.peak - peak.before,
+        "estimated": sum(found.parts.values()),
+        "parts": dict(found.parts),
+    }
+
+
+def resident(field: str) -> int:
+    """``VmRSS`` (bytes resident now) or ``VmHWM`` (at most)."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cpu"), help="folder for estimate.json")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.case is not None:
+        print(json.dumps(measure(CASES[options.case])))
+        return
+    results = {}
+    # Freed memory goes back to the system at once, or the peak of an earlier phase would be counted again.
+    variables = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    print("| | estimated | measured | error |\n|---|---|---|---|")
+    for name in CASES:
+        command = [sys.executable, "-m", "benchmarks.estimate", "--case", name]
+        done = subprocess.run(command, capture_output=True, text=True, env=variables)
+        if done.returncode != 0:
+            raise SystemExit(done.stderr)
+        found = results[name] = json.loads(done.stdout.splitlines()[-1])
+        error = found["estimated"] / found["measured"] - 1
+        print(
+            f"| {name} | {found['estimated'] / GB:.2f} GB | {found['measured'] / GB:.2f} GB | {error:+.0%} |",
+            flush=True,
+        )
+    options.out.mkdir(parents=True, exist_ok=True)
+    written = {"environment": environment(torch.device("cpu")), "steps": STEPS, "cases": results}
+    (options.out / "estimate.json").write_text(json.dumps(written, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

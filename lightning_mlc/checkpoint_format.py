@@ -1,0 +1,269 @@
+"""Checkpoints on disk: one file, or a folder to which every process of FSDP2 has added its part.
+
+Both hold the same. A folder is a checkpoint whose sharded tensors lie in PyTorch's distributed format
+(``torch.distributed.checkpoint``), under names that stand in their place in ``meta.pt``, which has all the rest.
+Either can be read under any strategy and by any number of processes.
+
+Nothing here runs code from a checkpoint.
+"""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+import warnings
+from collections.abc import Callable, Set
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from lightning_mlc.errors import UserError
+
+REST = "meta.pt"
+"""What of a checkpoint folder is not a sharded tensor."""
+_NAME = "lightning_mlc.stored_as"
+"""Key of the placeholder that stands where a sharded tensor was."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a checkpoint folder that has not been read yet."""
+
+    folder: Path
+    name: str
+
+
+# ---- writing ----------------------------------------------------------------------------------------
+
+
+def save_folder(checkpoint: dict[str, Any], folder: Path) -> None:
+    """Write ``checkpoint`` to ``folder``, each process its part of the sharded tensors. To be called by all.
+
+    Written beside its place and then renamed, so that a folder is there as a whole or not at all.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    tensors: dict[str, Any] = {}
+
+    def take(value: Any, path: tuple[str, ...]) -> Any:
+        if not isinstance(value, DTensor):
+            return value
+        name = "/".join(path)
+        tensors[name] = value
+        return {_NAME: name}
+
+    rest = _walk(checkpoint, take)
+    is_first = torch.distributed.get_rank() == 0
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    try:
+        if is_first:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+        torch.distributed.barrier()
+        save(tensors, checkpoint_id=unfinished)
+        if is_first:
+            torch.save(rest, unfinished / REST)
+            if folder.is_dir():
+                shutil.rmtree(folder)
+            else:
+                folder.unlink(missing_ok=True)
+            unfinished.rename(folder)
+    except (OSError, RuntimeError, CheckpointException) as error:
+        if is_first:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        raise UserError(
+            f"checkpoint: cannot write {folder} ({_reason(error)}); training stopped, the "
+            "checkpoints before it are whole: make room and continue with --ckpt_path last"
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, CheckpointException):  # of which each process that failed has its own
+        error = next(iter(error.failures.values()))[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def gather(checkpoint: dict[str, Any], device: torch.device, keep: bool) -> dict[str, Any]:
+    """``checkpoint`` with sharded tensors made whole in CPU memory, one after the other.
+
+    To be called by all processes; those that do not ``keep`` the result have None in their place.
+    """
+
+    def whole(value: Any, _path: tuple[str, ...]) -> Any:
+        if not isinstance(value, DTensor):
+            return value
+        part: Any = value.to(device)
+        full = part.full_tensor()
+        return full.cpu() if keep else None
+
+    gathered: dict[str, Any] = _walk(checkpoint, whole)
+    return gathered
+
+
+# ---- reading ----------------------------------------------------------------------------------------
+
+
+def is_folder(path: Path) -> bool:
+    """Whether ``path`` is a complete checkpoint folder."""
+    return (path / REST).is_file()
+
+
+def open_checkpoint(path: Path) -> dict[str, Any]:
+    """The checkpoint at ``path``: its file in memory maps, or its folder with :class:`Stored` tensors.
+
+    Raises:
+        UserError: There is no checkpoint, or it cannot be read.
+    """
+    if path.is_dir() and not is_folder(path):
+        raise UserError(f"ckpt_path: {path} is not a complete checkpoint: it has no {REST}; give another one")
+    file = path / REST if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"ckpt_path: there is no file {path}; `fit` writes checkpoints below its out folder")
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        raise UserError(f"ckpt_path: {path} is not a checkpoint that lightning-mlc wrote") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise UserError(f"ckpt_path: {path} is not a checkpoint that lightning-mlc wrote")
+    content: dict[str, Any] = checkpoint
+    if path.is_dir():
+        content = _walk(content, lambda value, _path: value, lambda name: Stored(path, name))
+    return content
+
+
+def read_checkpoint(path: Path, wanted: Set[str] | None = None) -> dict[str, Any]:
+    """The checkpoint at ``path`` with whole tensors, in one process or in each.
+
+    Of a folder, only the ``wanted`` entries are read; None wants all.
+
+    Raises:
+        UserError: There is no checkpoint, or it cannot be read.
+    """
+    checkpoint = open_checkpoint(path)
+    if not path.is_dir():
+        return checkpoint
+    checkpoint = {key: value for key, value in checkpoint.items() if wanted is None or key in wanted}
+    reader = _Reader(path)
+    described = reader.read_metadata().state_dict_metadata
+    tensors: dict[str, Any] = {}
+
+    def place(value: Any, _path: tuple[str, ...]) -> Any:
+        if not isinstance(value, Stored):
+            return value
+        form: Any = described[value.name]
+        return tensors.setdefault(value.name, torch.empty(form.size, dtype=form.properties.dtype))
+
+    whole: dict[str, Any] = _walk(checkpoint, place)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.distributed is disabled.*")
+        load(tensors, storage_reader=_Reader(path), no_dist=True)
+    return whole
+
+
+def load_into(own: dict[str, Tensor], saved: dict[str, Any]) -> None:
+    """Set the tensors ``own``, sharded ones among them, to those of the same keys in ``saved``.
+
+    To be called by all processes. Of a file, each process reads what it holds.
+    """
+    stored: dict[Path, dict[str, Any]] = {}
+    for key, target in own.items():
+        source = saved[key]
+        if isinstance(source, Stored):
+            stored.setdefault(source.folder, {})[source.name] = target.detach()
+        elif source is not target:
+            target.detach().copy_(_share(source, target))
+    for folder, tensors in stored.items():
+        load(tensors, storage_reader=_Reader(folder))
+
+
+def sharded_like(parameter: Tensor, values: dict[str, Any]) -> dict[str, Any]:
+    """The optimizer's ``values`` of ``parameter`` as it holds them: those of its shape are sharded as it is."""
+    found = dict(values)
+    empty: dict[str, Tensor] = {}
+    for key, value in values.items():
+        if isinstance(value, Stored) or (isinstance(value, Tensor) and value.shape == parameter.shape):
+            empty[key] = torch.empty_like(parameter, requires_grad=False)
+    load_into(empty, values)
+    return found | empty
+
+
+def _share(whole: Tensor, like: Tensor) -> Tensor:
+    """``whole`` as ``like`` is: if that is sharded, this process's part of it."""
+    if not isinstance(like, DTensor) or isinstance(whole, DTensor):
+        return whole
+    local = whole.to(like.dtype)
+    # Every process has all of it at hand, so none is sent.
+    return distribute_tensor(local, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def _walk(
+    value: Any,
+    leaf: Callable[[Any, tuple[str, ...]], Any],
+    stored: Callable[[str], Any] | None = None,
+    path: tuple[str, ...] = (),
+) -> Any:
+    """``value`` with each leaf of its dicts and lists replaced, and placeholders too if ``stored`` is given."""
+    if isinstance(value, dict):
+        if stored is not None and value.keys() == {_NAME}:
+            return stored(value[_NAME])
+        return {key: _walk(item, leaf, stored, (*path, str(key))) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_walk(item, leaf, stored, (*path, str(index))) for index, item in enumerate(value)]
+    return leaf(value, path)
+
+
+class _Reader(FileSystemReader):
+    """Reads the index of a folder, which is a pickle, without running any code in it."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            with (Path(self.path) / ".metadata").open("rb") as file:
+                metadata = _Index(file).load()
+        except (OSError, EOFError, pickle.UnpicklingError) as error:
+            raise UserError(f"ckpt_path: {self.path} is not a checkpoint that lightning-mlc wrote") from error
+        if not isinstance(metadata, Metadata):
+            raise UserError(f"ckpt_path: {self.path} is not a checkpoint that lightning-mlc wrote")
+        if metadata.storage_meta is None:
+            metadata.storage_meta = StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _Index(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if module.partition(".")[0] == "pathlib":  # where the folder was saved, of no interest here
+            return PurePath
+        if name in _INDEX_CLASSES.get(module, ()) or (module == "torch" and _is_dtype(name)):
+            return super().find_class(module, name)
+        raise UserError(f"ckpt_path: the checkpoint refers to {module}.{name}, which lightning-mlc never writes")
+
+
+def _is_dtype(name: str) -> bool:
+    return isinstance(getattr(torch, name, None), torch.dtype)
+
+
+_INDEX_CLASSES = {
+    "torch": {"Size"},
+    "torch.serialization": {"_get_layout"},
+    "torch.distributed.checkpoint.metadata": {
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+}
+"""What the index of a folder is made of, by module."""

@@ -1,0 +1,151 @@
+"""Memory estimates: what can be counted by hand is, and nothing is loaded."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import save_model
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from lightning_mlc.cli import main
+from lightning_mlc.consistency import MLC, Consistency
+from lightning_mlc.data import MultilingualData
+from lightning_mlc.data.batches import Batch
+from lightning_mlc.estimate import Estimate, Setup, counting, estimate, largest_batch, optimizer_bytes
+from lightning_mlc.models.lora import LoRA
+from lightning_mlc.module import AlignmentModule
+from lightning_mlc.objectives import DPO, SFT
+from lightning_mlc.reference import ReferenceSettings
+
+
+def test_tensors_count_while_they_live() -> None:
+    x = torch.ones(1000)
+    with counting() as count:
+        y = x.exp()  # 4000 bytes
+        z = y.view(10, 100)  # none of its own
+        w = z.half()  # 2000
+        assert count.live == 6000
+        del y, z
+        assert count.live == 2000
+        x.add_(1)
+        assert count.live == 2000
+        w = w.float()  # 4000, and 2000 fewer afterwards
+    assert (count.live, count.peak) == (4000, 6000)
+
+
+def test_a_backward_pass_counts_what_it_keeps_and_makes() -> None:
+    weight = nn.Parameter(torch.ones(100, 100))
+    with counting() as count:
+        hidden = torch.ones(10, 100) @ weight  # 4000 of ones, which are kept, and 4000
+        loss = hidden.sum()  # 4
+        del hidden
+        assert count.live == 4004
+        loss.backward()
+    assert weight.grad is not None
+    # The ones, the loss and the gradient of the loss; the gradient of the product is a view of the latter.
+    assert count.peak >= 4000 + 4 + 4 + 40_000
+    assert count.peak <= 4000 + 4 + 4 + 40_000 + 4000
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "size"),
+    [
+        (torch.optim.AdamW, 8),
+        (torch.optim.Adagrad, 4),
+        (lambda parameters: torch.optim.SGD(parameters, lr=0.1), 0),
+        (lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9), 4),
+    ],
+)
+def test_state_of_an_optimizer(optimizer: type[torch.optim.Optimizer], size: int) -> None:
+    assert optimizer_bytes(optimizer) == size
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """A model's folder without its weights, and how many parameters it has."""
+    folder = save_model(tmp_path_factory.mktemp("bare") / "model", "qwen2")
+    count = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(folder).parameters())
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+    return folder, count
+
+
+@pytest.fixture(scope="module")
+def batch(bare: tuple[Path, int], tmp_path_factory: pytest.TempPathFactory) -> Batch:
+    cache = str(tmp_path_factory.mktemp("cache"))
+    data = MultilingualData("sample", batch_size=2, name_or_path=str(bare[0]), cache_dir=cache)
+    data.prepare_data()
+    data.setup("fit")
+    return largest_batch(data)
+
+
+def estimated(bare: tuple[Path, int], batch: Batch, setup: Setup, **options: Any) -> Estimate:
+    options = {"optimizer": torch.optim.AdamW, "consistency": Consistency(extractor="none"), **options}
+    return estimate(AlignmentModule(str(bare[0]), options.pop("objective", DPO()), **options), batch, setup)
+
+
+ONE = Setup("32-true", processes=1, accumulate=1, strategy="single")
+
+
+def test_what_is_kept_is_counted(bare: tuple[Path, int], batch: Batch) -> None:
+    size = 4 * bare[1]
+    one = dict(estimated(bare, batch, ONE).parts)
+    assert one.pop("activations") > 0
+    assert one == {"weights": size, "gradients": size, "optimizer state": 2 * size, "reference": size}
+    two = estimated(bare, batch, replace(ONE, processes=2, strategy="ddp")).parts
+    assert two["weights"] == two["buckets of gradients"] == size
+    kept = estimated(bare, batch, replace(ONE, precision="bf16-true")).parts
+    assert kept["weights"] == kept["gradients"] == size // 2
+    sft = estimated(bare, batch, ONE, objective=SFT()).parts
+    assert "reference" not in sft
+    scores = estimated(bare, batch, ONE, reference=ReferenceSettings(mode="precomputed")).parts
+    assert "reference" not in scores
+
+
+def test_shards_are_counted(bare: tuple[Path, int], batch: Batch) -> None:
+    size = 4 * bare[1]
+    setup = replace(ONE, processes=4, strategy="fsdp2")
+    sharded = estimated(bare, batch, setup).parts
+    assert (sharded["weights"], sharded["optimizer state"]) == (size // 4, size // 2)
+    kept = estimated(bare, batch, replace(setup, reshard_after_forward=False)).parts
+    assert kept["gathered weights"] > sharded["gathered weights"]
+    offloaded = estimated(bare, batch, replace(setup, cpu_offload=True)).parts
+    assert set(offloaded) == {"activations", "gathered weights"}
+
+
+def test_adapters_alone_have_gradients(bare: tuple[Path, int], batch: Batch) -> None:
+    pytest.importorskip("peft")
+    found = estimated(bare, batch, ONE, lora=LoRA(r=4, target_modules=["q_proj"]))
+    # 3 layers, from 32 features to 4 and from 4 to 32.
+    assert found.trained == 3 * (32 * 4 + 4 * 32)
+    assert found.parameters == bare[1] + found.trained
+    assert found.parts["optimizer state"] == 2 * found.parts["gradients"] == 2 * 4 * found.trained
+    assert "reference" not in found.parts
+
+
+def test_activations_grow_and_shrink_as_they_do(bare: tuple[Path, int], batch: Batch) -> None:
+    def activations(**options: Any) -> int:
+        return estimated(bare, batch, ONE, **options).parts["activations"]
+
+    whole = activations()
+    assert activations(gradient_checkpointing=True) < 0.7 * whole
+    assert activations(consistency=Consistency(mlc=MLC(weight=0))) < 0.8 * whole
+    # A state after the first of three layers: the translations' share of the other two is gone.
+    assert activations(consistency=Consistency(layer=1, extractor="none")) < 0.9 * whole
+
+
+def test_the_command_reads_no_weights(bare: tuple[Path, int], capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--config=dpo_mlc", "--config=strategy/fsdp2", f"--model.name_or_path={bare[0]}"]
+    assert main(["estimate", *words, "--trainer.devices=4"]) == 0
+    shown = capsys.readouterr().out
+    assert "4 processes, fsdp2, bf16-mixed" in shown
+    assert re.search(r"^while gradients are computed +\d+\.\d\d$", shown, flags=re.M)
+    assert "fits, with 10% kept free: 24 GB, 40 GB, 80 GB, 141 GB" in shown
+    assert main(["estimate", "--config=dpo_mlc", "--model.name_or_path=/nowhere"]) == 2
+    assert main(["estimate", *words, "--trainer.strategy=deepspeed"]) == 2
