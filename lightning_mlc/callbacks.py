@@ -53,15 +53,18 @@ class EvaluationReport(Callback):
         self.before_cosines: list[list[float]] | None = None
         self.measured_at: int | None = None
         """Optimizer step of the latest validation in this run."""
+        self.latest: dict[str, Any] | None = None
+        """Step and results of the latest validation, also of the run that this one continues: for the model card."""
         self._step_seconds: list[float] = []
         self._step_started = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"before": self.before, "before_cosines": self.before_cosines}
+        return {"before": self.before, "before_cosines": self.before_cosines, "latest": self.latest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.before = state_dict["before"]
         self.before_cosines = state_dict["before_cosines"]
+        self.latest = state_dict.get("latest")
 
     # ---- measuring ----------------------------------------------------------------------------------
 
@@ -74,6 +77,7 @@ class EvaluationReport(Callback):
                 logger.log_metrics(self.before, step=0)
         elif trainer.state.fn == TrainerFn.FITTING:
             self.measured_at = trainer.global_step
+            self.latest = {"step": trainer.global_step, "results": dict(pl_module.validation_results)}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx % trainer.accumulate_grad_batches == 0:

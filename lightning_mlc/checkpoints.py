@@ -127,6 +127,23 @@ def checkpoint_files(out: Path) -> list[Path]:
     return sorted(found, key=lambda path: (path.stat().st_mtime, path.is_symlink()))
 
 
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint at ``path``, or the newest whole one of the run whose folder that is.
+
+    Raises:
+        UserError: There is none.
+    """
+    if path == Path("last"):
+        raise UserError("ckpt_path: the last checkpoint of which run? Give its folder, as in --ckpt_path runs/mlc")
+    if not path.is_dir() or is_folder(path) or path.suffix == ".ckpt":
+        return path
+    run = path.parent if path.name == Path(checkpoint_folder("")).name else path
+    found = checkpoint_files(run)
+    if not found:
+        raise UserError(f"ckpt_path: there is no whole checkpoint in {checkpoint_folder(str(run))}")
+    return found[-1].resolve()
+
+
 def _is_whole(path: Path) -> bool:
     """Whether ``path`` is a checkpoint that was written to its end."""
     if path.is_dir():  # of several processes: what lists the parts is written last

@@ -6,7 +6,6 @@ needs them, so ``--help`` answers at once.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
@@ -56,7 +55,9 @@ def main(args: Sequence[str] | None = None) -> int:
         return 2
     try:
         if args[0] == "export":
-            _export(args[1:])
+            from lightning_mlc.export_cli import run as export
+
+            export(args[1:])
         elif args[0] == "estimate":
             from lightning_mlc.estimate_cli import run as run_estimate
 
@@ -73,21 +74,3 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 143 if isinstance(error, Interrupted) else 2
     return 0
-
-
-def _export(args: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="lightning-mlc export", description=COMMANDS["export"])
-    parser.add_argument("--ckpt_path", required=True, help="checkpoint that `lightning-mlc fit` wrote")
-    parser.add_argument("--out", required=True, help="folder to write; must not exist yet")
-    parser.add_argument(
-        "--tokenizer",
-        help="folder or hub id of the tokenizer, if it is no longer where the model was trained from",
-    )
-    parser.add_argument("--adapters", action="store_true", help="write the LoRA adapters alone, for peft")
-    options = parser.parse_args(args)
-
-    from lightning_mlc.export import export
-
-    folder = export(options.ckpt_path, options.out, tokenizer=options.tokenizer, adapters=options.adapters)
-    loader = "peft.AutoPeftModelForCausalLM" if options.adapters else "AutoModelForCausalLM"
-    print(f"wrote {folder}: load it with {loader}.from_pretrained('{folder}')")

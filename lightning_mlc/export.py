@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from lightning_mlc.checkpoint_format import read_checkpoint
+from lightning_mlc.checkpoints import find_checkpoint
 from lightning_mlc.errors import UserError
+from lightning_mlc.hub import push, require_pushable
+from lightning_mlc.model_card import CALLBACKS, measured_in, model_card
 from lightning_mlc.models.loading import ModelSource, load_tokenizer
 from lightning_mlc.models.lora import LoRA, add_lora
 from lightning_mlc.models.quantization import is_quantized
@@ -22,55 +29,101 @@ from lightning_mlc.provenance import Provenance
 _PREFIX = "policy.model."
 
 
-def export(ckpt_path: str | Path, out: str | Path, tokenizer: str | None = None, adapters: bool = False) -> Path:
-    """Write the model of a checkpoint to ``out``: safetensors, tokenizer, generation config.
+def export(
+    ckpt_path: str | Path,
+    out: str | Path,
+    tokenizer: str | None = None,
+    adapters: bool = False,
+    max_shard_size: str | None = None,
+    push_to_hub: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[Path, str | None]:
+    """Write the model of a checkpoint to ``out``: safetensors, tokenizer, generation config, model card.
 
     The extractor stays behind. Weights keep the dtype they were trained in. LoRA adapters are merged; into
     a quantised model after its weights have been made whole, for there the adapters were trained: the
     weights as they were before it was quantised would be another model than the one that was validated.
 
     Args:
-        ckpt_path: A checkpoint that ``fit`` wrote: a file, or a folder of FSDP2.
+        ckpt_path: A checkpoint that ``fit`` wrote: a file, or a folder of FSDP2; or the folder of a run.
         out: The folder to write; it must not exist or be empty.
         tokenizer: Where the tokenizer is; by default where the model was trained from.
         adapters: Write the LoRA adapters alone, as a ``peft`` folder.
+        max_shard_size: Largest file of weights, as ``5GB``; None leaves it to transformers.
+        push_to_hub: Repository to upload the folder to.
+        trust_remote_code: Run Python code that the model's repository carries. A checkpoint alone cannot ask for it.
 
     Returns:
-        ``out``.
+        ``out``, and the address of the repository.
 
     Raises:
         UserError: The checkpoint cannot be read, is not ours, has no adapters or none that can be merged, or
-            ``out`` is not empty.
+            ``out`` is not empty or cannot be written.
     """
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--out: {folder} exists and is not an empty folder; give another one")
-    checkpoint = read_checkpoint(Path(ckpt_path), wanted={"state_dict", Provenance.KEY})
+    if max_shard_size is not None:
+        _check_shard_size(max_shard_size, adapters)
+    if push_to_hub is not None:
+        require_pushable(push_to_hub)
+    path = find_checkpoint(Path(ckpt_path))
+    checkpoint = read_checkpoint(path, wanted={"state_dict", Provenance.KEY, CALLBACKS})
     provenance = Provenance.read(checkpoint)
-    model = restore(checkpoint, merge=not adapters)
-    text = load_tokenizer(ModelSource(**provenance.source) if tokenizer is None else ModelSource(tokenizer))
+    source = provenance.model_source(trust_remote_code)
+    if push_to_hub is not None and adapters and source.is_local:
+        raise UserError(
+            f"--push_to_hub: adapters belong to their base model, and {source.short_name} is a folder that nobody "
+            "else has; export without --adapters"
+        )
+    text = load_tokenizer(source if tokenizer is None else ModelSource(tokenizer, trust_remote_code=trust_remote_code))
+    model = restore(checkpoint, merge=not adapters, trust_remote_code=trust_remote_code)
+    card = model_card(provenance, measured_in(checkpoint), push_to_hub or folder.resolve().name, adapters)
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Written beside its place and then renamed, so that a folder that exists is complete.
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        model.save_pretrained(unfinished, safe_serialization=True)
+    with _as_a_whole(folder) as unfinished:
+        model.save_pretrained(unfinished, **({} if max_shard_size is None else {"max_shard_size": max_shard_size}))
         text.save_pretrained(unfinished)
-        (unfinished / Provenance.FILE).write_text(json.dumps(provenance.as_dict(), indent=2) + "\n", encoding="utf-8")
+        record = json.dumps(provenance.without_paths().as_dict(), indent=2)
+        (unfinished / Provenance.FILE).write_text(record + "\n", encoding="utf-8")
+        (unfinished / "README.md").write_text(card, encoding="utf-8")
+    return folder, None if push_to_hub is None else push(folder, push_to_hub)
+
+
+@contextmanager
+def _as_a_whole(folder: Path) -> Iterator[Path]:
+    """A new folder beside ``folder``, which takes its place in the end, so that a folder that exists is complete.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    unfinished: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        yield unfinished
         unfinished.chmod(0o777 & ~_umask())
         if folder.exists():
             folder.rmdir()
         unfinished.rename(folder)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
-    return folder
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"--out: cannot write {folder} ({_first_line(error)}); nothing is left of it") from error
+    finally:
+        if unfinished is not None:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def restore(checkpoint: dict[str, Any], merge: bool = True) -> Any:
+def _check_shard_size(size: str, adapters: bool) -> None:
+    if adapters:
+        raise UserError("--max_shard_size: adapters are one file; leave it out, or export without --adapters")
+    if not re.fullmatch(r"[1-9]\d*[KMGT]B", size):
+        raise UserError(f"--max_shard_size: cannot read '{size}'; write a number of KB, MB or GB, as 5GB")
+
+
+def restore(checkpoint: dict[str, Any], merge: bool = True, trust_remote_code: bool = False) -> Any:
     """The model inside a ``checkpoint`` that :func:`read_checkpoint` read, on the CPU.
 
-    LoRA adapters are merged, or without ``merge`` kept beside the model, which must then have some.
+    LoRA adapters are merged, or without ``merge`` kept beside the model, which must then have some. Code that the
+    model's repository carries is run with ``trust_remote_code`` alone, whatever the checkpoint says.
 
     Raises:
         UserError: The checkpoint is not ours, or what it was trained from is gone.
@@ -79,7 +132,9 @@ def restore(checkpoint: dict[str, Any], merge: bool = True) -> Any:
     weights = {
         key.removeprefix(_PREFIX): value for key, value in checkpoint["state_dict"].items() if key.startswith(_PREFIX)
     }
-    source = ModelSource(**provenance.source)
+    source = provenance.model_source(trust_remote_code)
+    if not any(value.is_floating_point() for value in weights.values()):
+        raise UserError("ckpt_path: the checkpoint has no weights of a model")
     if provenance.lora is not None:
         model = _with_adapters(provenance, source, weights, merge)
     elif not merge:
@@ -120,11 +175,20 @@ def _with_adapters(provenance: Provenance, source: ModelSource, weights: dict[st
 def _rebuild(provenance: Provenance, source: ModelSource, weights: dict[str, torch.Tensor]) -> Any:
     dtype = next(value.dtype for value in weights.values() if value.is_floating_point())
     settings = dict(provenance.config)
-    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     auto: Any = AutoModelForCausalLM  # transformers leaves this method untyped
-    model = auto.from_config(config, dtype=dtype, trust_remote_code=source.trust_remote_code)
-    model.load_state_dict(weights, strict=True)
+    try:
+        config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        model = auto.from_config(config, dtype=dtype, trust_remote_code=source.trust_remote_code)
+        model.load_state_dict(weights, strict=True)
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise UserError(
+            f"ckpt_path: the checkpoint does not fit the model it says it is of ({_first_line(error)})"
+        ) from error
     return model
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _umask() -> int:

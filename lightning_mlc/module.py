@@ -6,7 +6,7 @@ sum the objective's losses and the consistency terms', divide each by the optimi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -44,6 +44,7 @@ from lightning_mlc.models.policy import Policy, num_layers, resolve_layer
 from lightning_mlc.models.quantization import require_quantizable, require_whole
 from lightning_mlc.objectives import Objective, Responses, Scores
 from lightning_mlc.provenance import Provenance
+from lightning_mlc.recipe import describe_run
 from lightning_mlc.reference import (
     OnlineReference,
     PrecomputedReference,
@@ -292,6 +293,11 @@ class AlignmentModule(LightningModule):
     @property
     def _needs_mismatched(self) -> bool:
         return self.objective is not None and self.objective.needs_mismatched
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether the policy is measured against a reference at all."""
+        return self._needs_reference(self.consistency.needs)
 
     def _needs_reference(self, needs: Needs) -> bool:
         return needs.reference or (self.objective is not None and self.objective.needs_reference)
@@ -670,7 +676,14 @@ class AlignmentModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         assert self.policy is not None
         trained_on = self.languages if self.consistency.terms else self.languages[:1]
-        provenance = Provenance.of(self.source, self.policy.causal_lm, self.lora, trained_on, self.consistency)
+        provenance = Provenance.of(
+            self.source,
+            self.policy.causal_lm,
+            self.lora,
+            trained_on,
+            self.consistency,
+            describe_run(self, self.trainer),
+        )
         checkpoint[Provenance.KEY] = provenance.as_dict()
         if self.reference.is_updated:
             assert isinstance(self._reference, OnlineReference)

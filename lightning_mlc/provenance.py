@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -39,6 +40,8 @@ class Provenance:
     representation: dict[str, Any] | None = None
     """Which layer the extractor in the checkpoint is for, and its form: those fields of
     :class:`~lightning_mlc.consistency.Consistency`."""
+    recipe: dict[str, Any] | None = None
+    """What it was trained with: :func:`~lightning_mlc.recipe.describe_run`."""
 
     @classmethod
     def of(
@@ -48,6 +51,7 @@ class Provenance:
         lora: LoRA | None,
         languages: Sequence[str] | None = None,
         consistency: Consistency | None = None,
+        recipe: dict[str, Any] | None = None,
     ) -> Provenance:
         """What describes ``model``, loaded from ``source`` and trained on prompts in ``languages``."""
         generation = getattr(model, "generation_config", None)
@@ -63,6 +67,7 @@ class Provenance:
             lora=None if lora is None else lora.as_dict(),
             languages=None if languages is None else list(languages),
             representation=None if consistency is None else {name: getattr(consistency, name) for name in _FORM},
+            recipe=recipe,
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -75,7 +80,27 @@ class Provenance:
             "version": self.version,
             "languages": self.languages,
             "representation": self.representation,
+            "recipe": self.recipe,
         }
+
+    def without_paths(self) -> Provenance:
+        """The same with the name of a model's folder instead of its place on this machine: to be given away."""
+        name = ModelSource(**self.source).short_name
+        return dataclasses.replace(self, source={**self.source, "name_or_path": name})
+
+    def model_source(self, trust_remote_code: bool = False) -> ModelSource:
+        """Where the model was loaded from. Whether its code is run is for the reader of a checkpoint to say.
+
+        Raises:
+            UserError: It is a model with code of its own, and that is not trusted.
+        """
+        source = ModelSource(**self.source)
+        if source.trust_remote_code and not trust_remote_code:
+            raise UserError(
+                f"ckpt_path: the model was trained with Python code that {source} carries, which is not run because a "
+                "checkpoint says so; read that code, then export with --trust_remote_code"
+            )
+        return dataclasses.replace(source, trust_remote_code=trust_remote_code)
 
     @classmethod
     def read(cls, checkpoint: dict[str, Any]) -> Provenance:
@@ -86,7 +111,15 @@ class Provenance:
         """
         if cls.KEY not in checkpoint:
             raise UserError("ckpt_path: this is not a checkpoint of lightning-mlc; give one that `fit` wrote")
-        return cls(**checkpoint[cls.KEY])
+        try:
+            found = cls(**checkpoint[cls.KEY])
+            ModelSource(**found.source)
+        except TypeError as error:
+            raise UserError(
+                "ckpt_path: what the checkpoint says of its model cannot be read; "
+                "it was damaged, or written by a newer lightning-mlc"
+            ) from error
+        return found
 
     def require_same_model(self, own: Provenance) -> None:
         """Raises:

@@ -89,6 +89,7 @@ class TrainingCLI(LightningCLI):
             self.config = parser.parse_args(args)
         except argparse.ArgumentError as error:
             raise UserError(self._explain(error, args)) from error
+        _require_classes(self.config[self.config.subcommand])
         if isinstance(self.config[self.config.subcommand].seed_everything, bool):
             raise UserError("seed_everything: give a number, so that splits and shuffling can be repeated")
 
@@ -202,6 +203,24 @@ def build_objective(node: Namespace, option: str = OBJECTIVE) -> Objective:
     except UserError as error:
         raise UserError(str(error).replace(OBJECTIVE, option, 1)) from error
     return objective
+
+
+def _require_classes(config: Any, option: str = "") -> None:
+    """Refuse functions where a configuration names a class: jsonargparse would call any, ``os.system`` among them.
+
+    Raises:
+        UserError: There is one.
+    """
+    if isinstance(config, list):
+        for index, part in enumerate(config):
+            _require_classes(part, f"{option}[{index}]")
+    if not isinstance(config, Namespace | dict):
+        return
+    path = config.get("class_path")
+    if isinstance(path, str) and not isinstance(pkgutil.resolve_name(path), type):
+        raise UserError(f"{option}: {path} is not a class; give the name of one")
+    for name, part in vars(config).items() if isinstance(config, Namespace) else config.items():
+        _require_classes(part, f"{option}.{name}" if option else str(name))
 
 
 def shipped_configs() -> dict[str, Path]:

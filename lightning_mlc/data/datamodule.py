@@ -407,6 +407,10 @@ class MultilingualData(LightningDataModule):
         """The keys (``Batch.keys``) of the examples of ``split``; none where the command has no such data."""
         return self._rows.get(split, [])
 
+    def fingerprint(self, split: Split) -> str:
+        """The fingerprint of the examples and of all that their tokens depend on."""
+        return table_fingerprint(self._tables[split])
+
     def scoring_loader(self, split: Split, in_source: bool, missing: Collection[int]) -> DataLoader[Batch]:
         """This process's share of some batches of responses in which all examples of the keys ``missing`` are.
 
@@ -424,7 +428,7 @@ class MultilingualData(LightningDataModule):
     def describe(self, split: Split, in_source: bool) -> dict[str, str]:
         """What the scores of :meth:`scoring_loader` depend on beside the model, by names for messages."""
         return {
-            "data": table_fingerprint(self._tables[split]),
+            "data": self.fingerprint(split),
             "max_prompt_length": str(self.max_prompt_length),
             "max_response_length": str(self.max_response_length),
             "languages": self.languages[0] if in_source else ", ".join(self.languages),

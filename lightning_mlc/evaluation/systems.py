@@ -59,7 +59,7 @@ class System:
         from lightning_mlc.models.loading import ModelSource
 
         provenance = self.provenance if self.is_checkpoint else None
-        return ModelSource(self.spec) if provenance is None else ModelSource(**provenance.source)
+        return ModelSource(self.spec) if provenance is None else provenance.model_source()
 
     @cached_property
     def provenance(self) -> Provenance | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,22 @@ class ModelSource:
         """Whether the weights come from a GGUF file: they are quantised there, and whole once loaded."""
         return self.gguf_file is not None or self.name_or_path.endswith(".gguf")
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder or file of this machine."""
+        path = self.name_or_path
+        return path.startswith(("/", "./", "../", "~")) or Path(path).is_dir() or path.endswith(".gguf")
+
+    @property
+    def hub_id(self) -> str | None:
+        """Its name on the hub, unless it is on this machine."""
+        return None if self.is_local or self.name_or_path.startswith(PACKAGE_PREFIX) else self.name_or_path
+
+    @property
+    def short_name(self) -> str:
+        """What it may be called where paths of this machine mean nothing."""
+        return Path(self.name_or_path).expanduser().resolve().name if self.is_local else self.name_or_path
+
     def resolve(self) -> tuple[str, dict[str, Any]]:
         """The first argument and the keywords of any ``from_pretrained``.
 
@@ -74,10 +91,8 @@ class ModelSource:
 
 
 def _package_folder(package: str) -> str:
-    try:
-        spec = importlib.util.find_spec(package)
-    except (ImportError, ValueError):
-        spec = None
+    # Of `a.b`, Python would import `a` to find it: code of whoever wrote the name, which may be in a checkpoint.
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or spec.origin is None:
         name = package.replace("_", "-")
         raise UserError(
@@ -149,7 +164,7 @@ def _from_pretrained(load: Callable[..., _T], source: ModelSource, what: str, **
     location, common = source.resolve()
     try:
         return load(location, **common, **keywords)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except (OSError, ValueError, ImportError, KeyError, pickle.UnpicklingError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
             f"model.name_or_path: cannot load a {what} from {source} ({lines[0].strip()}); "

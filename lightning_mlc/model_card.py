@@ -1,0 +1,154 @@
+"""The ``README.md`` of an exported model: what it was trained with, on what, and what was measured.
+
+It is made of what the checkpoint holds. No text of the data is in it, and of local files and models their names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from lightning_mlc.models.loading import ModelSource
+from lightning_mlc.provenance import Provenance
+from lightning_mlc.report.table import OVERALL, PER_LANGUAGE, SUMMARIES
+
+CALLBACKS = "callbacks"
+"""The entry of a checkpoint where :class:`~lightning_mlc.callbacks.EvaluationReport` keeps what was measured."""
+
+RECIPE = {
+    "objective": "objective",
+    "consistency": "consistency terms",
+    "reference": "reference",
+    "lora": "adapters",
+    "optimizer": "optimizer",
+    "schedule": "learning-rate schedule",
+    "gradient_clip_val": "gradient norm clipped to",
+    "steps": "optimizer steps",
+    "batch": "batch",
+    "precision": "precision",
+    "strategy": "strategy",
+    "seed": "seed",
+    "data": "data",
+    "versions": "versions",
+}
+"""What of a recipe is shown, and what it is called."""
+
+
+def model_card(provenance: Provenance, measured: Mapping[str, Any] | None, name: str, adapters: bool = False) -> str:
+    """The card of a model, in the Hugging Face format: YAML that a machine reads, then Markdown.
+
+    Args:
+        provenance: What the checkpoint says of it.
+        measured: ``before`` (results of the initial model) and ``latest`` (``step`` and ``results``), if there are any.
+        name: What to call it: a repository's or folder's name.
+        adapters: Whether it is adapters alone.
+    """
+    recipe = provenance.recipe or {}
+    languages = list((recipe.get("data") or {}).get("languages") or provenance.languages or [])
+    parts = [
+        f"---\n{_metadata(recipe, languages, adapters)}\n---",
+        f"# {name}",
+        _summary(provenance, recipe, languages),
+        "## How to load it\n\n" + _loading(name, adapters),
+        "## Training\n\n" + _recipe({**recipe, "lora": provenance.lora}),
+        "## Validation\n\n" + _validation(measured, languages, provenance),
+        "Reward accuracy is how often the model prefers the good response to the bad one given the prompt in that "
+        "language. These figures say how the training went. They do not say whether the model is safe: measure that, "
+        "in every language its users speak."
+        if measured and measured.get("latest")
+        else "",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def measured_in(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the run measured, as a ``checkpoint`` keeps it."""
+    found: dict[str, Any] | None = (checkpoint.get(CALLBACKS) or {}).get("EvaluationReport")
+    return found
+
+
+def _metadata(recipe: Mapping[str, Any], languages: Sequence[str], adapters: bool) -> str:
+    objective = recipe.get("objective")
+    tags = ["lightning-mlc", "alignment", "multilingual", *([objective["name"].lower()] if objective else [])]
+    data = ModelCardData(
+        # The hub knows languages, not scripts and regions.
+        language=list(dict.fromkeys(code.split("-")[0] for code in languages)) or None,
+        library_name="peft" if adapters else "transformers",
+        pipeline_tag="text-generation",
+        base_model=recipe.get("base_model"),
+        tags=tags,
+    )
+    text: str = data.to_yaml()
+    return text
+
+
+def _summary(provenance: Provenance, recipe: Mapping[str, Any], languages: Sequence[str]) -> str:
+    base = f"`{ModelSource(**provenance.source).short_name}`"
+    text = f"{base}, trained with lightning-mlc {provenance.version}"
+    if languages:
+        text += f". Source language, of the responses: {languages[0]}"
+    if languages[1:]:
+        seen = "no consistency term was on, so measured alone" if recipe.get("consistency") == {} else "of prompts"
+        text += f"; other languages, {seen}: {', '.join(languages[1:])}"
+    return text + "."
+
+
+def _loading(name: str, adapters: bool) -> str:
+    package, loader = ("peft", "AutoPeftModelForCausalLM") if adapters else ("transformers", "AutoModelForCausalLM")
+    imports = "from transformers import AutoTokenizer\n" if adapters else ""
+    names = loader if adapters else f"{loader}, AutoTokenizer"
+    return (
+        f"```python\nfrom {package} import {names}\n{imports}\n"
+        f'model = {loader}.from_pretrained("{name}", dtype="auto")\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n```'
+    )
+
+
+def _recipe(recipe: Mapping[str, Any]) -> str:
+    rows = [(label, _phrase(recipe[key])) for key, label in RECIPE.items() if recipe.get(key) not in (None, {})]
+    if not rows:
+        return "The checkpoint does not say: it was written by an earlier version."
+    return _table(["", ""], rows)
+
+
+def _phrase(value: Any) -> str:
+    """``value`` of a recipe in one line: ``DPO (beta 0.1, loss sigmoid)``."""
+    if isinstance(value, Mapping):
+        options = [f"{key} {_phrase(part)}" for key, part in value.items() if key != "name" and part is not None]
+        text = ", ".join(options)
+        return (f"{value['name']} ({text})" if text else str(value["name"])) if "name" in value else text
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_phrase(part) for part in value) + "]"
+    return str(value)
+
+
+def _validation(measured: Mapping[str, Any] | None, languages: Sequence[str], provenance: Provenance) -> str:
+    latest = (measured or {}).get("latest")
+    if not latest:
+        return "The run had no validation before this checkpoint."
+    before, after = (measured or {}).get("before"), latest["results"]
+    metrics = [metric for metric in PER_LANGUAGE if any(f"val/{metric}/{language}" in after for language in languages)]
+
+    def cell(metric: str, form: str) -> str:
+        values = [results.get(f"val/{metric}") for results in (before, after) if results]
+        shown = ["-" if value is None else form.format(value) for value in values]
+        return " → ".join(shown) if set(shown) != {"-"} else "-"
+
+    rows = [
+        [f"{row} (source)" if row == languages[0] else row]
+        + [cell(f"{metric}/{row}", PER_LANGUAGE[metric][1]) for metric in metrics]
+        for row in (*languages, *SUMMARIES)
+    ]
+    overall = [(label, cell(metric, "{:.4f}")) for metric, label in OVERALL.items() if f"val/{metric}" in after]
+    when = f"After step {latest['step']}" + (", with the initial model before the arrow" if before else "") + "."
+    return "\n\n".join(
+        [when, _table(["language", *(PER_LANGUAGE[metric][0] for metric in metrics)], rows), _table(["", ""], overall)]
+    )
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -1,0 +1,362 @@
+"""Exports: the weights of the checkpoint and no others, in a folder that is whole or not there, with a card."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import resource
+import shutil
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+import yaml
+from conftest import example_rows, save_model, write_jsonl
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from lightning_mlc.checkpoint_format import read_checkpoint
+from lightning_mlc.cli import main
+from lightning_mlc.consistency import Consistency
+from lightning_mlc.objectives import CPO, DPO, KTO, ORPO, SFT, SimPO, Sum
+from lightning_mlc.recipe import describe_consistency, describe_objective
+from lightning_mlc.training_cli import run
+
+POLICY = "policy.model."
+
+
+def fit(folder: Path, model: Path, *more: str) -> Path:
+    """The folder of a run of two steps."""
+    rows = example_rows(12)
+    data = write_jsonl(folder / "pairs.jsonl", rows)
+    options = {
+        "out": folder / "run",
+        "model.name_or_path": model,
+        "data.train_path": data,
+        "data.val_share": 0.25,
+        "data.batch_size": 3,
+        "trainer.accelerator": "cpu",
+        "trainer.max_steps": 2,
+        "trainer.precision": "32-true",
+        "trainer.enable_progress_bar": "false",
+        "trainer.enable_model_summary": "false",
+        "model.optimizer": "AdamW",
+        "model.optimizer.lr": 1e-2,
+    }
+    run(["fit", *(f"--{key}={value}" for key, value in options.items()), *more])
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    return fit(folder, save_model(folder / "secret-place" / "tiny"))
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("peft")
+    folder = tmp_path_factory.mktemp("adapted")
+    return fit(folder, save_model(folder / "tiny"), "--model.lora.r=4", "--model.lora.alpha=8")
+
+
+def export(ckpt: Path, out: Path, *more: str) -> int:
+    return main(["export", f"--ckpt_path={ckpt}", f"--out={out}", *more])
+
+
+def stored(ckpt: Path) -> dict[str, Tensor]:
+    """The policy's weights in a checkpoint, read by PyTorch alone."""
+    state = torch.load(ckpt, weights_only=True)["state_dict"]
+    return {key.removeprefix(POLICY): value for key, value in state.items() if key.startswith(POLICY)}
+
+
+def last(run: Path) -> Path:
+    return run / "checkpoints" / "last.ckpt"
+
+
+# ---- weights -------------------------------------------------------------------------------------------------------
+
+
+def test_the_file_has_the_weights_of_the_checkpoint(whole: Path, tmp_path: Path) -> None:
+    assert export(last(whole), tmp_path / "model") == 0
+    written, expected = load_file(tmp_path / "model" / "model.safetensors"), stored(last(whole))
+    assert expected.keys() - written.keys() == {"lm_head.weight"}  # it is the embedding
+    assert all(torch.equal(value, expected[name]) for name, value in written.items())
+
+
+def test_adapters_alone_are_those_of_the_checkpoint(adapted: Path, tmp_path: Path) -> None:
+    assert export(last(adapted), tmp_path / "model", "--adapters") == 0
+    written = load_file(tmp_path / "model" / "adapter_model.safetensors")
+    expected = {key.replace(".default", ""): value for key, value in stored(last(adapted)).items()}
+    assert written.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in written.items())
+
+
+def test_merged_weights_are_the_base_and_the_product_of_the_adapters(adapted: Path, tmp_path: Path) -> None:
+    assert export(last(adapted), tmp_path / "model") == 0
+    merged = load_file(tmp_path / "model" / "model.safetensors")
+    base = load_file(adapted.parent / "tiny" / "model.safetensors")
+    lora = stored(last(adapted))
+    changed = 0
+    for name, value in base.items():
+        place = f"base_model.model.{name.removesuffix('.weight')}"
+        if f"{place}.lora_A.default.weight" in lora:
+            up, down = lora[f"{place}.lora_B.default.weight"], lora[f"{place}.lora_A.default.weight"]
+            value = value + (up @ down) * (8 / 4)
+            changed += 1
+        assert torch.equal(merged[name], value), name
+    assert changed == 3 * 7
+
+
+def test_large_models_are_written_as_several_files(whole: Path, tmp_path: Path) -> None:
+    assert export(last(whole), tmp_path / "model", "--max_shard_size=40KB") == 0
+    files = sorted((tmp_path / "model").glob("model-*.safetensors"))
+    assert len(files) > 2
+    # A weight is never divided, and the largest is below the limit.
+    assert all(file.stat().st_size < 42_000 for file in files)
+    index = json.loads((tmp_path / "model" / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == {file.name for file in files}
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype="auto").state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in stored(last(whole)).items())
+
+
+# ---- which checkpoint ----------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_died_exports_its_newest_whole_checkpoint(whole: Path, tmp_path: Path) -> None:
+    died = tmp_path / "died"
+    (died / "checkpoints").mkdir(parents=True)
+    shutil.copy(last(whole).resolve(), died / "checkpoints" / "step=1.ckpt")
+    content = last(whole).read_bytes()
+    half = died / "checkpoints" / "step=2.ckpt"
+    half.write_bytes(content[: len(content) // 2])
+    (died / "checkpoints" / ".step=2.ckpt.unfinished").write_bytes(content)
+    (died / "checkpoints" / "last.ckpt").symlink_to("step=9.ckpt")  # which is gone
+    for place in (died, died / "checkpoints"):
+        assert export(place, tmp_path / f"of-{place.name}") == 0
+        written = load_file(tmp_path / f"of-{place.name}" / "model.safetensors")
+        assert torch.equal(written["model.norm.weight"], stored(last(whole))["model.norm.weight"])
+
+
+def test_a_run_without_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    assert export(tmp_path / "run", tmp_path / "model") == 2
+    assert "there is no whole checkpoint in" in capsys.readouterr().err
+    assert export(Path("last"), tmp_path / "model") == 2
+    assert "of which run?" in capsys.readouterr().err
+
+
+# ---- whole or not there --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk() -> Iterator[None]:
+    """No file can become larger than 60 kB: the weights cannot be written, what comes before them can."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_nothing_half_written_is_left(
+    whole: Path, tmp_path: Path, small_disk: None, exists: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if exists:
+        (tmp_path / "model").mkdir()
+    assert export(last(whole), tmp_path / "model") == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith(f"error: --out: cannot write {tmp_path / 'model'} (")
+    assert [path.name for path in tmp_path.rglob("*")] == (["model"] if exists else [])
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--max_shard_size=much"], "--max_shard_size: cannot read 'much'"),
+        (["--max_shard_size=1GB", "--adapters"], "--max_shard_size: adapters are one file"),
+        (["--push_to_hub=a/b/c"], "--push_to_hub: 'a/b/c' is no name of a repository"),
+        (["--adapters"], "--adapters: the checkpoint has none"),
+        (["--tokenizer=/nowhere"], "there is no folder /nowhere"),
+    ],
+)
+def test_refusals(
+    whole: Path, tmp_path: Path, more: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(last(whole), tmp_path / "model", *more) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert len(told.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- the card ------------------------------------------------------------------------------------------------------
+
+
+def test_the_card_says_what_was_done(whole: Path, tmp_path: Path) -> None:
+    assert export(last(whole), tmp_path / "model") == 0
+    text = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    _, header, body = text.split("---\n", 2)
+    metadata = yaml.safe_load(header)
+    assert metadata["language"] == ["en", "sw", "zh"]
+    assert metadata["library_name"] == "transformers"
+    assert "base_model" not in metadata  # a folder is nothing that the hub knows
+    assert {"multilingual", "dpo"} <= set(metadata["tags"])
+    assert "| objective | DPO (beta 0.1, loss sigmoid, label_smoothing 0.0, rpo_alpha 0.0) |" in body
+    assert "| consistency terms | mlc weight 0.8, temperature 0.2, scale top, layer -1, extractor linear" in body
+    assert "| optimizer | AdamW (lr 0.01," in body
+    assert "| optimizer steps | 2 |" in body
+    assert "| batch | batch_size 3, accumulate 1, processes 1 |" in body
+    assert "pairs.jsonl" in body
+    results = json.loads((whole / "report" / "summary.json").read_text())
+    for language in ("en", "sw", "zh"):
+        values = [results[when][f"val/rewards/accuracies/{language}"] for when in ("before", "after")]
+        assert f"| {values[0]:.0%} → {values[1]:.0%} |" in next(
+            row for row in body.splitlines() if row.startswith(f"| {language}")
+        )
+    variance = [results[when]["val/mlc/raw/explained_variance"] for when in ("before", "after")]
+    assert f"| explained variance, hidden states | {variance[0]:.4f} → {variance[1]:.4f} |" in body
+    assert "After step 2" in body
+
+
+def test_an_export_has_no_texts_and_no_paths(whole: Path, tmp_path: Path) -> None:
+    assert export(last(whole), tmp_path / "model", "--tokenizer", str(whole.parent / "secret-place" / "tiny")) == 0
+    words = {response for row in example_rows(12) for response in (row["chosen"], row["rejected"])}
+    for path in (tmp_path / "model").iterdir():
+        if path.suffix != ".safetensors":
+            content = path.read_text(encoding="utf-8")
+            assert str(whole.parent) not in content, path.name
+            assert "secret-place" not in content, path.name
+            assert not any(word in content for word in words), path.name
+    assert json.loads((tmp_path / "model" / "lightning_mlc.json").read_text())["source"]["name_or_path"] == "tiny"
+
+
+def test_the_fingerprint_is_of_the_data(whole: Path, adapted: Path, tmp_path: Path) -> None:
+    def fingerprint(run: Path) -> str:
+        return str(read_checkpoint(last(run))["lightning_mlc"]["recipe"]["data"]["fingerprint"])
+
+    assert fingerprint(whole) == fingerprint(adapted)  # the same rows in another file of the same name
+    rows = example_rows(12)
+    rows[3]["chosen"] += "!"
+    data = write_jsonl(tmp_path / "pairs.jsonl", rows)
+    other = fit(tmp_path, whole.parent / "secret-place" / "tiny", f"--data.train_path={data}")
+    assert fingerprint(other) != fingerprint(whole)
+
+
+def test_every_objective_describes_its_options() -> None:
+    for kind in (DPO, KTO, ORPO, SFT, CPO, SimPO):
+        assert describe_objective(kind())["name"] == kind.__name__
+    assert describe_objective(Sum([DPO(beta=0.3), SFT()], [1.0, 0.5])) == {
+        "name": "Sum",
+        "objectives": [
+            {"name": "DPO", "beta": 0.3, "loss": "sigmoid", "label_smoothing": 0.0, "rpo_alpha": 0.0},
+            {"name": "SFT"},
+        ],
+        "weights": [1.0, 0.5],
+    }
+    assert describe_consistency(Consistency())["mlc"] == {"weight": 0.8, "temperature": 0.2, "scale": "top"}
+
+
+# ---- the hub -------------------------------------------------------------------------------------------------------
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub's interface as an upload of small files needs."""
+
+    def do_POST(self) -> None:
+        received: dict[str, Any] = self.server.received  # type: ignore[attr-defined]
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        status = 200
+        if self.path == "/api/repos/create":
+            received["create"] = json.loads(body)
+            answer: Any = {"url": "http://hub/me/model", "id": "1", "name": "me/model"}
+            status = 403 if received.get("refuses") else 200
+        elif self.path == "/api/validate-yaml":
+            answer = {"errors": [], "warnings": []}
+        elif "/preupload/" in self.path:
+            files = json.loads(body)["files"]
+            answer = {"files": [{**file, "uploadMode": "regular", "shouldIgnore": False} for file in files]}
+        else:
+            lines = [json.loads(line) for line in body.splitlines()]
+            received["files"] = {
+                line["value"]["path"]: base64.b64decode(line["value"]["content"])
+                for line in lines
+                if line["key"] == "file"
+            }
+            answer = {"commitUrl": "http://hub/me/model/commit/1", "commitOid": "1", "success": True}
+        self.answer(status, answer)
+
+    def do_GET(self) -> None:
+        self.answer(200, {"id": "me/model", "siblings": [], "sha": "1"})
+
+    def answer(self, status: int, value: Any) -> None:
+        content = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """What a hub on this machine has received."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.received = {}  # type: ignore[attr-defined]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
+    yield server.received  # type: ignore[attr-defined]
+    server.shutdown()
+    server.server_close()
+
+
+def test_push_to_a_private_repository(whole: Path, tmp_path: Path, hub: dict[str, Any]) -> None:
+    assert export(last(whole), tmp_path / "model", "--push_to_hub=me/model") == 0
+    assert hub["create"]["name"] == "model"
+    assert hub["create"].get("organization") == "me"
+    assert hub["create"].get("private") is True or hub["create"].get("visibility") == "private"
+    assert hub["files"] == {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    assert 'from_pretrained("me/model"' in hub["files"]["README.md"].decode()
+
+
+def test_a_hub_that_refuses(
+    whole: Path, tmp_path: Path, hub: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub["refuses"] = True
+    assert export(last(whole), tmp_path / "model", "--push_to_hub=me/model") == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("error: --push_to_hub: cannot push to me/model (")
+    assert f"{tmp_path / 'model'} is whole" in told
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
+def test_push_without_a_login(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    assert export(last(whole), tmp_path / "model", "--push_to_hub=me/model") == 2
+    assert "--push_to_hub: nobody is logged in" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+
+
+def test_adapters_of_a_local_model_are_not_pushed(
+    adapted: Path, tmp_path: Path, hub: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(last(adapted), tmp_path / "model", "--adapters", "--push_to_hub=me/model") == 2
+    assert "adapters belong to their base model" in capsys.readouterr().err
+    assert hub == {}
+    assert not os.path.exists(tmp_path / "model")
