@@ -160,14 +160,23 @@ def read_checkpoint(path: Path, wanted: Set[str] | None = None) -> dict[str, Any
     def place(value: Any, _path: tuple[str, ...]) -> Any:
         if not isinstance(value, Stored):
             return value
-        form: Any = described[value.name]
+        form: Any = described.get(value.name)
+        if form is None:
+            raise UserError(f"ckpt_path: {path} cannot be read: its index lacks {value.name}")
         return tensors.setdefault(value.name, torch.empty(form.size, dtype=form.properties.dtype))
 
     whole: dict[str, Any] = _walk(checkpoint, place)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.distributed is disabled.*")
-        load(tensors, storage_reader=_Reader(path), no_dist=True)
+        _load(tensors, path, no_dist=True)
     return whole
+
+
+def _load(tensors: dict[str, Any], folder: Path, no_dist: bool = False) -> None:
+    try:
+        load(tensors, storage_reader=_Reader(folder), no_dist=no_dist)
+    except (CheckpointException, OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"ckpt_path: {folder} cannot be read: {_reason(error)}") from error
 
 
 def load_into(own: dict[str, Tensor], saved: dict[str, Any]) -> None:
@@ -183,7 +192,7 @@ def load_into(own: dict[str, Tensor], saved: dict[str, Any]) -> None:
         elif source is not target:
             target.detach().copy_(_share(source, target))
     for folder, tensors in stored.items():
-        load(tensors, storage_reader=_Reader(folder))
+        _load(tensors, folder)
 
 
 def sharded_like(parameter: Tensor, values: dict[str, Any]) -> dict[str, Any]:

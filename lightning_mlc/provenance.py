@@ -86,7 +86,8 @@ class Provenance:
     def without_paths(self) -> Provenance:
         """The same with the name of a model's folder instead of its place on this machine: to be given away."""
         name = ModelSource(**self.source).short_name
-        return dataclasses.replace(self, source={**self.source, "name_or_path": name})
+        config = {key: value for key, value in self.config.items() if key != "_name_or_path"}
+        return dataclasses.replace(self, source={**self.source, "name_or_path": name}, config=config)
 
     def model_source(self, trust_remote_code: bool = False) -> ModelSource:
         """Where the model was loaded from. Whether its code is run is for the reader of a checkpoint to say.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -164,7 +165,7 @@ def _from_pretrained(load: Callable[..., _T], source: ModelSource, what: str, **
     location, common = source.resolve()
     try:
         return load(location, **common, **keywords)
-    except (OSError, ValueError, ImportError, KeyError, pickle.UnpicklingError) as error:
+    except (OSError, ValueError, ImportError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
             f"model.name_or_path: cannot load a {what} from {source} ({lines[0].strip()}); "

@@ -80,6 +80,25 @@ def test_nothing_in_a_folder_is_run(part: Any, tmp_path: Path, file: str) -> Non
     assert not (tmp_path / "done").exists()
 
 
+@pytest.mark.parametrize("damage", ["a program", "half", "gone", "of another folder"])
+def test_tensors_that_cannot_be_read(part: Any, tmp_path: Path, damage: str) -> None:
+    save_folder({"state_dict": {"a": part}}, tmp_path / "a.ckpt")
+    (file,) = (tmp_path / "a.ckpt").glob("*.distcp")
+    if damage == "a program":
+        size = file.stat().st_size  # which the index says
+        file.write_bytes(pickle.dumps(Attack(tmp_path / "done")).ljust(size, b"\0"))
+    elif damage == "half":
+        file.write_bytes(file.read_bytes()[:10])
+    elif damage == "gone":
+        file.unlink()
+    else:
+        save_folder({"state_dict": {"b": part}}, tmp_path / "b.ckpt")
+        (tmp_path / "b.ckpt" / ".metadata").replace(tmp_path / "a.ckpt" / ".metadata")
+    with pytest.raises(UserError, match=r"ckpt_path: .*a\.ckpt cannot be read"):
+        read_checkpoint(tmp_path / "a.ckpt")
+    assert not (tmp_path / "done").exists()
+
+
 def test_names_with_dots_lead_nowhere(part: Any, tmp_path: Path) -> None:
     """From protocol 4 on, a pickle may ask a module that is allowed for what that has imported."""
     save_folder({"state_dict": {"a": part}}, tmp_path / "a.ckpt")

@@ -32,10 +32,9 @@ from lightning_mlc.training_cli import run
 POLICY = "policy.model."
 
 
-def fit(folder: Path, model: Path, *more: str) -> Path:
+def fit(folder: Path, model: Path, *more: str, rows: list[Any] | None = None) -> Path:
     """The folder of a run of two steps."""
-    rows = example_rows(12)
-    data = write_jsonl(folder / "pairs.jsonl", rows)
+    data = write_jsonl(folder / "pairs.jsonl", rows or example_rows(12))
     options = {
         "out": folder / "run",
         "model.name_or_path": model,
@@ -218,9 +217,8 @@ def test_the_card_says_what_was_done(whole: Path, tmp_path: Path) -> None:
     results = json.loads((whole / "report" / "summary.json").read_text())
     for language in ("en", "sw", "zh"):
         values = [results[when][f"val/rewards/accuracies/{language}"] for when in ("before", "after")]
-        assert f"| {values[0]:.0%} → {values[1]:.0%} |" in next(
-            row for row in body.splitlines() if row.startswith(f"| {language}")
-        )
+        row = next(row for row in body.splitlines() if row.startswith(f"| {language}"))
+        assert f"| {values[0]:.0%} → {values[1]:.0%} |" in row
     variance = [results[when]["val/mlc/raw/explained_variance"] for when in ("before", "after")]
     assert f"| explained variance, hidden states | {variance[0]:.4f} → {variance[1]:.4f} |" in body
     assert "After step 2" in body
@@ -245,8 +243,7 @@ def test_the_fingerprint_is_of_the_data(whole: Path, adapted: Path, tmp_path: Pa
     assert fingerprint(whole) == fingerprint(adapted)  # the same rows in another file of the same name
     rows = example_rows(12)
     rows[3]["chosen"] += "!"
-    data = write_jsonl(tmp_path / "pairs.jsonl", rows)
-    other = fit(tmp_path, whole.parent / "secret-place" / "tiny", f"--data.train_path={data}")
+    other = fit(tmp_path, whole.parent / "secret-place" / "tiny", rows=rows)
     assert fingerprint(other) != fingerprint(whole)
 
 
@@ -276,7 +273,7 @@ class Hub(BaseHTTPRequestHandler):
         status = 200
         if self.path == "/api/repos/create":
             received["create"] = json.loads(body)
-            answer: Any = {"url": "http://hub/me/model", "id": "1", "name": "me/model"}
+            answer: Any = {"url": f"{huggingface_hub.constants.ENDPOINT}/me/model", "id": "1", "name": "me/model"}
             status = 403 if received.get("refuses") else 200
         elif self.path == "/api/validate-yaml":
             answer = {"errors": [], "warnings": []}
@@ -290,7 +287,11 @@ class Hub(BaseHTTPRequestHandler):
                 for line in lines
                 if line["key"] == "file"
             }
-            answer = {"commitUrl": "http://hub/me/model/commit/1", "commitOid": "1", "success": True}
+            answer = {
+                "commitUrl": f"{huggingface_hub.constants.ENDPOINT}/me/model/commit/1",
+                "commitOid": "1",
+                "success": True,
+            }
         self.answer(status, answer)
 
     def do_GET(self) -> None:
