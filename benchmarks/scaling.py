@@ -10,6 +10,7 @@ Afterwards each case saves a checkpoint and loads it again, and the checkpoint i
 from __future__ import annotations
 
 import argparse
+import csv
 import importlib.util
 import json
 import os
@@ -52,7 +53,6 @@ class Watch(Callback):
 
     def __init__(self) -> None:
         self._before = 0
-        self._tokens: list[float] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._before = held("VmRSS", trainer.strategy.root_device)
@@ -60,17 +60,10 @@ class Watch(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         forget_peak(trainer.strategy.root_device)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_rest: Any) -> None:
-        logged = trainer.callback_metrics.get("speed/tokens_per_second")
-        assert logged is not None
-        self._tokens.append(float(logged))
-
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         device = trainer.strategy.root_device
         record: dict[str, Any] = {
-            "tokens_per_second": self._tokens[WARM_UP:],
             "peak_bytes": held("VmHWM", device) - self._before,
-            "parameters": sum(parameter.numel() for parameter in pl_module.parameters()),
         }
         root = Path(trainer.default_root_dir)
         path = root / "timed.ckpt"
@@ -119,18 +112,20 @@ def measure(model: Path, processes: int, options: Sequence[str], steps: int, out
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(words)}:\n{done.stderr[-3000:]}")
     records = [json.loads((out / f"record.{rank}.json").read_text()) for rank in range(processes)]
+    with (out / "metrics.csv").open() as file:
+        logged = [float(row["speed/tokens_per_second"]) for row in csv.DictReader(file)][WARM_UP:]
     checkpoint = out / "timed.ckpt"
     start = time.perf_counter()
     export(checkpoint, out / "model")
     exported = time.perf_counter() - start
     return {
-        "tokens_per_second": statistics.median(records[0]["tokens_per_second"]),
+        "tokens_per_second": statistics.median(logged),
         "peak_bytes": [record["peak_bytes"] for record in records],
         "save_seconds": max(record["save_seconds"] for record in records),
         "load_seconds": max(record["load_seconds"] for record in records),
         "export_seconds": exported,
         "checkpoint_bytes": size_of(checkpoint),
-        "steps": records[0]["tokens_per_second"],
+        "steps": logged,
     }
 
 

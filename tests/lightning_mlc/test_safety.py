@@ -82,12 +82,11 @@ def test_a_checkpoint_that_is_a_program(
         whole = torch.load(good, weights_only=True) if form == "beside good weights" else {"state_dict": {}}
         torch.save({**whole, "callbacks": {"a": Payload(ran)}}, bad)
     out = f"--out={tmp_path / 'out'}"
-    for command in (
-        ["export", f"--ckpt_path={bad}", out],
-        ["validate", *words, f"--ckpt_path={bad}", out],
-        ["predict", *words, f"--ckpt_path={bad}", out],
-        ["fit", *words, f"--ckpt_path={bad}", out, "--trainer.max_steps=2"],
-    ):
+    commands = [["export", f"--ckpt_path={bad}", out]]
+    if form == "beside good weights":  # and read by Lightning
+        commands += [["validate", *words, f"--ckpt_path={bad}", out]]
+        commands += [["fit", *words, f"--ckpt_path={bad}", out, "--trainer.max_steps=2"]]
+    for command in commands:
         assert "bad.ckpt is not a checkpoint that lightning-mlc wrote" in refused(capsys, *command)
         assert not ran.exists()
     with bad.open("rb") as file:
@@ -107,7 +106,6 @@ def test_a_checkpoint_names_no_class(
     checkpoint["hparams_type"] = "subprocess.Popen"
     torch.save(checkpoint, tmp_path / "bad.ckpt")
     bad = f"--ckpt_path={tmp_path / 'bad.ckpt'}"
-    assert main(["validate", *words, bad, f"--out={tmp_path / 'out'}"]) == 0
     assert main(["fit", *words, bad, f"--out={tmp_path / 'out'}", "--trainer.max_steps=2"]) == 0
     assert main(["export", bad, f"--out={tmp_path / 'model'}"]) == 0
     assert not ran.exists()
@@ -178,7 +176,7 @@ def test_a_checkpoint_that_asks_for_trust(
         ({"unknown": 1}, "cannot be read"),
         ({"source": {"name_or_path": "x", "run": "y"}}, "cannot be read"),
         ({"config": {"model_type": "unheard-of"}}, "does not fit the model"),
-        ({"config": {"model_type": "gpt2", "n_layer": 1}}, "does not fit the model"),
+        ({"config": {"model_type": "gpt2", "n_layer": 1, "vocab_size": 9}}, "does not fit the model"),
     ],
 )
 def test_a_checkpoint_that_says_nonsense_of_its_model(
