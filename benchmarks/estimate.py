@@ -28,14 +28,14 @@ STEPS = 3
 GB = 10**9
 
 CASES: dict[str, list[str]] = {
-    "DPO": [],
-    "DPO, 4 examples": ["--data.batch_size=4"],
-    "DPO, gradient checkpointing": ["--model.gradient_checkpointing=true"],
-    "DPO, 4 examples, gradient checkpointing": ["--data.batch_size=4", "--model.gradient_checkpointing=true"],
-    "DPO, LoRA": ["--config=lora"],
-    "DPO, LoRA, gradient checkpointing": ["--config=lora", "--model.gradient_checkpointing=true"],
-    "DPO, two micro-batches a step": ["--trainer.accumulate_grad_batches=2"],
-    "DPO, bf16-mixed": ["--trainer.precision=bf16-mixed"],
+    "DPO + MLC": [],
+    "DPO + MLC, 4 examples": ["--data.batch_size=4"],
+    "DPO + MLC, gradient checkpointing": ["--model.gradient_checkpointing=true"],
+    "DPO + MLC, LoRA": ["--config=lora"],
+    "DPO + MLC, LoRA, gradient checkpointing": ["--config=lora", "--model.gradient_checkpointing=true"],
+    "DPO + MLC, two micro-batches a step": ["--trainer.accumulate_grad_batches=2"],
+    "DPO + MLC, bf16-mixed": ["--trainer.precision=bf16-mixed"],
+    "DPO": ["--model.consistency.mlc.weight=0"],
     "SFT": ["--model.objective=SFT"],
 }
 
@@ -44,11 +44,15 @@ class Peak(Callback):
     """Resident memory: before the model is loaded, and at most in the latest step."""
 
     def __init__(self) -> None:
-        self.before = self.peak = 0
+        self.before = self.peak = self.loaded = self.files = self.files_now = 0
         self.batch: Batch | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.before = resident("VmRSS")
+        self.files = resident("RssFile")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.loaded = resident("VmRSS") - self.before
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.batch = batch
@@ -56,6 +60,7 @@ class Peak(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         self.peak = resident("VmHWM")
+        self.files_now = resident("RssFile") - self.files
 
 
 def measure(options: list[str]) -> dict[str, Any]:
@@ -82,13 +87,15 @@ def measure(options: list[str]) -> dict[str, Any]:
     found = estimate(done.model, peak.batch, setup_of(done.config.fit.trainer))
     return {
         "measured": peak.peak - peak.before,
+        "measured_before_the_first_step": peak.loaded,
+        "measured_in_files": peak.files_now,
         "estimated": sum(found.parts.values()),
         "parts": dict(found.parts),
     }
 
 
 def resident(field: str) -> int:
-    """``VmRSS`` (bytes resident now) or ``VmHWM`` (at most)."""
+    """``VmRSS`` (bytes resident now), ``RssFile`` (those of libraries and other files) or ``VmHWM`` (at most)."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) * 1024
 
@@ -96,6 +103,9 @@ def resident(field: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cpu"), help="folder for estimate.json")
+    parser.add_argument(
+        "--only", nargs="+", default=list(CASES), choices=list(CASES), metavar="CASE", help="some cases"
+    )
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case is not None:
@@ -105,7 +115,7 @@ def main() -> None:
     # Freed memory goes back to the system at once, or the peak of an earlier phase would be counted again.
     variables = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     print("| | estimated | measured | error |\n|---|---|---|---|")
-    for name in CASES:
+    for name in options.only:
         command = [sys.executable, "-m", "benchmarks.estimate", "--case", name]
         done = subprocess.run(command, capture_output=True, text=True, env=variables)
         if done.returncode != 0:
