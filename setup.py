@@ -45,6 +45,7 @@ setup(
         "pyarrow",
         "langcodes>=3.4",
         "safetensors",
+        "huggingface_hub>=1",
         "matplotlib>=3.8",
         "rich>=13",
         "triton; sys_platform == 'linux'",
