@@ -13,9 +13,9 @@ bracket rounded to float32) has no correct digit of the gradient left.
 Nothing here waits for the device, except ``torch.linalg.eigh`` itself: on a GPU it reads its error code on
 the host, once per call, and PyTorch has no variant that does not.
 
-A batch of a few prompts on a CPU is not arithmetic but calls: the products and the eigenvalues of 8 x 10 rows of 512
-features take 0.1 ms, and 80 operations on small matrices take twice that. So there is a second way, ``_complete_losses``, of
-a third of the operations, for what most batches are: small, and no row missing.
+A batch of a few prompts on a CPU costs calls rather than arithmetic: beside the products and the eigenvalues there are
+some 80 operations on small matrices. So there is a second way, ``_complete_losses``, with a third of them, for what
+most batches are: small, and no row missing.
 """
 
 from __future__ import annotations
@@ -264,6 +264,7 @@ def _losses(
     losses = total[:, 0].log()
     slopes = weights / total
     slopes[:, -1] -= 1.0
-    unusable = (values <= _relative_floor(languages) * top) | ~counted[:, None]  # NaN stays, and makes the gradient NaN as the loss is
+    # NaN stays, and makes the gradient NaN as the loss is.
+    unusable = (values <= _relative_floor(languages) * top) | ~counted[:, None]
     slopes = (slopes / (unit_of_logits * values)).masked_fill_(unusable, 0.0)
     return losses, counted, slopes, vectors

@@ -432,8 +432,10 @@ class TestCompleteRows:
         short, long = self.both_ways(monkeypatch, rows)
         torch.testing.assert_close(short[0], long[0], rtol=2**-23, atol=0)
         # Both are rounded once, relative to the largest entry of the row; float16 ends at its smallest subnormal.
-        tolerance = torch.finfo(dtype).eps * long[1].double().abs().amax(2, keepdim=True)
-        assert ((short[1].double() - long[1].double()).abs() <= tolerance + (6e-8 if dtype == torch.float16 else 0)).all()
+        found, expected = short[1].double(), long[1].double()
+        tolerance = torch.finfo(dtype).eps * expected.abs().amax(2, keepdim=True)
+        tolerance += 6e-8 if dtype == torch.float16 else 0.0
+        assert ((found - expected).abs() <= tolerance).all()
 
     @pytest.mark.parametrize("content", [0.0, float("nan"), float("inf"), float("-inf")])
     def test_a_row_without_a_direction_goes_the_long_way(self, content: float) -> None:
