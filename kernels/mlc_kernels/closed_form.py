@@ -125,7 +125,7 @@ def _complete_losses(
     """
     languages = representations.shape[1]
     rows = representations.double()
-    products = rows @ rows.mT
+    products = torch.bmm(rows, rows.mT)
     inverse_norms = products.diagonal(dim1=1, dim2=2).rsqrt()
     inverse_norms = inverse_norms[:, :, None] * inverse_norms[:, None, :]
     gram = products.mul_(inverse_norms)
@@ -141,9 +141,9 @@ def _complete_losses(
     if not differentiable:
         return losses, None
     slopes = log_probabilities.exp_()
-    slopes[:, -1] -= 1.0
+    slopes[:, -1].sub_(1.0)
     slopes /= unit_of_logits * values.masked_fill_(values <= _relative_floor(languages) * top, math.inf)
-    bracket = (vectors * slopes[:, None, :]) @ vectors.mT
+    bracket = torch.bmm(vectors * slopes[:, None, :], vectors.mT)
     bracket.diagonal(dim1=1, dim2=2).sub_((bracket * gram).sum(2))
     return losses, bracket.mul_(inverse_norms)
 
@@ -160,7 +160,7 @@ class _WithBracket(torch.autograd.Function):
     def backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor, None, None]:
         _refuse_double_backward()
         representations, bracket = ctx.saved_tensors
-        gradient = (bracket * grad_losses[:, None, None]) @ representations.double()
+        gradient = torch.bmm(bracket * grad_losses[:, None, None], representations.double())
         return gradient.to(representations.dtype), None, None
 
 
@@ -172,7 +172,7 @@ def _refuse_double_backward() -> None:
 
 def _relative_floor(languages: int) -> float:
     """Below so much of the largest, a singular value is rounding of 0, which has no gradient: the zero subgradient."""
-    return (languages * torch.finfo(torch.float64).eps) ** 0.5
+    return math.sqrt(languages * torch.finfo(torch.float64).eps)
 
 
 def _out_dtype(representations: Tensor) -> torch.dtype:
