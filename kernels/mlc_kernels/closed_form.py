@@ -14,7 +14,7 @@ Nothing here waits for the device, except ``torch.linalg.eigh`` itself: on a GPU
 the host, once per call, and PyTorch has no variant that does not.
 
 A batch of a few prompts on a CPU costs calls rather than arithmetic: beside the products and the eigenvalues there are
-some 80 operations on small matrices. So there is a second way, ``_complete_losses``, with a third of them, for what
+some 70 operations on small matrices. So there is a second way, ``_complete_losses``, with half of them, for what
 most batches are: small, and no row missing.
 """
 
