@@ -13,9 +13,9 @@ bracket rounded to float32) has no correct digit of the gradient left.
 Nothing here waits for the device, except ``torch.linalg.eigh`` itself: on a GPU it reads its error code on
 the host, once per call, and PyTorch has no variant that does not.
 
-A batch of a few prompts on a CPU costs calls rather than arithmetic: beside the products and the eigenvalues there are
-some 70 operations on small matrices. So there is a second way, ``_complete_losses``, with half of them, for what
-most batches are: small, and no row missing.
+A batch of a few prompts on a CPU costs calls rather than arithmetic: beside the products and the eigenvalues
+there are some 70 operations on small matrices. So there is a second way, ``_complete_losses``, with half of
+them, for what most batches are: small, and no row missing.
 """
 
 from __future__ import annotations
