@@ -6,7 +6,7 @@ sum the objective's losses and the consistency terms', divide each by the optimi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
