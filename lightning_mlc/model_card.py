@@ -53,7 +53,7 @@ def model_card(provenance: Provenance, measured: Mapping[str, Any] | None, name:
         _summary(provenance, recipe, languages),
         "## How to load it\n\n" + _loading(name, adapters),
         "## Training\n\n" + _recipe({**recipe, "lora": provenance.lora}),
-        "## Validation\n\n" + _validation(measured, languages, provenance),
+        "## Validation\n\n" + _validation(measured, languages),
         "Reward accuracy is how often the model prefers the good response to the bad one given the prompt in that "
         "language. These figures say how the training went. They do not say whether the model is safe: measure that, "
         "in every language its users speak."
@@ -124,7 +124,7 @@ def _phrase(value: Any) -> str:
     return str(value)
 
 
-def _validation(measured: Mapping[str, Any] | None, languages: Sequence[str], provenance: Provenance) -> str:
+def _validation(measured: Mapping[str, Any] | None, languages: Sequence[str]) -> str:
     latest = (measured or {}).get("latest")
     if not latest:
         return "The run had no validation before this checkpoint."
