@@ -241,10 +241,9 @@ def main(args: Sequence[str] | None = None) -> None:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
         for size, model in write_models(Path(temporary), given.models).items():
-            cases = [("one process", 1, ())]
-            cases += [
-                (strategy, count, options) for count in process_counts() for strategy, options in STRATEGIES.items()
-            ]
+            cases: list[tuple[str, int, Sequence[str]]] = [("one process", 1, ())]
+            for count in process_counts():
+                cases += [(strategy, count, options) for strategy, options in STRATEGIES.items()]
             for strategy, count, options in cases:
                 out = Path(temporary) / "run"
                 figures = measure(model, count, options, given.steps, out)
