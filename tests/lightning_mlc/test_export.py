@@ -274,12 +274,13 @@ class Hub(BaseHTTPRequestHandler):
         if self.path == "/api/repos/create":
             received["create"] = json.loads(body)
             answer: Any = {"url": f"{huggingface_hub.constants.ENDPOINT}/me/model", "id": "1", "name": "me/model"}
-            status = 403 if received.get("refuses") else 200
         elif self.path == "/api/validate-yaml":
             answer = {"errors": [], "warnings": []}
         elif "/preupload/" in self.path:
             files = json.loads(body)["files"]
             answer = {"files": [{**file, "uploadMode": "regular", "shouldIgnore": False} for file in files]}
+        elif received.get("refuses"):  # the commit
+            status, answer = 403, {"error": "no right to write"}
         else:
             lines = [json.loads(line) for line in body.splitlines()]
             received["files"] = {
