@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import logging
 import sys
 import warnings
@@ -16,9 +17,11 @@ from pathlib import Path
 
 from benchmarks.study.grid import BASE, Grid, check_cells, read_grid
 from benchmarks.study.measuring import Measurer
+from benchmarks.study.page import GRID, PAGE, ROWS, report
 from benchmarks.study.runs import Runner, claim, stopped_by_signals
 from benchmarks.study.split import Split, split
 from lightning_mlc.errors import Interrupted, UserError
+from lightning_mlc.evaluation.journal import write_whole
 from lightning_mlc.evaluation.local import chat_of
 from lightning_mlc.evaluation.systems import System
 
@@ -32,6 +35,8 @@ def parse(args: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="CELL", help="of the grid, these cells alone")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="of the grid, these seeds alone")
     parser.add_argument("--keep_weights", action="store_true", help="do not remove checkpoints that are measured")
+    parser.add_argument("--report", type=Path, metavar="FOLDER", help="write results and page of a study that was run")
+    parser.add_argument("--page", type=Path, default=PAGE, help="page with a place for the study")
     parser.add_argument("--check", action="store_true", help="only say whether the grid can be run")
     return parser.parse_args(args)
 
@@ -48,6 +53,9 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _main(options: argparse.Namespace) -> int:
+    if options.report is not None:
+        print("wrote", *report(options.report, options.page), sep="\n  ")
+        return 0
     if options.config is None:
         raise UserError("--config: is not set; give a grid, such as benchmarks/studies/smollm2.yaml")
     grid = read_grid(options.config)
@@ -68,6 +76,8 @@ def _main(options: argparse.Namespace) -> int:
     runner, found = _prepare(grid, options, own, model)
     tasks = runner.tasks(options.only, options.seeds)
     runner.check(tasks)
+    write_whole(runner.out / GRID, options.config.read_text(encoding="utf-8"))
+    write_whole(runner.out / ROWS, json.dumps(found.rows) + "\n")
     print(f"{grid.name}: {len(tasks)} runs, " + ", ".join(f"{n} rows {name}" for name, n in found.rows.items()))
     with stopped_by_signals():
         failures = runner.run(tasks)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -204,6 +205,7 @@ def check_cells(grid: Grid, own: Mapping[str, Any]) -> dict[str, Any]:
         UserError: One has an option that ``fit`` does not take.
     """
     models = {}
+    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)  # it tells of the seed of each
     for cell in grid.cells:
         try:
             cli = make_cli(grid.arguments(cell, own), _Check)
@@ -211,6 +213,8 @@ def check_cells(grid: Grid, own: Mapping[str, Any]) -> dict[str, Any]:
             told = error if isinstance(error, UserError) else error.__cause__
             if not isinstance(told, UserError):
                 raise
+            if str(told).startswith("model.name_or_path: is not set"):
+                raise UserError("--model: is not set, and the grid has no configs that name one") from error
             raise UserError(f"cells.{cell}: {told}") from error
         models[cell] = cli.config.fit.model.name_or_path
     return models

@@ -5,6 +5,7 @@ The pieces are those of ``lightning-mlc evaluate``. The model is loaded once.
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -74,6 +75,13 @@ class Measurer:
         ``layers`` has for each layer measures (N,) of the hidden states at the end of a prompt.
         """
         started = time.perf_counter()
+        found = self._measure(system)
+        if self.device.type == "cuda":  # or the next training would find it taken
+            gc.collect()
+            torch.cuda.empty_cache()
+        return found | {"seconds": time.perf_counter() - started}
+
+    def _measure(self, system: System) -> dict[str, Any]:
         local = load(
             system, chat_of(system, self.settings.max_new_tokens, on_long_prompt="cut"), self.device, self.dtype
         )
@@ -90,8 +98,7 @@ class Measurer:
             scored = self._score(scorer, prompts, [openings.texts] * len(prompts), ended=False)
             found[name] = [[None if cell is None else openings.margin(cell) for cell in row] for row in scored]
         found["layers"] = self._layers(local)
-        judged = self._judge(local)
-        return found | judged | {"seconds": time.perf_counter() - started}
+        return found | self._judge(local)
 
     # ---- by prompt and language ---------------------------------------------------------------------
 

@@ -82,7 +82,7 @@ class Runner:
         keep_weights: bool,
     ) -> None:
         self._grid = grid
-        self._out = out
+        self.out = out
         self._own = own
         self._model = model
         self._settings = settings
@@ -102,7 +102,7 @@ class Runner:
             UserError: Something of ``tasks`` was.
         """
         for task in tasks:
-            path = task.folder(self._out) / "settings.json"
+            path = task.folder(self.out) / "settings.json"
             if path.is_file() and (begun := json.loads(path.read_text(encoding="utf-8"))) != self._of(task):
                 now = self._of(task)
                 changed = ", ".join(key for key in {**begun, **now} if begun.get(key) != now.get(key))
@@ -119,7 +119,7 @@ class Runner:
         """
         failures = []
         for number, task in enumerate(tasks, start=1):
-            folder = task.folder(self._out)
+            folder = task.folder(self.out)
             folder.mkdir(parents=True, exist_ok=True)
             with claim(folder / "lock") as lock:
                 if lock is None or is_done(folder):
@@ -189,7 +189,7 @@ class Runner:
         return time.perf_counter() - started
 
     def _say_what_is_left(self, tasks: Sequence[Task]) -> None:
-        folders = [task.folder(self._out) for task in tasks]
+        folders = [task.folder(self.out) for task in tasks]
         left = [folder for folder in folders if not is_done(folder)]
         found = [json.loads((f / "measured.json").read_text(encoding="utf-8")) for f in folders if is_done(f)]
         trained = [one["fit_seconds"] + one["seconds"] for one in found if one["fit_seconds"]]
