@@ -1,7 +1,7 @@
 """``python -m benchmarks.study``: train and measure a grid, or write the page of what was measured.
 
-Several processes may work on one folder: start the same command again. What is done is not done again, and training that
-was stopped goes on from its last checkpoint.
+Several processes may work on one folder: start the same command again. What is done is not done again, and training
+that was stopped goes on from its last checkpoint.
 """
 
 from __future__ import annotations

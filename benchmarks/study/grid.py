@@ -233,7 +233,9 @@ def _cells(content: Any) -> dict[str, dict[str, Any]]:
         if re.fullmatch(r"[\w.-]+", str(name)) is None:
             raise UserError(f"cells: {name!r} must be letters, digits, '.', '-' and '_'; it is the name of a folder")
         if name == BASE:
-            raise UserError(f"cells.{BASE}: is the model before training, which is always measured; choose another name")
+            raise UserError(
+                f"cells.{BASE}: is the model before training, which is always measured; choose another name"
+            )
         found[str(name)] = _options(options or {}, f"cells.{name}")
     return found
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from benchmarks.study.grid import EvaluationSettings
-from lightning_mlc.data.layouts import parse_rows
 from lightning_mlc.data.languages import canonical_languages
+from lightning_mlc.data.layouts import parse_rows
 from lightning_mlc.data.reading import read_rows
 from lightning_mlc.data.records import Message
 from lightning_mlc.evaluation.generation import LocalModel, TransformersGenerator
@@ -104,7 +104,10 @@ class Measurer:
 
     def _places(self, prompts: Prompts) -> list[tuple[int, int]]:
         return [
-            (i, j) for i, prompt in enumerate(prompts) for j, language in enumerate(self.languages) if language in prompt
+            (i, j)
+            for i, prompt in enumerate(prompts)
+            for j, language in enumerate(self.languages)
+            if language in prompt
         ]
 
     def _grid(self, prompts: Prompts, values: Mapping[tuple[int, int], Any]) -> list[list[Any]]:

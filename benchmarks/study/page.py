@@ -1,4 +1,4 @@
-"""The page of a study: tables and pictures of its results, between marks in a page that is otherwise written by hand."""
+"""The page of a study: tables and pictures of its results, between marks in a page that people write."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ GRID, ROWS = "grid.yaml", "rows.json"
 
 
 def report(folder: Path, page: Path) -> list[Path]:
-    """Write ``results.json`` and pictures into ``folder`` and the study's part of ``page``, with copies of the pictures.
+    """Write ``results.json`` into ``folder``, the study's part of ``page``, and its pictures into ``images`` beside it.
 
     Raises:
         UserError: There is nothing to report, or the page has no place for it.
@@ -67,9 +67,7 @@ class _Part:
         self._cells = [cell for cell in (BASE, *grid.cells) if cell == BASE or cell in results["seeds"]]
         self._measures = {measure["name"]: measure for measure in results["measures"]}
         self._levels = {(f["cell"], f["measure"], f["scope"]): f for f in results["figures"]}
-        self._changes = {
-            (f["cell"], f["against"], f["measure"], f["scope"]): f for f in results["differences"]
-        }
+        self._changes = {(f["cell"], f["against"], f["measure"], f["scope"]): f for f in results["differences"]}
 
     def blocks(self) -> list[Block]:
         found: list[Block] = [Paragraph(self._provenance())]
@@ -80,16 +78,24 @@ class _Part:
             Heading("All cells", 3),
             self._table(
                 "What was learned",
-                [(REWARD_ACCURACY.name, "mean"), (REWARD_ACCURACY.name, "worst"), (REWARD_MARGIN.name, "mean"),
-                 (LIKELIER.name, "mean"), (REFUSAL_MARGIN.name, "mean"), *((name, "mean") for name in judged)],
+                [
+                    (REWARD_ACCURACY.name, "mean"),
+                    (REWARD_ACCURACY.name, "worst"),
+                    (REWARD_MARGIN.name, "mean"),
+                    (LIKELIER.name, "mean"),
+                    (REFUSAL_MARGIN.name, "mean"),
+                    *((name, "mean") for name in judged),
+                ],
             ),
-            self._table(
-                "How alike the languages are", [*((name, "mean") for name in layered), (PAG.name, "all")]
-            ),
+            self._table("How alike the languages are", [*((name, "mean") for name in layered), (PAG.name, "all")]),
             self._table(
                 "What it cost",
-                [(ORDINARY_MARGIN.name, "mean"), *((name, "mean") for name in declined), (NLL.name, "mean"),
-                 (STEP.name, "all")],
+                [
+                    (ORDINARY_MARGIN.name, "mean"),
+                    *((name, "mean") for name in declined),
+                    (NLL.name, "mean"),
+                    (STEP.name, "all"),
+                ],
                 perplexity=True,
             ),
         ]
@@ -145,9 +151,7 @@ class _Part:
         return _number(found["value"], percent) + _ends(found, percent)
 
     def _question(self, number: int, question: Question) -> list[Block]:
-        pairs = [
-            pair for pair in question.compare.items() if any(key[:2] == pair for key in self._changes)
-        ]
+        pairs = [pair for pair in question.compare.items() if any(key[:2] == pair for key in self._changes)]
         if not pairs:
             return [Heading(question.title, 3), Paragraph("Not measured yet.")]
         rows, apart, count = [], [], 0

@@ -144,13 +144,13 @@ def _samples(seeds: Sequence[Measured], base: Measured | None) -> dict[tuple[Mea
         (ORDINARY_MARGIN, lambda one, _: _cells(one["ordinary_margin"], float)),
         (NLL, _nll),
     ]
-    for layer in seeds[0]["layers"]:
-        for name, measure in LAYERED.items():
-            alone.append((measure_of_layer(measure, layer), _of_layer(layer, name)))
-    for judge in seeds[0]["verdicts"]:
-        alone.append((safe_by(judge), _safe(judge)))
-    for judge in seeds[0]["ordinary_refused"]:
-        alone.append((refused_by(judge), _refused(judge)))
+    alone += [
+        (measure_of_layer(measure, layer), _of_layer(layer, name))
+        for layer in seeds[0]["layers"]
+        for name, measure in LAYERED.items()
+    ]
+    alone += [(safe_by(judge), _safe(judge)) for judge in seeds[0]["verdicts"]]
+    alone += [(refused_by(judge), _refused(judge)) for judge in seeds[0]["ordinary_refused"]]
     for measure, values in [*(rewards if base is not None else ()), *alone]:
         grids = [values(one, base or one) for one in seeds]
         if all(bool((~grid.isnan()).any()) for grid in grids):

@@ -134,6 +134,9 @@ class Runner:
                     continue
                 print(f"  training {found['fit_seconds']:.0f} s, measuring {found['seconds']:.0f} s", flush=True)
             self._say_what_is_left(tasks)
+        done = sum(is_done(task.folder(self.out)) for task in tasks)
+        others = sum(is_claimed(task.folder(self.out) / "lock") for task in tasks)
+        print(f"{done} of {len(tasks)} done" + (f", other processes are at work on {others}" if others else ""))
         return failures
 
     def _of(self, task: Task) -> dict[str, Any]:
@@ -210,7 +213,10 @@ def is_done(folder: Path) -> bool:
 
 @contextmanager
 def claim(path: Path, wait: bool = False) -> Iterator[int | None]:
-    """Hold the lock file ``path``; gives its descriptor, or None where another process holds it (or ``wait`` for it)."""
+    """Hold the lock file ``path``; gives its descriptor.
+
+    Where another process holds it, ``wait`` for that one to end, or give None.
+    """
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR)
     try:
         try:
@@ -251,7 +257,6 @@ def step_seconds(metrics: Path) -> list[float]:
     """Wall time of the steps that were logged."""
     with metrics.open(newline="") as file:
         return [float(row[clock.COLUMN]) for row in csv.DictReader(file) if row.get(clock.COLUMN)]
-
 
 
 def _last_line(log: Path) -> str:

@@ -6,11 +6,11 @@ of the two-way analysis of variance,
 
     (MS_seeds + MS_prompts - MS_rest) / (seeds * prompts),
 
-with components that come out negative taken as 0, and the interval is Student's t with the degrees of freedom of Satterthwaite
-(1946, Biometrics Bulletin 2(6), 110-114). So three seeds that differ give the wide interval that three seeds are worth,
-which resampling three seeds would not. What is no mean over prompts (the worst language, kappa) enters
-by its jackknife pseudo-values, ``N f(all) - (N - 1) f(all but p)`` (Efron and Tibshirani 1993, chapter 11), which for a
-mean are the numbers themselves.
+with components that come out negative taken as 0, and the interval is Student's t with the degrees of freedom of
+Satterthwaite (1946, Biometrics Bulletin 2(6), 110-114). So three seeds that differ give the wide interval that three
+seeds are worth, which resampling three seeds would not. What is no mean over prompts (the worst language, kappa)
+enters by its jackknife pseudo-values, ``N f(all) - (N - 1) f(all but p)`` (Efron and Tibshirani 1993, chapter 11),
+which for a mean are the numbers themselves.
 """
 
 from __future__ import annotations
