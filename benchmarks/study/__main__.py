@@ -62,6 +62,9 @@ def _main(options: argparse.Namespace) -> int:
     for cell in options.only or ():
         if cell != BASE and cell not in grid.cells:
             raise UserError(f"--only: there is no cell '{cell}' (there are {BASE}, {', '.join(grid.cells)})")
+    for seed in options.seeds or ():
+        if seed not in grid.seeds:
+            raise UserError(f"--seeds: {seed} is not one of the grid's ({', '.join(map(str, grid.seeds))})")
     own = {} if options.model is None else _model_options(options.model)
     models = set(check_cells(grid, own).values())
     if options.check:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import torch
 import yaml
 from conftest import example_rows, write_jsonl
 
-from benchmarks.study.__main__ import main
+from benchmarks.study.__main__ import main, parse
 from benchmarks.study.grid import DataSettings, check_cells, read_grid
 from benchmarks.study.page import GRID, PAGE, ROWS, report
 from benchmarks.study.results import collect
@@ -78,6 +79,14 @@ def test_shipped_grids_are_ones_that_fit_takes(path: Path, tiny_model: Path) -> 
     assert f"<!-- study {grid.name}: begin -->" in PAGE.read_text(encoding="utf-8")
 
 
+def test_commands_of_the_page_are_ones_that_parse() -> None:
+    lines = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("python -m benchmarks")]
+    assert len(lines) == 4
+    for line in lines:
+        options = parse(shlex.split(line)[3:])
+        assert options.report is not None or options.config.is_file()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -107,7 +116,7 @@ def test_a_bad_grid_is_told_before_anything_is_trained(
     pairs_file: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    path, out = write_grid(tmp_path / "grid.yaml", **changes), tmp_path / "out"
+    path, out = write_grid(tmp_path / "grid.yaml", **{"questions": [], **changes}), tmp_path / "out"
     arguments = [f"--config={path}", f"--out={out}", f"--data={pairs_file}", f"--model={tiny_model}"]
     assert main(arguments) == 2
     told = capsys.readouterr().err.strip()
