@@ -157,7 +157,9 @@ def read_grid(path: Path) -> Grid:
     for section, kind in (("data", DataSettings), ("evaluation", EvaluationSettings)):
         _known(content.get(section) or {}, kind, f"{section}.")
     data = DataSettings(**content["data"])
-    measured = {key: tuple(v) if isinstance(v, list) else v for key, v in (content.get("evaluation") or {}).items()}
+    measured: dict[str, Any] = {
+        key: tuple(v) if isinstance(v, list) else v for key, v in (content.get("evaluation") or {}).items()
+    }
     evaluation = EvaluationSettings(**measured)
     for name, number, least in (
         ("data.heldout", data.heldout, 2),

@@ -229,5 +229,5 @@ def _perplexity(found: Mapping[str, Any] | None) -> str:
 
 
 def _interval(found: Mapping[str, Any]) -> tuple[float, float, float]:
-    ends = (math.nan if found[end] is None else found[end] for end in ("low", "high"))
-    return (found["value"], *ends)  # type: ignore[return-value]
+    low, high = (math.nan if found[end] is None else found[end] for end in ("low", "high"))
+    return found["value"], low, high

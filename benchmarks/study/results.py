@@ -8,6 +8,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ def _samples(seeds: Sequence[Measured], base: Measured | None) -> dict[tuple[Mea
             statistics_ = [_statistic(grid, own, measure.higher_is_better) for grid in grids]
             found |= {(measure, scope): s for scope, s in sample(statistics_, len(grids[0])).items()}
     labels = [_margin_labels(one) for one in seeds]
-    agreements = sample([lambda weights, own=own: agreement(own, weights) for own in labels], len(labels[0]))
+    agreements = sample([partial(agreement, own) for own in labels], len(labels[0]))
     found[PAG, "all"], found[KAPPA, "all"] = agreements["pag"], agreements["kappa"]
     steps = [statistics.median(one["step_seconds"][1:] or one["step_seconds"]) for one in seeds if one["step_seconds"]]
     if steps:
