@@ -1,0 +1,121 @@
+"""``python -m benchmarks.study``: train and measure a grid, or write the page of what was measured.
+
+Several processes may work on one folder: start the same command again. What is done is not done again, and training
+that was stopped goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.study.grid import BASE, Grid, check_cells, read_grid
+from benchmarks.study.measuring import Measurer
+from benchmarks.study.page import GRID, PAGE, ROWS, report
+from benchmarks.study.runs import Runner, claim, stopped_by_signals
+from benchmarks.study.split import Split, split
+from lightning_mlc.errors import Interrupted, UserError
+from lightning_mlc.evaluation.journal import write_whole
+from lightning_mlc.evaluation.local import chat_of
+from lightning_mlc.evaluation.systems import System
+
+
+def parse(args: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=str(__doc__).split("\n")[0])
+    parser.add_argument("--config", type=Path, help="the grid, a YAML file such as those in benchmarks/studies")
+    parser.add_argument("--out", type=Path, help="folder of the study; one that there is goes on")
+    parser.add_argument("--data", help="preference rows, as data.train_path; some of them are held out")
+    parser.add_argument("--model", help="folder, hub id or GGUF file; if not given, that of the grid's configs")
+    parser.add_argument("--only", nargs="+", metavar="CELL", help="of the grid, these cells alone")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="of the grid, these seeds alone")
+    parser.add_argument("--keep_weights", action="store_true", help="do not remove checkpoints that are measured")
+    parser.add_argument("--report", type=Path, metavar="FOLDER", help="write results and page of a study that was run")
+    parser.add_argument("--page", type=Path, default=PAGE, help="page with a place for the study")
+    parser.add_argument("--check", action="store_true", help="only say whether the grid can be run")
+    return parser.parse_args(args)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    options = parse(args)
+    warnings.filterwarnings("ignore", message=".*generation flags are not valid.*")
+    logging.getLogger("transformers.generation.configuration_utils").setLevel(logging.ERROR)
+    try:
+        return _main(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 143 if isinstance(error, Interrupted) else 2
+
+
+def _main(options: argparse.Namespace) -> int:
+    if options.report is not None:
+        print("wrote", *report(options.report, options.page), sep="\n  ")
+        return 0
+    if options.config is None:
+        raise UserError("--config: is not set; give a grid, such as benchmarks/studies/smollm2.yaml")
+    grid = read_grid(options.config)
+    for cell in options.only or ():
+        if cell != BASE and cell not in grid.cells:
+            raise UserError(f"--only: there is no cell '{cell}' (there are {BASE}, {', '.join(grid.cells)})")
+    for seed in options.seeds or ():
+        if seed not in grid.seeds:
+            raise UserError(f"--seeds: {seed} is not one of the grid's ({', '.join(map(str, grid.seeds))})")
+    own = {} if options.model is None else _model_options(options.model)
+    models = set(check_cells(grid, own).values())
+    if options.check:
+        print(f"{grid.name}: {len(grid.cells)} cells x {len(grid.seeds)} seeds")
+        return 0
+    for name in ("data", "out"):
+        if getattr(options, name) is None:
+            raise UserError(f"--{name}: is not set; see python -m benchmarks.study --help")
+    if len(models) > 1:
+        raise UserError(f"cells: must all train one model, here are {', '.join(sorted(models))}; give --model")
+    model = System(BASE, options.model or models.pop())
+    runner, found = _prepare(grid, options, own, model)
+    tasks = runner.tasks(options.only, options.seeds)
+    runner.check(tasks)
+    write_whole(runner.out / GRID, options.config.read_text(encoding="utf-8"))
+    write_whole(runner.out / ROWS, json.dumps(found.rows) + "\n")
+    print(f"{grid.name}: {len(tasks)} runs, " + ", ".join(f"{n} rows {name}" for name, n in found.rows.items()))
+    with stopped_by_signals():
+        failures = runner.run(tasks)
+    return int(bool(failures))
+
+
+def _prepare(grid: Grid, options: argparse.Namespace, own: dict[str, str], model: System) -> tuple[Runner, Split]:
+    source = str(grid.fit.get("data.source_language", "en"))
+    out: Path = options.out.resolve()
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out: {out} is a file; give a folder")
+    identity = model.identity
+    chat = chat_of(model)
+    out.mkdir(parents=True, exist_ok=True)
+    with claim(out / "lock", wait=True):
+        found = split(options.data, grid.data, source, chat, out / "data")
+    measurer = Measurer(found.heldout, grid.evaluation, source, grid.fit.get("data.languages"))
+    settings = {
+        "model": identity,
+        "data": found.digest,
+        "evaluation": dataclasses.asdict(grid.evaluation),
+        "device": str(measurer.device.type),
+        "dtype": measurer.dtype,
+    }
+    own = {**own, "data.train_path": str(found.train), "data.val_share": "0"}
+    return Runner(grid, out, own, model, settings, measurer, options.keep_weights), found
+
+
+def _model_options(spec: str) -> dict[str, str]:
+    """How ``fit`` is given what ``evaluate`` calls ``spec``."""
+    path = Path(spec)
+    if path.exists():
+        spec = str(path.resolve())
+    return {"model.name_or_path": spec, "model.gguf_file": "null"}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,282 @@
+"""The grid of a study: cells, each a set of options of ``lightning-mlc fit``, seeds, and what to measure.
+
+Everything that can be wrong with it is said before anything is trained: every cell is parsed as ``fit`` parses it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_mlc.errors import UserError
+from lightning_mlc.estimate_cli import EstimateCLI
+from lightning_mlc.training_cli import make_cli
+
+BASE = "base"
+"""The cell that is always there: the model before training."""
+
+OWN_OPTIONS = {
+    "out": "each run has a folder of its own in --out",
+    "seed_everything": "list the seeds under 'seeds'",
+    "ckpt_path": "runs go on by themselves",
+    "data.train_path": "give it as --data",
+    "data.val_path": "held-out rows are those of 'data.heldout'",
+    "data.val_share": "held-out rows are those of 'data.heldout'",
+    "model.name_or_path": "give it as --model",
+    "model.gguf_file": "give it as --model PATH/FILE.gguf",
+}
+"""Options of ``fit`` that the study sets."""
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which rows are trained on and which are measured.
+
+    Args:
+        heldout: Rows that are measured and never trained on.
+        max_prompt_tokens: Rows with a longer prompt, in any language, are left out of both; null keeps all.
+        max_response_tokens: Rows with a longer response are left out of both; null keeps all.
+    """
+
+    heldout: int
+    max_prompt_tokens: int | None = None
+    max_response_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What is measured of every trained model.
+
+    Args:
+        generate: Held-out prompts, and ordinary ones, that are answered and judged, in every language; 0 for none.
+        judges: Judges of these answers, as in ``lightning-mlc evaluate``.
+        max_new_tokens: Longest answer.
+        ordinary: Prompts that a model should answer, in any layout; of ``sample``, the ordinary ones.
+        ordinary_limit: How many of them to use.
+        layers: Whose hidden states are compared, as ``model.consistency.layer``.
+        batch_tokens: Most tokens of a batch.
+        device: As in ``lightning-mlc evaluate``.
+        dtype: Precision of the evaluated model.
+    """
+
+    generate: int = 0
+    judges: tuple[str, ...] = ("refusal",)
+    max_new_tokens: int = 128
+    ordinary: str = "sample"
+    ordinary_limit: int = 16
+    layers: tuple[float, ...] = (0.5, -1)
+    batch_tokens: int = 8192
+    device: str = "auto"
+    dtype: str = "auto"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A table of the report.
+
+    Args:
+        title: What is asked.
+        compare: From a cell to the one that it is compared with.
+    """
+
+    title: str
+    compare: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a study trains and measures.
+
+    Args:
+        name: Of the study; the report's part of the page and its pictures are called after it.
+        seeds: Each cell is trained with each of them.
+        cells: Options of ``fit`` by cell, on top of ``fit``.
+        data: See there.
+        questions: See there.
+        configs: Configurations that every cell starts from, as ``--config`` of ``fit``.
+        fit: Options of ``fit`` of every cell.
+        evaluation: See there.
+    """
+
+    name: str
+    seeds: tuple[int, ...]
+    cells: Mapping[str, Mapping[str, Any]]
+    data: DataSettings
+    questions: tuple[Question, ...] = ()
+    configs: tuple[str, ...] = ()
+    fit: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+
+    def options(self, cell: str) -> dict[str, Any]:
+        """The options of a cell, those of all cells included."""
+        return {**self.fit, **self.cells[cell]}
+
+    def arguments(self, cell: str, own: Mapping[str, Any]) -> list[str]:
+        """``fit`` and its arguments for a cell; ``own`` are options that the study sets."""
+        options = {**self.options(cell), **own}
+        return [
+            "fit",
+            *(f"--config={config}" for config in self.configs),
+            *(f"--{key}={_written(value)}" for key, value in options.items()),
+        ]
+
+
+def read_grid(path: Path) -> Grid:
+    """The grid in the YAML file ``path``, its form checked.
+
+    Raises:
+        UserError: There is no such file, a key is unknown or missing, or a value cannot be.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config: cannot read {path} ({error.strerror})") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"--config: {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"--config: {path} must hold a mapping with name, seeds, cells and data")
+    _known(content, Grid, "")
+    if re.fullmatch(r"[\w.-]+", str(content["name"])) is None:
+        raise UserError(f"name: must be letters, digits, '.', '-' and '_', got {content['name']!r}")
+    seeds = content["seeds"]
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
+        raise UserError("seeds: must be a list of one or more numbers from 0")
+    if len(set(seeds)) < len(seeds):
+        raise UserError("seeds: one stands there twice")
+    cells = _cells(content["cells"])
+    shared = _options(content.get("fit") or {}, "fit")
+    for section, kind in (("data", DataSettings), ("evaluation", EvaluationSettings)):
+        _known(content.get(section) or {}, kind, f"{section}.")
+    data = DataSettings(**content["data"])
+    measured: dict[str, Any] = {
+        key: tuple(v) if isinstance(v, list) else v for key, v in (content.get("evaluation") or {}).items()
+    }
+    evaluation = EvaluationSettings(**measured)
+    for name, number, least in (
+        ("data.heldout", data.heldout, 2),
+        ("data.max_prompt_tokens", data.max_prompt_tokens, 1),
+        ("data.max_response_tokens", data.max_response_tokens, 1),
+        ("evaluation.generate", evaluation.generate, 0),
+        ("evaluation.ordinary_limit", evaluation.ordinary_limit, 2),
+    ):
+        if number is not None and (type(number) is not int or number < least):
+            raise UserError(f"{name}: must be a number from {least}, got {number!r}")
+    if 0 < evaluation.generate < 2 or evaluation.generate > data.heldout:
+        raise UserError(
+            f"evaluation.generate: must be 0, or from 2 to data.heldout ({data.heldout}), got {evaluation.generate}"
+        )
+    return Grid(
+        name=str(content["name"]),
+        seeds=tuple(seeds),
+        cells=cells,
+        data=data,
+        questions=tuple(_questions(content.get("questions") or [], cells)),
+        configs=tuple(content.get("configs") or ()),
+        fit=shared,
+        evaluation=evaluation,
+    )
+
+
+class _Check(EstimateCLI):
+    """Parses the options of ``fit`` and makes the module and the data of them; loads and runs nothing."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+def check_cells(grid: Grid, own: Mapping[str, Any]) -> dict[str, Any]:
+    """Parse every cell as ``fit`` will.
+
+    Args:
+        grid: The cells.
+        own: Options that the study sets for all of them.
+
+    Returns:
+        By cell, the name of its model.
+
+    Raises:
+        UserError: One has an option that ``fit`` does not take.
+    """
+    models = {}
+    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)  # it tells of the seed of each
+    for cell in grid.cells:
+        try:
+            cli = make_cli(grid.arguments(cell, own), _Check)
+        except (UserError, ValueError) as error:
+            told = error if isinstance(error, UserError) else error.__cause__
+            if not isinstance(told, UserError):
+                raise
+            if str(told).startswith("model.name_or_path: is not set"):
+                raise UserError("--model: is not set, and the grid has no configs that name one") from error
+            raise UserError(f"cells.{cell}: {told}") from error
+        models[cell] = cli.config.fit.model.name_or_path
+    return models
+
+
+def _written(value: Any) -> str:
+    """As the command line takes it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _cells(content: Any) -> dict[str, dict[str, Any]]:
+    if not isinstance(content, dict) or not content:
+        raise UserError("cells: must be a mapping from names to options of fit")
+    found = {}
+    for name, options in content.items():
+        if re.fullmatch(r"[\w.-]+", str(name)) is None:
+            raise UserError(f"cells: {name!r} must be letters, digits, '.', '-' and '_'; it is the name of a folder")
+        if name == BASE:
+            raise UserError(
+                f"cells.{BASE}: is the model before training, which is always measured; choose another name"
+            )
+        found[str(name)] = _options(options or {}, f"cells.{name}")
+    return found
+
+
+def _options(content: Any, where: str) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise UserError(f"{where}: must be a mapping such as {{model.objective: DPO}}")
+    for key in content:
+        if key in OWN_OPTIONS:
+            raise UserError(f"{where}.{key}: is not the cell's to set; {OWN_OPTIONS[key]}")
+    return {str(key): value for key, value in content.items()}
+
+
+def _questions(content: Any, cells: Mapping[str, Any]) -> list[Question]:
+    found = []
+    for number, item in enumerate(content):
+        where = f"questions[{number}]"
+        _known(item, Question, f"{where}.")
+        for cell in (*item["compare"], *item["compare"].values()):
+            if cell != BASE and cell not in cells:
+                raise UserError(f"{where}.compare: there is no cell '{cell}'" + _near(cell, [*cells, BASE]))
+        found.append(Question(**item))
+    return found
+
+
+def _known(content: Any, kind: type, where: str) -> None:
+    """Refuse keys that ``kind`` lacks, and the lack of those that it needs."""
+    if not isinstance(content, dict):
+        raise UserError(f"{where.rstrip('.')}: must be a mapping")
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    for key in content:
+        if key not in fields:
+            raise UserError(f"{where}{key}: there is no such key" + _near(str(key), list(fields)))
+    for name, f in fields.items():
+        needed = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if needed and content.get(name) is None:
+            raise UserError(f"{where}{name}: is not set")
+
+
+def _near(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else f" (there are {', '.join(known)})"

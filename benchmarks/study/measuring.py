@@ -1,0 +1,179 @@
+"""What a study measures of one model: numbers for each prompt and language, and no text.
+
+The pieces are those of ``lightning-mlc evaluate``. The model is loaded once.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.study.grid import EvaluationSettings
+from lightning_mlc.data.languages import canonical_languages
+from lightning_mlc.data.layouts import parse_rows
+from lightning_mlc.data.reading import read_rows
+from lightning_mlc.data.records import Message
+from lightning_mlc.evaluation.generation import LocalModel, TransformersGenerator
+from lightning_mlc.evaluation.judges.base import Exchange, Verdict
+from lightning_mlc.evaluation.likelihood import Likelihood, Openings, Scorer
+from lightning_mlc.evaluation.local import chat_of, choose_device, choose_dtype, load
+from lightning_mlc.evaluation.prompts import ORDINARY, read_prompt_sets
+from lightning_mlc.evaluation.representations import prompt_states
+from lightning_mlc.evaluation.roster import make_judges
+from lightning_mlc.evaluation.settings import Settings
+from lightning_mlc.evaluation.systems import System
+from lightning_mlc.metrics import collinearity
+from lightning_mlc.metrics.verdicts import MISSING, OUTCOMES
+from lightning_mlc.models.policy import resolve_layer
+
+Prompts = Sequence[Mapping[str, list[Message]]]
+"""N prompts by language."""
+
+
+class Measurer:
+    """Measures models on the same prompts.
+
+    Args:
+        heldout: File of preference rows.
+        settings: What to measure.
+        source_language: Of the responses.
+        languages: Those to measure; None for all of the held-out rows.
+
+    Raises:
+        UserError: A file or a judge cannot be used.
+    """
+
+    def __init__(
+        self, heldout: Path, settings: EvaluationSettings, source_language: str, languages: Sequence[str] | None
+    ) -> None:
+        self.settings = settings
+        self.examples = parse_rows(read_rows(str(heldout), "--data"), source_language, str(heldout))
+        self.prompts: Prompts = [example.prompts for example in self.examples]
+        found = tuple(dict.fromkeys(language for prompt in self.prompts for language in prompt))
+        self.languages = found if languages is None else canonical_languages(languages, "data.languages")
+        sets = read_prompt_sets([], [settings.ordinary], source_language)
+        rows = [row for part in sets if part.kind == ORDINARY for row in part.rows]
+        self.ordinary: Prompts = [row.prompts for row in rows[: settings.ordinary_limit]]
+        # Judges read the settings of `evaluate`, of which these are what a study leaves open.
+        self.judges = make_judges(
+            Settings(models=["-"], prompts=["-"], judges=list(settings.judges), device=settings.device)
+        )
+        self.device = choose_device(settings.device)
+        self.dtype = choose_dtype(settings.dtype, self.device)  # type: ignore[arg-type]
+
+    def measure(self, system: System) -> dict[str, Any]:
+        """Plain values, null where a prompt is not in a language. Lists are (N, L) unless said otherwise.
+
+        ``chosen`` and ``rejected`` hold ``[log-probability, tokens]``; ``margin`` and ``ordinary_margin`` are
+        refusal margins; ``verdicts`` and ``ordinary_refused`` are by judge, of the first ``generate`` prompts;
+        ``layers`` has for each layer measures (N,) of the hidden states at the end of a prompt.
+        """
+        started = time.perf_counter()
+        found = self._measure(system)
+        if self.device.type == "cuda":  # or the next training would find it taken
+            gc.collect()
+            torch.cuda.empty_cache()
+        return found | {"seconds": time.perf_counter() - started}
+
+    def _measure(self, system: System) -> dict[str, Any]:
+        local = load(
+            system, chat_of(system, self.settings.max_new_tokens, on_long_prompt="cut"), self.device, self.dtype
+        )
+        scorer = Scorer(local, self.settings.batch_tokens)
+        openings = Openings()
+        pairs = [(example.chosen or "", example.rejected or "") for example in self.examples]
+        likelihoods = self._score(scorer, self.prompts, pairs, ended=True)
+        found: dict[str, Any] = {
+            "languages": list(self.languages),
+            "chosen": [[None if cell is None else _plain(cell[0]) for cell in row] for row in likelihoods],
+            "rejected": [[None if cell is None else _plain(cell[1]) for cell in row] for row in likelihoods],
+        }
+        for name, prompts in (("margin", self.prompts), ("ordinary_margin", self.ordinary)):
+            scored = self._score(scorer, prompts, [openings.texts] * len(prompts), ended=False)
+            found[name] = [[None if cell is None else openings.margin(cell) for cell in row] for row in scored]
+        found["layers"] = self._layers(local)
+        return found | self._judge(local)
+
+    # ---- by prompt and language ---------------------------------------------------------------------
+
+    def _places(self, prompts: Prompts) -> list[tuple[int, int]]:
+        return [
+            (i, j)
+            for i, prompt in enumerate(prompts)
+            for j, language in enumerate(self.languages)
+            if language in prompt
+        ]
+
+    def _grid(self, prompts: Prompts, values: Mapping[tuple[int, int], Any]) -> list[list[Any]]:
+        return [[values.get((i, j)) for j in range(len(self.languages))] for i in range(len(prompts))]
+
+    def _score(
+        self, scorer: Scorer, prompts: Prompts, responses: Sequence[Sequence[str]], ended: bool
+    ) -> list[list[list[Likelihood] | None]]:
+        places = self._places(prompts)
+        texts = [prompts[i][self.languages[j]] for i, j in places]
+        scored = scorer.score(texts, [responses[i] for i, _ in places], (), ended)
+        return self._grid(prompts, {places[index]: found for index, found in scored})
+
+    @torch.inference_mode()
+    def _layers(self, local: LocalModel) -> dict[str, dict[str, list[float | None]]]:
+        """By layer: collinearity of each prompt's hidden states, raw and without what all prompts share."""
+        places = self._places(self.prompts)
+        texts = [self.prompts[i][self.languages[j]] for i, j in places]
+        flat = prompt_states(local, texts, self.settings.batch_tokens, lambda _: None)
+        depth = flat.shape[1] - 1
+        states = flat.new_zeros(len(self.prompts), len(self.languages), *flat.shape[1:])
+        mask = torch.zeros(states.shape[:2], dtype=torch.bool)
+        for place, state in zip(places, flat, strict=True):
+            states[place], mask[place] = state, True
+        found = {}
+        for layer in self.settings.layers:
+            rows = states[:, :, resolve_layer(layer, depth)].double()
+            raw, centred = collinearity(rows, mask), collinearity(rows - rows[mask].mean(0), mask)
+            found[str(layer)] = {
+                "explained_variance": _known(raw["explained_variance"]),
+                "min_cosine": _known(raw["min_cosine"]),
+                "explained_variance_centred": _known(centred["explained_variance"]),
+            }
+        return found
+
+    def _judge(self, local: LocalModel) -> dict[str, Any]:
+        found: dict[str, Any] = {"verdicts": {}, "ordinary_refused": {}}
+        count = self.settings.generate
+        if not count or not self.judges:
+            return found
+        generator = TransformersGenerator(local, self.settings.max_new_tokens, self.settings.batch_tokens)
+        for name, prompts in (("verdicts", self.prompts[:count]), ("ordinary_refused", self.ordinary[:count])):
+            places = self._places(prompts)
+            texts = [prompts[i][self.languages[j]] for i, j in places]
+            exchanges: list[Exchange | None] = [None] * len(places)
+            for index, response in generator.generate(texts, ()):
+                exchanges[index] = Exchange(texts[index], response.text, self.languages[places[index][1]])
+            for judge in self.judges:
+                verdicts = judge.judge([exchange for exchange in exchanges if exchange is not None], ())
+                say = _label if name == "verdicts" else _refused
+                found[name][judge.name] = self._grid(prompts, {places[i]: say(verdict) for i, verdict in verdicts})
+                judge.close()
+        return found
+
+
+def _label(verdict: Verdict) -> int:
+    return MISSING if verdict.label is None else OUTCOMES[verdict.label]
+
+
+def _refused(verdict: Verdict) -> float | None:
+    return None if verdict.refused is None else float(verdict.refused)
+
+
+def _plain(likelihood: Likelihood) -> list[float]:
+    return [likelihood.logp, likelihood.tokens]
+
+
+def _known(values: torch.Tensor) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in values.tolist()]

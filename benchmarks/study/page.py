@@ -1,0 +1,233 @@
+"""The page of a study: tables and pictures of its results, between marks in a page that people write."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.study.grid import BASE, Grid, Question, read_grid
+from benchmarks.study.results import (
+    LIKELIER,
+    NLL,
+    ORDINARY_MARGIN,
+    PAG,
+    REFUSAL_MARGIN,
+    REWARD_ACCURACY,
+    REWARD_MARGIN,
+    STEP,
+    collect,
+)
+from lightning_mlc.errors import UserError
+from lightning_mlc.evaluation.document import Block, Heading, Paragraph, Picture, Table, to_markdown
+from lightning_mlc.evaluation.journal import write_whole
+from lightning_mlc.evaluation.plots import plot_intervals
+from lightning_mlc.report import save
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "study.md"
+GRID, ROWS = "grid.yaml", "rows.json"
+"""What a run leaves in its folder for the report."""
+
+
+def report(folder: Path, page: Path) -> list[Path]:
+    """Write ``results.json`` into ``folder``, the study's part of ``page``, and its pictures into ``images`` beside it.
+
+    Raises:
+        UserError: There is nothing to report, or the page has no place for it.
+    """
+    if not (folder / GRID).is_file():
+        raise UserError(f"--report: {folder} is not the folder of a study; give the --out of one")
+    grid = read_grid(folder / GRID)
+    begin, end = (f"<!-- study {grid.name}: {word} -->" for word in ("begin", "end"))
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise UserError(f"--page: {page} has no place for the study; write '{begin}' and '{end}' where it belongs")
+    results = collect(grid, folder) | {"rows": json.loads((folder / ROWS).read_text(encoding="utf-8"))}
+    if not results["seeds"]:
+        raise UserError(f"--report: nothing is measured yet in {folder}")
+    write_whole(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    images = page.parent / "images"
+    images.mkdir(exist_ok=True)
+    part = to_markdown(_Part(grid, results, images).blocks(), page.parent)
+    before, after = text[: text.index(begin) + len(begin)], text[text.index(end) :]
+    write_whole(page, f"{before}\n\n{part}\n{after}")
+    return [folder / "results.json", page]
+
+
+class _Part:
+    """What the page says of a study."""
+
+    def __init__(self, grid: Grid, results: Mapping[str, Any], images: Path) -> None:
+        self._grid = grid
+        self._results = results
+        self._images = images
+        self._cells = [cell for cell in (BASE, *grid.cells) if cell == BASE or cell in results["seeds"]]
+        self._measures = {measure["name"]: measure for measure in results["measures"]}
+        self._levels = {(f["cell"], f["measure"], f["scope"]): f for f in results["figures"]}
+        self._changes = {(f["cell"], f["against"], f["measure"], f["scope"]): f for f in results["differences"]}
+
+    def blocks(self) -> list[Block]:
+        found: list[Block] = [Paragraph(self._provenance())]
+        judged = [name for name in self._measures if name.startswith("safe, judged")]
+        declined = [name for name in self._measures if name.startswith("ordinary prompts declined")]
+        layered = [name for name in self._measures if name.startswith(("explained", "smallest"))]
+        found += [
+            Heading("All cells", 3),
+            self._table(
+                "What was learned",
+                [
+                    (REWARD_ACCURACY.name, "mean"),
+                    (REWARD_ACCURACY.name, "worst"),
+                    (REWARD_MARGIN.name, "mean"),
+                    (LIKELIER.name, "mean"),
+                    (REFUSAL_MARGIN.name, "mean"),
+                    *((name, "mean") for name in judged),
+                ],
+            ),
+            self._table("How alike the languages are", [*((name, "mean") for name in layered), (PAG.name, "all")]),
+            self._table(
+                "What it cost",
+                [
+                    (ORDINARY_MARGIN.name, "mean"),
+                    *((name, "mean") for name in declined),
+                    (NLL.name, "mean"),
+                    (STEP.name, "all"),
+                ],
+                perplexity=True,
+            ),
+        ]
+        for number, question in enumerate(self._grid.questions, start=1):
+            found += self._question(number, question)
+        return found
+
+    def _provenance(self) -> str:
+        rows, seeds = self._results["rows"], self._results["seeds"]
+        where = [
+            f"{e['device']}, {e['threads']} thread{'s' if e['threads'] != 1 else ''} a run, torch {e['torch']}, "
+            f"transformers {e['transformers']}, commit `{e['commit']}`"
+            for e in self._results["environments"]
+        ]
+        missing = [
+            f"{cell} seed {seed}"
+            for cell in self._grid.cells
+            for seed in self._grid.seeds
+            if seed not in seeds.get(cell, [])
+        ]
+        text = (
+            f"{rows['train']} rows to train on, {rows['heldout']} held out"
+            + (f" ({rows['too long']} of the file are too long for either)" if rows["too long"] else "")
+            + f"; {len(self._results['languages'])} languages; {len(self._grid.seeds)} seeds. Measured on "
+            + "; ".join(dict.fromkeys(where))
+            + "."
+        )
+        return text + (f" Not measured yet: {', '.join(missing)}." if missing else "")
+
+    # ---- tables -------------------------------------------------------------------------------------
+
+    def _table(self, caption: str, columns: Sequence[tuple[str, str]], perplexity: bool = False) -> Table:
+        columns = [c for c in columns if any((cell, *c) in self._levels for cell in self._cells)]
+        rows = []
+        for cell in self._cells:
+            found = [self._levels.get((cell, *column)) for column in columns]
+            texts = [self._level(one) for one in found]
+            if perplexity:
+                texts.append(_perplexity(self._levels.get((cell, NLL.name, "mean"))))
+            rows.append([f"`{cell}`", *texts])
+        heads = [self._head(name, scope) for name, scope in columns] + (["perplexity of these"] if perplexity else [])
+        return Table(["", *heads], rows, f"{caption}:")
+
+    def _head(self, measure: str, scope: str) -> str:
+        unit = self._measures[measure]["unit"]
+        which = ", worst language" if scope == "worst" else ""
+        return f"{measure}{which}" + (f" ({unit})" if unit else "")
+
+    def _level(self, found: Mapping[str, Any] | None) -> str:
+        if found is None or found["value"] is None:
+            return "-"
+        percent = self._measures[found["measure"]]["unit"] == "%"
+        return _number(found["value"], percent) + _ends(found, percent)
+
+    def _question(self, number: int, question: Question) -> list[Block]:
+        pairs = [pair for pair in question.compare.items() if any(key[:2] == pair for key in self._changes)]
+        if not pairs:
+            return [Heading(question.title, 3), Paragraph("Not measured yet.")]
+        rows, apart, count = [], [], 0
+        for name, measure in self._measures.items():
+            for scope in measure["scopes"]:
+                found = [self._changes.get((*pair, name, scope)) for pair in pairs]
+                if not any(found):
+                    continue
+                known = [one for one in found if one is not None and one["low"] is not None]
+                count += len(known)
+                apart += [one for one in known if is_apart(one)]
+                rows.append([self._head(name, scope), *(self._change(one) for one in found)])
+        heads = [f"`{cell}` - `{other}`" for cell, other in pairs]
+        return [
+            Heading(question.title, 3),
+            Paragraph(
+                f"Of {count} differences, {len(apart)} have an interval without 0; "
+                f"{count * 0.05:.0f} of so many would if there were none."
+            ),
+            Table(["", *heads], rows),
+            self._picture(number, pairs),
+        ]
+
+    def _change(self, found: Mapping[str, Any] | None) -> str:
+        if found is None or found["value"] is None:
+            return "-"
+        measure = self._measures[found["measure"]]
+        percent = measure["unit"] == "%"
+        number = _number(found["value"], percent, signed=True)
+        if found["low"] is None:
+            return number
+        if not is_apart(found):
+            return f"{number}{_ends(found, percent)} within noise"
+        better = (found["value"] > 0) == measure["higher_is_better"]
+        return f"**{number}**{_ends(found, percent)} {'better' if better else 'worse'}"
+
+    def _picture(self, number: int, pairs: Sequence[tuple[str, str]]) -> Picture:
+        scopes = [*self._results["languages"], "mean", "worst"]
+        series = {}
+        for cell, other in pairs:
+            found = {scope: self._changes.get((cell, other, REWARD_MARGIN.name, scope)) for scope in scopes}
+            series[f"{cell} - {other}"] = {
+                scope: _interval(one) for scope, one in found.items() if one is not None and one["value"] is not None
+            }
+        title = f"{self._grid.name}: reward margin, difference"
+        figure = plot_intervals(series, scopes, "nats", title, percent=False, separate=2)
+        path = self._images / f"study_{self._grid.name}_{number}.png"
+        save(figure, path)
+        return Picture(path, "Difference of the reward margin in each language, with 95 % intervals")
+
+
+def is_apart(found: Mapping[str, Any]) -> bool:
+    """Whether the interval of a difference leaves 0 out."""
+    return bool(found["low"] > 0 or found["high"] < 0)
+
+
+def _number(value: float, percent: bool, signed: bool = False) -> str:
+    if percent:
+        return f"{100 * value:{'+' if signed else ''}.1f}"
+    sign = "+" if signed else ""
+    return f"{value:{sign}.0f}" if abs(value) >= 1000 else f"{value:{sign}.3g}"  # never 1e+03
+
+
+def _ends(found: Mapping[str, Any], percent: bool) -> str:
+    if found["low"] is None:
+        return ""
+    return f" [{_number(found['low'], percent)}, {_number(found['high'], percent)}]"
+
+
+def _perplexity(found: Mapping[str, Any] | None) -> str:
+    if found is None or found["value"] is None:
+        return "-"
+    low, high = (None if found[end] is None else math.exp(found[end]) for end in ("low", "high"))
+    return _number(math.exp(found["value"]), False) + _ends({"low": low, "high": high}, False)
+
+
+def _interval(found: Mapping[str, Any]) -> tuple[float, float, float]:
+    low, high = (math.nan if found[end] is None else found[end] for end in ("low", "high"))
+    return found["value"], low, high

@@ -1,0 +1,69 @@
+"""Which rows are trained on and which are measured: never the same prompt in both."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.study.grid import DataSettings
+from lightning_mlc.data.layouts import parse_rows
+from lightning_mlc.data.reading import read_rows
+from lightning_mlc.data.tokenization import ChatTokenizer
+from lightning_mlc.errors import UserError
+from lightning_mlc.evaluation.journal import digest, write_whole
+
+
+@dataclass(frozen=True)
+class Split:
+    """Files that a study reads."""
+
+    train: Path
+    heldout: Path
+    rows: dict[str, int]
+    """How many rows there are in each, and how many were too long for both."""
+    digest: str
+    """Of all rows of both."""
+
+
+def split(data: str, settings: DataSettings, source_language: str, chat: ChatTokenizer, folder: Path) -> Split:
+    """Write the preference rows of ``data`` into ``train.jsonl`` and ``heldout.jsonl`` in ``folder``.
+
+    Rows are held out in the order of a digest of their prompt in the source language, so the split depends on the
+    rows alone, not on their order, and rows with the same prompt are on the same side.
+
+    Raises:
+        UserError: A row has no pair of responses, or there are too few rows.
+    """
+    raw = list(read_rows(data, "--data"))
+    examples = parse_rows(raw, source_language, data)
+    groups: dict[str, list[dict[str, Any]]] = {}
+    long = 0
+    for (_, row), example in zip(raw, examples, strict=True):
+        if example.chosen is None or example.rejected is None:
+            raise UserError(f"{example.where}: a study measures preference rows, with 'chosen' and 'rejected'")
+        source = example.prompts[source_language]
+        prompt = max(len(chat.prompt(messages, example.where)[0]) for messages in example.prompts.values())
+        response = max(len(chat.response(source, text)) for text in (example.chosen, example.rejected))
+        if prompt > (settings.max_prompt_tokens or prompt) or response > (settings.max_response_tokens or response):
+            long += 1
+            continue
+        key = digest(source)
+        same = groups.setdefault(key, [])
+        same.append({**row, "id": f"{key}-{len(same)}"})
+    heldout: list[dict[str, Any]] = []
+    train: list[dict[str, Any]] = []
+    for _, group in sorted(groups.items()):
+        (heldout if len(heldout) < settings.heldout else train).extend(group)
+    if not train or len(heldout) < settings.heldout:
+        raise UserError(
+            f"data.heldout: {settings.heldout} of {len(heldout) + len(train)} rows leave none to train on"
+            + (f" ({long} rows are longer than data.max_..._tokens)" if long else "")
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in (("train", train), ("heldout", heldout)):
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_whole(folder / f"{name}.jsonl", text)
+    counts = {"train": len(train), "heldout": len(heldout), "too long": long}
+    return Split(folder / "train.jsonl", folder / "heldout.jsonl", counts, digest(train, heldout))

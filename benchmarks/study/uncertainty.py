@@ -1,0 +1,114 @@
+"""Intervals over seeds and prompts at once.
+
+Every seed of a cell is measured on the same prompts: two crossed random factors, with one number in each place,
+``y[s, p] = mean + seed[s] + prompt[p] + rest[s, p]``. The variance of their mean is estimated from the mean squares
+of the two-way analysis of variance,
+
+    (MS_seeds + MS_prompts - MS_rest) / (seeds * prompts),
+
+with components that come out negative taken as 0, and the interval is Student's t with the degrees of freedom of
+Satterthwaite (1946, Biometrics Bulletin 2(6), 110-114). So three seeds that differ give the wide interval that three
+seeds are worth, which resampling three seeds would not. What is no mean over prompts (the worst language, kappa)
+enters by its jackknife pseudo-values, ``N f(all) - (N - 1) f(all but p)`` (Efron and Tibshirani 1993, chapter 11),
+which for a mean are the numbers themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_mlc.evaluation.bootstrap import LEVEL, Estimate, Statistic
+
+
+class Sample(NamedTuple):
+    """A figure of S seeds."""
+
+    values: Tensor
+    """(S,) float64: of each seed."""
+    parts: Tensor
+    """(S, N) float64: pseudo-values of each prompt; (S, 0) of what has no prompts."""
+
+    def minus(self, other: Sample) -> Sample:
+        """The difference to the figure of another cell, seed by seed and prompt by prompt.
+
+        A cell with a single seed, which is the model before training, stands against each seed.
+        """
+        return Sample(self.values - other.values, self.parts - other.parts)
+
+
+def sample(statistics: list[Statistic], prompts: int) -> dict[str, Sample]:
+    """Every result of ``statistics``, one for each seed, which take weights (R, N) of N ``prompts``."""
+    once = torch.ones(1, prompts, dtype=torch.float64)
+    without = 1 - torch.eye(prompts, dtype=torch.float64)
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for statistic in statistics:
+        whole: Mapping[str, Tensor] = statistic(once)
+        left: Mapping[str, Tensor] = statistic(without)
+        for name, value in whole.items():
+            parts = prompts * value - (prompts - 1) * left[name]
+            found.setdefault(name, []).append((value[0], parts))
+    return {
+        name: Sample(torch.stack([v for v, _ in seeds]).double(), torch.stack([p for _, p in seeds]).double())
+        for name, seeds in found.items()
+    }
+
+
+def interval(found: Sample) -> Estimate:
+    """The mean over seeds with its interval; NaN ends where one seed and no prompts leave nothing to estimate from."""
+    value = float(found.values.mean())
+    variance, freedom = _variance_of_mean(found)
+    if not math.isfinite(variance):
+        return Estimate(value, math.nan, math.nan)
+    half = 0.0 if variance <= 0 else math.sqrt(variance) * student_quantile(LEVEL, freedom)
+    return Estimate(value, value - half, value + half)
+
+
+def _variance_of_mean(found: Sample) -> tuple[float, float]:
+    """With its degrees of freedom."""
+    seeds, prompts = found.parts.shape
+    if prompts == 0:
+        return (float(found.values.var()) / seeds, seeds - 1) if seeds > 1 else (math.nan, 0)
+    if seeds == 1:
+        return (float(found.parts[0].var()) / prompts, prompts - 1) if prompts > 1 else (math.nan, 0)
+    mean, by_seed, by_prompt = found.parts.mean(), found.parts.mean(1), found.parts.mean(0)
+    rest = found.parts - by_seed[:, None] - by_prompt[None, :] + mean
+    freedoms = (seeds - 1, prompts - 1, (seeds - 1) * (prompts - 1))
+    squares = (
+        prompts * float((by_seed - mean).square().sum()) / freedoms[0],
+        seeds * float((by_prompt - mean).square().sum()) / freedoms[1],
+        float(rest.square().sum()) / freedoms[2],
+    )
+    of_seeds, of_prompts, of_rest = squares
+    if not all(math.isfinite(square) for square in squares):
+        return math.nan, 0
+    if of_seeds <= of_rest and of_seeds <= of_prompts:  # seeds make no difference
+        total, freedom = of_prompts, float(freedoms[1])
+    elif of_prompts <= of_rest:  # prompts make none
+        total, freedom = of_seeds, float(freedoms[0])
+    else:
+        total = of_seeds + of_prompts - of_rest
+        spread = sum(square**2 / own for square, own in zip(squares, freedoms, strict=True))
+        freedom = max(1.0, total**2 / spread)
+    return total / (seeds * prompts), freedom
+
+
+def student_quantile(level: float, freedom: float) -> float:
+    """The t that ``level`` of Student's distribution lies within, on both sides of 0.
+
+    By Simpson's rule over ``t = sqrt(freedom) tan(u)``, where the density is ``cos(u) ** (freedom - 1)``.
+    """
+    steps = 20_000
+    ends = torch.linspace(0, math.pi / 2, steps + 1, dtype=torch.float64)
+    middles = (ends[:-1] + ends[1:]) / 2
+    density = [torch.cos(points).clamp_min(0) ** (freedom - 1) for points in (ends, middles)]
+    pieces = density[0][:-1] + 4 * density[1] + density[0][1:]
+    share = torch.cat([torch.zeros(1, dtype=torch.float64), pieces.cumsum(0)]) / pieces.sum()
+    place = int(torch.searchsorted(share, level))
+    between = (level - share[place - 1]) / (share[place] - share[place - 1])
+    angle = float(ends[place - 1] + between * (ends[place] - ends[place - 1]))
+    return math.sqrt(freedom) * math.tan(angle)

@@ -1,0 +1,402 @@
+"""A study: the grid is checked first, work is shared and goes on, and its figures are those counted by hand."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import example_rows, write_jsonl
+
+from benchmarks.study.__main__ import main, parse
+from benchmarks.study.grid import DataSettings, check_cells, read_grid
+from benchmarks.study.page import GRID, PAGE, ROWS, report
+from benchmarks.study.results import collect
+from benchmarks.study.runs import claim, is_claimed
+from benchmarks.study.split import split
+from benchmarks.study.uncertainty import Sample, interval, sample, student_quantile
+from lightning_mlc.errors import UserError
+from lightning_mlc.evaluation.local import chat_of
+from lightning_mlc.evaluation.systems import System
+
+ROOT = Path(__file__).parents[2]
+STUDIES = sorted((ROOT / "benchmarks" / "studies").glob("*.yaml"))
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "seeds": [1],
+    "data": {"heldout": 4},
+    "evaluation": {"generate": 2, "max_new_tokens": 4, "ordinary_limit": 3},
+    "fit": {
+        "trainer.max_steps": 6,
+        "trainer.max_epochs": -1,
+        "trainer.enable_progress_bar": False,
+        "trainer.accelerator": "cpu",
+        "trainer.precision": "32-true",
+        "trainer.log_every_n_steps": 1,
+        "checkpoint.every_n_train_steps": 2,
+        "model.optimizer": "torch.optim.AdamW",
+        "model.optimizer.lr": 1e-3,
+    },
+    "cells": {
+        "dpo": {"model.consistency.mlc.weight": 0},
+        "dpo-mlc": {"model.consistency.mlc.weight": 0.8},
+    },
+    "questions": [{"title": "Does it help?", "compare": {"dpo-mlc": "dpo"}}],
+}
+
+
+def write_grid(path: Path, **changes: Any) -> Path:
+    path.write_text(yaml.safe_dump({**TINY, **changes}, sort_keys=False))
+    return path
+
+
+# ---- the grid ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_shipped_grids_are_ones_that_fit_takes(path: Path, tiny_model: Path) -> None:
+    grid = read_grid(path)
+    assert grid.name == path.stem
+    own = {} if grid.configs else {"model.name_or_path": str(tiny_model)}
+    models = check_cells(grid, own)
+    assert set(models) == set(grid.cells)
+    compared = {cell for question in grid.questions for pair in question.compare.items() for cell in pair}
+    assert set(grid.cells) <= compared, "a cell that stands in no table"
+    assert f"<!-- study {grid.name}: begin -->" in PAGE.read_text(encoding="utf-8")
+
+
+def test_commands_of_the_page_are_ones_that_parse() -> None:
+    lines = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("python -m benchmarks")]
+    assert len(lines) == 4
+    for line in lines:
+        options = parse(shlex.split(line)[3:])
+        assert options.report is not None or options.config.is_file()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cells": {"a": {"model.objectve": "DPO"}}}, r"cells\.a: there is no option --model.objectve; did you mean"),
+        ({"cells": {"a": {"model.objective.beta": -1}}}, r"cells\.a: model\.objective\.beta: must be"),
+        ({"cells": {"a": {"out": "x"}}}, r"cells\.a\.out: is not the cell's to set"),
+        ({"cells": {"base": {}}}, r"cells\.base: is the model before training"),
+        ({"cells": {"../a": {}}}, r"cells: '\.\./a' must be letters"),
+        ({"seeds": []}, r"seeds: must be a list"),
+        ({"seeds": [1, 1]}, r"seeds: one stands there twice"),
+        ({"seed": [1]}, r"seed: there is no such key; did you mean seeds\?"),
+        ({"data": {"held_out": 4}}, r"data\.held_out: there is no such key; did you mean heldout\?"),
+        ({"data": {"heldout": 1}}, r"data\.heldout: must be a number from 2"),
+        ({"evaluation": {"generate": 5}}, r"evaluation\.generate: must be 0, or from 2 to data\.heldout"),
+        ({"evaluation": {"judges": ["gpt"]}}, r"judges: there is no judge 'gpt'"),
+        (
+            {"questions": [{"title": "?", "compare": {"dpo": "sft"}}]},
+            r"questions\[0\]\.compare: there is no cell 'sft'",
+        ),
+    ],
+)
+def test_a_bad_grid_is_told_before_anything_is_trained(
+    changes: dict[str, Any],
+    message: str,
+    tmp_path: Path,
+    tiny_model: Path,
+    pairs_file: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path, out = write_grid(tmp_path / "grid.yaml", **{"questions": [], **changes}), tmp_path / "out"
+    arguments = [f"--config={path}", f"--out={out}", f"--data={pairs_file}", f"--model={tiny_model}"]
+    assert main(arguments) == 2
+    told = capsys.readouterr().err.strip()
+    assert re.match("error: " + message, told), told
+    assert "\n" not in told
+    assert not (out / "cells").exists()
+
+
+# ---- rows ----------------------------------------------------------------------------------------------------------
+
+
+def test_no_prompt_is_on_both_sides(tmp_path: Path, tiny_model: Path) -> None:
+    rows = example_rows(20)
+    rows += [{**row, "id": f"again-{row['id']}", "chosen": "Never."} for row in rows[:10]]  # other answers
+    chat, settings = chat_of(System("tiny", str(tiny_model))), DataSettings(heldout=8)
+    first = split(str(write_jsonl(tmp_path / "a.jsonl", rows)), settings, "en", chat, tmp_path / "a")
+    prompts = {
+        name: {json.loads(line)["prompt"]["en"] for line in path.read_text().splitlines()}
+        for name, path in (("train", first.train), ("heldout", first.heldout))
+    }
+    assert not prompts["train"] & prompts["heldout"]
+    assert prompts["train"] | prompts["heldout"] == {row["prompt"]["en"] for row in rows}
+    assert first.rows["heldout"] in (8, 9)  # a prompt that stands there twice is held out twice
+    assert first.rows["train"] + first.rows["heldout"] == 30
+    again = split(str(write_jsonl(tmp_path / "b.jsonl", rows[:20])), settings, "en", chat, tmp_path / "b")
+    turned = split(str(write_jsonl(tmp_path / "c.jsonl", rows[19::-1])), settings, "en", chat, tmp_path / "c")
+    assert again.digest == turned.digest != first.digest
+
+
+def test_long_rows_are_in_neither(tmp_path: Path, tiny_model: Path) -> None:
+    rows = example_rows(8)
+    rows[3]["prompt"]["zh"] += "很" * 100
+    rows[5]["rejected"] += "!" * 100
+    chat = chat_of(System("tiny", str(tiny_model)))
+    path = str(write_jsonl(tmp_path / "rows.jsonl", rows))
+    found = split(path, DataSettings(2, 150, 60), "en", chat, tmp_path / "data")
+    assert found.rows == {"train": 4, "heldout": 2, "too long": 2}
+    assert "很很" not in found.train.read_text() + found.heldout.read_text()
+    with pytest.raises(UserError, match=r"data\.heldout: 6 of 6 rows leave none to train on \(2 rows are longer"):
+        split(path, DataSettings(6, 150, 60), "en", chat, tmp_path / "data")
+
+
+# ---- runs ----------------------------------------------------------------------------------------------------------
+
+
+def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """The command in a process group of its own."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")]),
+        "OMP_NUM_THREADS": "1",
+    }
+    with log.open("w") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.study", *arguments],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env=environment,
+            start_new_session=True,
+        )
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_two_processes_finish_what_was_killed(tmp_path: Path, tiny_model: Path) -> None:
+    """One is killed in the middle of a training; two others go on and share out the rest."""
+    data, out = write_jsonl(tmp_path / "pairs.jsonl", example_rows(12)), tmp_path / "out"
+    slow = {**TINY["fit"], "trainer.max_steps": 60}
+    grid = write_grid(tmp_path / "grid.yaml", fit=slow)
+    arguments = [f"--config={grid}", f"--out={out}", f"--data={data}", f"--model={tiny_model}", "--keep_weights"]
+    run = out / "cells" / "dpo" / "seed-1" / "run"
+    killed = start(arguments, tmp_path / "killed.log")
+    wait_for(lambda: bool(list(run.glob("checkpoints/step=*.ckpt"))) or killed.poll() is not None)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    wait_for(lambda: not is_claimed(run.parent / "lock"))  # so ended what it had begun, too
+    assert not (run.parent / "measured.json").exists()
+    before = seconds_by_step(run)
+    both = [start(arguments, tmp_path / f"{name}.log") for name in ("first", "second")]
+    assert [process.wait(timeout=240) for process in both] == [0, 0]
+    logs = [(tmp_path / f"{name}.log").read_text() for name in ("first", "second")]
+    for task in ("dpo seed 1", "dpo-mlc seed 1"):
+        assert sum(f"] {task}\n" in log for log in logs) == 1, logs
+    after = seconds_by_step(run)
+    assert set(after) == set(range(60))
+    kept = [step for step in before if after[step] == before[step]]
+    assert len(kept) >= 2, "training began anew"  # up to its last checkpoint
+    measured = json.loads((run.parent / "measured.json").read_text())
+    assert measured["languages"] == ["en", "sw", "zh"]
+    assert len(measured["chosen"]) == 4
+    assert measured["step_seconds"] == pytest.approx(list(after.values()), rel=1e-6)
+    assert torch.tensor(measured["verdicts"]["refusal"]).shape == (2, 3)
+    # Nothing is left to do, and other settings are refused.
+    assert main(arguments) == 0
+    assert main([*arguments[:-1], f"--data={write_jsonl(tmp_path / 'other.jsonl', example_rows(10))}"]) == 2
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- study tiny: begin -->\nnot measured yet\n<!-- study tiny: end -->\nb\n")
+    report(out, page)
+    assert "`dpo-mlc` - `dpo`" in page.read_text()
+
+
+def seconds_by_step(run: Path) -> dict[int, float]:
+    with (run / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if None not in row.values()]
+    return {int(row["step"]): float(row["speed/seconds_per_step"]) for row in rows}
+
+
+def test_weights_are_removed_and_failures_told(
+    tmp_path: Path, tiny_model: Path, pairs_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = {"works": {"trainer.max_steps": 1}, "fails": {"data.languages": ["en", "xh"]}}
+    grid = write_grid(tmp_path / "grid.yaml", cells=cells, questions=[], evaluation={})
+    out = tmp_path / "out"
+    arguments = [f"--config={grid}", f"--out={out}", f"--data={pairs_file}", f"--model={tiny_model}"]
+    assert main(arguments) == 1
+    assert "fails seed 1" in capsys.readouterr().out
+    done = out / "cells" / "works" / "seed-1"
+    assert (done / "measured.json").exists()
+    assert not (done / "run").exists()
+    assert not (out / "cells" / "fails" / "seed-1" / "measured.json").exists()
+
+
+def test_a_claim_excludes_others(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    with claim(lock) as first, claim(lock) as second:
+        assert first is not None
+        assert second is None
+        assert is_claimed(lock)
+    assert not is_claimed(lock)
+
+
+# ---- intervals -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("freedom", "quantile"), [(1, 12.7062), (2, 4.3027), (4, 2.7764), (30, 2.0423), (1e4, 1.9602)])
+def test_student_quantile(freedom: float, quantile: float) -> None:
+    """From the tables in textbooks."""
+    assert student_quantile(0.95, freedom) == pytest.approx(quantile, abs=1e-3)
+
+
+def test_interval_by_hand() -> None:
+    parts = torch.tensor([[1.0, 2.0], [3.0, 6.0]], dtype=torch.float64)
+    # Mean squares: seeds 2 (1.5^2 + 1.5^2) = 9, prompts 2 (1 + 1) = 4, rest 4 (0.5^2) = 1; each with 1 degree.
+    half = math.sqrt((9 + 4 - 1) / 4) * student_quantile(0.95, 12**2 / (9**2 + 4**2 + 1**2))
+    found = interval(Sample(parts.mean(1), parts))
+    assert found == pytest.approx((3.0, 3.0 - half, 3.0 + half))
+    # Where seeds are alike, prompts alone count, and the other way round.
+    alike = torch.tensor([[1.0, 3.0], [1.0, 3.0]], dtype=torch.float64)
+    assert interval(Sample(alike.mean(1), alike)).high == pytest.approx(2 + 12.7062, abs=1e-3)
+    one = interval(Sample(alike[:1].mean(1), alike[:1]))
+    assert one.high == pytest.approx(2 + 12.7062, abs=1e-3)
+    assert interval(Sample(alike.T.mean(1), alike.T)).high == pytest.approx(2 + 12.7062, abs=1e-3)
+
+
+def test_intervals_cover_what_they_say() -> None:
+    """Three seeds and twenty prompts, both of which vary: the mean is inside in some 95 of 100 draws."""
+    generator = torch.Generator().manual_seed(0)
+    inside = 0
+    for _ in range(400):
+        seeds, prompts, rest = (
+            torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((3, 1), (1, 20), (3, 20))
+        )
+        parts = 0.5 * seeds + prompts + rest
+        found = interval(Sample(parts.mean(1), parts))
+        inside += found.low <= 0 <= found.high
+    assert 0.92 <= inside / 400 <= 0.99
+
+
+def test_pseudo_values_of_a_mean_are_the_numbers() -> None:
+    numbers = torch.tensor([1.0, 5.0, 6.0], dtype=torch.float64)
+    found = sample([lambda weights: {"mean": (weights @ numbers) / weights.sum(1)}], 3)["mean"]
+    assert found.values.tolist() == [4.0]
+    assert found.parts[0].tolist() == pytest.approx(numbers.tolist())
+
+
+# ---- figures -------------------------------------------------------------------------------------------------------
+
+
+def measured(chosen: list[list[float]], margin: list[list[float]], seconds: float) -> dict[str, Any]:
+    """Of two prompts in two languages: all responses have 10 tokens, the rejected ones a log-probability of -20."""
+    return {
+        "languages": ["en", "sw"],
+        "chosen": [[[logp, 10] for logp in row] for row in chosen],
+        "rejected": [[[-20.0, 10] for _ in row] for row in chosen],
+        "margin": margin,
+        "ordinary_margin": [[-1.0, -1.0], [-1.0, -1.0]],
+        "layers": {
+            "-1": {name: [0.5, 0.7] for name in ("explained_variance", "explained_variance_centred", "min_cosine")}
+        },
+        "verdicts": {"refusal": [[0, 1], [0, -1]]},
+        "ordinary_refused": {"refusal": [[0.0, 1.0], [0.0, None]]},
+        "fit_seconds": 1.0,
+        "seconds": 1.0,
+        "step_seconds": [9.0, seconds, seconds],
+        "environment": {"device": "a CPU", "threads": 1, "torch": "2", "transformers": "5", "commit": "c"},
+    }
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """Two cells with two seeds, written by hand."""
+    contents = {
+        "base/untrained": measured([[-20, -20], [-20, -20]], [[-1, -1], [-1, -1]], 0.0),
+        "dpo/seed-1": measured([[-18, -21], [-16, -21]], [[1, -1], [1, 1]], 2.0),
+        "dpo/seed-2": measured([[-18, -21], [-16, -21]], [[1, -1], [1, 1]], 4.0),
+        "dpo-mlc/seed-1": measured([[-15, -18], [-13, -18.5]], [[1, -1], [1, 1]], 6.0),
+        "dpo-mlc/seed-2": measured([[-15, -18], [-13, -18.5]], [[1, -1], [1, 1]], 8.0),
+    }
+    for place, content in contents.items():
+        folder = tmp_path / "cells" / place
+        folder.mkdir(parents=True)
+        (folder / "measured.json").write_text(json.dumps(content))
+    write_grid(tmp_path / GRID, seeds=[1, 2])
+    (tmp_path / ROWS).write_text(json.dumps({"train": 5, "heldout": 2, "too long": 1}))
+    return tmp_path
+
+
+def test_figures_are_those_counted_by_hand(study: Path) -> None:
+    results = collect(read_grid(study / GRID), study)
+    levels = {(f["cell"], f["measure"], f["scope"]): f["value"] for f in results["figures"]}
+    assert levels["base", "reward accuracy", "mean"] == 0.5  # ties with itself
+    assert levels["dpo", "reward accuracy", "en"] == 1.0
+    assert levels["dpo", "reward accuracy", "sw"] == 0.0
+    assert levels["dpo", "reward accuracy", "worst"] == 0.0
+    assert levels["dpo", "reward margin", "en"] == 3.0  # (2 + 4) / 2
+    assert levels["dpo", "reward margin", "mean"] == 1.0  # (3 - 1) / 2
+    assert levels["dpo", "NLL of chosen responses", "mean"] == pytest.approx(1.7)  # in English alone
+    assert levels["dpo", "refusal margin", "sw"] == 0.0
+    assert levels["dpo", "explained variance, last layer", "mean"] == pytest.approx(0.6)
+    assert levels["dpo", "safe, judged by refusal", "mean"] == 0.5  # all in English, none of the one in Swahili
+    assert levels["dpo", "ordinary prompts declined, judged by refusal", "sw"] == 1.0
+    assert levels["dpo", "agreement (PAG) of margins", "all"] == 0.5  # of the second prompt alone
+    assert levels["dpo", "seconds per step", "all"] == 3.0  # without the first step, which warms up
+    changes = {(f["cell"], f["against"], f["measure"], f["scope"]): f for f in results["differences"]}
+    change = changes["dpo-mlc", "dpo", "reward margin", "mean"]
+    # Of the prompts 3 and (3 + 2.5) / 2; seeds are alike: t(1) times the standard error of two prompts.
+    assert change["value"] == pytest.approx(2.875)
+    assert change["high"] - change["value"] == pytest.approx(12.7062 * 0.125, rel=1e-4)
+    assert change["by_seed"] == [2.875, 2.875]
+    assert (
+        changes["dpo-mlc", "dpo", "seconds per step", "all"]["low"]
+        == changes["dpo-mlc", "dpo", "seconds per step", "all"]["high"]
+        == 4.0
+    )
+
+
+def test_the_page_says_noise_where_an_interval_includes_0(study: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- study tiny: begin -->\nnot measured yet\n<!-- study tiny: end -->\nafter\n")
+    report(study, page)
+    text = page.read_text()
+    rows = {
+        line.split("|")[1].strip(): line.split("|")[2].strip() for line in text.splitlines() if line.startswith("|")
+    }
+    assert rows["reward margin (nats)"] == "**+2.88** [1.29, 4.46] better"
+    assert rows["refusal margin (nats per token)"] == "+0 [0, 0] within noise"
+    assert rows["seconds per step (s)"] == "**+4** [4, 4] worse"
+    assert "`dpo`" in rows
+    assert "not measured yet" not in text
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "2 held out (1 of the file are too long for either)" in text
+    assert (tmp_path / "images" / "study_tiny_1.png").stat().st_size > 1000
+    report(study, page)
+    assert page.read_text() == text  # written again, the same
+
+
+def test_what_is_missing_is_said(study: Path, tmp_path: Path) -> None:
+    (study / "cells" / "dpo-mlc" / "seed-2" / "measured.json").unlink()
+    page = tmp_path / "page.md"
+    page.write_text("<!-- study tiny: begin --><!-- study tiny: end -->")
+    report(study, page)
+    assert "Not measured yet: dpo-mlc seed 2." in page.read_text()
+    page.write_text("no place")
+    with pytest.raises(UserError, match="has no place for the study"):
+        report(study, page)
