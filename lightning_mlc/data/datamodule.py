@@ -376,8 +376,13 @@ class MultilingualData(LightningDataModule):
     def _progress(self) -> tuple[int, int]:
         """The current epoch and how many of its micro-batches are done, also right after a resumption."""
         assert self.trainer is not None
-        micro_batches: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        return self.trainer.current_epoch, int(micro_batches.processed)
+        loop = self.trainer.fit_loop
+        micro_batches: Any = loop.epoch_loop.batch_progress
+        if micro_batches.is_last_batch:
+            # A checkpoint of an epoch's end: Lightning counts the epoch as done only after it has asked for batches.
+            epochs: Any = loop.epoch_progress.current
+            return int(epochs.started), 0
+        return self.trainer.current_epoch, int(micro_batches.current.processed)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         return self._evaluation_loader("val", self._collator().evaluation) if self._rows.get("val") else []
