@@ -1,9 +1,9 @@
-"""Checkpoints that a run can be killed around: written whole or not at all, and resumed from exactly.
+"""Checkpoints that a run can be killed around: written whole or not at all, and at places to resume from exactly.
 
 What makes a resumed run equal to one that was never interrupted: checkpoints hold weights, optimizer, scheduler
 and the loops' progress (Lightning); the order of the examples follows from seed and epoch
-(:mod:`lightning_mlc.data.sampling`); random numbers follow from seed, step and process (:class:`ExactResume`); and
-what is saved is the state at the end of an optimizer step (:class:`Checkpoint`).
+(:mod:`lightning_mlc.data.sampling`); random numbers follow from seed, step and process
+(:mod:`lightning_mlc.resumption`); and what is saved is the state at the end of an optimizer step (:class:`Checkpoint`).
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from lightning_mlc.checkpoint_format import REST, UNFINISHED, is_folder, read_checkpoint, remove, unfinished_name
 from lightning_mlc.errors import UserError
-from lightning_mlc.metrics_file import MetricsFile
+from lightning_mlc.module import AlignmentModule
+from lightning_mlc.processes import raise_together
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -70,14 +70,19 @@ class Checkpoint(ModelCheckpoint):
     _due = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        error = None
         if trainer.is_global_zero and self.dirpath is not None:
             folder = Path(self.dirpath)
             weights = sum(p.numel() * p.element_size() for p in pl_module.parameters())
             # Adam keeps two numbers for each weight that it trains, most others fewer.
             trained = sum(p.numel() * p.element_size() for p in pl_module.parameters() if p.requires_grad)
-            require_room(folder, weights + 2 * trained)
-            for unfinished in folder.glob(f".*{UNFINISHED}"):  # of a run that was killed
-                remove(unfinished)
+            try:
+                require_room(folder, weights + 2 * trained)
+                for unfinished in folder.glob(f".*{UNFINISHED}"):  # of a run that was killed
+                    remove(unfinished)
+            except UserError as found:
+                error = found
+        raise_together(error)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -88,14 +93,19 @@ class Checkpoint(ModelCheckpoint):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         self._in_optimizer_step = True
 
-    def on_train_batch_end(self, trainer: Trainer, *arguments: Any, **keywords: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self._in_optimizer_step = False
+        assert isinstance(pl_module, AlignmentModule)
+        if not pl_module.ends_window(batch_idx):  # where `train_time_interval` would save, gradients and all
+            return
         loop = trainer.fit_loop
         # By time, processes might disagree.
         by_time = getattr(trainer, "_val_check_time_interval", None) is not None
         fetcher: Any = loop._data_fetcher
         self._validation_follows = not by_time and loop.epoch_loop._should_check_val_fx(fetcher)
-        super().on_train_batch_end(trainer, *arguments, **keywords)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         self._validation_follows = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -115,6 +125,15 @@ class Checkpoint(ModelCheckpoint):
     def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         if not self._validation_follows:
             super()._save_last_checkpoint(trainer, monitor_candidates)
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        error = None
+        try:
+            super()._save_checkpoint(trainer, filepath)
+        except UserError as found:
+            error = found
+            trainer.strategy.barrier()  # at which the processes that have nothing to write wait
+        raise_together(error)
 
     def _should_remove_checkpoint(self, trainer: Trainer, previous: str, current: str) -> bool:
         # Lightning's spares what a run was resumed from, so that each resumption would leave a checkpoint behind.
@@ -161,28 +180,6 @@ def _rewind_to_step(trainer: Trainer) -> None:
             counts.ready = counts.started = 1
             counts.processed = counts.completed = 0
         evaluated.is_last_batch = False
-
-
-class ExactResume(Callback):
-    """Makes a resumed run do what the uninterrupted one would have done, where checkpoints cannot say.
-
-    Random numbers (dropout) of a micro-batch follow from the run's seed, its place in the run, and the process: there
-    is no generator's state to store. And ``metrics.csv`` is cut back to what the checkpoint has seen.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for logger in trainer.loggers:
-            if isinstance(logger, MetricsFile):
-                logger.continue_from(trainer.global_step)
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        # By this Lightning numbers what it logs; a run resumed at the start of an epoch would be one ahead.
-        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
-        place = [self._seed, trainer.current_epoch, batch_idx, trainer.global_rank]
-        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1))
 
 
 def checkpoint_folder(out: str) -> str:

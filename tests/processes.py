@@ -39,10 +39,13 @@ def run_on_two(commands: list[list[str]], scratch: Path, timeout: int = 300) -> 
 
 @dataclass(frozen=True)
 class Job:
-    """One start of a command: under an agent of ``torchrun``, or as one process without any."""
+    """One start of a command."""
 
     command: list[str]
     processes: int = 2
+    """Two are started by an agent of ``torchrun``."""
+    slurm: bool = False
+    """They find in their environment what ``srun`` puts there instead."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def _work(command: list[str]) -> None:
     from lightning_mlc.cli import main
 
     # What a new process would have: Lightning reads its rank when it is imported, and signals end it.
-    rank_zero_only.rank = int(os.environ.get("RANK", 0))
+    rank_zero_only.rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
     try:
@@ -104,28 +107,38 @@ def _work(command: list[str]) -> None:
 
 def _run_job(job: Job, logs: Path) -> Ended:
     before, started = _children(), time.monotonic()
-    status, signalled = (_run_alone if job.processes == 1 else _run_under_agent)(job, logs)
+    alone = job.slurm or job.processes == 1
+    status, signalled = (_run_without_agent if alone else _run_under_agent)(job, logs)
     seconds = time.monotonic() - started
     written = [path.read_text() for path in sorted(logs.rglob("stderr.log"))]
     return Ended(status, signalled, round(seconds, 2), len(_children() - before), written)
 
 
-def _run_alone(job: Job, logs: Path) -> tuple[int, int]:
+def _run_without_agent(job: Job, logs: Path) -> tuple[int, int]:
     from multiprocessing import get_context
 
-    logs.mkdir()
-    process = get_context("fork").Process(target=_work_alone, args=(job.command, logs))
-    process.start()
-    process.join()
-    assert process.exitcode is not None
-    return process.exitcode, 0
+    processes = [
+        get_context("fork").Process(target=_work_without_agent, args=(job, rank, logs)) for rank in range(job.processes)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return next((process.exitcode for process in processes if process.exitcode), 0), 0
 
 
-def _work_alone(command: list[str], logs: Path) -> None:
+def _work_without_agent(job: Job, rank: int, logs: Path) -> None:
+    if job.slurm:
+        count = str(job.processes)
+        os.environ |= {"SLURM_NTASKS": count, "SLURM_NTASKS_PER_NODE": count, "SLURM_JOB_ID": str(os.getppid())}
+        os.environ |= {"SLURM_NODELIST": "127.0.0.1", "SLURM_NNODES": "1", "SLURM_NODEID": "0"}
+        os.environ |= {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "SLURM_JOB_NAME": "mlc"}
+    own = logs / str(rank)
+    own.mkdir(parents=True)
     for stream in (sys.stdout, sys.stderr):
         name = stream.name.strip("<>")
-        os.dup2(os.open(logs / f"{name}.log", os.O_CREAT | os.O_WRONLY), stream.fileno())
-    _work(command)
+        os.dup2(os.open(own / f"{name}.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND), stream.fileno())
+    _work(job.command)
 
 
 def _run_under_agent(job: Job, logs: Path) -> tuple[int, int]:

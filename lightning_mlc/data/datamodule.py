@@ -26,7 +26,14 @@ from lightning_mlc.data.layouts import parse_rows
 from lightning_mlc.data.mismatches import Mismatch, mismatches
 from lightning_mlc.data.reading import locate, read_rows
 from lightning_mlc.data.records import KIND_NAMES, DataKind, Example
-from lightning_mlc.data.sampling import EvaluationBatches, MicroBatch, Sizes, TrainingBatches
+from lightning_mlc.data.sampling import (
+    EvaluationBatches,
+    MicroBatch,
+    Sizes,
+    TrainingBatches,
+    length_of,
+    plan_epoch,
+)
 from lightning_mlc.data.tables import default_cache_dir, table_fingerprint, tokenised_table
 from lightning_mlc.data.tokenization import ChatTokenizer
 from lightning_mlc.data.windows import ByExamples, ByTokens, Cut, Division
@@ -363,6 +370,15 @@ class MultilingualData(LightningDataModule):
                 sizes, self._cut(division), division, limit=trainer.limit_train_batches, progress=self._progress
             )
         return self._loader("train", sampler, self._collator().training)
+
+    def micro_batches_of_epoch(self) -> int:
+        """How many micro-batches each process trains on in an epoch."""
+        trainer = self.trainer
+        if trainer is None:
+            return length_of(self._cut(Division())(0), Division())
+        division = Division(trainer.accumulate_grad_batches, trainer.world_size, trainer.global_rank)
+        limit = trainer.limit_train_batches
+        return len(plan_epoch(self._cut(division)(0), self._sizes("train"), division, limit))
 
     def _cut(self, division: Division) -> Cut:
         if self.tokens_per_batch is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,19 @@ class Kill(Callback):
             opened.flush()
             self._end()
         return None
+
+
+class FullDisk(Callback):
+    """From micro-batch ``batch`` on, process ``rank`` can write no file of more than ``size`` bytes."""
+
+    def __init__(self, batch: int, rank: int = 0, size: int = 50_000) -> None:
+        self.batch = batch
+        self.rank = rank
+        self.size = size
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == self.batch and trainer.global_rank == self.rank:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, resource.RLIM_INFINITY))
 
 
 class Examples(Callback):
