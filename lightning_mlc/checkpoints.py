@@ -100,11 +100,7 @@ class Checkpoint(ModelCheckpoint):
         assert isinstance(pl_module, AlignmentModule)
         if not pl_module.ends_window(batch_idx):  # where `train_time_interval` would save, gradients and all
             return
-        loop = trainer.fit_loop
-        # By time, processes might disagree.
-        by_time = getattr(trainer, "_val_check_time_interval", None) is not None
-        fetcher: Any = loop._data_fetcher
-        self._validation_follows = not by_time and loop.epoch_loop._should_check_val_fx(fetcher)
+        self._validation_follows = _validation_follows(trainer)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         self._validation_follows = False
 
@@ -160,6 +156,14 @@ class Checkpoint(ModelCheckpoint):
             candidates = self._monitor_candidates(trainer)
             self._save_topk_checkpoint(trainer, candidates)
             self._save_last_checkpoint(trainer, candidates)
+
+
+def _validation_follows(trainer: Trainer) -> bool:
+    """Whether Lightning validates after the batch that has just ended."""
+    loop: Any = trainer.fit_loop
+    if trainer._val_check_time_interval is not None or not sum(trainer.num_val_batches):  # type: ignore[attr-defined]
+        return False  # by time, processes might disagree
+    return bool(loop.epoch_loop._should_check_val_fx(loop._data_fetcher))
 
 
 def _resumed_from(trainer: Trainer) -> Path | None:

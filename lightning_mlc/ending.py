@@ -29,23 +29,23 @@ class EndWhenAsked(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.world_size > 1:
             self._group = distributed.new_group(backend="gloo")  # which does not wait for a GPU
+        # Lightning sets its handlers after this and before any worker process, which inherits them. In its place, not
+        # in a later hook; at the end it puts back what was there before.
+        connector: Any = trainer._signal_connector
+        set_handlers = connector.register_signal_handlers
 
-    # These are the first hooks after Lightning has set its handlers; it restores what was there before them.
+        def listen() -> None:
+            set_handlers()
+            if threading.current_thread() is threading.main_thread():
+                for number in SIGNALS:
+                    signal.signal(number, self._take_note)
 
-    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._listen(trainer)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._listen(trainer)
-
-    def _listen(self, trainer: Trainer) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                signal.signal(number, self._take_note)
+        connector.register_signal_handlers = listen
         # Tells the processes of a signal before each batch, by way of the GPU.
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def _take_note(self, *_: Any) -> None:
+        # Workers that prepare batches do so too, and nothing else: a scheduler may signal all processes there are.
         self._asked = True
 
     def on_train_batch_start(self, *_: Any) -> None:

@@ -39,9 +39,8 @@ class Epoch:
     """Of each process."""
 
     @classmethod
-    def of(cls, trainer: Trainer) -> Epoch:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(data, MultilingualData)
+    def of(cls, trainer: Trainer, micro_batches: int) -> Epoch:
+        data = _data(trainer)
         return cls(
             seed=data.seed,
             examples=len(data.keys("train")),
@@ -50,7 +49,7 @@ class Epoch:
             accumulate=int(trainer.accumulate_grad_batches),
             processes=trainer.world_size,
             strategy=type(trainer.strategy).__name__.removesuffix("Strategy"),
-            micro_batches=data.micro_batches_of_epoch(),
+            micro_batches=micro_batches,
         )
 
     @property
@@ -100,12 +99,13 @@ class ExactResume(Callback):
         self._seed = seed
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint[self.KEY] = asdict(Epoch.of(trainer))
+        checkpoint[self.KEY] = asdict(Epoch.of(trainer, int(trainer.num_training_batches)))
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != TrainerFn.FITTING or self.KEY not in checkpoint:
             return
-        before, now = Epoch(**checkpoint[self.KEY]), Epoch.of(trainer)
+        # Lightning has not counted them yet.
+        before, now = Epoch(**checkpoint[self.KEY]), Epoch.of(trainer, _data(trainer).micro_batches_of_epoch())
         error = None
         try:
             _count_anew(checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"], before, now)
@@ -125,6 +125,12 @@ class ExactResume(Callback):
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
         place = [self._seed, trainer.current_epoch, batch_idx, trainer.global_rank]
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1))
+
+
+def _data(trainer: Trainer) -> MultilingualData:
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    assert isinstance(data, MultilingualData)
+    return data
 
 
 def _count_anew(progress: dict[str, Any], before: Epoch, now: Epoch) -> None:

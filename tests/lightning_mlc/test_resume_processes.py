@@ -118,18 +118,11 @@ def ended(inputs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -
             f"{name}, one asked to end": resume(kill(out, "usr1", 4, signal_number=10, rank=1), **NEVER),
             f"{name}, done": resume(),
         }
-    jobs["slurm, one asked to end"] = Job(
-        fit(
-            inputs,
-            root / "slurm",
-            *STRATEGIES["ddp"],
-            "--ckpt_path=auto",
-            kill(root / "slurm", "usr1", 4, signal_number=10, rank=1),
-            **NEVER,
-        ),
-        slurm=True,
-    )
-    jobs["slurm, done"] = Job(fit(inputs, root / "slurm", *STRATEGIES["ddp"], "--ckpt_path=auto"), slurm=True)
+    out = root / "slurm"
+    options = [*STRATEGIES["ddp"], "--ckpt_path=auto", "--data.num_workers=1"]
+    end = kill(out, "usr1", 4, signal_number=10, rank=1)
+    jobs["slurm, one asked to end"] = Job(fit(inputs, out, *options, end, **NEVER), slurm=True)
+    jobs["slurm, done"] = Job(fit(inputs, out, *options), slurm=True)
     return root, run(jobs, root / "jobs")
 
 
