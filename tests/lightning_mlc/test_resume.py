@@ -51,6 +51,7 @@ def fit(model: Path, data: Path, out: Path, *more: str, **changes: Any) -> list[
         "model.name_or_path": model,
         "model.optimizer": "AdamW",
         "model.optimizer.lr": 1e-3,
+        "model.scheduler": "lightning_mlc.schedules.Warmup",
         "model.consistency.center": "true",
         "model.consistency.extractor_lr": 1e-3,
         "data.train_path": data,

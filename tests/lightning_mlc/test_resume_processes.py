@@ -37,6 +37,7 @@ def fit(inputs: tuple[Path, Path], out: Path, *more: str, **changes: Any) -> lis
         "model.name_or_path": inputs[0],
         "model.optimizer": "AdamW",
         "model.optimizer.lr": 1e-3,
+        "model.scheduler": "lightning_mlc.schedules.Warmup",
         "model.consistency.center": "true",
         "model.consistency.extractor_lr": 1e-3,
         "data.train_path": inputs[1],
