@@ -69,6 +69,11 @@ class Checkpoint(ModelCheckpoint):
     _validation_follows = False
     _due = False
 
+    @property
+    def state_key(self) -> str:
+        # Not by how often it saves: a run that goes on with another number replaces its earlier checkpoints too.
+        return f"{type(self).__qualname__}{{monitor={self.monitor}}}"
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         error = None
         if trainer.is_global_zero and self.dirpath is not None:
@@ -107,10 +112,19 @@ class Checkpoint(ModelCheckpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._due and not trainer.sanity_checking:
             self._due = False
-            candidates = self._monitor_candidates(trainer)
-            self._save_topk_checkpoint(trainer, candidates)
-            self._save_last_checkpoint(trainer, candidates)
+            self._save_now(trainer)
         super().on_validation_end(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Lightning would leave out the steps after the last that `every_n_train_steps` divides.
+        if self.monitor is None and not self._should_skip_saving_checkpoint(trainer):
+            self._save_now(trainer)
+        super().on_train_end(trainer, pl_module)
+
+    def _save_now(self, trainer: Trainer) -> None:
+        candidates = self._monitor_candidates(trainer)
+        self._save_topk_checkpoint(trainer, candidates)
+        self._save_last_checkpoint(trainer, candidates)
 
     def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         if self._validation_follows:
@@ -153,9 +167,7 @@ class Checkpoint(ModelCheckpoint):
         if self.monitor is not None or not self._should_save_on_exception(trainer):
             super().on_exception(trainer, pl_module, exception)
         else:  # as at any other step, so that the run that goes on knows of it and replaces it
-            candidates = self._monitor_candidates(trainer)
-            self._save_topk_checkpoint(trainer, candidates)
-            self._save_last_checkpoint(trainer, candidates)
+            self._save_now(trainer)
 
 
 def _validation_follows(trainer: Trainer) -> bool:
@@ -228,4 +240,8 @@ def require_room(out: Path, size: int) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):  # of which torch tells where in its source it was met
+        cause = cause.__context__
+    told = str(cause or error).strip()
+    return told.splitlines()[0] if told else type(error).__name__

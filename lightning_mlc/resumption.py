@@ -156,10 +156,12 @@ def _tell_differences(before: Epoch, now: Epoch) -> None:
         told = "the same examples make up the same steps"
     else:
         told = f"a step takes {now.step} examples, where it took {before.step}"
+    changed = "sums are taken in another order"
+    if before.processes != now.processes:
+        changed += " and dropout differs"
     logger.warning(
-        "ckpt_path: %s, where it was %s: %s; sums are taken in another order and dropout differs, so the run is not "
-        "bitwise what it would have been",
-        who[1],
-        who[0],
+        "ckpt_path: %s, where it was %s: %s; %s, so the run is not bitwise what it would have been",
+        *who[::-1],
         told,
+        changed,
     )

@@ -86,7 +86,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Ende
         every = {"checkpoint.every_n_train_steps": case.steps}
         jobs += [
             Job(fit(model, data, root / name, f"--trainer.callbacks+={json.dumps(end)}", **every), 1),
-            Job(fit(model, data, root / name, "--ckpt_path=last"), 1),
+            Job(fit(model, data, root / name, "--ckpt_path=last", **every), 1),
         ]
     ended = run_jobs(jobs, root / "jobs")
     for end, job in zip(ended[::2], jobs[::2], strict=True):

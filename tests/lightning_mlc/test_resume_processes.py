@@ -184,11 +184,11 @@ def moved(inputs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -
     jobs = {"whole": on("ddp", inputs, root / "whole")}
     for name, (first, _) in MOVES.items():
         jobs[f"{name}, half"] = on(first, inputs, root / name, trainer__max_steps=4)
-    for name, (_, second) in MOVES.items():
-        jobs[name] = on(second, inputs, root / name, "--ckpt_path=last")
-    # From here on 6 of 16 examples of the second epoch are done.
+    # Where 6 of 16 examples of the second epoch are done.
     half = f"--ckpt_path={root}/ddp to one/checkpoints/step=4.ckpt"
     jobs["steps of 4"] = on("ddp", inputs, root / "refused", half, trainer__accumulate_grad_batches=2)
+    for name, (_, second) in MOVES.items():
+        jobs[name] = on(second, inputs, root / name, "--ckpt_path=last")
     # Where nothing can be written, and where nothing more.
     (root / "file").touch()
     jobs["no folder"] = on("ddp", inputs, root / "file" / "out")
