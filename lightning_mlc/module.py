@@ -6,7 +6,7 @@ sum the objective's losses and the consistency terms', divide each by the optimi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -386,11 +386,11 @@ class AlignmentModule(LightningModule):
         terms = self.consistency.terms_at(self.trainer.global_step)
         needs = Needs.of(terms)
         layer = self._layer if needs.representations else None
-        grid = run_batch(self.policy, batch, layer, needs.pooled_states, self._span)
         reference = None
         if self._reference is not None and self._needs_reference(needs):
-            with self._span("reference forward"):
+            with self._span("reference forward"):  # first, for after it the policy's activations take up memory
                 reference = self._reference.grid(batch, "train", needs.reference_translations, needs.pooled_states)
+        grid = run_batch(self.policy, batch, layer, needs.pooled_states, self._span)
         with self._span("objective"):
             loss, metrics = self._objective_terms(batch, grid, reference)
         if terms:
@@ -501,8 +501,12 @@ class AlignmentModule(LightningModule):
             for parameter in self.representation.parameters():
                 parameter.grad = None  # or the optimizer's momentum would move it on steps without the terms
 
-    def optimizer_step(self, *arguments: Any, **keywords: Any) -> None:
-        super().optimizer_step(*arguments, **keywords)
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        # Lightning would keep the gradients through the next forward pass, where memory is at its peak.
+        optimizer.zero_grad()
         # Here, since callbacks may save a checkpoint as soon as the step is done.
         if self.reference.updates_after(self.trainer.global_step + 1):
             assert self.policy is not None

@@ -12,10 +12,15 @@ bracket rounded to float32) has no correct digit of the gradient left.
 
 Nothing here waits for the device, except ``torch.linalg.eigh`` itself: on a GPU it reads its error code on
 the host, once per call, and PyTorch has no variant that does not.
+
+A batch of a few prompts on a CPU costs calls rather than arithmetic: beside the products and the eigenvalues
+there are some 70 operations on small matrices. So there is a second way, ``_complete_losses``, with half of
+them, for what most batches are: small, and no row missing.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -28,9 +33,17 @@ is used again, where a large allocation comes from the system, page by page, eve
 
 def prompt_losses(
     representations: Tensor, mask: Tensor | None, temperature: float, divide_by_top: bool
-) -> tuple[Tensor, Tensor]:
-    """(B,) loss of each prompt, and whether it has the two rows it takes to count."""
-    if torch.is_grad_enabled() and representations.requires_grad:
+) -> tuple[Tensor, Tensor | None]:
+    """(B,) loss of each prompt, and whether it has the two rows it takes to count; None for yes, all of them."""
+    differentiable = torch.is_grad_enabled() and representations.requires_grad
+    if _may_be_complete(representations, mask):
+        complete = _complete_losses(representations.detach(), temperature, divide_by_top, differentiable)
+        if complete is not None:
+            losses, bracket = complete
+            if bracket is not None:
+                losses = _WithBracket.apply(representations, losses, bracket)  # type: ignore[no-untyped-call]
+            return losses, None
+    if differentiable:
         losses, counted = _PromptLosses.apply(representations, mask, temperature, divide_by_top)  # type: ignore[no-untyped-call]
         return losses, counted
     gram, inverse_norms = _gram(representations, mask)
@@ -66,9 +79,7 @@ class _PromptLosses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_losses: Tensor, _grad_counted: Tensor) -> tuple[Tensor, None, None, None]:
-        if torch.is_grad_enabled():
-            # autograd would differentiate what follows as if the bracket were constant: a wrong answer.
-            raise RuntimeError("mlc_loss: double backward is not implemented; use backend='reference'")
+        _refuse_double_backward()
         representations, bracket, inverse_norms = ctx.saved_tensors
         missing = (inverse_norms == 0)[:, :, None]
         left = (grad_losses.double()[:, None] * inverse_norms)[:, :, None]
@@ -91,6 +102,77 @@ class _PromptLosses(torch.autograd.Function):
             if fill:
                 out.masked_fill_(absent, 0.0)
         return gradient, None, None, None
+
+
+def _may_be_complete(representations: Tensor, mask: Tensor | None) -> bool:
+    """Whether to try the short way: few values, all of them at hand, and no row masked."""
+    prompts, languages, features = representations.shape
+    return (
+        _on_host(representations)
+        and representations.dtype != torch.float64  # whose squares may over- or underflow
+        and 2 <= languages <= features
+        and 0 < prompts <= _prompts_at_once(representations)
+        and (mask is None or bool(mask.all()))
+    )
+
+
+def _complete_losses(
+    representations: Tensor, temperature: float, divide_by_top: bool, differentiable: bool
+) -> tuple[Tensor, Tensor | None] | None:
+    """(B,) losses and, if ``differentiable``, the (B, L, L) matrices that turn the rows into their gradients.
+
+    None if a row is zero or not finite: such a batch takes the long way.
+    """
+    languages = representations.shape[1]
+    rows = representations.double()
+    products = torch.bmm(rows, rows.mT)
+    inverse_norms = products.diagonal(dim1=1, dim2=2).rsqrt()
+    inverse_norms = inverse_norms[:, :, None] * inverse_norms[:, None, :]
+    gram = products.mul_(inverse_norms)
+    # 0 / 0 of a zero row, inf / inf of an infinity: the sum of cosines is NaN, and is not otherwise.
+    if math.isnan(gram.sum().item()):
+        return None
+    eigenvalues, vectors = torch.linalg.eigh(gram)
+    values = eigenvalues.clamp_(min=0).sqrt_()
+    top = values[:, -1:]
+    unit_of_logits = top * temperature if divide_by_top else temperature
+    log_probabilities = torch.log_softmax(values / unit_of_logits, 1)
+    losses = log_probabilities[:, -1].neg().to(_out_dtype(representations))
+    if not differentiable:
+        return losses, None
+    slopes = log_probabilities.exp_()
+    slopes[:, -1].sub_(1.0)
+    slopes /= unit_of_logits * values.masked_fill_(values <= _relative_floor(languages) * top, math.inf)
+    bracket = torch.bmm(vectors * slopes[:, None, :], vectors.mT)
+    bracket.diagonal(dim1=1, dim2=2).sub_((bracket * gram).sum(2))
+    return losses, bracket.mul_(inverse_norms)
+
+
+class _WithBracket(torch.autograd.Function):
+    """Losses that are there already, and how the rows get their gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, representations: Tensor, losses: Tensor, bracket: Tensor) -> Tensor:
+        ctx.save_for_backward(representations, bracket)
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor, None, None]:
+        _refuse_double_backward()
+        representations, bracket = ctx.saved_tensors
+        gradient = torch.bmm(bracket * grad_losses[:, None, None], representations.double())
+        return gradient.to(representations.dtype), None, None
+
+
+def _refuse_double_backward() -> None:
+    if torch.is_grad_enabled():
+        # autograd would differentiate a backward pass as if the bracket were constant: a wrong answer.
+        raise RuntimeError("mlc_loss: double backward is not implemented; use backend='reference'")
+
+
+def _relative_floor(languages: int) -> float:
+    """Below so much of the largest, a singular value is rounding of 0, which has no gradient: the zero subgradient."""
+    return math.sqrt(languages * torch.finfo(torch.float64).eps)
 
 
 def _out_dtype(representations: Tensor) -> torch.dtype:
@@ -182,8 +264,7 @@ def _losses(
     losses = total[:, 0].log()
     slopes = weights / total
     slopes[:, -1] -= 1.0
-    # Below this a singular value is rounding of 0, which has no gradient: take the zero subgradient.
-    floor = (languages * torch.finfo(torch.float64).eps) ** 0.5 * top
-    unusable = (values <= floor) | ~counted[:, None]  # NaN stays, and makes the gradient NaN as the loss is
+    # NaN stays, and makes the gradient NaN as the loss is.
+    unusable = (values <= _relative_floor(languages) * top) | ~counted[:, None]
     slopes = (slopes / (unit_of_logits * values)).masked_fill_(unusable, 0.0)
     return losses, counted, slopes, vectors

@@ -76,8 +76,10 @@ def mlc_loss(
         losses, counted = compute(rows, present, float(temperature), scale == "top")
         if reduction == "none":
             return losses.to(device)
-        total = losses.sum()
-        return (total if reduction == "sum" else total / counted.sum().clamp(min=1)).to(device)
+        if reduction == "sum":
+            return losses.sum().to(device)
+        mean = losses.mean() if counted is None else losses.sum() / counted.sum().clamp(min=1)
+        return mean.to(device)
 
 
 def singular_values(

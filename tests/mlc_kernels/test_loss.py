@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mlc_kernels import loss_floor, mlc_loss, singular_values
+from mlc_kernels import closed_form, loss_floor, mlc_loss, singular_values
 from mlc_kernels.functional import Backend, Reduction, Scale
 
 BACKENDS: list[Backend] = ["closed_form", "reference"]
@@ -359,3 +359,88 @@ def test_singular_values(backend: Backend, dtype: torch.dtype) -> None:
         # A few units of the dtype, at values of up to 2.
         np.testing.assert_allclose(values[: len(expected)], expected, atol=10 * torch.finfo(dtype).eps)
         assert torch.equal(values[len(expected) :], torch.zeros(6 - len(expected), dtype=dtype))
+
+
+class TestCompleteRows:
+    """The short way of the closed form, against the long one and the definition in float64."""
+
+    @staticmethod
+    def both_ways(
+        monkeypatch: pytest.MonkeyPatch, rows: Tensor, mask: Tensor | None = None, **options: object
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Losses and gradient by the way that is chosen, and by the long one."""
+        found = []
+        for forced in (False, True):
+            if forced:
+                monkeypatch.setattr(closed_form, "_may_be_complete", lambda *_: False)
+            x = rows.detach().clone().requires_grad_()
+            losses = mlc_loss(x, mask, reduction="none", backend="closed_form", **options)  # type: ignore[arg-type]
+            assert losses.grad_fn is not None
+            assert (losses.grad_fn.name() == "_WithBracketBackward") is (not forced)
+            (losses * torch.arange(1.0, len(x) + 1)).sum().backward()
+            assert x.grad is not None
+            found.append((losses.detach(), x.grad))
+        monkeypatch.undo()
+        return found[0], found[1]
+
+    @pytest.mark.parametrize("dtype", DTYPES[1:])
+    @pytest.mark.parametrize("scale", ["top", "none"])
+    @pytest.mark.parametrize("shape", [(1, 2, 2), (3, 5, 7), (4, 3, 130), (2, 13, 64), (2, 9, 9)])
+    @pytest.mark.parametrize("masked", [False, True])
+    def test_both_ways_agree_with_the_definition(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        dtype: torch.dtype,
+        scale: Scale,
+        shape: tuple[int, int, int],
+        masked: bool,
+    ) -> None:
+        rows = random_rows(*shape, dtype=dtype)
+        mask = torch.ones(shape[:2], dtype=torch.bool) if masked else None
+        short, long = self.both_ways(monkeypatch, rows, mask, scale=scale, temperature=0.3)
+        wide = rows.double().requires_grad_()
+        losses = mlc_loss(wide, scale=scale, temperature=0.3, reduction="none", backend="reference")
+        (losses * torch.arange(1.0, len(rows) + 1)).sum().backward()
+        assert wide.grad is not None
+        unit = torch.finfo(dtype).eps
+        for loss, grad in (short, long):
+            torch.testing.assert_close(loss.double(), losses.detach(), rtol=2**-23, atol=0)  # rounded once
+            # Rounded once; what cancels, by float64 rounding; float16 ends at its smallest subnormal.
+            atol = 1e-10 * float(wide.grad.abs().max()) + (6e-8 if dtype == torch.float16 else 0.0)
+            torch.testing.assert_close(grad.double(), wide.grad, rtol=unit, atol=atol)
+
+    @pytest.mark.parametrize("eps", [1.0, 1e-2, 1e-4, 0.0])
+    def test_both_ways_agree_near_rank_one(self, monkeypatch: pytest.MonkeyPatch, eps: float) -> None:
+        rows = (random_rows(3, 1, 96) + eps * random_rows(3, 10, 96, seed=1)).float()
+        short, long = self.both_ways(monkeypatch, rows)
+        torch.testing.assert_close(short[0], long[0], rtol=2**-23, atol=0)
+        # The bar of accuracy; of equal rows the gradient is 0 up to float64 rounding.
+        assert (short[1] - long[1]).norm() <= 1e-6 * long[1].norm() + 1e-12
+
+    @pytest.mark.parametrize(
+        ("dtype", "lengths"),
+        [
+            (torch.float16, [1.0, 8.0, 6e4]),
+            (torch.bfloat16, [1e-36, 1.0, 1e37]),
+            (torch.float32, [1e-36, 1.0, 1e37]),
+        ],
+    )
+    def test_extreme_lengths_go_the_short_way(
+        self, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, lengths: list[float]
+    ) -> None:
+        rows = (random_rows(2, 3, 5) * torch.tensor(lengths, dtype=torch.float64)[None, :, None] / 4).to(dtype)
+        short, long = self.both_ways(monkeypatch, rows)
+        torch.testing.assert_close(short[0], long[0], rtol=2**-23, atol=0)
+        # Both are rounded once, relative to the largest entry of the row; float16 ends at its smallest subnormal.
+        found, expected = short[1].double(), long[1].double()
+        tolerance = torch.finfo(dtype).eps * expected.abs().amax(2, keepdim=True)
+        tolerance += 6e-8 if dtype == torch.float16 else 0.0
+        assert ((found - expected).abs() <= tolerance).all()
+
+    @pytest.mark.parametrize("content", [0.0, float("nan"), float("inf"), float("-inf")])
+    def test_a_row_without_a_direction_goes_the_long_way(self, content: float) -> None:
+        rows = random_rows(2, 3, 4, dtype=torch.float32)
+        rows[1, 0] = content
+        losses = mlc_loss(rows.requires_grad_(), reduction="none", backend="closed_form")
+        assert losses.grad_fn is not None
+        assert losses.grad_fn.name() == "_PromptLossesBackward"
