@@ -29,8 +29,8 @@ class EndWhenAsked(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.world_size > 1:
             self._group = distributed.new_group(backend="gloo")  # which does not wait for a GPU
-        # Lightning sets its handlers after this and before any worker process, which inherits them. In its place, not
-        # in a later hook; at the end it puts back what was there before.
+        # Lightning sets its handlers after this, and before the processes that prepare batches, which inherit them. In
+        # its place, not in a later hook; at the end it puts back what was there before.
         connector: Any = trainer._signal_connector
         set_handlers = connector.register_signal_handlers
 

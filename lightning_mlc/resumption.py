@@ -119,10 +119,10 @@ class ExactResume(Callback):
         for its_logger in trainer.loggers:
             if isinstance(its_logger, MetricsFile):
                 its_logger.continue_from(trainer.global_step)
-        if trainer.ckpt_path is not None:
-            # A schedule asks for the number of batches, and so for the first ones, before the checkpoint is read.
-            fetcher: Any = trainer.fit_loop._data_fetcher
-            iter(fetcher)
+        # A schedule asks for the number of batches, and with it for the first ones: before the checkpoint is read, and
+        # from workers that a signal ends.
+        fetcher: Any = trainer.fit_loop._data_fetcher
+        iter(fetcher)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         # By this Lightning numbers what it logs; a run resumed at the start of an epoch would be one ahead.
