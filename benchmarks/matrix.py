@@ -113,7 +113,8 @@ class Run:
 
 def run(layout: str, model: list[str], precision: str, steps: int, root: Path) -> tuple[list[str], bool]:
     """Cells of the layout's row, and whether all stages passed. After a failure the others are not tried."""
-    stages, cells = Run(layout, model, precision, steps, root), []
+    stages = Run(layout, model, precision, steps, root)
+    cells: list[str] = []
     for name in STAGES:
         stage: Callable[[], None] = getattr(stages, name)
         begun = time.monotonic()

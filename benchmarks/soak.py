@@ -170,7 +170,9 @@ def soak(minutes: float, layout: str, seed: int, root: Path) -> dict[str, Any]:
     print(f"undisturbed: {steps} steps", flush=True)
 
     # As often as the rest of the time allows, if to start again takes a quarter of a minute.
-    disturbed, out, disturbances = [], root / "disturbed", []
+    out = root / "disturbed"
+    disturbed: list[Sample] = []
+    disturbances: list[Disturbance] = []
     ends = ["SIGKILL to one", "SIGKILL to both", "SIGTERM to torchrun"]
     wanted = max(len(ends), int(minutes * 0.35 * 60 / 30))
     while True:
