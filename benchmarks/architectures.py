@@ -30,6 +30,8 @@ def _qwen(
 
 
 ARCHITECTURES: dict[str, Callable[[], PreTrainedConfig]] = {
+    # Of no known model: a step takes a few hundredths of a second.
+    "tiny": lambda: _qwen(32, 48, 3, 4, 2, 49152, tied=True),
     "qwen2.5-0.5b": lambda: _qwen(896, 4864, 24, 14, 2, 151936, tied=True),
     "qwen2.5-1.5b": lambda: _qwen(1536, 8960, 28, 12, 2, 151936, tied=True),
     "qwen2.5-7b": lambda: _qwen(3584, 18944, 28, 28, 4, 152064, tied=False),

@@ -9,6 +9,7 @@ Nothing here runs code from a checkpoint.
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 import warnings
@@ -27,9 +28,12 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lightning_mlc.errors import UserError
+from lightning_mlc.processes import raise_together
 
 REST = "meta.pt"
 """What of a checkpoint folder is not a sharded tensor."""
+UNFINISHED = ".unfinished"
+"""How the name ends of what is being written, or removed."""
 _NAME = "lightning_mlc.stored_as"
 """Key of the placeholder that stands where a sharded tensor was."""
 
@@ -64,27 +68,52 @@ def save_folder(checkpoint: dict[str, Any], folder: Path) -> None:
 
     rest = _walk(checkpoint, take)
     is_first = torch.distributed.get_rank() == 0
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    try:
-        if is_first:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir(parents=True)
-        torch.distributed.barrier()
-        save(tensors, checkpoint_id=unfinished)
-        if is_first:
-            torch.save(rest, unfinished / REST)
-            if folder.is_dir():
-                shutil.rmtree(folder)
-            else:
-                folder.unlink(missing_ok=True)
-            unfinished.rename(folder)
-    except (OSError, RuntimeError, CheckpointException) as error:
-        if is_first:
-            shutil.rmtree(unfinished, ignore_errors=True)
-        raise UserError(
-            f"checkpoint: cannot write {folder} ({_reason(error)}); training stopped, the "
-            "checkpoints before it are whole: make room and continue with --ckpt_path last"
-        ) from error
+    unfinished = unfinished_name(folder)
+
+    def prepare() -> None:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+
+    def complete() -> None:
+        with (unfinished / REST).open("wb") as file:
+            torch.save(rest, file)
+            file.flush()
+            os.fsync(file.fileno())
+        remove(folder)
+        unfinished.rename(folder)
+
+    # After each of them all go on or none does, for the next one takes all.
+    for action in (
+        prepare if is_first else None,
+        lambda: save(tensors, checkpoint_id=unfinished),
+        complete if is_first else None,
+    ):
+        error = None
+        try:
+            if action is not None:
+                action()
+        except (OSError, RuntimeError, CheckpointException) as found:
+            error = UserError(
+                f"checkpoint: cannot write {folder} ({_reason(found)}); training stopped, the "
+                "checkpoints before it are whole: make room and continue with --ckpt_path last"
+            )
+            if is_first:
+                shutil.rmtree(unfinished, ignore_errors=True)
+        raise_together(error)
+
+
+def unfinished_name(path: Path) -> Path:
+    """Where what is to become ``path`` is written."""
+    return path.with_name(f".{path.name}{UNFINISHED}")
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint, or whatever is at ``path``: a folder that is removed in part is none."""
+    if path.is_dir() and not path.is_symlink():
+        (path / REST).unlink(missing_ok=True)
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _reason(error: BaseException) -> str:

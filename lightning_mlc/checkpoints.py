@@ -1,9 +1,9 @@
-"""Checkpoints that a run can be killed around: written whole or not at all, and resumed from exactly.
+"""Checkpoints that a run can be killed around: written whole or not at all, and at places to resume from exactly.
 
 What makes a resumed run equal to one that was never interrupted: checkpoints hold weights, optimizer, scheduler
 and the loops' progress (Lightning); the order of the examples follows from seed and epoch
-(:mod:`lightning_mlc.data.sampling`); random numbers follow from seed, step and process (:class:`ExactResume`); and
-what is saved is the state at the end of an optimizer step (:class:`Checkpoint`).
+(:mod:`lightning_mlc.data.sampling`); random numbers follow from seed, step and process
+(:mod:`lightning_mlc.resumption`); and what is saved is the state at the end of an optimizer step (:class:`Checkpoint`).
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
 
-from lightning_mlc.checkpoint_format import is_folder, read_checkpoint
+from lightning_mlc.checkpoint_format import REST, UNFINISHED, is_folder, read_checkpoint, remove, unfinished_name
 from lightning_mlc.errors import UserError
-from lightning_mlc.metrics_file import MetricsFile
+from lightning_mlc.module import AlignmentModule
+from lightning_mlc.processes import raise_together
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -34,7 +35,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         target = Path(path)
-        unfinished = target.with_name(f".{target.name}.unfinished")
+        unfinished = unfinished_name(target)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with unfinished.open("wb") as file:
@@ -53,25 +54,107 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """The checkpoint at ``path``, also if that is a folder of FSDP2, with nothing in it run."""
         return read_checkpoint(Path(path))
 
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove the file or folder at ``path``, which is no checkpoint any more as soon as that begins."""
+        remove(Path(path))
+
 
 class Checkpoint(ModelCheckpoint):
-    """Lightning's, which after an exception saves only what can be resumed from exactly."""
+    """Lightning's, which saves only what can be resumed from exactly, and leaves behind what one run would.
+
+    A step that is followed by validation is saved after that: resumed before it, Lightning would leave it out.
+    """
 
     _in_optimizer_step = False
+    _validation_follows = False
+    _due = False
+
+    @property
+    def state_key(self) -> str:
+        # Not by how often it saves: a run that goes on with another number replaces its earlier checkpoints too.
+        return f"{type(self).__qualname__}{{monitor={self.monitor}}}"
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        error = None
         if trainer.is_global_zero and self.dirpath is not None:
+            folder = Path(self.dirpath)
             weights = sum(p.numel() * p.element_size() for p in pl_module.parameters())
             # Adam keeps two numbers for each weight that it trains, most others fewer.
             trained = sum(p.numel() * p.element_size() for p in pl_module.parameters() if p.requires_grad)
-            require_room(Path(self.dirpath), weights + 2 * trained)
+            try:
+                require_room(folder, weights + 2 * trained)
+                for unfinished in folder.glob(f".*{UNFINISHED}"):  # of a run that was killed
+                    remove(unfinished)
+            except UserError as found:
+                error = found
+        raise_together(error)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if self._resumes_own(trainer):  # whose newest checkpoint is there
+            self._last_global_step_saved = trainer.global_step
+            self._last_checkpoint_saved = str(trainer.ckpt_path)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         self._in_optimizer_step = True
 
-    def on_train_batch_end(self, *arguments: Any, **keywords: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self._in_optimizer_step = False
-        super().on_train_batch_end(*arguments, **keywords)
+        assert isinstance(pl_module, AlignmentModule)
+        if not pl_module.ends_window(batch_idx):  # where `train_time_interval` would save, gradients and all
+            return
+        self._validation_follows = _validation_follows(trainer)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._validation_follows = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._due and not trainer.sanity_checking:
+            self._due = False
+            self._save_now(trainer)
+        super().on_validation_end(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Lightning would leave out the steps after the last that `every_n_train_steps` divides.
+        if self.monitor is None and not self._should_skip_saving_checkpoint(trainer):
+            self._save_now(trainer)
+        super().on_train_end(trainer, pl_module)
+
+    def _save_now(self, trainer: Trainer) -> None:
+        candidates = self._monitor_candidates(trainer)
+        self._save_topk_checkpoint(trainer, candidates)
+        self._save_last_checkpoint(trainer, candidates)
+
+    def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        if self._validation_follows:
+            self._due = True
+        else:
+            super()._save_topk_checkpoint(trainer, monitor_candidates)
+
+    def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        if not self._validation_follows:
+            super()._save_last_checkpoint(trainer, monitor_candidates)
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        error = None
+        try:
+            super()._save_checkpoint(trainer, filepath)
+        except UserError as found:
+            error = found
+            trainer.strategy.barrier()  # at which the processes that have nothing to write wait
+        raise_together(error)
+
+    def _should_remove_checkpoint(self, trainer: Trainer, previous: str, current: str) -> bool:
+        # Lightning's spares what a run was resumed from, so that each resumption would leave a checkpoint behind.
+        if previous != current and self._resumes_own(trainer) and Path(previous).resolve() == _resumed_from(trainer):
+            return True
+        return super()._should_remove_checkpoint(trainer, previous, current)
+
+    def _resumes_own(self, trainer: Trainer) -> bool:
+        """Whether the run goes on from a checkpoint in the folder that it writes to."""
+        resumed = _resumed_from(trainer)
+        return resumed is not None and self.dirpath is not None and resumed.parent == Path(self.dirpath).resolve()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # Weights may be half updated; or the file that could not be written is this one.
@@ -81,7 +164,22 @@ class Checkpoint(ModelCheckpoint):
         if trainer.world_size > 1 and not isinstance(exception, SIGTERMException):
             return
         _rewind_to_step(trainer)
-        super().on_exception(trainer, pl_module, exception)
+        if self.monitor is not None or not self._should_save_on_exception(trainer):
+            super().on_exception(trainer, pl_module, exception)
+        else:  # as at any other step, so that the run that goes on knows of it and replaces it
+            self._save_now(trainer)
+
+
+def _validation_follows(trainer: Trainer) -> bool:
+    """Whether Lightning validates after the batch that has just ended."""
+    loop: Any = trainer.fit_loop
+    if trainer._val_check_time_interval is not None or not sum(trainer.num_val_batches):  # type: ignore[attr-defined]
+        return False  # by time, processes might disagree
+    return bool(loop.epoch_loop._should_check_val_fx(loop._data_fetcher))
+
+
+def _resumed_from(trainer: Trainer) -> Path | None:
+    return None if trainer.ckpt_path is None else Path(trainer.ckpt_path).resolve()
 
 
 def _rewind_to_step(trainer: Trainer) -> None:
@@ -91,28 +189,13 @@ def _rewind_to_step(trainer: Trainer) -> None:
     beyond = 0 if progress.is_last_batch else progress.current.processed % trainer.accumulate_grad_batches
     for counts in (progress.current, progress.total):
         counts.ready = counts.started = counts.completed = counts.processed = counts.processed - beyond
-
-
-class ExactResume(Callback):
-    """Makes a resumed run do what the uninterrupted one would have done, where checkpoints cannot say.
-
-    Random numbers (dropout) of a micro-batch follow from the run's seed, its place in the run, and the process: there
-    is no generator's state to store. And ``metrics.csv`` is cut back to what the checkpoint has seen.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for logger in trainer.loggers:
-            if isinstance(logger, MetricsFile):
-                logger.continue_from(trainer.global_step)
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        # By this Lightning numbers what it logs; a run resumed at the start of an epoch would be one ahead.
-        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
-        place = [self._seed, trainer.current_epoch, batch_idx, trainer.global_rank]
-        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1))
+    if trainer.validating:
+        # To Lightning the mark of a validation that was interrupted, which it then runs from the beginning.
+        evaluated: Any = loop.val_loop.batch_progress
+        for counts in (evaluated.current, evaluated.total):
+            counts.ready = counts.started = 1
+            counts.processed = counts.completed = 0
+        evaluated.is_last_batch = False
 
 
 def checkpoint_folder(out: str) -> str:
@@ -124,7 +207,11 @@ def checkpoint_files(out: Path) -> list[Path]:
     """The whole checkpoints of a run, oldest first."""
     found = [path for path in Path(checkpoint_folder(str(out))).glob("*.ckpt") if _is_whole(path)]
     # A link comes after what it points to.
-    return sorted(found, key=lambda path: (path.stat().st_mtime, path.is_symlink()))
+    return sorted(found, key=lambda path: (_written_at(path), path.is_symlink()))
+
+
+def _written_at(path: Path) -> float:
+    return (path / REST if path.is_dir() else path).stat().st_mtime
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -170,4 +257,8 @@ def require_room(out: Path, size: int) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):  # of which torch tells where in its source it was met
+        cause = cause.__context__
+    told = str(cause or error).strip()
+    return told.splitlines()[0] if told else type(error).__name__

@@ -71,6 +71,13 @@ def main(args: Sequence[str] | None = None) -> int:
 
             run(args)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not error.is_shared or _is_first():
+            print(f"error: {error}", file=sys.stderr)
         return 143 if isinstance(error, Interrupted) else 2
     return 0
+
+
+def _is_first() -> bool:
+    from lightning_mlc.processes import is_first
+
+    return is_first()

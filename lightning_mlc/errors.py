@@ -8,6 +8,9 @@ class UserError(Exception):
     do about it. The command line prints it without a traceback and exits with status 2.
     """
 
+    is_shared = False
+    """Whether all processes of the run have raised it, so that one of them can tell it for all."""
+
 
 class Interrupted(UserError):
     """The run was asked to end before it was done. The command exits with status 143, as after SIGTERM itself."""

@@ -10,6 +10,11 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
+from lightning_mlc.errors import UserError
+
+METRICS = ExperimentWriter.NAME_METRICS_FILE
+"""Its name in a run's folder."""
+
 
 class MetricsFile(CSVLogger):
     """Lightning's CSV logger for a fixed folder, written row by row.
@@ -29,6 +34,16 @@ class MetricsFile(CSVLogger):
             self._experiment = _Writer(self.log_dir)
         assert isinstance(self._experiment, _Writer)
         return self._experiment
+
+    def save(self) -> None:
+        try:
+            super().save()
+        except OSError as error:
+            told = error.strerror or type(error).__name__
+            raise UserError(
+                f"out: cannot write {Path(self.log_dir) / METRICS} ({told}); training stopped, the checkpoints are "
+                "whole: make room and continue with --ckpt_path last"
+            ) from error
 
     @rank_zero_only
     def continue_from(self, steps: int) -> None:

@@ -174,7 +174,6 @@ class FSDP2(ModelParallelStrategy):
         else:
             whole = checkpoint_format.gather(checkpoint, self.root_device, keep=self.is_global_zero)
             Strategy.save_checkpoint(self, whole, path, storage_options)
-        self.barrier()
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         return checkpoint_format.open_checkpoint(Path(self.broadcast(checkpoint_path)))

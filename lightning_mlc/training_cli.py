@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import logging
-import os
 import pkgutil
 import re
 import warnings
@@ -24,15 +23,19 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_mlc.callbacks import EvaluationReport, PredictionWriter, Progress
-from lightning_mlc.checkpoints import AtomicCheckpointIO, Checkpoint, ExactResume, checkpoint_files, checkpoint_folder
+from lightning_mlc.checkpoints import AtomicCheckpointIO, Checkpoint, checkpoint_files, checkpoint_folder, require_room
 from lightning_mlc.data import MultilingualData
+from lightning_mlc.ending import EndWhenAsked
 from lightning_mlc.errors import Interrupted, UserError
-from lightning_mlc.metrics_file import MetricsFile
+from lightning_mlc.metrics_file import METRICS, MetricsFile
 from lightning_mlc.module import AlignmentModule
 from lightning_mlc.objectives import Objective, Sum
+from lightning_mlc.processes import is_first, lost_another
+from lightning_mlc.resumption import ExactResume
 from lightning_mlc.sharding import require_supported
 from lightning_mlc.speed import Speed
 
+CONFIG = "config.yaml"
 OBJECTIVE = "model.objective"
 TOKENIZER_OPTIONS = ("name_or_path", "gguf_file", "revision", "trust_remote_code")
 
@@ -47,7 +50,7 @@ class SaveConfig(SaveConfigCallback):
         if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, folder / "config.yaml", skip_none=False, overwrite=True)
+            self.parser.save(self.config, folder / CONFIG, skip_none=False, overwrite=True)
 
 
 class TrainingCLI(LightningCLI):
@@ -119,21 +122,23 @@ class TrainingCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         out = Path(config.out)
-        starts_here = "LOCAL_RANK" not in os.environ  # Lightning's launchers start the other processes with it
-        if self.subcommand == "fit" and starts_here and not config.trainer.fast_dev_run:
-            resumes = config.ckpt_path is not None
-            if not resumes and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if self.subcommand == "fit" and is_first() and not config.trainer.fast_dev_run:
+            if config.ckpt_path is None and out.exists() and (not out.is_dir() or any(out.iterdir())):
                 raise UserError(
                     f"out: {out} exists and is not an empty folder; give another --out, "
                     "or continue that run with --ckpt_path last"
                 )
-        if config.ckpt_path not in (None, "last", "best", "hpc", "registry") and not Path(config.ckpt_path).exists():
+            require_room(out, 0)
+        words = (None, "last", "best", "hpc", "registry", *(("auto",) if self.subcommand == "fit" else ()))
+        if config.ckpt_path not in words and not Path(config.ckpt_path).exists():
             raise UserError(f"ckpt_path: there is no file {config.ckpt_path}; `fit` writes them to {out}/checkpoints")
-        if config.ckpt_path == "last":
+        if config.ckpt_path in ("last", "auto"):
             found = checkpoint_files(out)
-            if not found:
+            if not found and config.ckpt_path == "last":
                 raise UserError(f"ckpt_path: there is no checkpoint in {checkpoint_folder(str(out))}")
-            config.ckpt_path = str(found[-1].resolve())
+            config.ckpt_path = str(found[-1].resolve()) if found else None
+            if not found and is_first():
+                _clear(out)
 
     def instantiate_classes(self) -> None:
         try:
@@ -160,7 +165,7 @@ class TrainingCLI(LightningCLI):
         callbacks = list(options.callbacks or [])
         if options.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(Progress())
-        callbacks += [EvaluationReport(), ExactResume(int(config.seed_everything))]
+        callbacks += [EndWhenAsked(), EvaluationReport(), ExactResume(int(config.seed_everything))]
         if self.subcommand == "fit":
             callbacks.append(Speed())
         if self.subcommand == "predict":
@@ -184,6 +189,19 @@ class TrainingCLI(LightningCLI):
         if subcommand == "predict":
             keywords["return_predictions"] = False  # they are written as they come
         return keywords
+
+
+def _clear(out: Path) -> None:
+    """Make room for a run where one of the same command ended before its first checkpoint.
+
+    Raises:
+        UserError: What is there is something else.
+    """
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if not (out / CONFIG).is_file():
+        raise UserError(f"out: {out} is not empty and has no {CONFIG}, so it is not of a run; give another --out")
+    (out / METRICS).unlink(missing_ok=True)
 
 
 def build_objective(node: Namespace, option: str = OBJECTIVE) -> Objective:
@@ -275,7 +293,7 @@ def run(args: Sequence[str]) -> TrainingCLI:
 
     Raises:
         UserError: Something the user gave is wrong.
-        Interrupted: The process was sent SIGTERM; a checkpoint has been written.
+        Interrupted: The run was asked to end; a checkpoint has been written.
     """
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
@@ -292,7 +310,16 @@ def run(args: Sequence[str]) -> TrainingCLI:
     try:
         return make_cli(args)
     except SIGTERMException as error:  # with which Lightning would exit as if the run were done
-        raise Interrupted("stopped by a signal; continue with the same command and --ckpt_path last") from error
+        interrupted = Interrupted("stopped by a signal; continue with the same command and --ckpt_path last")
+        interrupted.is_shared = True
+        raise interrupted from error
+    except RuntimeError as error:
+        if not lost_another(error):
+            raise
+        raise UserError(
+            "another process of the run has ended, and this one with it; see there for the reason, and continue with "
+            "the same command and --ckpt_path last"
+        ) from error
 
 
 def make_cli(args: Sequence[str], kind: type[TrainingCLI] = TrainingCLI) -> TrainingCLI:

@@ -143,6 +143,12 @@ def columns(out: Path, speed: bool = False) -> dict[str, list[float]]:
     return found
 
 
+def metrics_rows(out: Path) -> list[dict[str, str]]:
+    """The rows of ``metrics.csv`` as they are written, without those of speed, which never repeat."""
+    rows = csv.DictReader((out / "metrics.csv").open())
+    return [{name: cell for name, cell in row.items() if not name.startswith("speed/")} for row in rows]
+
+
 def write_jsonl(path: Path, rows: list[Any]) -> Path:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path

@@ -1,15 +1,22 @@
-"""Runs several command lines of ``lightning-mlc``, one after the other, as each of the processes of ``torchrun``.
+"""Runs command lines of ``lightning-mlc`` on two processes.
 
-A process costs ten seconds before it trains, so tests of several processes share them.
+A process costs ten seconds before it trains, so tests of several processes share them: either one command after the
+other in the same processes (:func:`run_on_two`), or, where processes must die, in forks of one that has imported all
+(:func:`run_jobs`). The latter are started and watched by the agent that is inside ``torchrun``.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+import traceback
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,23 +25,174 @@ def run_on_two(commands: list[list[str]], scratch: Path, timeout: int = 300) -> 
     """Run ``commands`` on two CPU processes that ``torchrun`` starts, and raise if one fails."""
     listed = scratch / "commands.json"
     listed.write_text(json.dumps(commands))
-    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", __file__, str(listed)],
         capture_output=True,
         text=True,
         timeout=timeout,
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        env=_environment(),
         cwd=scratch,
     )
     if done.returncode != 0:
         raise AssertionError(done.stdout[-1000:] + done.stderr[-4000:])
 
 
-if __name__ == "__main__":
+@dataclass(frozen=True)
+class Job:
+    """One start of a command."""
+
+    command: list[str]
+    processes: int = 2
+    """Two are started by an agent of ``torchrun``."""
+    slurm: bool = False
+    """They find in their environment what ``srun`` puts there instead."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a job ended."""
+
+    status: int
+    """0; or that of the first process that was seen to fail, -9 after SIGKILL."""
+    signalled: int
+    """The signal that the agent itself was sent, and passed on; or 0."""
+    seconds: float
+    left: int
+    """Processes that were still there when the agent was done."""
+    stderr: list[str]
+    """What each process wrote there."""
+
+
+def run_jobs(jobs: list[Job], scratch: Path, timeout: int = 300) -> list[Ended]:
+    """Run ``jobs`` one after the other, each in processes of its own."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    listed, ended = scratch / "jobs.json", scratch / "ended.json"
+    listed.write_text(json.dumps([asdict(job) for job in jobs]))
+    done = subprocess.run(
+        [sys.executable, __file__, str(listed), str(ended)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=_environment(),
+        cwd=scratch,
+    )
+    if done.returncode != 0:
+        raise AssertionError(done.stdout[-1000:] + done.stderr[-4000:])
+    return [Ended(**found) for found in json.loads(ended.read_text())]
+
+
+def _environment() -> dict[str, str]:
+    paths = [ROOT, ROOT / "kernels", ROOT / "tests" / "lightning_mlc", os.environ.get("PYTHONPATH", "")]
+    threads = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), **threads}
+
+
+def _work(command: list[str]) -> None:
+    from lightning.pytorch.utilities import rank_zero_only
+
     from lightning_mlc.cli import main
 
-    for command in json.loads(Path(sys.argv[1]).read_text()):
-        if status := main(command):
-            print("failed:", command, file=sys.stderr)
-            sys.exit(status)
+    # What a new process would have: Lightning reads its rank when it is imported, and signals end it.
+    rank_zero_only.rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        status = main(command)
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    if status:
+        sys.exit(status)
+
+
+def _run_job(job: Job, logs: Path) -> Ended:
+    before, started = _children(), time.monotonic()
+    alone = job.slurm or job.processes == 1
+    status, signalled = (_run_without_agent if alone else _run_under_agent)(job, logs)
+    seconds = time.monotonic() - started
+    written = [path.read_text() for path in sorted(logs.rglob("stderr.log"))]
+    return Ended(status, signalled, round(seconds, 2), len(_children() - before), written)
+
+
+def _run_without_agent(job: Job, logs: Path) -> tuple[int, int]:
+    from multiprocessing import get_context
+
+    processes = [
+        get_context("fork").Process(target=_work_without_agent, args=(job, rank, logs)) for rank in range(job.processes)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return next((process.exitcode for process in processes if process.exitcode), 0), 0
+
+
+def _work_without_agent(job: Job, rank: int, logs: Path) -> None:
+    if job.slurm:
+        count = str(job.processes)
+        os.environ |= {"SLURM_NTASKS": count, "SLURM_NTASKS_PER_NODE": count, "SLURM_JOB_ID": str(os.getppid())}
+        os.environ |= {"SLURM_NODELIST": "127.0.0.1", "SLURM_NNODES": "1", "SLURM_NODEID": "0"}
+        os.environ |= {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "SLURM_JOB_NAME": "mlc"}
+    own = logs / str(rank)
+    own.mkdir(parents=True)
+    for stream in (sys.stdout, sys.stderr):
+        name = stream.name.strip("<>")
+        os.dup2(os.open(own / f"{name}.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND), stream.fileno())
+    _work(job.command)
+
+
+def _run_under_agent(job: Job, logs: Path) -> tuple[int, int]:
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=job.processes,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id=logs.name,
+        max_restarts=0,
+        start_method="fork",
+        logs_specs=DefaultLogsSpecs(log_dir=str(logs), redirects=Std.ALL),
+    )
+    try:
+        elastic_launch(config, _work)(job.command)
+    except ChildFailedError as error:
+        return next(iter(error.failures.values())).exitcode, 0
+    except SignalException as error:
+        return 0, int(error.sigval)
+    return 0, 0
+
+
+def _children() -> set[str]:
+    """Running processes that this one has started."""
+    tasks = Path("/proc/self/task").glob("*/children")
+    return {
+        child
+        for task in tasks
+        for child in task.read_text().split()
+        if "State:\tZ" not in (Path("/proc") / child / "status").read_text()
+    }
+
+
+def _run_all(listed: Path, ended: Path) -> None:
+    import lightning_mlc.training_cli  # noqa: F401 (once for all forks)
+
+    found: list[Any] = []
+    for number, job in enumerate(json.loads(listed.read_text())):
+        found.append(asdict(_run_job(Job(**job), ended.parent / f"job{number}")))
+    ended.write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3:
+        _run_all(Path(sys.argv[1]), Path(sys.argv[2]))
+    else:
+        from lightning_mlc.cli import main
+
+        for command in json.loads(Path(sys.argv[1]).read_text()):
+            if status := main(command):
+                print("failed:", command, file=sys.stderr)
+                sys.exit(status)

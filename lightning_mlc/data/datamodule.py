@@ -26,7 +26,14 @@ from lightning_mlc.data.layouts import parse_rows
 from lightning_mlc.data.mismatches import Mismatch, mismatches
 from lightning_mlc.data.reading import locate, read_rows
 from lightning_mlc.data.records import KIND_NAMES, DataKind, Example
-from lightning_mlc.data.sampling import EvaluationBatches, MicroBatch, Sizes, TrainingBatches
+from lightning_mlc.data.sampling import (
+    EvaluationBatches,
+    MicroBatch,
+    Sizes,
+    TrainingBatches,
+    length_of,
+    plan_epoch,
+)
 from lightning_mlc.data.tables import default_cache_dir, table_fingerprint, tokenised_table
 from lightning_mlc.data.tokenization import ChatTokenizer
 from lightning_mlc.data.windows import ByExamples, ByTokens, Cut, Division
@@ -364,6 +371,15 @@ class MultilingualData(LightningDataModule):
             )
         return self._loader("train", sampler, self._collator().training)
 
+    def micro_batches_of_epoch(self) -> int:
+        """How many micro-batches each process trains on in an epoch."""
+        trainer = self.trainer
+        if trainer is None:
+            return length_of(self._cut(Division())(0), Division())
+        division = Division(trainer.accumulate_grad_batches, trainer.world_size, trainer.global_rank)
+        limit = trainer.limit_train_batches
+        return len(plan_epoch(self._cut(division)(0), self._sizes("train"), division, limit))
+
     def _cut(self, division: Division) -> Cut:
         if self.tokens_per_batch is None:
             return ByExamples(len(self._rows["train"]), self.batch_size, division, self.seed)
@@ -376,8 +392,13 @@ class MultilingualData(LightningDataModule):
     def _progress(self) -> tuple[int, int]:
         """The current epoch and how many of its micro-batches are done, also right after a resumption."""
         assert self.trainer is not None
-        micro_batches: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        return self.trainer.current_epoch, int(micro_batches.processed)
+        loop = self.trainer.fit_loop
+        micro_batches: Any = loop.epoch_loop.batch_progress
+        if micro_batches.is_last_batch:
+            # A checkpoint of an epoch's end: Lightning counts the epoch as done only after it has asked for batches.
+            epochs: Any = loop.epoch_progress.current
+            return int(epochs.started), 0
+        return self.trainer.current_epoch, int(micro_batches.current.processed)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         return self._evaluation_loader("val", self._collator().evaluation) if self._rows.get("val") else []

@@ -107,7 +107,9 @@ def outs(inputs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) ->
         assert main(words) == 0
 
     halves = [
-        command("weights", root / "half", inputs, 2, FSDP2, **quick, **{"trainer.max_steps": 1}),
+        command(
+            "weights", root / "half", inputs, 2, FSDP2, **quick, **{"trainer.max_steps": 1, "checkpoint.save_top_k": -1}
+        ),
         command("adapters", root / "half-adapters", inputs, 2, FSDP2, **quick, **{"trainer.max_steps": 2}),
     ]
     sharded = command("weights", root / "weights-fsdp2", inputs, 2, FSDP2)

@@ -3,130 +3,116 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
-import subprocess
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import example_rows, save_model, write_jsonl
+from conftest import example_rows, metrics_rows, save_model, write_jsonl
+from processes import Ended, Job, run_jobs
 
 from lightning_mlc.checkpoints import AtomicCheckpointIO, checkpoint_files, require_room
 from lightning_mlc.errors import UserError
 from lightning_mlc.metrics_file import MetricsFile
 
-TESTS = Path(__file__).parent
+
+@dataclass(frozen=True)
+class Case:
+    """How a run ends before it is resumed."""
+
+    end: dict[str, Any]
+    status: int = -signal.SIGKILL
+    steps: int = 1
+    """Optimizer steps from one checkpoint to the next."""
 
 
-@pytest.fixture(scope="module")
-def dropout_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """GPT-2, for it has dropout: random numbers must be repeated too."""
-    return save_model(tmp_path_factory.mktemp("models") / "gpt2", "gpt2")
+TERM = {"signal_number": int(signal.SIGTERM)}
+NEVER = 1000
+# 8 micro-batches an epoch, in steps of 3, 3 and 2.
+CASES = {
+    "killed between micro-batches": Case({"batch": 4}),
+    "killed in the last window of an epoch": Case({"batch": 7}),
+    "killed in validation": Case({"batch": 1, "validating": True}),
+    "killed after an epoch": Case({"batch": 9}),
+    "killed while a checkpoint is written": Case({"batch": 3, "while_writing": "file"}),
+    "asked to end between micro-batches": Case({"batch": 4, **TERM}, 143, NEVER),
+    "asked to end at the start of an epoch": Case({"batch": 8, **TERM}, 143, NEVER),
+    "asked to end in validation": Case({"batch": 0, "validating": True, **TERM}, 143, NEVER),
+}
 
 
-def fit(model: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    rows = example_rows(10)
-    for row in rows[::3]:
-        row["prompt"].pop("sw")
-    data = out.parent / "pairs.jsonl"
-    if not data.exists():
-        write_jsonl(data, rows)
+def fit(model: Path, data: Path, out: Path, *more: str, **changes: Any) -> list[str]:
     options: dict[str, Any] = {
         "out": out,
         "model.name_or_path": model,
         "model.optimizer": "AdamW",
         "model.optimizer.lr": 1e-3,
+        "model.scheduler": "lightning_mlc.schedules.Warmup",
         "model.consistency.center": "true",
         "model.consistency.extractor_lr": 1e-3,
         "data.train_path": data,
-        "data.val_share": 0.2,
+        "data.cache_dir": data.parent / "cache",
+        "data.val_share": 0.25,
+        "data.val_batch_size": 1,
         "data.batch_size": 1,
         "checkpoint.every_n_train_steps": 1,
         "trainer.accelerator": "cpu",
-        "trainer.accumulate_grad_batches": 3,  # 8 rows: windows of 3, 3 and 2 micro-batches
+        "trainer.accumulate_grad_batches": 3,
         "trainer.max_epochs": 2,
         "trainer.precision": "32-true",
         "trainer.enable_progress_bar": "false",
+        "trainer.enable_model_summary": "false",
+        **changes,
     }
-    arguments = [f"--{name}={value}" for name, value in options.items()]
-    return subprocess.run(
-        [sys.executable, "-m", "lightning_mlc", "fit", *arguments, *more],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])},
-    )
+    return ["fit", *more, *(f"--{name}={value}" for name, value in options.items())]
 
 
-def kill(out: Path, batch: int, signal_number: int = signal.SIGKILL, while_writing: bool = False) -> str:
-    init = {"marker": str(out.parent / "killed"), "batch": batch, "signal_number": int(signal_number)}
-    init["while_writing"] = while_writing
-    return f"--trainer.callbacks+={{class_path: killing.Kill, init_args: {init}}}"
-
-
-def rows_of(out: Path) -> list[dict[str, str]]:
-    """Without how fast it was, which never repeats."""
-    rows = csv.DictReader((out / "metrics.csv").open())
-    return [{name: value for name, value in row.items() if not name.startswith("speed/")} for row in rows]
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Ended]]:
+    """A run that nothing disturbs; each case, and its resumption. And how the cases ended."""
+    root = tmp_path_factory.mktemp("runs")
+    model = save_model(root / "model", "gpt2")  # it has dropout: random numbers must be repeated too
+    rows = example_rows(11)
+    for row in rows[::3]:
+        row["prompt"].pop("sw")
+    data = write_jsonl(root / "pairs.jsonl", rows)
+    jobs = [Job(fit(model, data, root / "undisturbed"), 1)]
+    for name, case in CASES.items():
+        end = {"class_path": "killing.Kill", "init_args": {"marker": str(root / f"{name}, done"), **case.end}}
+        every = {"checkpoint.every_n_train_steps": case.steps}
+        jobs += [
+            Job(fit(model, data, root / name, f"--trainer.callbacks+={json.dumps(end)}", **every), 1),
+            Job(fit(model, data, root / name, "--ckpt_path=last", **every), 1),
+        ]
+    ended = run_jobs(jobs, root / "jobs")
+    for end, job in zip(ended[::2], jobs[::2], strict=True):
+        assert end.status == 0, (job, end)
+    return root, dict(zip(CASES, ended[1::2], strict=True))
 
 
 def final_state(out: Path) -> dict[str, Any]:
     return torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(dropout_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("uninterrupted") / "out"
-    done = fit(dropout_model, out)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return out
-
-
-def assert_same_run(out: Path, expected: Path) -> None:
-    state, right = final_state(out), final_state(expected)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_a_run_that_is_ended_goes_on_as_if_nothing_had_happened(runs: tuple[Path, dict[str, Ended]], name: str) -> None:
+    root, ended = runs
+    assert ended[name].status == CASES[name].status, ended[name].stderr
+    if ended[name].status == 143:
+        assert ended[name].stderr[0].splitlines()[-1].startswith("error: stopped by a signal")
+    state, right = final_state(root / name), final_state(root / "undisturbed")
     assert state["global_step"] == right["global_step"] == 6
-    for name, tensor in right["state_dict"].items():
-        assert torch.equal(state["state_dict"][name], tensor), name
-    assert rows_of(out) == rows_of(
-        expected
-    )  # every loss and metric of every step, in the same order, to the last digit
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("batch", "while_writing"),
-    [(4, False), (7, False), (3, True)],
-    ids=["between micro-batches", "in the last window of an epoch", "while a checkpoint is written"],
-)
-def test_a_run_that_is_killed_goes_on_as_if_nothing_had_happened(
-    dropout_model: Path, uninterrupted: Path, tmp_path: Path, batch: int, while_writing: bool
-) -> None:
-    out = tmp_path / "out"
-    killed = fit(dropout_model, out, kill(out, batch, while_writing=while_writing))
-    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
-    resumed = fit(dropout_model, out, "--ckpt_path=last")
-    assert resumed.returncode == 0, resumed.stderr[-2000:]
-    assert_same_run(out, uninterrupted)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("batch", [4, 8])
-def test_a_run_that_is_asked_to_end_saves_and_goes_on(
-    dropout_model: Path, uninterrupted: Path, tmp_path: Path, batch: int
-) -> None:
-    """SIGTERM, as schedulers send before they preempt."""
-    out = tmp_path / "out"
-    never = "--checkpoint.every_n_train_steps=1000"
-    ended = fit(dropout_model, out, kill(out, batch, signal.SIGTERM), never)
-    assert ended.returncode == 143
-    assert ended.stderr.splitlines()[-1].startswith("error: stopped by a signal")
-    assert len(list((out / "checkpoints").glob("step=*.ckpt"))) == 1, ended.stderr[-2000:]
-    resumed = fit(dropout_model, out, "--ckpt_path=last")
-    assert resumed.returncode == 0, resumed.stderr[-2000:]
-    assert_same_run(out, uninterrupted)
+    for key, tensor in right["state_dict"].items():
+        assert torch.equal(state["state_dict"][key], tensor), key
+    # Every loss and metric of every step, in the same order, to the last digit.
+    assert metrics_rows(root / name) == metrics_rows(root / "undisturbed")
+    files = [sorted(path.name for path in (root / run / "checkpoints").iterdir()) for run in (name, "undisturbed")]
+    assert files[0] == files[1]
 
 
 def test_a_half_written_checkpoint_is_never_chosen(tmp_path: Path) -> None:

