@@ -9,6 +9,7 @@ import resource
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -155,22 +156,29 @@ def test_a_run_without_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture
 # ---- whole or not there --------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
+@contextmanager
 def small_disk() -> Iterator[None]:
-    """No file can become larger than 60 kB: the weights cannot be written, what comes before them can."""
+    """No file can become larger than 60 kB: the weights cannot be written, what comes before them can.
+
+    No longer than it must be: pytest's own output may go to a file that is larger.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("exists", [False, True])
 def test_nothing_half_written_is_left(
-    whole: Path, tmp_path: Path, small_disk: None, exists: bool, capsys: pytest.CaptureFixture[str]
+    whole: Path, tmp_path: Path, exists: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if exists:
         (tmp_path / "model").mkdir()
-    assert export(last(whole), tmp_path / "model") == 2
+    with small_disk():
+        status = export(last(whole), tmp_path / "model")
+    assert status == 2
     told = capsys.readouterr().err.splitlines()[-1]
     assert told.startswith(f"error: --out: cannot write {tmp_path / 'model'} (")
     assert [path.name for path in tmp_path.rglob("*")] == (["model"] if exists else [])
