@@ -43,7 +43,7 @@ def test_an_error_of_all_processes_is_told_by_one(
     def fail(_: object) -> None:
         raise_together(UserError("out: something is wrong"))
 
-    monkeypatch.setattr("lightning_mlc.cli._export", fail)
+    monkeypatch.setattr("lightning_mlc.export_cli.run", fail)
     for rank, told in (("0", "error: out: something is wrong\n"), ("1", "")):
         monkeypatch.setenv("RANK", rank)
         assert main(["export"]) == 2
