@@ -6,23 +6,31 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+DDP = ("--trainer.strategy=ddp",)
+FSDP2 = ("--config=strategy/fsdp2",)
 LAYOUTS: dict[str, tuple[int, tuple[str, ...]]] = {
     "1 process": (1, ()),
-    "DDP x 2": (2, ("--trainer.strategy=ddp",)),
-    "FSDP2 x 2": (2, ("--config=strategy/fsdp2",)),
+    "DDP x 2": (2, DDP),
+    "FSDP2 x 2": (2, FSDP2),
 }
 """Processes, and options of ``fit``."""
 
 
-def command(words: list[str], layout: str) -> list[str]:
-    """The command line ``words`` of ``lightning-mlc`` in a layout: two processes are started by ``torchrun``."""
-    processes, options = LAYOUTS[layout]
+def launched(words: Sequence[str], processes: int) -> list[str]:
+    """The command line ``words`` of ``lightning-mlc`` on so many processes: several are started by ``torchrun``."""
     launcher = [] if processes == 1 else ["torch.distributed.run", f"--nproc_per_node={processes}", "-m"]
+    return [sys.executable, "-m", *launcher, "lightning_mlc", *words]
+
+
+def command(words: list[str], layout: str) -> list[str]:
+    """The command line ``words`` of ``lightning-mlc`` in a layout."""
+    processes, options = LAYOUTS[layout]
     common = ["--trainer.accelerator=cpu", f"--trainer.devices={processes}"]
-    return [sys.executable, "-m", *launcher, "lightning_mlc", words[0], *options, *common, *words[1:]]
+    return launched([words[0], *options, *common, *words[1:]], processes)
 
 
 def start(words: list[str], log: Path) -> subprocess.Popen[bytes]:

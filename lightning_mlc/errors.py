@@ -14,3 +14,8 @@ class UserError(Exception):
 
 class Interrupted(UserError):
     """The run was asked to end before it was done. The command exits with status 143, as after SIGTERM itself."""
+
+
+def first_line(error: BaseException) -> str:
+    """What ``error`` says, for a message of one line; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

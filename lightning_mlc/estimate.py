@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_mlc.data import MultilingualData
 from lightning_mlc.data.batches import Batch
-from lightning_mlc.errors import UserError
+from lightning_mlc.errors import UserError, first_line
 from lightning_mlc.forward import run_batch
 from lightning_mlc.models.loading import dtype_of, frozen_dtype_of, load_causal_lm
 from lightning_mlc.models.policy import Policy, num_layers, resolve_layer
@@ -236,7 +236,7 @@ def _step_bytes(module: AlignmentModule, policy: Policy, batch: Batch, setup: Se
     except Exception as error:  # foreign code, which may look at values that are not there
         raise UserError(
             f"estimate: {type(policy.causal_lm).__name__} cannot be run without values "
-            f"({(str(error).strip().splitlines() or [type(error).__name__])[0]}); its memory is not known"
+            f"({first_line(error)}); its memory is not known"
         ) from error
     return count.peak
 

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from lightning_mlc.checkpoint_format import read_checkpoint
 from lightning_mlc.checkpoints import find_checkpoint
-from lightning_mlc.errors import UserError
+from lightning_mlc.errors import UserError, first_line
 from lightning_mlc.hub import push, require_pushable
 from lightning_mlc.model_card import CALLBACKS, measured_in, model_card
 from lightning_mlc.models.loading import ModelSource, load_tokenizer
@@ -106,7 +106,7 @@ def _as_a_whole(folder: Path) -> Iterator[Path]:
             folder.rmdir()
         unfinished.rename(folder)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"--out: cannot write {folder} ({_first_line(error)}); nothing is left of it") from error
+        raise UserError(f"--out: cannot write {folder} ({first_line(error)}); nothing is left of it") from error
     finally:
         if unfinished is not None:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -182,13 +182,9 @@ def _rebuild(provenance: Provenance, source: ModelSource, weights: dict[str, tor
         model.load_state_dict(weights, strict=True)
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(
-            f"ckpt_path: the checkpoint does not fit the model it says it is of ({_first_line(error)})"
+            f"ckpt_path: the checkpoint does not fit the model it says it is of ({first_line(error)})"
         ) from error
     return model
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _umask() -> int:

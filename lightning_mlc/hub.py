@@ -8,7 +8,7 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from lightning_mlc.errors import UserError
+from lightning_mlc.errors import UserError, first_line
 
 
 def require_pushable(repo_id: str) -> None:
@@ -39,9 +39,8 @@ def push(folder: Path, repo_id: str) -> str:
         address = api.create_repo(repo_id, private=True, exist_ok=True)
         api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Model of lightning-mlc")
     except Exception as error:  # of the library's own, of the network, of requests: all say in words what is wrong
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
-            f"--push_to_hub: cannot push to {repo_id} ({lines[0]}); {folder} is whole: "
+            f"--push_to_hub: cannot push to {repo_id} ({first_line(error)}); {folder} is whole: "
             f"push it with `hf upload {repo_id} {folder}`"
         ) from error
     return str(address)

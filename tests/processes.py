@@ -25,16 +25,7 @@ def run_on_two(commands: list[list[str]], scratch: Path, timeout: int = 300) -> 
     """Run ``commands`` on two CPU processes that ``torchrun`` starts, and raise if one fails."""
     listed = scratch / "commands.json"
     listed.write_text(json.dumps(commands))
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", __file__, str(listed)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env=_environment(),
-        cwd=scratch,
-    )
-    if done.returncode != 0:
-        raise AssertionError(done.stdout[-1000:] + done.stderr[-4000:])
+    _python(["-m", "torch.distributed.run", "--nproc_per_node=2", __file__, str(listed)], scratch, timeout)
 
 
 @dataclass(frozen=True)
@@ -68,23 +59,23 @@ def run_jobs(jobs: list[Job], scratch: Path, timeout: int = 300) -> list[Ended]:
     scratch.mkdir(parents=True, exist_ok=True)
     listed, ended = scratch / "jobs.json", scratch / "ended.json"
     listed.write_text(json.dumps([asdict(job) for job in jobs]))
-    done = subprocess.run(
-        [sys.executable, __file__, str(listed), str(ended)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env=_environment(),
-        cwd=scratch,
-    )
-    if done.returncode != 0:
-        raise AssertionError(done.stdout[-1000:] + done.stderr[-4000:])
+    _python([__file__, str(listed), str(ended)], scratch, timeout)
     return [Ended(**found) for found in json.loads(ended.read_text())]
 
 
-def _environment() -> dict[str, str]:
+def _python(words: list[str], folder: Path, timeout: int) -> None:
     paths = [ROOT, ROOT / "kernels", ROOT / "tests" / "lightning_mlc", os.environ.get("PYTHONPATH", "")]
     threads = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), **threads}
+    done = subprocess.run(
+        [sys.executable, *words],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), **threads},
+        cwd=folder,
+    )
+    if done.returncode != 0:
+        raise AssertionError(done.stdout[-1000:] + done.stderr[-4000:])
 
 
 def _work(command: list[str]) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lightning_mlc.module import AlignmentModule
+
 COLUMN = "speed/seconds_per_step"
 
 
@@ -22,5 +24,6 @@ class StepClock(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch:
+        assert isinstance(pl_module, AlignmentModule)
+        if pl_module.ends_window(batch_idx):
             pl_module.log(COLUMN, time.perf_counter() - self._started)

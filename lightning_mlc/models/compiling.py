@@ -14,7 +14,7 @@ import torch
 import torch._dynamo
 from torch import nn
 
-from lightning_mlc.errors import UserError
+from lightning_mlc.errors import UserError, first_line
 
 RECOMPILE_LIMIT = 64
 """Variants of a layer that may be compiled. Torch's own limit of 8, past which it runs uncompiled, is soon
@@ -49,8 +49,7 @@ def require_compiler(device: torch.device) -> None:
     try:
         torch.compile(probe)(torch.ones(8, device=device))
     except Exception as error:  # a compiler can fail in any way
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"model.compile: torch.compile does not work on this machine ({reason}); "
+            f"model.compile: torch.compile does not work on this machine ({first_line(error)}); "
             "install a C++ compiler, or set model.compile to false"
         ) from error

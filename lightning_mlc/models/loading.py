@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lightning_mlc.errors import UserError
+from lightning_mlc.errors import UserError, first_line
 
 PACKAGE_PREFIX = "package:"
 """``package:NAME`` names the folder of an installed Python package that carries model files."""
@@ -166,9 +166,8 @@ def _from_pretrained(load: Callable[..., _T], source: ModelSource, what: str, **
     try:
         return load(location, **common, **keywords)
     except (OSError, ValueError, ImportError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
-            f"model.name_or_path: cannot load a {what} from {source} ({lines[0].strip()}); "
+            f"model.name_or_path: cannot load a {what} from {source} ({first_line(error).strip()}); "
             "give a folder, a hub id, or a folder with model.gguf_file"
         ) from error
 
