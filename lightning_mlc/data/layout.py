@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from lightning_mlc.data.rows import Piece, Row, TokenRows, length_of
+
+_WASTE_PADDED = 0.25
+"""Largest share of padding in a block of padded rows: languages differ in length by a factor of five and more."""
+_WASTE_PACKED = 0.05
+"""The same of packed rows. All but the last are nearly full, and one block would pad that one to their length: 9 % of
+two prompts in ten languages. With this share it is 3 to 4 %, in two blocks as a rule, each a pass of its own."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +41,8 @@ class Layout:
         if self.one_row:
             contents = [pieces] if max_tokens is None else _fill(pieces, max(max_tokens, width))
             return tuple(TokenRows.pack([content], pad_id) for content in contents)
-        packed = _fill(pieces, width)
-        count = len(packed) if max_tokens is None else max(1, max_tokens // width)
-        return tuple(TokenRows.pack(packed[i : i + count], pad_id) for i in range(0, len(packed), count))
+        blocks = _alike(_fill(pieces, width), _content, _WASTE_PACKED, max_tokens)
+        return tuple(TokenRows.pack(block, pad_id) for block in blocks)
 
 
 def _pieces(rows: Sequence[Row]) -> list[Piece]:
@@ -45,6 +51,11 @@ def _pieces(rows: Sequence[Row]) -> list[Piece]:
     for row in rows:
         found.setdefault((row.example, row.language), []).append(row)
     return list(found.values())
+
+
+def _content(pieces: Sequence[Piece]) -> int:
+    """Tokens of a row that holds ``pieces``."""
+    return sum(map(length_of, pieces))
 
 
 def _fill(pieces: Sequence[Piece], capacity: int) -> list[list[Piece]]:
@@ -63,23 +74,28 @@ def _fill(pieces: Sequence[Piece], capacity: int) -> list[list[Piece]]:
     return rows
 
 
-def pad_in_chunks(
-    rows: Sequence[Row], pad_id: int, max_waste: float = 0.25, max_tokens: int | None = None
-) -> tuple[TokenRows, ...]:
-    """``rows`` as a few padded blocks of similar length, shortest first.
+def pad_in_chunks(rows: Sequence[Row], pad_id: int, max_tokens: int | None = None) -> tuple[TokenRows, ...]:
+    """``rows`` as a few padded blocks of similar length, of at most ``max_tokens`` (but one row at least)."""
+    return tuple(TokenRows.pad(block, pad_id) for block in _alike(rows, len, _WASTE_PADDED, max_tokens))
 
-    Languages differ in length by a factor of five and more, so one block would be mostly padding. A new
-    block begins where padding would exceed the share ``max_waste`` of a block, or a block ``max_tokens``.
+
+_T = TypeVar("_T")
+
+
+def _alike(rows: Sequence[_T], length: Callable[[_T], int], max_waste: float, max_tokens: int | None) -> list[list[_T]]:
+    """``rows`` in blocks of similar ``length``, shortest first.
+
+    A new block begins where padding would exceed the share ``max_waste`` of a block, or a block ``max_tokens``.
     """
-    blocks: list[list[Row]] = []
+    blocks: list[list[_T]] = []
     tokens = 0
-    for row in sorted(rows, key=len):
+    for row in sorted(rows, key=length):
         if blocks:
-            padded = (len(blocks[-1]) + 1) * len(row)
-            if (1 - max_waste) * padded <= tokens + len(row) and (max_tokens is None or padded <= max_tokens):
+            padded = (len(blocks[-1]) + 1) * length(row)
+            if (1 - max_waste) * padded <= tokens + length(row) and (max_tokens is None or padded <= max_tokens):
                 blocks[-1].append(row)
-                tokens += len(row)
+                tokens += length(row)
                 continue
         blocks.append([row])
-        tokens = len(row)
-    return tuple(TokenRows.pad(block, pad_id) for block in blocks)
+        tokens = length(row)
+    return blocks

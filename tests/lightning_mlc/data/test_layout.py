@@ -81,8 +81,18 @@ def test_a_block_holds_one_piece_even_if_that_is_too_much() -> None:
 def test_padded_blocks_waste_little() -> None:
     lengths = [3, 50, 4, 52, 51, 5, 200, 4]
     rows = [Row([1] * n, [], i, 0, NO_RESPONSE) for i, n in enumerate(lengths)]
-    blocks = pad_in_chunks(rows, 0, max_waste=0.25)
+    blocks = pad_in_chunks(rows, 0)
     assert sorted(e for block in blocks for e in block.example.tolist()) == list(range(8))
     for block in blocks:
         assert block.attention_mask.float().mean() >= 0.75
     assert len(blocks) == 3
+
+
+def test_packed_blocks_waste_little() -> None:
+    lengths = [100, 60, 39, 55, 44, 30]
+    rows = [Row([1] * n, [], i, 0, NO_RESPONSE) for i, n in enumerate(lengths)]
+    blocks = Layout(packed=True).blocks(rows, 0)
+    # Three full rows, and one of 30 tokens that they would have padded to 100.
+    assert [tuple(block.input_ids.shape) for block in blocks] == [(1, 30), (3, 100)]
+    for block in blocks:
+        assert block.attention_mask.float().mean() >= 0.95
