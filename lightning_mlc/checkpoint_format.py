@@ -94,7 +94,7 @@ def save_folder(checkpoint: dict[str, Any], folder: Path) -> None:
                 action()
         except (OSError, RuntimeError, CheckpointException) as found:
             error = UserError(
-                f"checkpoint: cannot write {folder} ({_reason(found)}); training stopped, the "
+                f"checkpoint: cannot write {folder} ({reason(found)}); training stopped, the "
                 "checkpoints before it are whole: make room and continue with --ckpt_path last"
             )
             if is_first:
@@ -116,10 +116,14 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """Why a checkpoint could not be written or read, in one line: what the system says, where it was the system."""
     if isinstance(error, CheckpointException):  # of which each process that failed has its own
         error = next(iter(error.failures.values()))[0]
-    return first_line(error)
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):  # of which torch tells where in its source it was met
+        cause = cause.__context__
+    return first_line(cause or error)
 
 
 def gather(checkpoint: dict[str, Any], device: torch.device, keep: bool) -> dict[str, Any]:
@@ -205,7 +209,7 @@ def _load(tensors: dict[str, Any], folder: Path, no_dist: bool = False) -> None:
     try:
         load(tensors, storage_reader=_Reader(folder), no_dist=no_dist)
     except (CheckpointException, OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"ckpt_path: {folder} cannot be read: {_reason(error)}") from error
+        raise UserError(f"ckpt_path: {folder} cannot be read: {reason(error)}") from error
 
 
 def load_into(own: dict[str, Tensor], saved: dict[str, Any]) -> None:

@@ -20,7 +20,15 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-from lightning_mlc.checkpoint_format import REST, UNFINISHED, is_folder, read_checkpoint, remove, unfinished_name
+from lightning_mlc.checkpoint_format import (
+    REST,
+    UNFINISHED,
+    is_folder,
+    read_checkpoint,
+    reason,
+    remove,
+    unfinished_name,
+)
 from lightning_mlc.errors import UserError
 from lightning_mlc.module import AlignmentModule
 from lightning_mlc.processes import raise_together
@@ -46,7 +54,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             unfinished.unlink(missing_ok=True)
             raise UserError(
-                f"checkpoint: cannot write {target} ({_one_line(error)}); training stopped, the checkpoints before it "
+                f"checkpoint: cannot write {target} ({reason(error)}); training stopped, the checkpoints before it "
                 "are whole: make room and continue with --ckpt_path last"
             ) from error
 
@@ -254,11 +262,3 @@ def require_room(out: Path, size: int) -> None:
             f"out: {folder} has {available / 1e9:.1f} GB left, a checkpoint takes about {size / 1e9:.1f} GB; "
             "make room or give another --out"
         )
-
-
-def _one_line(error: BaseException) -> str:
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OSError):  # of which torch tells where in its source it was met
-        cause = cause.__context__
-    told = str(cause or error).strip()
-    return told.splitlines()[0] if told else type(error).__name__

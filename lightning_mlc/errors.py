@@ -1,4 +1,9 @@
-"""The exceptions that a user is meant to read."""
+"""The exceptions that a user is meant to read, and what they are worded with."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
 
 
 class UserError(Exception):
@@ -19,3 +24,9 @@ class Interrupted(UserError):
 def first_line(error: BaseException) -> str:
     """What ``error`` says, for a message of one line; its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def did_you_mean(word: str, known: Sequence[str], otherwise: str) -> str:
+    """How a message about an unknown ``word`` ends: with the nearest of those ``known``, or ``otherwise``."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else otherwise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import logging
 import pkgutil
 import re
@@ -26,7 +25,7 @@ from lightning_mlc.callbacks import EvaluationReport, PredictionWriter, Progress
 from lightning_mlc.checkpoints import AtomicCheckpointIO, Checkpoint, checkpoint_files, checkpoint_folder, require_room
 from lightning_mlc.data import MultilingualData
 from lightning_mlc.ending import EndWhenAsked
-from lightning_mlc.errors import Interrupted, UserError
+from lightning_mlc.errors import Interrupted, UserError, did_you_mean
 from lightning_mlc.metrics_file import METRICS, MetricsFile
 from lightning_mlc.module import AlignmentModule
 from lightning_mlc.objectives import Objective, Sum
@@ -110,10 +109,8 @@ class TrainingCLI(LightningCLI):
         if unknown := re.search(r"unrecognized arguments: (--[^ =]+)", message):
             actions = self._subcommand_parsers[args[0]]._actions
             options = [option for action in actions for option in action.option_strings]
-            near = difflib.get_close_matches(unknown[1], options, n=1)
-            return f"there is no option {unknown[1]}" + (
-                f"; did you mean {near[0]}?" if near else f"; see lightning-mlc {args[0]} --help"
-            )
+            otherwise = f"; see lightning-mlc {args[0]} --help"
+            return f"there is no option {unknown[1]}" + did_you_mean(unknown[1], options, otherwise)
         return message
 
     def _parse_ckpt_path(self) -> None:

@@ -6,7 +6,6 @@ Everything that can be wrong with it is said before anything is trained: every c
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import logging
 import re
@@ -17,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from lightning_mlc.errors import UserError
+from lightning_mlc.errors import UserError, did_you_mean
 from lightning_mlc.estimate_cli import EstimateCLI
 from lightning_mlc.training_cli import make_cli
 
@@ -278,5 +277,4 @@ def _known(content: Any, kind: type, where: str) -> None:
 
 
 def _near(word: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]}?" if near else f" (there are {', '.join(known)})"
+    return did_you_mean(word, known, f" (there are {', '.join(known)})")

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.study.grid import BASE, Grid
+from benchmarks.study.runs import rounded
 from benchmarks.study.uncertainty import Sample, interval, sample
 from lightning_mlc.evaluation.bootstrap import Estimate, widen_certainty
+from lightning_mlc.evaluation.results import finite
 from lightning_mlc.metrics.verdicts import MISSING, SAFE, UNSAFE, across_languages, agreement, language_means
 
 Measured = Mapping[str, Any]
@@ -75,7 +77,7 @@ def collect(grid: Grid, out: Path) -> dict[str, Any]:
         "figures": figures,
         "differences": differences,
     }
-    return {key: _finite(value) for key, value in results.items()}
+    return {key: finite(rounded(value, 6)) for key, value in results.items()}
 
 
 def read_measured(grid: Grid, out: Path) -> dict[str, dict[int | None, Measured]]:
@@ -253,14 +255,3 @@ def _written(found: Sample, own: Estimate) -> dict[str, Any]:
         "by_seed": found.values.tolist(),
         "prompts": found.parts.shape[1],
     }
-
-
-def _finite(value: Any) -> Any:
-    """``value`` with null in the place of NaN, and numbers with six digits."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    return value

@@ -153,7 +153,7 @@ class Runner:
             system = System(task.cell, str(checkpoint_files(run)[-1].resolve()))
         found = self._measurer.measure(system)
         found |= {"fit_seconds": seconds, "step_seconds": steps, "environment": environment(self._measurer.device)}
-        write_whole(folder / "measured.json", json.dumps(_rounded(found), allow_nan=False) + "\n")
+        write_whole(folder / "measured.json", json.dumps(rounded(found, 7), allow_nan=False) + "\n")
         if not self._keep_weights and run.exists():
             shutil.rmtree(run)
         return found
@@ -264,10 +264,10 @@ def _last_line(log: Path) -> str:
     return lines[-1].removeprefix("error: ") if lines else "nothing was printed"
 
 
-def _rounded(value: Any) -> Any:
-    """Numbers with seven digits, which is more than the precision of what was computed."""
+def rounded(value: Any, digits: int) -> Any:
+    """``value`` with its numbers to so many digits. Seven are more than the precision of what was computed."""
     if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
+        return {key: rounded(item, digits) for key, item in value.items()}
     if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    return float(f"{value:.7g}") if isinstance(value, float) else value
+        return [rounded(item, digits) for item in value]
+    return float(f"{value:.{digits}g}") if isinstance(value, float) else value

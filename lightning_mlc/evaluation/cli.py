@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import json
 import logging
 import re
@@ -16,7 +15,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from lightning_mlc.errors import Interrupted, UserError
+from lightning_mlc.errors import Interrupted, UserError, did_you_mean
 from lightning_mlc.evaluation.settings import Settings
 
 DESCRIPTION = "is a model safe in every language, and what did it cost?"
@@ -84,8 +83,7 @@ def _explain(error: argparse.ArgumentError, options: ArgumentParser) -> str:
         return "models: is not set; give one or several models (lightning-mlc evaluate --help)"
     if unknown := re.search(r"[Uu]nrecognized arguments: (--[^ =]+)", message):
         names = [name for action in options._actions for name in action.option_strings]
-        near = difflib.get_close_matches(unknown[1], names, n=1)
-        return f"there is no option {unknown[1]}" + (f"; did you mean {near[0]}?" if near else "; see --help")
+        return f"there is no option {unknown[1]}" + did_you_mean(unknown[1], names, "; see --help")
     return message
 
 

@@ -73,7 +73,7 @@ def collect(study: Study) -> dict[str, Any]:
         "pairs": pairs,
         "representations": _representations(study),
     }
-    return {key: _finite(value) for key, value in results.items()}
+    return {key: finite(value) for key, value in results.items()}
 
 
 def _verdicts(
@@ -189,10 +189,10 @@ def _representations(study: Study) -> dict[str, Any]:
     }
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """``value`` with null in the place of NaN, which JSON does not know."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
