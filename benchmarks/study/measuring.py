@@ -87,16 +87,20 @@ class Measurer:
         )
         scorer = Scorer(local, self.settings.batch_tokens)
         openings = Openings()
-        pairs = [(example.chosen or "", example.rejected or "") for example in self.examples]
-        likelihoods = self._score(scorer, self.prompts, pairs, ended=True)
+        # In one pass, for the prompt is most of it.
+        responses = [(example.chosen or "", example.rejected or "", *openings.texts) for example in self.examples]
+        beginnings = [False] * len(openings.texts)
+        likelihoods = self._score(scorer, self.prompts, responses, [True, True, *beginnings])
+        ordinary = self._score(scorer, self.ordinary, [openings.texts] * len(self.ordinary), beginnings)
         found: dict[str, Any] = {
             "languages": list(self.languages),
             "chosen": [[None if cell is None else _plain(cell[0]) for cell in row] for row in likelihoods],
             "rejected": [[None if cell is None else _plain(cell[1]) for cell in row] for row in likelihoods],
         }
-        for name, prompts in (("margin", self.prompts), ("ordinary_margin", self.ordinary)):
-            scored = self._score(scorer, prompts, [openings.texts] * len(prompts), ended=False)
-            found[name] = [[None if cell is None else openings.margin(cell) for cell in row] for row in scored]
+        found["margin"] = [[None if cell is None else openings.margin(cell[2:]) for cell in row] for row in likelihoods]
+        found["ordinary_margin"] = [
+            [None if cell is None else openings.margin(cell) for cell in row] for row in ordinary
+        ]
         found["layers"] = self._layers(local)
         return found | self._judge(local)
 
@@ -114,7 +118,7 @@ class Measurer:
         return [[values.get((i, j)) for j in range(len(self.languages))] for i in range(len(prompts))]
 
     def _score(
-        self, scorer: Scorer, prompts: Prompts, responses: Sequence[Sequence[str]], ended: bool
+        self, scorer: Scorer, prompts: Prompts, responses: Sequence[Sequence[str]], ended: Sequence[bool]
     ) -> list[list[list[Likelihood] | None]]:
         places = self._places(prompts)
         texts = [prompts[i][self.languages[j]] for i, j in places]

@@ -94,7 +94,7 @@ class Scorer:
         conversations: Sequence[Conversation],
         responses: Sequence[Sequence[str]],
         done: Collection[int],
-        ended: bool,
+        ended: bool | Sequence[bool],
     ) -> Iterator[tuple[int, list[Likelihood]]]:
         """The likelihoods of its ``responses`` after each conversation whose index is not in ``done``.
 
@@ -102,7 +102,8 @@ class Scorer:
             conversations: Prompts.
             responses: Texts for each of them. What a model's context has no room for is cut.
             done: Indices that are not needed. Batches are planned over all, as in generation.
-            ended: Whether the token that ends a response counts; not where it is only a beginning.
+            ended: Whether the token that ends a response counts, for all or for each of a conversation's; not where it
+                is only a beginning.
         """
         chat = self._local.chat
         pieces = []
@@ -110,7 +111,8 @@ class Scorer:
             prompt, _ = chat.prompt(messages, f"text {index + 1}")
             room = chat.max_prompt_length - len(prompt)
             ids = [chat.response(messages, text) for text in texts]
-            kept = [(response if ended else response[:-1])[: max(1, room)] for response in ids]
+            whole = [ended] * len(ids) if isinstance(ended, bool) else ended
+            kept = [(r if to_end else r[:-1])[: max(1, room)] for r, to_end in zip(ids, whole, strict=True)]
             pieces.append([Row(prompt, response, index, 0, kind, kind == 0) for kind, response in enumerate(kept)])
         if self._layout is None:
             own = packed_layout(str(self._local.model.config._attn_implementation))

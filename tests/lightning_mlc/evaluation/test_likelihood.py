@@ -52,6 +52,14 @@ def test_likelihoods_are_those_of_each_response_alone(model: LocalModel, batch_t
             assert one.logp == pytest.approx(expected.logp, rel=1e-4)  # float32 over packed rows
 
 
+def test_beginnings_and_whole_responses_together(model: LocalModel) -> None:
+    ((_, found),) = Scorer(model, 500).score(PROMPTS[:1], [("yes", "yes")], set(), [True, False])
+    for one, ended in zip(found, (True, False), strict=True):
+        expected = alone(model, PROMPTS[0][0]["content"], "yes", ended)
+        assert one.tokens == expected.tokens
+        assert one.logp == pytest.approx(expected.logp, rel=1e-4)
+
+
 def test_an_empty_response_is_its_end(model: LocalModel) -> None:
     ((_, found),) = Scorer(model, 500).score(PROMPTS[2:3], RESPONSES[2:3], set(), True)
     assert found[1].tokens == 1
