@@ -427,13 +427,13 @@ def plot(results: Sequence[Result], path: Path, title: str) -> None:
     spread = [[r.seconds - r.seconds_p20 for r in results], [r.seconds_p80 - r.seconds for r in results]]
     bars = time.barh(names, medians, color=colours, xerr=spread, error_kw={"lw": 1, "capsize": 3})
     time.bar_label(bars, [f"{value:.3g}" for value in medians], padding=5)
-    time.set(xlabel="seconds (median; 20 to 80 % of the steps)")
+    time.set(xlabel="seconds (median, 20 to 80 %)")
     peaks = [r.peak_bytes / 1e9 for r in results]
     bars = memory.barh(names, peaks, color=colours)
     memory.bar_label(bars, [f"{value:.3g}" for value in peaks], padding=5)
     before = [r.bytes_before / 1e9 for r in results]
     memory.barh(names, before, color="none", edgecolor=HATCH, hatch="////", lw=0)
-    memory.set(xlabel="peak memory, GB (hatched: before the first step)")
+    memory.set(xlabel="peak, GB (hatched: before a step)")
     for axes in (time, memory):
         axes.margins(x=0.18)
         axes.spines[["top", "right"]].set_visible(False)
