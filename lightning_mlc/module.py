@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -308,7 +309,7 @@ class AlignmentModule(LightningModule):
         # Only process 0 has weights to try things with, and all must run the same passes.
         layout = None
         if self.trainer.is_global_zero:
-            layout = self._layout_of(policy)
+            layout = replace(self._layout_of(policy), few_passes=True)
             with uncompiled():
                 policy.in_two_parts = head_agrees(policy.causal_lm, torch.arange(8)[None])
         layout, policy.in_two_parts = self._sharding.broadcast((layout, policy.in_two_parts))

@@ -29,6 +29,8 @@ class Layout:
     one_row: bool = False
     """Pack a block into one row, for attention that skips what a token does not see. With a dense mask the
     attention of a row costs its length squared; rows are then no longer than the longest piece needs."""
+    few_passes: bool = False
+    """Put packed rows into one block, whatever it pads, for a model whose weights are gathered anew for each pass."""
 
     def blocks(self, rows: Sequence[Row], pad_id: int, max_tokens: int | None = None) -> tuple[TokenRows, ...]:
         """``rows`` in blocks to be run one after the other, of at most ``max_tokens`` (but one piece at least)."""
@@ -41,7 +43,8 @@ class Layout:
         if self.one_row:
             contents = [pieces] if max_tokens is None else _fill(pieces, max(max_tokens, width))
             return tuple(TokenRows.pack([content], pad_id) for content in contents)
-        blocks = _alike(_fill(pieces, width), _content, _WASTE_PACKED, max_tokens)
+        waste = 1.0 if self.few_passes else _WASTE_PACKED
+        blocks = _alike(_fill(pieces, width), _content, waste, max_tokens)
         return tuple(TokenRows.pack(block, pad_id) for block in blocks)
 
 

@@ -11,6 +11,7 @@ from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, Row, TokenRow
 LAYOUTS = {
     "padded": Layout(),
     "packed": Layout(packed=True),
+    "packed in one block": Layout(packed=True, few_passes=True),
     "one row": Layout(packed=True, one_row=True),
     "repeated prompts": Layout(packed=True, share_prompts=False, one_row=True),
 }
@@ -96,3 +97,5 @@ def test_packed_blocks_waste_little() -> None:
     assert [tuple(block.input_ids.shape) for block in blocks] == [(1, 30), (3, 100)]
     for block in blocks:
         assert block.attention_mask.float().mean() >= 0.95
+    (block,) = Layout(packed=True, few_passes=True).blocks(rows, 0)
+    assert block.input_ids.shape == (4, 100)
