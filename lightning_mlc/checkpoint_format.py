@@ -13,7 +13,7 @@ import os
 import pickle
 import shutil
 import warnings
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -228,15 +228,24 @@ def load_into(own: dict[str, Tensor], saved: dict[str, Any]) -> None:
         _load(tensors, folder)
 
 
-def sharded_like(parameter: Tensor, values: dict[str, Any]) -> dict[str, Any]:
-    """The optimizer's ``values`` of ``parameter`` as it holds them: those of its shape are sharded as it is."""
-    found = dict(values)
+def sharded_like(parameters: Sequence[Tensor], states: Mapping[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """An optimizer's ``states`` by the number of their parameter, as it holds them.
+
+    What has a parameter's shape is sharded as that is. All is read at once: each reading is planned by all processes
+    together, which takes longer than it takes to read one parameter's.
+    """
+    found = {number: dict(state) for number, state in states.items()}
     empty: dict[str, Tensor] = {}
-    for key, value in values.items():
-        if isinstance(value, Stored) or (isinstance(value, Tensor) and value.shape == parameter.shape):
-            empty[key] = torch.empty_like(parameter, requires_grad=False)
-    load_into(empty, values)
-    return found | empty
+    saved: dict[str, Any] = {}
+    for number, state in found.items():
+        parameter = parameters[number]
+        for key, value in state.items():
+            if isinstance(value, Stored) or (isinstance(value, Tensor) and value.shape == parameter.shape):
+                place = f"{number}.{key}"
+                saved[place] = value
+                state[key] = empty[place] = torch.empty_like(parameter, requires_grad=False)
+    load_into(empty, saved)
+    return found
 
 
 def _share(whole: Tensor, like: Tensor) -> Tensor:

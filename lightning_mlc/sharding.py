@@ -186,10 +186,7 @@ class FSDP2(ModelParallelStrategy):
     def load_optimizer_state_dict(self, checkpoint: Any) -> None:
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            state = {
-                index: checkpoint_format.sharded_like(parameters[index], values)
-                for index, values in saved["state"].items()
-            }
+            state = checkpoint_format.sharded_like(parameters, saved["state"])
             optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
 
 
