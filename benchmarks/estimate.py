@@ -1,8 +1,8 @@
 """``python -m benchmarks.estimate``: what ``lightning-mlc estimate`` says, against what a training step takes.
 
-Each case is a run of a few steps in a process of its own, on the CPU. Measured is the most memory that the process has
-resident while it computes the gradients of its last step, less what it had before the model was loaded. Estimated
-is the same step: its batch, on the CPU.
+Each case is a run of a few steps in a process of its own. On a GPU, measured is the most memory that PyTorch has given
+out there in the last step; on a CPU, the most that the process has resident while it computes the gradients of its last
+step, less what it had before the model was loaded. Estimated is the same step: its batch, its device.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from benchmarks.environment import environment
+from benchmarks.options import forget_peak, held
 from lightning_mlc.data.batches import Batch
 from lightning_mlc.estimate import estimate, setup_of
 from lightning_mlc.training_cli import run
@@ -41,26 +42,27 @@ CASES: dict[str, list[str]] = {
 
 
 class Peak(Callback):
-    """Resident memory: before the model is loaded, and at most in the latest step."""
+    """Memory: before the model is loaded, and at most in the latest step, until its gradients are there and in all."""
 
     def __init__(self) -> None:
-        self.before = self.peak = self.loaded = self.files = self.files_now = 0
+        self.before = self.peak = self.peak_of_step = self.loaded = 0
         self.batch: Batch | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.before = resident("VmRSS")
-        self.files = resident("RssFile")
+        self.before = held("VmRSS", trainer.strategy.root_device)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.loaded = resident("VmRSS") - self.before
+        self.loaded = held("VmRSS", trainer.strategy.root_device) - self.before
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.batch = batch
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        forget_peak(trainer.strategy.root_device)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        self.peak = resident("VmHWM")
-        self.files_now = resident("RssFile") - self.files
+        self.peak = held("VmHWM", trainer.strategy.root_device)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self.peak_of_step = held("VmHWM", trainer.strategy.root_device)
 
 
 def measure(options: list[str]) -> dict[str, Any]:
@@ -73,7 +75,6 @@ def measure(options: list[str]) -> dict[str, Any]:
                 "--trainer.precision=32-true",
                 *options,
                 f"--out={out}/run",
-                "--trainer.accelerator=cpu",
                 f"--trainer.max_steps={STEPS}",
                 "--trainer.limit_val_batches=0",
                 "--trainer.enable_progress_bar=false",
@@ -85,19 +86,15 @@ def measure(options: list[str]) -> dict[str, Any]:
     callbacks: Any = done.trainer.callbacks  # type: ignore[attr-defined]
     peak: Any = next(callback for callback in callbacks if type(callback).__name__ == "Peak")
     found = estimate(done.model, peak.batch, setup_of(done.config.fit.trainer))
+    on_gpu = torch.cuda.is_available()
     return {
-        "measured": peak.peak - peak.before,
+        "measured": (peak.peak_of_step if on_gpu else peak.peak) - peak.before,
+        "measured_while_gradients_are_computed": peak.peak - peak.before,
         "measured_before_the_first_step": peak.loaded,
-        "measured_in_files": peak.files_now,
-        "estimated": sum(found.parts.values()),
+        "estimated": found.peak if on_gpu else sum(found.parts.values()),
+        "estimated_in_the_optimizer_step": found.optimizer_step,
         "parts": dict(found.parts),
     }
-
-
-def resident(field: str) -> int:
-    """``VmRSS`` (bytes resident now), ``RssFile`` (those of libraries and other files) or ``VmHWM`` (at most)."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) * 1024
 
 
 def main() -> None:
@@ -127,7 +124,11 @@ def main() -> None:
             flush=True,
         )
     options.out.mkdir(parents=True, exist_ok=True)
-    written = {"environment": environment(torch.device("cpu")), "steps": STEPS, "cases": results}
+    written = {
+        "environment": environment(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+        "steps": STEPS,
+        "cases": results,
+    }
     (options.out / "estimate.json").write_text(json.dumps(written, indent=2) + "\n")
 
 

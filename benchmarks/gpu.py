@@ -2,7 +2,7 @@
 
 Runs the tests of the operator on the device, then every benchmark, each with a limit of time, and leaves logs and
 results in one folder, with the versions they belong to. What fails or runs out of time is said at the end and does not
-keep the others from running. The training step comes last, in the time that is left.
+keep the others from running. The longest come last, in the time that is left.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ STEPS: tuple[tuple[str, tuple[str, ...], int], ...] = (
     ("tests", ("-m", "pytest", "-q", "tests/mlc_kernels"), 240),
     ("kernel-float32", (*KERNEL, "{out}/float32"), 240),
     ("kernel-bfloat16", (*KERNEL, "{out}/bfloat16", "--dtype", "bfloat16", *FEWER), 90),
+    ("matrix", ("-m", "benchmarks.matrix", "--precision", "bf16-mixed"), 300),
     ("train-step", (*TRAIN_STEP, "{out}/train_step"), 360),
+    ("estimate", ("-m", "benchmarks.estimate", "--out", "{out}"), 300),
 )
 """Name, arguments of python, and seconds at most."""
 SECONDS = 600
@@ -41,7 +43,10 @@ LEAST = 60
 def main(args: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for logs and results")
-    out: Path = parser.parse_args(args).out.resolve()
+    names = [name for name, _, _ in STEPS]
+    parser.add_argument("--only", nargs="+", default=names, choices=names, metavar="NAME", help=", ".join(names))
+    options = parser.parse_args(args)
+    out: Path = options.out.resolve()
     if not torch.cuda.is_available():
         print("error: there is no GPU here; python -m benchmarks.kernel runs on a CPU too", file=sys.stderr)
         return 2
@@ -49,7 +54,7 @@ def main(args: list[str] | None = None) -> int:
     report: dict[str, object] = {"environment": environment(torch.device("cuda"))}
     failed = False
     begun = time.monotonic()
-    for name, arguments, most in STEPS:
+    for name, arguments, most in (step for step in STEPS if step[0] in options.only):
         start = time.monotonic()
         limit = min(most, SECONDS - (start - begun))
         print(f"{name} ...", flush=True)

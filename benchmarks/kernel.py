@@ -257,12 +257,10 @@ def speed_ups(rows: list[Row]) -> list[dict[str, Any]]:
     return found
 
 
-def write(folder: Path, device: torch.device, settings: dict[str, Any], rows: list[Row], trusted: bool) -> list[Path]:
-    """JSON with everything, CSV with the rows, and a picture."""
-    folder.mkdir(parents=True, exist_ok=True)
-    everything: dict[str, Any] = {
-        "environment": environment(device),
-        "settings": settings,
+def write(folder: Path, about: dict[str, Any], rows: list[Row], trusted: bool) -> list[Path]:
+    """JSON with everything, ``about`` included, and CSV with the rows."""
+    everything = {
+        **about,
         "speed_ups": speed_ups(rows) if trusted else None,
         "rows": [dataclasses.asdict(row) for row in rows],
     }
@@ -271,11 +269,7 @@ def write(folder: Path, device: torch.device, settings: dict[str, Any], rows: li
         writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Row)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(everything["rows"])
-    paths = [folder / "kernel.json", folder / "kernel.csv"]
-    if trusted:
-        plot(rows, folder / "kernel.png", str(everything["environment"]["device"]))
-        paths.append(folder / "kernel.png")
-    return paths
+    return [folder / "kernel.json", folder / "kernel.csv"]
 
 
 def plot(rows: list[Row], path: Path, device: str) -> None:
@@ -320,17 +314,24 @@ def main(args: list[str] | None = None) -> int:
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
 
     copied = copy_bandwidth(device)
+    about = {
+        "environment": environment(device),
+        "settings": {"dtype": options.dtype, "seconds": options.seconds, "copy_bytes_per_second": copied},
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     shapes = [Shape(*sizes) for sizes in product(options.prompts, options.languages, options.features)]
     shapes += [Shape(8, 10, *sizes) for sizes in product(options.pool_features, options.pool_tokens)]
     for number, shape in enumerate(shapes, start=1):
         rows += measure(shape, dtype, device, options.seconds, copied)
+        complaints = inexact(rows)
+        paths = write(options.out, about, rows, trusted=not complaints)  # now, or a run that is cut off would be lost
         print(f"\r{number}/{len(shapes)} shapes", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
 
-    complaints = inexact(rows)
-    settings = {"dtype": options.dtype, "seconds": options.seconds, "copy_bytes_per_second": copied}
-    paths = write(options.out, device, settings, rows, trusted=not complaints)
+    if not complaints:
+        paths.append(options.out / "kernel.png")
+        plot(rows, paths[-1], str(about["environment"]["device"]))
     print("wrote", *paths, sep="\n  ")
     if complaints:
         print("no speed-up is reported, for the results are not exact enough:", *complaints, sep="\n  ")

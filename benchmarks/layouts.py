@@ -1,4 +1,8 @@
-"""``lightning-mlc`` on one process or two of the CPU, one thread each, and what can be seen of them from outside."""
+"""``lightning-mlc`` on one process or two, and what can be seen of them from outside.
+
+On the CPU, one thread each. Where there are GPUs, each process has one; a single GPU runs the strategies with one
+process.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).parents[1]
+ON_GPU = torch.cuda.is_available()
 DDP = ("--trainer.strategy=ddp",)
 FSDP2 = ("--config=strategy/fsdp2",)
+SEVERAL = min(2, torch.cuda.device_count()) if ON_GPU else 2
+"""Processes of a strategy for several."""
 LAYOUTS: dict[str, tuple[int, tuple[str, ...]]] = {
     "1 process": (1, ()),
-    "DDP x 2": (2, DDP),
-    "FSDP2 x 2": (2, FSDP2),
+    f"DDP x {SEVERAL}": (SEVERAL, DDP),
+    f"FSDP2 x {SEVERAL}": (SEVERAL, FSDP2),
 }
 """Processes, and options of ``fit``."""
 
@@ -29,7 +38,7 @@ def launched(words: Sequence[str], processes: int) -> list[str]:
 def command(words: list[str], layout: str) -> list[str]:
     """The command line ``words`` of ``lightning-mlc`` in a layout."""
     processes, options = LAYOUTS[layout]
-    common = ["--trainer.accelerator=cpu", f"--trainer.devices={processes}"]
+    common = [f"--trainer.accelerator={'gpu' if ON_GPU else 'cpu'}", f"--trainer.devices={processes}"]
     return launched([words[0], *options, *common, *words[1:]], processes)
 
 

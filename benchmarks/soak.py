@@ -29,7 +29,7 @@ import torch
 
 from benchmarks.architectures import write_random_model
 from benchmarks.environment import environment
-from benchmarks.layouts import LAYOUTS, command, kill, start, tail, workers
+from benchmarks.layouts import LAYOUTS, SEVERAL, command, kill, start, tail, workers
 from benchmarks.options import SMOLLM2
 from lightning_mlc.checkpoint_format import read_checkpoint
 
@@ -214,7 +214,9 @@ def soak(minutes: float, layout: str, seed: int, root: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=20)
-    parser.add_argument("--layout", choices=[name for name in LAYOUTS if name != "1 process"], default="FSDP2 x 2")
+    parser.add_argument(
+        "--layout", choices=[name for name in LAYOUTS if name != "1 process"], default=f"FSDP2 x {SEVERAL}"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the moments at which the run is ended")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cpu"), help="folder for soak.json")
     options = parser.parse_args()
