@@ -178,8 +178,10 @@ def prompt_forward(
     gram = products * inverse[:, None] * inverse[None, :]
     count = tl.sum(present.to(tl.int32), axis=0)
     counted = count >= 2
-    # NaN would spread to every column, and a comparison with it end the sweeps: it goes in at the end.
-    finite = tl.sum(tl.sum((gram - gram != 0.0).to(tl.int32), axis=1), axis=0) == 0
+    # NaN would spread to every column, and a comparison with it end the sweeps: it goes in at the end. Not found by
+    # gram - gram: the compiler fuses that with the product before it, and what is left is a rounding error.
+    broken_cells = tl.where(tl.abs(gram) < float("inf"), 0, 1)
+    finite = tl.sum(tl.sum(broken_cells, axis=1), axis=0) == 0
 
     columns = _orthogonal_columns(tl.where(finite, gram, 0.0), languages, TILE)
     eigenvalue = tl.sqrt(tl.sum(columns * columns, axis=0))
