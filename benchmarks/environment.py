@@ -40,12 +40,17 @@ def device_name(device: torch.device) -> str:
 
 
 def commit() -> str | None:
-    """The commit measured, with ``-dirty`` where tracked files differ from it."""
+    """The commit measured, with ``-dirty`` where tracked files differ from it.
+
+    ``GIT_COMMIT`` in the environment comes first: a copy of the tree with another history, or with none, can say so
+    what it is a copy of.
+    """
+    if told := os.environ.get("GIT_COMMIT"):
+        return told
     root = Path(__file__).parents[1]
     command = ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    # A copy of the tree without its history can say which one it is a copy of.
-    return done.stdout.strip() if done.returncode == 0 else os.environ.get("GIT_COMMIT")
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _driver() -> str | None:

@@ -85,7 +85,8 @@ def measure(options: list[str]) -> dict[str, Any]:
     # Not `isinstance`: as the program, this module is another one than the one that was named.
     callbacks: Any = done.trainer.callbacks  # type: ignore[attr-defined]
     peak: Any = next(callback for callback in callbacks if type(callback).__name__ == "Peak")
-    found = estimate(done.model, peak.batch, setup_of(done.config.fit.trainer))
+    # On the CPU, where the estimate thinks its tensors are.
+    found = estimate(done.model, peak.batch.to(torch.device("cpu")), setup_of(done.config.fit.trainer))
     on_gpu = torch.cuda.is_available()
     return {
         "measured": (peak.peak_of_step if on_gpu else peak.peak) - peak.before,

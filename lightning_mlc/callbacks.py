@@ -55,6 +55,8 @@ class EvaluationReport(Callback):
         """Optimizer step of the latest validation in this run."""
         self.latest: dict[str, Any] | None = None
         """Step and results of the latest validation, also of the run that this one continues: for the model card."""
+        self._device = torch.device("cpu")
+        """Where it was trained: when the report is written, the model is on the CPU again."""
         self._step_seconds: list[float] = []
         self._step_started = 0.0
 
@@ -78,6 +80,9 @@ class EvaluationReport(Callback):
         elif trainer.state.fn == TrainerFn.FITTING:
             self.measured_at = trainer.global_step
             self.latest = {"step": trainer.global_step, "results": dict(pl_module.validation_results)}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._device = trainer.strategy.root_device
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx % trainer.accumulate_grad_batches == 0:
@@ -135,8 +140,8 @@ class EvaluationReport(Callback):
             "steps": trainer.global_step,
             "validated_at_step": self.measured_at,
             "seconds_per_step": sum(self._step_seconds) / max(1, len(self._step_seconds)),
-            "peak_memory_bytes": peak_memory(),
-            "device": str(module.device),
+            "peak_memory_bytes": peak_memory(self._device),
+            "device": str(self._device),
             "languages": list(languages),
             "before": self.before,
             "after": after,
@@ -147,10 +152,10 @@ class EvaluationReport(Callback):
         return [folder / name for name in ("validation.csv", "languages.png", "cosines.png", "summary.json")]
 
 
-def peak_memory() -> int:
-    """Most bytes this process has held: on the GPU if it has one, else resident in memory."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
+def peak_memory(device: torch.device) -> int:
+    """Most bytes this process has held on ``device``: on a CPU, resident in memory."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -21,6 +21,8 @@ from lightning_mlc.module import AlignmentModule
 
 ARITHMETIC = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32, "64": torch.float64}
 """What matrix products are computed in, by how ``trainer.precision`` begins."""
+MISSING_PEAKS = {"NVIDIA H200": {torch.bfloat16: 989_400_000_000_000, torch.float16: 989_400_000_000_000}}
+"""Operations per second of GPUs that Lightning 2.6 does not know: the H200 has the matrix units of the H100 (SXM)."""
 
 
 @dataclass
@@ -70,7 +72,7 @@ class Speed(Callback):
         assert isinstance(pl_module, AlignmentModule)
         arithmetic = ARITHMETIC.get(str(trainer.precision).split("-")[0])
         if arithmetic is not None:
-            self._peak = get_available_flops(trainer.strategy.root_device, arithmetic)
+            self._peak = peak_flops(trainer.strategy.root_device, arithmetic)
         for policy in pl_module.policies():
             flops = ModelFlops.of(policy.causal_lm)
             self._handles.append(policy.register_forward_pre_hook(partial(self._before_pass, trainer)))
@@ -174,3 +176,11 @@ class Speed(Callback):
         if trainer.strategy.root_device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> int | None:
+    """Operations per second that ``device`` can do at best with matrices of ``dtype``; None if that is not known."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    if dtype in MISSING_PEAKS.get(name, {}):
+        return MISSING_PEAKS[name][dtype]
+    return get_available_flops(device, dtype)

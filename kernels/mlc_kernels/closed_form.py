@@ -75,7 +75,9 @@ class _PromptLosses(torch.autograd.Function):
         ctx.save_for_backward(representations, bracket, inverse_norms)
         ctx.has_mask = mask is not None
         ctx.mark_non_differentiable(counted)
-        return losses.to(_out_dtype(representations)), counted
+        # No `.to` that changes nothing, as for float64: torch.compile (2.11) loses the gradient of what it returns.
+        narrow = _out_dtype(representations) == torch.float32
+        return losses.float() if narrow else losses, counted
 
     @staticmethod
     def backward(ctx: Any, grad_losses: Tensor, _grad_counted: Tensor) -> tuple[Tensor, None, None, None]:

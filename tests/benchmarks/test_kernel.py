@@ -34,7 +34,7 @@ def test_writes_times_beside_errors(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert 0 < row["forward_p20"] <= row["forward"] <= row["forward_p80"]
         assert row["both_in_graph"] is row["peak_bytes"] is None  # a CPU does not tell
         assert row["gradient_error"] < 1e-4
-    assert report["environment"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(report["environment"]["torch"])  # less what the build is for
     assert len(report["speed_ups"]) == 2
     assert len(list(csv.DictReader((tmp_path / "kernel.csv").open()))) == len(rows)
     assert (tmp_path / "kernel.png").stat().st_size > 10_000

@@ -90,7 +90,10 @@ def test_what_is_counted_is_what_can_be_counted_by_hand(settings: Settings) -> N
     extractor = 3 * 2 * (2 * 3) * 32 * 512
     svd = 2 * 2 * 3 * 3 * 512  # U times the scaled V, in its backward pass
     # Forward, backward for inputs and for weights, and the reference's forward.
-    assert counts.flops == 4 * rows * length * per_position + attention + extractor + svd
+    expected = 4 * rows * length * per_position + attention + extractor + svd
+    # To transformers 5.17 the angles of the positions are a product, too.
+    angles = 2 * (2 * length * 4)
+    assert counts.flops in (expected, expected + angles)
 
 
 def test_dpo_alone_runs_the_pairs_alone(settings: Settings) -> None:
@@ -294,7 +297,7 @@ def test_what_is_written(tmp_path: Path) -> None:
     shown = {"name": "tiny", "batch_size": 1, "languages": ["en", "sw"], "precision": "32-true"}
     paths = train_step.write(tmp_path, CPU, shown, names, results, Parity([0.5], [0.5]), targets(names))
     report = json.loads(paths[0].read_text())
-    assert report["environment"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(report["environment"]["torch"])  # less what the build is for
     assert [target["met"] for target in report["targets"]] == [True, True, True, None, None]
     assert report["parity"] == {"published": [0.5], "dpo_mlc": [0.5], "largest_difference": 0.0, "holds": True}
     assert report["failures"] == {"trl": "not installed"}

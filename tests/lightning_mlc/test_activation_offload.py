@@ -38,7 +38,8 @@ def test_the_input_of_each_layer_is_offloaded_and_nothing_else(
             assert pin_memory
 
             def pack(tensor: torch.Tensor) -> torch.Tensor:
-                offloaded.append(tuple(tensor.shape))
+                if tensor.numel():  # transformers 5.17 saves empty ones as well
+                    offloaded.append(tuple(tensor.shape))
                 return tensor.clone()
 
             super().__init__(pack, lambda tensor: tensor)

@@ -40,7 +40,13 @@ def counted(policy: Policy, rows: TokenRows) -> tuple[int, int]:
         loss: Tensor = policy(rows).logps.sum()
     with FlopCounterMode(display=False) as backward:
         loss.backward()  # type: ignore[no-untyped-call]
-    return forward.get_total_flops(), backward.get_total_flops()
+    return total(forward), total(backward)
+
+
+def total(counter: FlopCounterMode) -> int:
+    """Without the angles of the positions, which are a product to transformers 5.17 and none to later versions."""
+    angles = sum(sum(ops.values()) for name, ops in counter.flop_counts.items() if name.endswith(".rotary_emb"))
+    return counter.get_total_flops() - angles
 
 
 def sequences(*lengths: tuple[int, int]) -> TokenRows:
@@ -80,8 +86,8 @@ def test_layers_that_are_not_run_cost_nothing() -> None:
     with FlopCounterMode(display=False) as backward:
         states.sum().backward()
     flops, size = ModelFlops.of(whole), Pass(tokens=40, length=20, layers=2)
-    assert flops.forward(size) == forward.get_total_flops()
-    assert flops.backward(size) == backward.get_total_flops()
+    assert flops.forward(size) == total(forward)
+    assert flops.backward(size) == total(backward)
 
 
 def test_frozen_weights_need_no_gradient() -> None:
