@@ -30,6 +30,8 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "study.md"
 GRID, ROWS = "grid.yaml", "rows.json"
 """What a run leaves in its folder for the report."""
+PICTURED = (REWARD_MARGIN, REFUSAL_MARGIN)
+"""Measures whose differences are drawn language by language: what was trained for, and what it is for."""
 
 
 def report(folder: Path, page: Path) -> list[Path]:
@@ -110,12 +112,6 @@ class _Part:
             f"transformers {e['transformers']}, commit `{e['commit']}`"
             for e in self._results["environments"]
         ]
-        missing = [
-            f"{cell} seed {seed}"
-            for cell in self._grid.cells
-            for seed in self._grid.seeds
-            if seed not in seeds.get(cell, [])
-        ]
         text = (
             f"{rows['train']} rows to train on, {rows['heldout']} held out"
             + (f" ({rows['too long']} of the file are too long for either)" if rows["too long"] else "")
@@ -123,7 +119,21 @@ class _Part:
             + "; ".join(dict.fromkeys(where))
             + "."
         )
-        return text + (f" Not measured yet: {', '.join(missing)}." if missing else "")
+        missing = []
+        for seed in self._grid.seeds:
+            cells = [cell for cell in self._grid.cells if seed not in seeds.get(cell, [])]
+            whole = len(cells) == len(self._grid.cells)
+            missing += [f"seed {seed}"] if whole else [f"{cell} seed {seed}" for cell in cells]
+        if missing:
+            text += f" Not measured yet: {', '.join(missing)}."
+        alone = [cell for cell in self._cells if len(seeds.get(cell, [])) == 1]
+        if alone:
+            which = "all cells" if len(alone) == len(self._cells) - 1 else ", ".join(f"`{cell}`" for cell in alone)
+            text += (
+                f" With one seed, as {which}, an interval says what other prompts might change, "
+                "not what another seed might."
+            )
+        return text
 
     # ---- tables -------------------------------------------------------------------------------------
 
@@ -172,7 +182,7 @@ class _Part:
                 f"{count * 0.05:.0f} of so many would if there were none."
             ),
             Table(["", *heads], rows),
-            self._picture(number, pairs),
+            *(self._picture(number, pairs, measure.name) for measure in PICTURED if measure.name in self._measures),
         ]
 
     def _change(self, found: Mapping[str, Any] | None) -> str:
@@ -188,19 +198,21 @@ class _Part:
         better = (found["value"] > 0) == measure["higher_is_better"]
         return f"**{number}**{_ends(found, percent)} {'better' if better else 'worse'}"
 
-    def _picture(self, number: int, pairs: Sequence[tuple[str, str]]) -> Picture:
+    def _picture(self, number: int, pairs: Sequence[tuple[str, str]], measure: str) -> Picture:
         scopes = [*self._results["languages"], "mean", "worst"]
         series = {}
         for cell, other in pairs:
-            found = {scope: self._changes.get((cell, other, REWARD_MARGIN.name, scope)) for scope in scopes}
+            found = {scope: self._changes.get((cell, other, measure, scope)) for scope in scopes}
             series[f"{cell} - {other}"] = {
                 scope: _interval(one) for scope, one in found.items() if one is not None and one["value"] is not None
             }
-        title = f"{self._grid.name}: reward margin, difference"
-        figure = plot_intervals(series, scopes, "nats", title, percent=False, separate=2)
-        path = self._images / f"study_{self._grid.name}_{number}.png"
+        unit = self._measures[measure]["unit"]
+        figure = plot_intervals(
+            series, scopes, unit, f"{self._grid.name}: {measure}, difference", percent=False, separate=2
+        )
+        path = self._images / f"study_{self._grid.name}_{number}_{measure.split()[0]}.png"
         save(figure, path)
-        return Picture(path, "Difference of the reward margin in each language, with 95 % intervals")
+        return Picture(path, f"Difference of the {measure} in each language, with 95 % intervals")
 
 
 def is_apart(found: Mapping[str, Any]) -> bool:

@@ -386,7 +386,8 @@ def test_the_page_says_noise_where_an_interval_includes_0(study: Path, tmp_path:
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "2 held out (1 of the file are too long for either)" in text
-    assert (tmp_path / "images" / "study_tiny_1.png").stat().st_size > 1000
+    for measure in ("reward", "refusal"):
+        assert (tmp_path / "images" / f"study_tiny_1_{measure}.png").stat().st_size > 1000
     report(study, page)
     assert page.read_text() == text  # written again, the same
 
