@@ -1,0 +1,261 @@
+"""The kernels as compiled for GPUs that are not here, run by an emulator, against the definition in float64.
+
+The interpreter shows that a kernel is right. Between that and a GPU stands the compiler: fused products and sums,
+data laid out over threads, barriers. Every test asserts that no two warps race for shared memory.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+import ptx
+from emulated_gpu import EmulatedGpu
+
+from mlc_kernels import backends, mlc_loss, mlc_loss_from_hidden, singular_values
+from mlc_kernels.hidden import Pooling
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter takes the place of the compiler"
+)
+
+# What is left where a result is rounded to its type (for float32 half of this and a little), and for float64 rows
+# what an eigenvalue loses in a sum of this size.
+TOLERANCE = {
+    torch.bfloat16: torch.finfo(torch.bfloat16).eps,
+    torch.float32: torch.finfo(torch.float32).eps,
+    torch.float64: 1e-12,
+}
+
+
+def install(gpu: EmulatedGpu, monkeypatch: pytest.MonkeyPatch) -> EmulatedGpu:
+    """From now on ``backend="triton"`` runs on it, with CPU tensors."""
+    gpu.install(monkeypatch)
+    monkeypatch.setitem(backends._reasons, ("cpu", None), None)
+    return gpu
+
+
+# One for all tests, which compiles each kernel once.
+made = functools.cache(EmulatedGpu)
+Use = Callable[[int], EmulatedGpu]
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch, poisoned: None) -> Iterator[Use]:
+    """Installs a GPU of a compute capability; in the end no kernel on it may have had a race."""
+    used: list[EmulatedGpu] = []
+
+    def use(capability: int) -> EmulatedGpu:
+        used.append(install(made(capability), monkeypatch))
+        return used[-1]
+
+    yield use
+    for gpu in used:
+        assert gpu.launches
+        assert gpu.races == set()
+
+
+def some_rows(prompts: int, languages: int, features: int, dtype: torch.dtype) -> Tensor:
+    """(B, L, D) rows that differ by a third from one that they share."""
+    generator = torch.Generator().manual_seed(languages)
+    shape = prompts, languages, features
+    shared = torch.randn(prompts, 1, features, generator=generator, dtype=torch.float64)
+    return (shared + 0.3 * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype)
+
+
+def loss_and_gradient(rows: Tensor, mask: Tensor | None, backend: Any) -> tuple[Tensor, Tensor]:
+    """(B,) losses, and the gradient of their sum weighted by 1, 2, ..., in the dtype of the rows."""
+    rows = rows.detach().clone().requires_grad_()
+    loss = mlc_loss(rows, mask, reduction="none", backend=backend)
+    (grad,) = torch.autograd.grad(loss, rows, torch.arange(1, len(loss) + 1).to(loss.dtype))
+    return loss.detach(), grad
+
+
+def assert_rounded(found: Tensor, truth: Tensor, dtype: torch.dtype) -> None:
+    """Close in relation to the largest entry: small ones of a gradient are differences of large ones."""
+    scale = float(truth.abs().max())
+    assert scale > 1e-4
+    torch.testing.assert_close(found.double(), truth, rtol=0.0, atol=TOLERANCE[dtype] * scale)
+
+
+F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("capability", "languages", "features", "dtype"),
+    [
+        (90, 2, 5, F32),
+        (90, 3, 130, BF16),  # in more than one block of features, the last of which is not full
+        (90, 10, 64, BF16),  # all strides multiples of 16: wide loads
+        (90, 16, 24, F64),
+        (90, 17, 40, F32),
+        (90, 33, 72, BF16),
+        (90, 64, 3, F32),  # fewer features than languages, and than anything in the kernel; few sweeps
+        (80, 10, 130, F32),
+        (80, 17, 16, BF16),
+        (80, 33, 4, F64),
+    ],
+)
+def test_loss_and_gradient(use: Use, capability: int, languages: int, features: int, dtype: torch.dtype) -> None:
+    gpu = use(capability)
+    rows = some_rows(1 if languages > 16 else 2, languages, features, dtype)
+    loss, grad = loss_and_gradient(rows, None, "triton")
+    assert gpu.launches == ["prompt_forward", "prompt_backward"]
+    true_loss, true_grad = loss_and_gradient(rows.double(), None, "reference")
+    assert_rounded(loss, true_loss, loss.dtype)
+    assert_rounded(grad, true_grad, dtype)
+
+
+@pytest.mark.parametrize(("capability", "languages"), [(90, 10), (80, 3)])
+def test_missing_rows_and_nan(use: Use, capability: int, languages: int) -> None:
+    """Prompts with all rows, with some, with NaN in one, and with too few to count."""
+    use(capability)
+    rows = some_rows(4, languages, 19, torch.float32)
+    mask = torch.ones(rows.shape[:2], dtype=torch.bool)
+    mask[1, 1] = mask[2, 0] = False
+    mask[3, 1:] = False
+    rows[~mask] = float("nan")  # not to be looked at
+    rows[2, 1, 7] = float("nan")
+    loss, grad = loss_and_gradient(rows, mask, "triton")
+    assert loss.isnan().tolist() == [False, False, True, False]
+    assert loss[3] == 0
+    assert grad[2][mask[2]].isnan().all()
+    assert (grad[~mask] == 0).all()
+    assert (grad[3] == 0).all()
+    true_loss, true_grad = loss_and_gradient(rows.double(), mask, "reference")
+    assert_rounded(loss[:2], true_loss[:2], torch.float32)
+    assert_rounded(grad[:2], true_grad[:2], torch.float32)
+
+
+@pytest.mark.parametrize(("languages", "features"), [(10, 6), (3, 16)])
+def test_singular_values(use: Use, languages: int, features: int) -> None:
+    use(90)
+    rows = some_rows(2, languages, features, torch.float32)
+    mask = torch.ones(rows.shape[:2], dtype=torch.bool)
+    mask[1, 0] = False
+    found = singular_values(rows, mask, backend="triton")
+    assert_rounded(found, singular_values(rows.double(), mask, backend="reference"), torch.float32)
+
+
+def token_states(packed: bool, dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
+    """States of 7 rows of up to 5 tokens, one of none, in more features than one program has; what tells the tokens."""
+    generator = torch.Generator().manual_seed(4)
+    lengths = torch.tensor([5, 1, 3, 0, 2, 4, 5])
+    features = 264
+    if packed:
+        offsets = torch.cat([torch.tensor([1]), 1 + lengths.cumsum(0)])
+        hidden = torch.randn(23, features, generator=generator)
+        return hidden.to(dtype), {"offsets": offsets}
+    hidden = torch.randn(7, 5, features, generator=generator)
+    real = torch.arange(5) < lengths[:, None]
+    hidden[~real] = float("nan")  # not to be looked at
+    return hidden.to(dtype), {"attention_mask": real}
+
+
+@pytest.mark.parametrize(
+    ("capability", "packed", "pooling", "extractor", "dtype", "kernels"),
+    [
+        (90, False, "last", False, F32, ["find_rows", "prompt_forward", "prompt_backward"]),
+        (90, True, "last", False, BF16, ["find_rows", "prompt_forward", "prompt_backward"]),
+        (90, True, "mean", False, F32, ["find_rows", "pool_rows", "prompt_forward", "prompt_backward", "spread_rows"]),
+        (
+            90,
+            False,
+            "mean",
+            False,
+            BF16,
+            ["find_rows", "pool_rows", "prompt_forward", "prompt_backward", "spread_rows"],
+        ),
+        (90, False, "last", True, BF16, ["find_rows", "pool_rows", "prompt_forward", "prompt_backward", "spread_rows"]),
+        (
+            80,
+            False,
+            "mean",
+            False,
+            BF16,
+            ["find_rows", "pool_rows", "prompt_forward", "prompt_backward", "spread_rows"],
+        ),
+        (80, True, "last", True, F32, ["find_rows", "pool_rows", "prompt_forward", "prompt_backward", "spread_rows"]),
+    ],
+)
+def test_from_token_states(
+    use: Use,
+    capability: int,
+    packed: bool,
+    pooling: Pooling,
+    extractor: bool,
+    dtype: torch.dtype,
+    kernels: list[str],
+) -> None:
+    gpu = use(capability)
+    hidden, spans = token_states(packed, dtype)
+    group, language = torch.tensor([1, 0, 1, 0, 0, 1, 7]), torch.tensor([0, 2, 1, 1, 0, 2, 0])
+    weight = torch.randn(6, hidden.shape[-1], generator=torch.Generator().manual_seed(5))
+
+    def run(hidden: Tensor, weight: Tensor, backend: Any) -> tuple[Tensor, Tensor]:
+        hidden = hidden.detach().clone().requires_grad_()
+        loss = mlc_loss_from_hidden(
+            hidden,
+            group,
+            language,
+            2,
+            3,
+            pooling=pooling,
+            weight=weight if extractor else None,
+            reduction="sum",
+            backend=backend,
+            **spans,
+        )
+        (grad,) = torch.autograd.grad(loss, hidden)
+        return loss.detach(), grad
+
+    loss, grad = run(hidden, weight, "triton")
+    assert gpu.launches == kernels
+    true_loss, true_grad = run(hidden.double(), weight.double(), "reference")
+    # Rows between pooling and loss are rounded to float32, and the extractor computes in it: a few roundings each,
+    # of sums over 264 features there.
+    few = 16 if extractor else 4
+    torch.testing.assert_close(loss.double(), true_loss, rtol=few * TOLERANCE[torch.float32], atol=0.0)
+    scale = float(true_grad.abs().max())
+    assert scale > 1e-4
+    atol = (few * TOLERANCE[torch.float32] + (TOLERANCE[dtype] if dtype == BF16 else 0.0)) * scale
+    torch.testing.assert_close(grad.double(), true_grad, rtol=0.0, atol=atol)
+
+
+def test_ids_to_rows_exactly(use: Use) -> None:
+    """More languages and rows than one step of the loops takes."""
+    from mlc_kernels import fused_pooling, pooling
+
+    use(90)
+    generator = torch.Generator().manual_seed(0)
+    group = torch.randint(-1, 3, (150,), generator=generator)
+    language = torch.randint(-1, 35, (150,), generator=generator)
+    hidden = torch.zeros(150, 40, 1)
+    real = torch.rand(150, 40, generator=generator) > 0.9
+    for of_tokens in (True, False):
+        arguments = (hidden, real, None, group, language, 2, 34, of_tokens)
+        assert torch.equal(fused_pooling.table(*arguments), pooling.table(*arguments))
+
+
+def test_barriers_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other side of "no races": without its barriers a kernel has some."""
+    whole = ptx.Program
+
+    def without_barriers(text: str, shared: int) -> ptx.Program:
+        assert "bar.sync" in text
+        return whole(text.replace("bar.sync", "// bar.sync"), shared)
+
+    monkeypatch.setattr(ptx, "Program", without_barriers)
+    gpu = install(EmulatedGpu(90), monkeypatch)
+    mlc_loss(some_rows(1, 3, 5, torch.float32), backend="triton")
+    assert gpu.launches == ["prompt_forward"]
+    assert any(race.startswith("read after another warp's write") for race in gpu.races)
+    assert any(race.startswith("write after another warp's read") for race in gpu.races)
