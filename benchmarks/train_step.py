@@ -134,35 +134,33 @@ def measure(
     settings: Settings,
     planned: list[list[Pair]],
     logs: Path,
-    in_turn: bool = True,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Measured]:
-    """Train with each of ``variants``, step by step in turn or one variant after the other."""
+    """Train with each of ``variants``, which take their steps in turn."""
     logs.mkdir(parents=True, exist_ok=True)
     found = {}
-    for together in [variants] if in_turn else [[variant] for variant in variants]:
-        workers: dict[str, Worker] = {}
-        try:
-            for variant in together:
-                say(f"{variant}: loading")
-                workers[variant] = Worker(variant, settings, planned, logs / f"{variant}.log")
-                workers[variant].hear()
-            order, shuffle = list(workers), random.Random(0).shuffle
-            for number in range(len(planned)):
-                shuffle(order)
-                for variant in order:
-                    say(f"{variant}: step {number + 1} of {len(planned)}")
-                    step = workers[variant].ask()
-                    if step is not None:
-                        workers[variant].measured.steps.append(step)
-            for variant, worker in workers.items():
-                say(f"{variant}: counting")
-                worker.measured.memory = worker.hear()
-                worker.measured.counts = worker.ask() or []
-                found[variant] = worker.measured
-        finally:
-            for worker in workers.values():
-                worker.stop()
+    workers: dict[str, Worker] = {}
+    try:
+        for variant in variants:
+            say(f"{variant}: loading")
+            workers[variant] = Worker(variant, settings, planned, logs / f"{variant}.log")
+            workers[variant].hear()
+        order, shuffle = list(workers), random.Random(0).shuffle
+        for number in range(len(planned)):
+            shuffle(order)
+            for variant in order:
+                say(f"{variant}: step {number + 1} of {len(planned)}")
+                step = workers[variant].ask()
+                if step is not None:
+                    workers[variant].measured.steps.append(step)
+        for variant, worker in workers.items():
+            say(f"{variant}: counting")
+            worker.measured.memory = worker.hear()
+            worker.measured.counts = worker.ask() or []
+            found[variant] = worker.measured
+    finally:
+        for worker in workers.values():
+            worker.stop()
     return found
 
 
@@ -324,7 +322,11 @@ def check_parity(settings: Settings, steps: int, folder: Path, logs: Path, say: 
     )
     planned = plan(same)
     # In this order: the one writes the extractor that the other reads.
-    found = measure(("dpo_mlc", "published"), same, planned, logs, in_turn=False, say=say)
+    found = {
+        variant: measured
+        for one in ("dpo_mlc", "published")
+        for variant, measured in measure([one], same, planned, logs, say).items()
+    }
     for variant, measured in found.items():
         if measured.failure:
             raise UserError(f"{variant}: {measured.failure}; see {logs / variant}.log")
@@ -576,24 +578,26 @@ def _main(options: argparse.Namespace) -> int:
         parity = (
             check_parity(settings, options.parity, folder, out / "logs" / "parity", say) if options.parity else None
         )
-        measured = measure(variants, settings, planned, out / "logs", in_turn, say)
+        shown = {
+            "name": options.architecture or (gguf_file or options.model),
+            **{key: vars(options)[key] for key in vars(options) if key not in ("out", "architecture", "model", "data")},
+            "data": Path(options.data).name,
+            "languages": settings.languages,
+            "in_turn": in_turn,
+            "load_average": load,
+        }
+        absent = "not installed (pip install trl)"
+        measured = {name: Measured(failure=absent) for name in options.variants if name not in variants}
+        for together in [variants] if in_turn or not variants else [[variant] for variant in variants]:
+            measured |= measure(together, settings, planned, out / "logs", say)
+            wrong = disagreement(measured, planned)
+            done = [name for name in options.variants if name in measured and not measured[name].failure]
+            results = [result(name, measured[name], planned) for name in done]
+            trusted = (parity is None or parity.holds) and not wrong
+            found = targets(measured, usual) if trusted else None
+            # After every one, or a run that is cut off would be lost.
+            paths = write(out, device, shown, measured, results, parity, found)
     say("")
-    for variant in options.variants:
-        if variant not in variants:
-            measured[variant] = Measured(failure="not installed (pip install trl)")
-    wrong = disagreement(measured, planned)
-    results = [result(name, measured[name], planned) for name in options.variants if not measured[name].failure]
-    trusted = (parity is None or parity.holds) and not wrong
-    found = targets(measured, usual) if trusted else None
-    shown = {
-        "name": options.architecture or (gguf_file or options.model),
-        **{key: getattr(options, key) for key in vars(options) if key not in ("out", "architecture", "model", "data")},
-        "data": Path(options.data).name,
-        "languages": settings.languages,
-        "in_turn": in_turn,
-        "load_average": load,
-    }
-    paths = write(out, device, shown, measured, results, parity, found)
     print("wrote", *paths, sep="\n  ")
     print(table(results))
     for name, m in measured.items():
