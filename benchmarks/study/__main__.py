@@ -1,7 +1,7 @@
 """``python -m benchmarks.study``: train and measure a grid, or write the page of what was measured.
 
-Several processes may work on one folder: start the same command again. What is done is not done again, and training
-that was stopped goes on from its last checkpoint.
+Several processes may work on one folder: give ``--processes``, or start the same command again, on another machine too.
+What is done is not done again, and training that was stopped goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import argparse
 import dataclasses
 import json
 import logging
+import subprocess
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.study.grid import BASE, Grid, check_cells, read_grid
@@ -34,6 +36,7 @@ def parse(args: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", help="folder, hub id or GGUF file; if not given, that of the grid's configs")
     parser.add_argument("--only", nargs="+", metavar="CELL", help="of the grid, these cells alone")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="of the grid, these seeds alone")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="how many share the work")
     parser.add_argument("--keep_weights", action="store_true", help="do not remove checkpoints that are measured")
     parser.add_argument("--report", type=Path, metavar="FOLDER", help="write results and page of a study that was run")
     parser.add_argument("--page", type=Path, default=PAGE, help="page with a place for the study")
@@ -46,18 +49,20 @@ def main(args: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message=".*generation flags are not valid.*")
     logging.getLogger("transformers.generation.configuration_utils").setLevel(logging.ERROR)
     try:
-        return _main(options)
+        return _main(options, sys.argv[1:] if args is None else args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 143 if isinstance(error, Interrupted) else 2
 
 
-def _main(options: argparse.Namespace) -> int:
+def _main(options: argparse.Namespace, args: Sequence[str]) -> int:
     if options.report is not None:
         print("wrote", *report(options.report, options.page), sep="\n  ")
         return 0
     if options.config is None:
         raise UserError("--config: is not set; give a grid, such as benchmarks/studies/smollm2.yaml")
+    if options.processes < 1:
+        raise UserError(f"--processes: must be at least 1, got {options.processes}")
     grid = read_grid(options.config)
     for cell in options.only or ():
         if cell != BASE and cell not in grid.cells:
@@ -82,9 +87,25 @@ def _main(options: argparse.Namespace) -> int:
     write_whole(runner.out / GRID, options.config.read_text(encoding="utf-8"))
     write_whole(runner.out / ROWS, json.dumps(found.rows) + "\n")
     print(f"{grid.name}: {len(tasks)} runs, " + ", ".join(f"{n} rows {name}" for name, n in found.rows.items()))
-    with stopped_by_signals():
+    with stopped_by_signals(), _others(options.processes - 1, args) as others:
         failures = runner.run(tasks)
-    return int(bool(failures))
+    return int(bool(failures) or any(other.returncode for other in others))
+
+
+@contextmanager
+def _others(count: int, args: Sequence[str]) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """So many more processes of this command, which are waited for, and stopped with this one."""
+    command = [sys.executable, "-m", "benchmarks.study", *args, "--processes", "1"]
+    started = [subprocess.Popen(command) for _ in range(count)]
+    try:
+        yield started
+    except BaseException:
+        for process in started:
+            process.terminate()
+        raise
+    finally:
+        for process in started:
+            process.wait()
 
 
 def _prepare(grid: Grid, options: argparse.Namespace, own: dict[str, str], model: System) -> tuple[Runner, Split]:

@@ -191,7 +191,7 @@ def check_is_tensor(name: str, value: object) -> None:
 
 def _full_precision(device_type: str) -> AbstractContextManager[Any]:
     """Autocast off, where it is on."""
-    # What torch.compile (before 2.12) cannot follow is asked elsewhere only: all that it compiles for has autocast.
+    # What torch.compile (2.11) cannot follow is asked elsewhere only: all that it compiles for has autocast.
     available = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device_type)
     if available and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type=device_type, enabled=False)

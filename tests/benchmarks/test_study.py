@@ -202,11 +202,12 @@ def test_two_processes_finish_what_was_killed(tmp_path: Path, tiny_model: Path) 
     wait_for(lambda: not is_claimed(run.parent / "lock"))  # so ended what it had begun, too
     assert not (run.parent / "measured.json").exists()
     before = seconds_by_step(run)
-    both = [start(arguments, tmp_path / f"{name}.log") for name in ("first", "second")]
-    assert [process.wait(timeout=240) for process in both] == [0, 0]
-    logs = [(tmp_path / f"{name}.log").read_text() for name in ("first", "second")]
+    both = start([*arguments, "--processes=2"], tmp_path / "both.log")
+    assert both.wait(timeout=240) == 0
+    log = (tmp_path / "both.log").read_text()
     for task in ("dpo seed 1", "dpo-mlc seed 1"):
-        assert sum(f"] {task}\n" in log for log in logs) == 1, logs
+        assert log.count(f"] {task}\n") == 1, log
+    assert log.count(" of 3 done") == 2, "each process says so in the end"
     after = seconds_by_step(run)
     assert set(after) == set(range(60))
     kept = [step for step in before if after[step] == before[step]]
