@@ -24,6 +24,7 @@ from lightning_mlc.model_card import CALLBACKS, measured_in, model_card
 from lightning_mlc.models.loading import ModelSource, load_tokenizer
 from lightning_mlc.models.lora import LoRA, add_lora
 from lightning_mlc.models.quantization import is_quantized
+from lightning_mlc.models.turns import end_tokens
 from lightning_mlc.provenance import Provenance
 
 _PREFIX = "policy.model."
@@ -78,6 +79,9 @@ def export(
         )
     text = load_tokenizer(source if tokenizer is None else ModelSource(tokenizer, trust_remote_code=trust_remote_code))
     model = restore(checkpoint, merge=not adapters, trust_remote_code=trust_remote_code)
+    # What its responses were trained to end with is what generation has to end at.
+    ends = end_tokens(model, text)
+    model.generation_config.eos_token_id = ends[0] if len(ends) == 1 else ends
     card = model_card(provenance, measured_in(checkpoint), push_to_hub or folder.resolve().name, adapters)
 
     with _as_a_whole(folder) as unfinished:

@@ -43,6 +43,7 @@ from lightning_mlc.models.logprobs import head_agrees
 from lightning_mlc.models.lora import LoRA, add_lora
 from lightning_mlc.models.policy import Policy, num_layers, resolve_layer
 from lightning_mlc.models.quantization import require_quantizable, require_whole
+from lightning_mlc.models.turns import end_tokens
 from lightning_mlc.objectives import Objective, Responses, Scores
 from lightning_mlc.provenance import Provenance
 from lightning_mlc.recipe import describe_run
@@ -660,9 +661,10 @@ class AlignmentModule(LightningModule):
         assert self.policy is not None
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self.source)
+        ends = end_tokens(self.policy.causal_lm, self._tokenizer)
         records = []
         for rows in batch.prompts:
-            generated = self.policy.generate(rows, self.max_new_tokens, together=self._sharding is not None)
+            generated = self.policy.generate(rows, self.max_new_tokens, ends, together=self._sharding is not None)
             responses = self._tokenizer.batch_decode(generated[:, rows.input_ids.shape[1] :], skip_special_tokens=True)
             for example, language, leads, response in zip(
                 rows.example.tolist(), rows.language.tolist(), rows.leads.tolist(), responses, strict=True

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_mlc.data.records import Example
 from lightning_mlc.data.tokenization import ChatTokenizer
+from lightning_mlc.models.turns import end_of_turn
 
 FORMAT = 2
 """Raised when the columns of a table, or what they mean, change."""
@@ -109,4 +110,4 @@ def _fingerprint(examples: list[Example], languages: tuple[str, ...], chat: Chat
 def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> Any:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     vocabulary = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
-    return [vocabulary, tokenizer.chat_template, tokenizer.eos_token]
+    return [vocabulary, tokenizer.chat_template, end_of_turn(tokenizer)]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from functools import cached_property
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from lightning_mlc.data.records import Example, Message
 from lightning_mlc.errors import UserError
+from lightning_mlc.models.turns import end_of_turn
 
 
 class ChatTokenizer:
-    """Tokenises prompts so that they end with the generation header, and responses so that they end with EOS."""
+    """Tokenises prompts so that they end with the generation header, and responses so that they end their turn."""
 
     def __init__(
         self,
@@ -112,15 +114,19 @@ class ChatTokenizer:
             )
         return cut_to(fits), True
 
+    @cached_property
+    def end(self) -> str:
+        """The token that ends a response."""
+        return end_of_turn(self.tokenizer)
+
     def response(self, prompt: list[Message], response: str) -> list[int]:
-        """Ids of what the model has to generate after the generation header: the response, then EOS."""
+        """Ids of what the model has to generate after the generation header: the response, then the end of its turn."""
         header = self._render(prompt, header=True)
         whole = self._render([*prompt, {"role": "assistant", "content": response}], header=False)
-        end = str(self.tokenizer.eos_token)
         text = response
         if whole.startswith(header):
-            # Templates put more after EOS (a line break, say), which nothing generates.
-            body, has_end, _ = whole[len(header) :].rpartition(end)
+            # Templates put more after the end (a line break, say), which nothing generates.
+            body, has_end, _ = whole[len(header) :].rpartition(self.end)
             if has_end:
                 text = body
-        return self._ids(text + end)
+        return self._ids(text + self.end)

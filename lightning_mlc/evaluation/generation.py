@@ -18,6 +18,7 @@ from lightning_mlc.data.records import Message
 from lightning_mlc.data.rows import NO_RESPONSE, Row, TokenRows
 from lightning_mlc.data.tokenization import ChatTokenizer
 from lightning_mlc.errors import UserError
+from lightning_mlc.models.turns import end_tokens
 
 Conversation = list[Message]
 
@@ -141,7 +142,8 @@ class VLLMGenerator:
         from vllm import SamplingParams
 
         prompts = encode(self._chat, conversations, self._header)
-        sampling = SamplingParams(temperature=0.0, max_tokens=self._max_new_tokens)
+        end = self._chat.tokenizer.convert_tokens_to_ids(self._chat.end)
+        sampling = SamplingParams(temperature=0.0, max_tokens=self._max_new_tokens, stop_token_ids=[end])
         left = [index for index in range(len(prompts)) if index not in done]
         for start in range(0, len(left), self._chunk):
             part = left[start : start + self._chunk]
@@ -171,13 +173,6 @@ def plan(lengths: Sequence[int], batch_tokens: int, new_tokens: int) -> list[lis
             width = lengths[index] + new_tokens
         batches[-1].append(index)
     return batches
-
-
-def end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """Ids that end a response: those of the model's generation config and of the tokenizer."""
-    own = model.generation_config.eos_token_id
-    ids = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id]
-    return sorted({int(token) for token in ids if token is not None})
 
 
 @contextmanager

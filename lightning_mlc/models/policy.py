@@ -119,18 +119,20 @@ class Policy(nn.Module):
             states = states.flatten(0, 1).index_select(0, rows.prompt_end)
         return RowOutputs(logps, rows.response_tokens.float(), states, pooled)
 
-    def generate(self, rows: TokenRows, max_new_tokens: int, together: bool) -> Tensor:
+    def generate(self, rows: TokenRows, max_new_tokens: int, ends: list[int], together: bool) -> Tensor:
         """(N, T + S) int64: the prompts ``rows`` (N, T, padded on the left) and greedy responses of S tokens at most.
 
         Args:
             rows: Prompts, one a row.
             max_new_tokens: Longest response.
+            ends: Ids that end one.
             together: Whether processes meet in every pass, and so go on until the last response of any is complete.
         """
         generated: Tensor = self.causal_lm.generate(  # type: ignore[operator]
             input_ids=rows.input_ids,
             attention_mask=rows.attention_mask,
             max_new_tokens=max_new_tokens,
+            eos_token_id=ends,
             do_sample=False,
             synced_gpus=together,
         )

@@ -18,10 +18,10 @@ import huggingface_hub
 import pytest
 import torch
 import yaml
-from conftest import example_rows, save_model, write_jsonl
+from conftest import TEMPLATE, example_rows, save_model, write_jsonl
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from lightning_mlc.checkpoint_format import read_checkpoint
 from lightning_mlc.cli import main
@@ -370,3 +370,11 @@ def test_adapters_of_a_local_model_are_not_pushed(
     assert "adapters belong to their base model" in capsys.readouterr().err
     assert hub == {}
     assert not os.path.exists(tmp_path / "model")
+
+
+def test_generation_ends_where_responses_were_trained_to_end(tmp_path: Path) -> None:
+    """Which is what the chat template says, whatever the tokenizer calls EOS."""
+    model = save_model(tmp_path / "tiny", template=TEMPLATE.replace("<|end|>", "<|system|>"))
+    assert export(last(fit(tmp_path, model)), tmp_path / "out") == 0
+    ends = AutoTokenizer.from_pretrained(tmp_path / "out").convert_tokens_to_ids(["<|end|>", "<|system|>"])
+    assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == sorted(ends)

@@ -58,6 +58,17 @@ def test_response_ends_with_eos_under_any_template(template: str) -> None:
     assert text.count("<|end|>") == 1
 
 
+def test_response_ends_as_the_template_ends_it_though_eos_is_another() -> None:
+    tokenizer = chat(TEMPLATE.replace("<|end|>", "<|pad|>"))
+    assert tokenizer.end == "<|pad|>"
+    assert decode(tokenizer, tokenizer.encode(example("Hi"), ("en",))["chosen"]) == "Yes.<|pad|>"
+
+
+def test_a_template_that_refuses_the_conversation_leaves_eos() -> None:
+    refusing = "{{ raise_exception('one message, please') }}"
+    assert chat(refusing).end == "<|end|>"
+
+
 def test_an_empty_response_is_eos_alone() -> None:
     tokenizer = chat()
     assert decode(tokenizer, tokenizer.encode(example("Hi", chosen=""), ("en",))["chosen"]) == "<|end|>"

@@ -17,12 +17,12 @@ from lightning_mlc.evaluation.generation import (
     Response,
     TransformersGenerator,
     VLLMGenerator,
-    end_tokens,
     plan,
 )
 from lightning_mlc.evaluation.journal import Key
 from lightning_mlc.evaluation.local import chat_of, check_lengths, context_length
 from lightning_mlc.evaluation.systems import System
+from lightning_mlc.models.turns import end_tokens
 
 TEXTS = ["a", "bb " * 5, "ccc", "দাম না দিয়ে", "e" * 40, "ff", "g " * 11]
 CONVERSATIONS = [[{"role": "user", "content": text}] for text in TEXTS]
