@@ -19,6 +19,7 @@ from rich.console import Console
 
 from lightning_mlc.errors import UserError
 from lightning_mlc.module import AlignmentModule
+from lightning_mlc.processes import DataParallel
 from lightning_mlc.report import (
     before_after_tables,
     plot_cosines,
@@ -179,7 +180,10 @@ class PredictionWriter(BasePredictionWriter):
         self._path: Path | None = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        rank = f".rank{trainer.global_rank}" if trainer.world_size > 1 else ""
+        share = DataParallel.of(trainer)
+        if not share.is_first:
+            return
+        rank = f".rank{share.rank}" if share.size > 1 else ""
         self._path = Path(trainer.default_root_dir) / f"predictions{rank}.jsonl"
         if self._path.exists():
             raise UserError(f"out: {self._path} exists; move it away or give another --out")
@@ -195,7 +199,8 @@ class PredictionWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        assert self._path is not None
+        if self._path is None:  # another process writes the same
+            return
         with self._path.open("a", encoding="utf-8") as file:
             for record in prediction:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")

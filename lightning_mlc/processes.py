@@ -3,10 +3,43 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
 
 from torch import distributed
 
 from lightning_mlc.errors import UserError
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+
+@dataclass(frozen=True)
+class DataParallel:
+    """Among whom examples are divided.
+
+    Processes that split a layer (:mod:`lightning_mlc.tensor_parallel`) run the same examples, and count as one. What
+    they compute of an example is the same on each, so a mean over all processes is the mean over the shares.
+    """
+
+    size: int = 1
+    """Shares that the examples are divided into."""
+    rank: int = 0
+    """Which of them is this process's."""
+    processes: int = 1
+    """How many have the same share."""
+    is_first: bool = True
+    """Whether this process is the first of them, which writes for all."""
+
+    @classmethod
+    def of(cls, trainer: Trainer) -> Self:
+        """As the strategy of ``trainer`` has it, whose processes have met."""
+        found = trainer.distributed_sampler_kwargs  # None of a strategy of one process
+        if found is None:
+            return cls()
+        size = int(found["num_replicas"])
+        together = trainer.world_size // size
+        return cls(size, int(found["rank"]), together, trainer.global_rank % together == 0)
 
 
 def is_first() -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_mlc.consistency import Consistency
 from lightning_mlc.objectives import Objective
+from lightning_mlc.processes import DataParallel
 from lightning_mlc.reference import ReferenceSettings
 from lightning_mlc.schedules import Warmup
 
@@ -46,7 +47,7 @@ def describe_run(module: AlignmentModule, trainer: Trainer) -> dict[str, Any]:
             "batch_size": None if data.tokens_per_batch else data.batch_size,
             "tokens_per_batch": data.tokens_per_batch,
             "accumulate": trainer.accumulate_grad_batches,
-            "processes": trainer.world_size,
+            "processes": DataParallel.of(trainer).size,
         },
         "data": {
             "name": _name(data.paths["train"]),

@@ -19,7 +19,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning_mlc.data import MultilingualData
 from lightning_mlc.errors import UserError
 from lightning_mlc.metrics_file import MetricsFile
-from lightning_mlc.processes import is_first, raise_together
+from lightning_mlc.processes import DataParallel, is_first, raise_together
 
 logger = logging.getLogger(__name__)
 
@@ -34,23 +34,34 @@ class Epoch:
     tokens_per_batch: int | None
     accumulate: int
     processes: int
+    """Those that run the same examples count as one."""
     strategy: str
     micro_batches: int
     """Of each process."""
+    tensor_parallel: int = 1
+    """Processes that run the same examples."""
 
     @classmethod
     def of(cls, trainer: Trainer, micro_batches: int) -> Epoch:
-        data = _data(trainer)
+        data, share = _data(trainer), DataParallel.of(trainer)
         return cls(
             seed=data.seed,
             examples=len(data.keys("train")),
             batch_size=data.batch_size,
             tokens_per_batch=data.tokens_per_batch,
             accumulate=int(trainer.accumulate_grad_batches),
-            processes=trainer.world_size,
+            processes=share.size,
             strategy=type(trainer.strategy).__name__.removesuffix("Strategy"),
             micro_batches=micro_batches,
+            tensor_parallel=share.processes,
         )
+
+    @property
+    def layout(self) -> str:
+        """Who trains, in words."""
+        count = self.processes * self.tensor_parallel
+        split = f", tensor parallel {self.tensor_parallel}" if self.tensor_parallel > 1 else ""
+        return f"{count} process{'es' * (count > 1)} ({self.strategy}{split})"
 
     @property
     def step(self) -> int:
@@ -88,9 +99,10 @@ class Epoch:
 class ExactResume(Callback):
     """Makes a resumed run do what the uninterrupted one would have done, where checkpoints cannot say.
 
-    Random numbers (dropout) of a micro-batch follow from the run's seed, its place in the run, and the process: there
-    is no generator's state to store. ``metrics.csv`` is cut back to what the checkpoint has seen. And progress, which
-    Lightning counts in micro-batches of a process, is counted anew where these have become others.
+    Random numbers (dropout) of a micro-batch follow from the run's seed, its place in the run, and the process's share
+    of the examples: there is no generator's state to store, and processes with the same share draw the same.
+    ``metrics.csv`` is cut back to what the checkpoint has seen. And progress, which Lightning counts in micro-batches
+    of a process, is counted anew where these have become others.
     """
 
     KEY = "lightning_mlc.epoch"
@@ -127,7 +139,7 @@ class ExactResume(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         # By this Lightning numbers what it logs; a run resumed at the start of an epoch would be one ahead.
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
-        place = [self._seed, trainer.current_epoch, batch_idx, trainer.global_rank]
+        place = [self._seed, trainer.current_epoch, batch_idx, DataParallel.of(trainer).rank]
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1))
 
 
@@ -149,19 +161,19 @@ def _count_anew(progress: dict[str, Any], before: Epoch, now: Epoch) -> None:
 
 
 def _tell_differences(before: Epoch, now: Epoch) -> None:
-    if (before.processes, before.strategy, before.step) == (now.processes, now.strategy, now.step):
+    if (before.layout, before.step) == (now.layout, now.step):
         return
-    who = [f"{epoch.processes} process{'es' * (epoch.processes > 1)} ({epoch.strategy})" for epoch in (before, now)]
     if before.step == now.step:
         told = "the same examples make up the same steps"
     else:
         told = f"a step takes {now.step} examples, where it took {before.step}"
     changed = "sums are taken in another order"
-    if before.processes != now.processes:
+    if (before.processes, before.tensor_parallel) != (now.processes, now.tensor_parallel):
         changed += " and dropout differs"
     logger.warning(
         "ckpt_path: %s, where it was %s: %s; %s, so the run is not bitwise what it would have been",
-        *who[::-1],
+        now.layout,
+        before.layout,
         told,
         changed,
     )

@@ -18,6 +18,7 @@ from lightning_mlc.data.batches import Batch
 from lightning_mlc.data.rows import TokenRows
 from lightning_mlc.flops import ModelFlops, Pass
 from lightning_mlc.module import AlignmentModule
+from lightning_mlc.processes import DataParallel
 
 ARITHMETIC = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32, "64": torch.float64}
 """What matrix products are computed in, by how ``trainer.precision`` begins."""
@@ -155,17 +156,19 @@ class Speed(Callback):
     def _figures(self, trainer: Trainer, seconds: float) -> dict[str, float]:
         on_cuda = trainer.strategy.root_device.type == "cuda"
         memory = self._most_held / torch.cuda.max_memory_allocated() if on_cuda else 0.0
-        sums = torch.tensor([*astuple(self._work), memory], device=trainer.strategy.root_device)
+        means = torch.tensor([*astuple(self._work), memory], device=trainer.strategy.root_device)
         if trainer.world_size > 1:
-            sums = trainer.strategy.reduce(sums, reduce_op="sum")
-        tokens, computed, flops, translation_flops, memory = sums.tolist()
+            means = trainer.strategy.reduce(means, reduce_op="mean")
+        *work, memory = means.tolist()
+        # Of the processes that split a pass, each counts all of it.
+        tokens, computed, flops, translation_flops = (DataParallel.of(trainer).size * mean for mean in work)
         figures = {"tokens_per_second": tokens / seconds, "padding": 1 - tokens / computed}
         if self._peak is not None:
             figures["model_flops_utilization"] = flops / seconds / (self._peak * trainer.world_size)
         if self._has_translations:
             figures["consistency_flops"] = translation_flops / flops
             if on_cuda:
-                figures["consistency_memory"] = memory / trainer.world_size
+                figures["consistency_memory"] = memory
         return figures
 
     def _is_logged(self, trainer: Trainer, step: int) -> bool:

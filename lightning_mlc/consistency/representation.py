@@ -65,7 +65,7 @@ class Representation(nn.Module):
         """Fold what was observed since the last call, on all processes, into the running mean."""
         if not self.settings.center:
             return
-        totals = torch.cat([self._window_sum, self._window_rows[None]])
+        totals = torch.cat([self._window_sum, self._window_rows[None]])  # of which only the quotient counts
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(totals)
         seen = totals[-1] > 0

@@ -31,13 +31,13 @@ from lightning_mlc.data.sampling import (
     MicroBatch,
     Sizes,
     TrainingBatches,
-    length_of,
     plan_epoch,
 )
 from lightning_mlc.data.tables import default_cache_dir, table_fingerprint, tokenised_table
 from lightning_mlc.data.tokenization import ChatTokenizer
 from lightning_mlc.data.windows import ByExamples, ByTokens, Cut, Division
 from lightning_mlc.errors import UserError
+from lightning_mlc.processes import DataParallel
 
 logger = logging.getLogger("lightning_mlc")
 
@@ -317,7 +317,7 @@ class MultilingualData(LightningDataModule):
         self._require_room(costs)
         if translations:
             self._remark_on_expensive_languages(counts.relative_to_source(), costs.sum(0) / costs.sum())
-        processes = 1 if self.trainer is None else self.trainer.world_size
+        processes = self._data_parallel.size
         if len(costs) < processes:
             raise UserError(
                 f"data.train_path: {self.paths['train']} has {len(costs)} examples to train on, fewer than the "
@@ -365,7 +365,7 @@ class MultilingualData(LightningDataModule):
                     "trainer.callbacks: GradientAccumulationScheduler is not supported, the totals of a step are "
                     "planned ahead; use trainer.accumulate_grad_batches"
                 )
-            division = Division(trainer.accumulate_grad_batches, trainer.world_size, trainer.global_rank)
+            division = self._division
             sampler = TrainingBatches(
                 sizes, self._cut(division), division, limit=trainer.limit_train_batches, progress=self._progress
             )
@@ -373,12 +373,19 @@ class MultilingualData(LightningDataModule):
 
     def micro_batches_of_epoch(self) -> int:
         """How many micro-batches each process trains on in an epoch."""
-        trainer = self.trainer
-        if trainer is None:
-            return length_of(self._cut(Division())(0), Division())
-        division = Division(trainer.accumulate_grad_batches, trainer.world_size, trainer.global_rank)
-        limit = trainer.limit_train_batches
+        division = self._division
+        limit = None if self.trainer is None else self.trainer.limit_train_batches
         return len(plan_epoch(self._cut(division)(0), self._sizes("train"), division, limit))
+
+    @property
+    def _data_parallel(self) -> DataParallel:
+        return DataParallel() if self.trainer is None else DataParallel.of(self.trainer)
+
+    @property
+    def _division(self) -> Division:
+        """Among whom training is divided."""
+        accumulate = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
+        return Division(accumulate, self._data_parallel.size, self._data_parallel.rank)
 
     def _cut(self, division: Division) -> Cut:
         if self.tokens_per_batch is None:
@@ -438,13 +445,12 @@ class MultilingualData(LightningDataModule):
         They are in all languages, or ``in_source`` alone. What is not training data is batched as in evaluation,
         so that a model gives the very same scores there.
         """
-        trainer = self.trainer
-        world_size, rank = (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
+        share = self._data_parallel
         collator, rows = self._collator(), self._rows[split]
         batches = EvaluationBatches(self._sizes(split), self._scored_together(split))
         wanted = [batch for batch in batches if any(rows[index] in missing for index in batch.indices)]
         collate = collator.source_responses if in_source else collator.evaluation
-        return self._loader(split, wanted[rank::world_size], collate)
+        return self._loader(split, wanted[share.rank :: share.size], collate)
 
     def describe(self, split: Split, in_source: bool) -> dict[str, str]:
         """What the scores of :meth:`scoring_loader` depend on beside the model, by names for messages."""
@@ -478,9 +484,8 @@ class MultilingualData(LightningDataModule):
         return TokenCounts.of(self._tables[split], len(self.languages)).take(self._rows[split])
 
     def _evaluation_loader(self, split: Split, collate: Callable[..., Batch]) -> DataLoader[Batch]:
-        trainer = self.trainer
-        world_size, rank = (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
-        sampler = EvaluationBatches(self._sizes(split), self.val_batch_size, world_size, rank)
+        share = self._data_parallel
+        sampler = EvaluationBatches(self._sizes(split), self.val_batch_size, share.size, share.rank)
         return self._loader(split, sampler, collate)
 
     def _loader(

@@ -31,7 +31,7 @@ class Division:
     accumulate: int = 1
     """Micro-batches one after the other."""
     world_size: int = 1
-    """Processes side by side."""
+    """Processes side by side; those that run the same examples count as one."""
     rank: int = 0
     """Which of them this is."""
 

@@ -89,7 +89,10 @@ class KTO(Objective):
 
 
 def mean_of_all_processes(values: Tensor) -> Tensor:
-    """() mean of ``values`` (B,) of all processes together, where each may have another B."""
+    """() mean of ``values`` (B,) of all processes together, where each may have another B.
+
+    Of examples that several processes run, all run equally many, so that none weighs more (see `DataParallel`).
+    """
     totals = torch.stack([values.sum(), values.new_tensor(float(values.numel()))])
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(totals)
