@@ -31,6 +31,7 @@ from lightning_mlc.models.policy import Policy, num_layers, resolve_layer
 from lightning_mlc.models.tensors import replace_tensors
 from lightning_mlc.module import AlignmentModule
 from lightning_mlc.sharding import FSDP2
+from lightning_mlc.tensor_parallel import OPTION
 
 GB = 10**9
 GPUS = {"24 GB": 24, "40 GB": 40, "80 GB": 80, "141 GB": 141}
@@ -90,9 +91,17 @@ class Estimate:
 
 
 def setup_of(trainer: Any) -> Setup:
-    """What the options ``trainer`` of a configuration say; as many devices as there are is 1, or 8 under FSDP2."""
+    """What the options ``trainer`` of a configuration say; as many devices as there are is 1, or 8 under FSDP2.
+
+    Raises:
+        UserError: Layers are to be split, which shares out memory in ways that are not known here.
+    """
     strategy = trainer.strategy
     sharded = isinstance(strategy, FSDP2)
+    if sharded and strategy.tensor_parallel_size > 1:
+        raise UserError(
+            f"{OPTION}: what layers that are split take is not known; set it to 1 for an estimate without it"
+        )
     devices = trainer.devices
     if isinstance(devices, list):
         count = len(devices)

@@ -17,6 +17,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -180,7 +181,7 @@ class AlignmentModule(LightningModule):
         device = self.trainer.strategy.root_device
         require_supported(self.trainer.strategy)
         if self._sharding is not None:
-            self._require_shardable()
+            self._require_shardable(self._sharding)
         if self.activation_offload and device.type == "cpu":
             raise UserError(
                 "model.activation_offload: the model is on the CPU, and its activations with it; "
@@ -204,6 +205,8 @@ class AlignmentModule(LightningModule):
                 require_quantizable(self.source, config, precision)
             elif self.lora is None and stage == "fit":
                 require_whole(self.source, config)
+            if self._sharding is not None:
+                self._sharding.require_splittable(config)
             self._layer = resolve_layer(self.consistency.layer, num_layers(config))
             if self.compiles and stage != "predict":
                 require_compiler(device)
@@ -211,7 +214,7 @@ class AlignmentModule(LightningModule):
         if stage != "predict":
             self._metrics = self._make_metrics(self.languages, data.kind)
 
-    def _require_shardable(self) -> None:
+    def _require_shardable(self, sharding: FSDP2) -> None:
         """Refuse what a model that is shared out over processes cannot do, or is not known to."""
         if self.lora is not None and self.lora.quantize is not None:
             raise UserError(
@@ -222,6 +225,11 @@ class AlignmentModule(LightningModule):
             raise UserError(
                 "model.compile: not with a model that is shared out over processes; set it to false, "
                 "or trainer.strategy to ddp"
+            )
+        if self.lora is not None and sharding.tensor_parallel_size > 1:
+            raise UserError(
+                "trainer.strategy.tensor_parallel_size: layers with adapters cannot be split; set it to 1, "
+                "or model.lora to null"
             )
 
     def choose_rows(self, data: Any) -> None:
@@ -501,6 +509,8 @@ class AlignmentModule(LightningModule):
         return Observed(grid, reference, representations, batch.source)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self._sharding is not None:
+            self._sharding.agree_on_gradients(self.parameters())
         if self.representation is None:
             return
         if self.consistency.terms_at(self.trainer.global_step):
@@ -508,6 +518,19 @@ class AlignmentModule(LightningModule):
         else:
             for parameter in self.representation.parameters():
                 parameter.grad = None  # or the optimizer's momentum would move it on steps without the terms
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        by_value = gradient_clip_algorithm == GradClipAlgorithmType.VALUE
+        if self._sharding is None or by_value or not gradient_clip_val:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+            self._sharding.clip_gradients(parameters, gradient_clip_val)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
@@ -540,7 +563,7 @@ class AlignmentModule(LightningModule):
         """Log what the whole optimizer step saw, not just its last micro-batch."""
         # Each term is a share of the step's mean, divided as the gradient is (see `Normalizers`).
         values = torch.stack(list(self._window.values())) / self.trainer.accumulate_grad_batches
-        if self.trainer.world_size > 1:
+        if self.trainer.world_size > 1:  # equally many have each share (see `DataParallel`)
             values = self.trainer.strategy.reduce(values, reduce_op="mean")
         logged = dict(zip(self._window, values, strict=True))
         self._window = {}

@@ -7,11 +7,15 @@ weight. What is computed does not change, and so neither do losses, gradients or
 Two things differ from data parallelism, in which processes meet only once a step. They meet in every layer, so
 all of them must run equally many passes (:func:`with_equal_passes`). And a process cannot hold a whole model
 even while it is loaded: process 0 reads it, and the others have its shapes alone (:func:`materialize`).
+
+Processes may also share the work on an example (:mod:`lightning_mlc.tensor_parallel`). They are then laid out in two
+dimensions: those that split a layer, of consecutive ranks, and those that shard what the former made of it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -35,8 +39,9 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from lightning_mlc import checkpoint_format
+from lightning_mlc import checkpoint_format, tensor_parallel
 from lightning_mlc.data.batches import Batch, Normalizers
 from lightning_mlc.data.rows import NO_RESPONSE, Row, TokenRows
 from lightning_mlc.errors import UserError
@@ -45,12 +50,13 @@ from lightning_mlc.models.tensors import replace_tensors
 
 
 class FSDP2(ModelParallelStrategy):
-    """Fully sharded data parallelism over all processes.
+    """Fully sharded data parallelism over all processes, and tensor parallelism within groups of them.
 
     Args:
         reshard_after_forward: Let a layer's weights go after its forward pass and gather them again for the
             backward pass (ZeRO-3). False keeps them until then (ZeRO-2): more memory, less communication.
         cpu_offload: Keep weights, gradients and optimizer state in CPU memory, and run the optimizer there.
+        tensor_parallel_size: How many processes split the layers of a model and run the same examples; 1 splits none.
         sharded_checkpoints: Save a checkpoint as a folder to which each process adds its part. False gathers
             all of it in the CPU memory of process 0 and saves one file, like the other strategies.
         timeout_minutes: How long a process waits for the others before it gives up.
@@ -60,23 +66,36 @@ class FSDP2(ModelParallelStrategy):
         self,
         reshard_after_forward: bool = True,
         cpu_offload: bool = False,
+        tensor_parallel_size: int = 1,
         sharded_checkpoints: bool = True,
         timeout_minutes: int = 30,
     ) -> None:
         super().__init__(
-            tensor_parallel_size=1,
+            tensor_parallel_size=tensor_parallel_size,
             save_distributed_checkpoint=sharded_checkpoints,
             timeout=timedelta(minutes=timeout_minutes),
         )
         self.reshard_after_forward = reshard_after_forward
         self.cpu_offload = cpu_offload
+        self.tensor_parallel_size = tensor_parallel_size
         self.sharded_checkpoints = sharded_checkpoints
         self._cpu_group: Any = None
 
     # ---- processes ----------------------------------------------------------------------------------
 
     def setup_environment(self) -> None:
-        self._data_parallel_size = self.num_nodes * self.num_processes
+        processes, together = self.num_nodes * self.num_processes, self.tensor_parallel_size
+        if together > 1 and self.cpu_offload:
+            raise UserError(
+                f"{tensor_parallel.OPTION}: weights that are split are not known to work in CPU memory; set it to 1, "
+                "or trainer.strategy.cpu_offload to false"
+            )
+        if together < 1 or processes % together:
+            raise UserError(
+                f"{tensor_parallel.OPTION}: {together} does not divide the {processes} processes; "
+                "give a number that does, or another trainer.devices"
+            )
+        self._data_parallel_size = processes // together
         if self.cpu_offload and self.root_device.type == "cuda":
             # The norm of gradients in CPU memory is summed over the processes there.
             self._process_group_backend = "cpu:gloo,cuda:nccl"
@@ -94,6 +113,14 @@ class FSDP2(ModelParallelStrategy):
 
     # ---- sharding -----------------------------------------------------------------------------------
 
+    def require_splittable(self, config: Any) -> dict[str, str]:
+        """How the layers of a model with ``config`` are split; nothing, where they are not to be.
+
+        Raises:
+            UserError: They are to be, and cannot.
+        """
+        return tensor_parallel.plan_of(config, self.tensor_parallel_size) if self.tensor_parallel_size > 1 else {}
+
     def shard(self, policy: Policy, precision: str) -> Policy:
         """Shard ``policy`` in place, unless it is: each of its decoder layers, then all the rest as one unit.
 
@@ -104,8 +131,11 @@ class FSDP2(ModelParallelStrategy):
             return policy
         trains = any(parameter.requires_grad for parameter in policy.parameters())
         options = self._options(precision)
+        plan = self.require_splittable(policy.causal_lm.config)
         for layer in policy.layers:
             materialize(layer, self.root_device)
+            if plan:
+                tensor_parallel.split(layer, plan, self.device_mesh["tensor_parallel"])
             fully_shard(layer, reshard_after_forward=self.reshard_after_forward or not trains, **options)
         materialize(policy, self.root_device)
         fully_shard(policy, reshard_after_forward=not trains, **options)
@@ -153,6 +183,34 @@ class FSDP2(ModelParallelStrategy):
             if not left:
                 return
             yield self.with_equal_passes(_NO_EXAMPLES if batch is None else batch)
+
+    def agree_on_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Average gradients of what is whole on each process of a tensor-parallel group over the group.
+
+        All compute the same, but a GPU may add up in another order each time, and the copies would slowly part.
+        """
+        if self.tensor_parallel_size == 1:
+            return
+        group = self.device_mesh["tensor_parallel"].get_group()
+        for gradient in (parameter.grad for parameter in parameters):
+            assert isinstance(gradient, DTensor | None)
+            # What was split lies on a mesh of two dimensions; so do the biases of sums over the group, which are whole.
+            if gradient is not None and (gradient.device_mesh.ndim == 1 or gradient.placements[1].is_replicate()):
+                part = gradient.to_local()
+                distributed.all_reduce(part, group=group)
+                part.div_(self.tensor_parallel_size)
+
+    def clip_gradients(self, parameters: Iterable[Tensor], max_norm: float) -> None:
+        """Scale all gradients so that their norm, over all parameters and processes, is ``max_norm`` at most."""
+        # What is split lies on a mesh of two dimensions, all else on one of one; torch adds up no norms across meshes.
+        groups: dict[Any, list[Tensor]] = defaultdict(list)
+        for parameter in parameters:
+            if isinstance(parameter.grad, DTensor):
+                groups[parameter.grad.device_mesh].append(parameter)
+        norms = [get_total_norm([p.grad for p in group if p.grad is not None]) for group in groups.values()]
+        total = get_total_norm([norm.full_tensor() for norm in norms if isinstance(norm, DTensor)])
+        for group in groups.values():
+            clip_grads_with_norm_(group, max_norm, total)
 
     # ---- checkpoints --------------------------------------------------------------------------------
 
@@ -214,7 +272,7 @@ def require_supported(strategy: str | Strategy) -> None:
     if supported:
         return
     if name == ModelParallelStrategy.__name__ or isinstance(strategy, ModelParallelStrategy):
-        instead = "FSDP2 without tensor parallelism is --config strategy/fsdp2"
+        instead = "FSDP2, with tensor parallelism or without, is --config strategy/fsdp2"
     elif name in (FSDPStrategy.__name__, "fsdp", "fsdp_cpu_offload"):
         instead = "FSDP1 allows one forward pass a step, and a step has several; use --config strategy/fsdp2"
     elif "deepspeed" in name.lower():

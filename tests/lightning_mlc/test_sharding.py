@@ -18,7 +18,10 @@ from lightning_mlc.models.loading import ModelSource, load_causal_lm
         ("fsdp", "FSDP1 allows one forward pass a step, and a step has several; use --config strategy/fsdp2"),
         ("deepspeed_stage_3", "for ZeRO-3 use --config strategy/fsdp2"),
         ("deepspeed_stage_2", "for ZeRO-2 add --trainer.strategy.reshard_after_forward false"),
-        ("lightning.pytorch.strategies.ModelParallelStrategy", "FSDP2 without tensor parallelism is --config"),
+        (
+            "lightning.pytorch.strategies.ModelParallelStrategy",
+            "with tensor parallelism or without, is --config strategy/fsdp2",
+        ),
         ("xla", "use auto, ddp, or --config strategy/fsdp2"),
     ],
 )
