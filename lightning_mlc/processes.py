@@ -1,4 +1,4 @@
-"""What the processes of a run settle among themselves, so that none waits for another that has ended."""
+"""Among whom examples are divided, and what processes settle so that none waits for another that has ended."""
 
 from __future__ import annotations
 
