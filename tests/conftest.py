@@ -86,6 +86,9 @@ def _clean_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: py
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
     yield
+    # A run in this process that is refused once its strategy is set up leaves what it would tell other processes.
+    for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        os.environ.pop(name, None)
     torch.set_default_dtype(torch.float32)
     torch.use_deterministic_algorithms(False)
 
