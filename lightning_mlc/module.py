@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from lightning_mlc import tensor_parallel
 from lightning_mlc.consistency import Consistency, ConsistencyTerm, Needs, Observed, Representation
 from lightning_mlc.data.batches import Batch
 from lightning_mlc.data.layout import Layout
@@ -166,6 +167,8 @@ class AlignmentModule(LightningModule):
         self._initial: dict[str, str] = {}
         """What the scores of the initial model depend on, where they are precomputed."""
         self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._ends: list[int] = []
+        """Ids that end a response, found with the tokenizer."""
         self._layer: int | None = None
         self._window: dict[str, Tensor] = {}
         self._latest_consistency: dict[str, Tensor] = {}
@@ -228,8 +231,7 @@ class AlignmentModule(LightningModule):
             )
         if self.lora is not None and sharding.tensor_parallel_size > 1:
             raise UserError(
-                "trainer.strategy.tensor_parallel_size: layers with adapters cannot be split; set it to 1, "
-                "or model.lora to null"
+                f"{tensor_parallel.OPTION}: layers with adapters cannot be split; set it to 1, or model.lora to null"
             )
 
     def choose_rows(self, data: Any) -> None:
@@ -684,10 +686,10 @@ class AlignmentModule(LightningModule):
         assert self.policy is not None
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self.source)
-        ends = end_tokens(self.policy.causal_lm, self._tokenizer)
+            self._ends = end_tokens(self.policy.causal_lm, self._tokenizer)
         records = []
         for rows in batch.prompts:
-            generated = self.policy.generate(rows, self.max_new_tokens, ends, together=self._sharding is not None)
+            generated = self.policy.generate(rows, self.max_new_tokens, self._ends, together=self._sharding is not None)
             responses = self._tokenizer.batch_decode(generated[:, rows.input_ids.shape[1] :], skip_special_tokens=True)
             for example, language, leads, response in zip(
                 rows.example.tolist(), rows.language.tolist(), rows.leads.tolist(), responses, strict=True

@@ -75,6 +75,7 @@ class TransformersGenerator:
         self._max_new_tokens = max_new_tokens
         self._batch_tokens = batch_tokens
         self._header = header
+        self._ends = end_tokens(local.model, local.chat.tokenizer)
 
     def generate(self, conversations: Sequence[Conversation], done: Collection[int]) -> Iterator[tuple[int, Response]]:
         prompts = encode(self._local.chat, conversations, self._header)
@@ -90,19 +91,18 @@ class TransformersGenerator:
     def _respond(self, prompts: Sequence[Sequence[int]]) -> list[Response]:
         tokenizer, model = self._local.chat.tokenizer, self._local.model
         rows = TokenRows.pad([Row(prompt, (), 0, 0, NO_RESPONSE) for prompt in prompts], tokenizer.pad_token_id)
-        ends = end_tokens(model, tokenizer)
         with out_of_memory():
             generated = model.generate(
                 input_ids=rows.input_ids.to(self._local.device),
                 attention_mask=rows.attention_mask.to(self._local.device),
                 max_new_tokens=self._max_new_tokens,
-                eos_token_id=ends,
+                eos_token_id=self._ends,
                 pad_token_id=tokenizer.pad_token_id,
                 **GREEDY,
             )
         new = generated[:, rows.input_ids.shape[1] :].cpu()
         texts = tokenizer.batch_decode(new, skip_special_tokens=True)
-        finished = torch.isin(new, torch.tensor(ends)).any(1).tolist()
+        finished = torch.isin(new, torch.tensor(self._ends)).any(1).tolist()
         return [Response(text.strip(), ended) for text, ended in zip(texts, finished, strict=True)]
 
 
