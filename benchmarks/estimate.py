@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from benchmarks import memory
 from benchmarks.environment import environment
-from benchmarks.options import forget_peak, held
 from lightning_mlc.data.batches import Batch
 from lightning_mlc.estimate import estimate, setup_of
 from lightning_mlc.training_cli import run
@@ -49,20 +49,20 @@ class Peak(Callback):
         self.batch: Batch | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.before = held("VmRSS", trainer.strategy.root_device)
+        self.before = memory.in_use(trainer.strategy.root_device)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.loaded = held("VmRSS", trainer.strategy.root_device) - self.before
+        self.loaded = memory.in_use(trainer.strategy.root_device) - self.before
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.batch = batch
-        forget_peak(trainer.strategy.root_device)
+        memory.forget_peak(trainer.strategy.root_device)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        self.peak = held("VmHWM", trainer.strategy.root_device)
+        self.peak = memory.peak(trainer.strategy.root_device)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        self.peak_of_step = held("VmHWM", trainer.strategy.root_device)
+        self.peak_of_step = memory.peak(trainer.strategy.root_device)
 
 
 def measure(options: list[str]) -> dict[str, Any]:

@@ -23,8 +23,16 @@ def in_use(device: torch.device) -> int:
     return _resident("VmRSS")
 
 
+def forget_peak(device: torch.device) -> None:
+    """What was held at most counts from now on."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # man 5 proc: resets the peak of the resident set
+
+
 def peak(device: torch.device) -> int:
-    """Most bytes held since the process began."""
+    """Most bytes held since the process began, or since :func:`forget_peak`."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return _resident("VmHWM")

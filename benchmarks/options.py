@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import re
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from benchmarks import memory
 from benchmarks.environment import environment
 from benchmarks.timing import synchronize
 from lightning_mlc.models.loading import ModelSource, load_causal_lm, load_tokenizer
@@ -53,10 +53,10 @@ class Watch(Callback):
         self._start = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._before = held("VmRSS", trainer.strategy.root_device)
+        self._before = memory.in_use(trainer.strategy.root_device)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        forget_peak(trainer.strategy.root_device)
+        memory.forget_peak(trainer.strategy.root_device)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._start = time.perf_counter()
@@ -69,26 +69,9 @@ class Watch(Callback):
         self._losses.append(float(outputs["loss"]))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        peak = held("VmHWM", trainer.strategy.root_device) - self._before
+        peak = memory.peak(trainer.strategy.root_device) - self._before
         record = {"seconds": self._seconds, "losses": self._losses, "peak_bytes": peak}
         (Path(trainer.default_root_dir) / RECORD).write_text(json.dumps(record))
-
-
-def held(field: str, device: torch.device) -> int:
-    """Bytes that this process holds (``VmRSS``) or has held at most (``VmHWM``), on the GPU where it uses one."""
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device) if field == "VmRSS" else torch.cuda.max_memory_allocated(device)
-    found = re.search(rf"^{field}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), flags=re.M)
-    assert found is not None
-    return int(found[1]) * 1024
-
-
-def forget_peak(device: torch.device) -> None:
-    """What was held at most counts from now on."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # man 5 proc: resets the peak of the resident set
 
 
 def record(variant: str, model: Path, options: Sequence[str], out: Path) -> dict[str, Any]:

@@ -28,9 +28,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from benchmarks import memory
 from benchmarks.environment import environment
 from benchmarks.layouts import DDP, FSDP2, launched
-from benchmarks.options import SMOLLM2, forget_peak, held
+from benchmarks.options import SMOLLM2
 from benchmarks.timing import synchronize
 from lightning_mlc.export import export
 from lightning_mlc.models.loading import load_causal_lm, load_tokenizer
@@ -57,15 +58,15 @@ class Watch(Callback):
         self._before = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._before = held("VmRSS", trainer.strategy.root_device)
+        self._before = memory.in_use(trainer.strategy.root_device)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        forget_peak(trainer.strategy.root_device)
+        memory.forget_peak(trainer.strategy.root_device)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         device = trainer.strategy.root_device
         record: dict[str, Any] = {
-            "peak_bytes": held("VmHWM", device) - self._before,
+            "peak_bytes": memory.peak(device) - self._before,
         }
         root = Path(trainer.default_root_dir)
         path = root / "timed.ckpt"
