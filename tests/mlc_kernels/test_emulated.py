@@ -160,30 +160,21 @@ def token_states(packed: bool, dtype: torch.dtype) -> tuple[Tensor, dict[str, Te
     return hidden.to(dtype), {"attention_mask": real}
 
 
+# Launches: a row that is a token's is looked up where it stands.
+LOOKED_UP = ["find_rows", "prompt_forward", "prompt_backward"]
+POOLED = ["find_rows", "pool_rows", "prompt_forward", "prompt_backward", "spread_rows"]
+
+
 @pytest.mark.parametrize(
     ("capability", "packed", "pooling", "extractor", "dtype", "kernels"),
     [
-        (90, False, "last", False, F32, ["find_rows", "prompt_forward", "prompt_backward"]),
-        (90, True, "last", False, BF16, ["find_rows", "prompt_forward", "prompt_backward"]),
-        (90, True, "mean", False, F32, ["find_rows", "pool_rows", "prompt_forward", "prompt_backward", "spread_rows"]),
-        (
-            90,
-            False,
-            "mean",
-            False,
-            BF16,
-            ["find_rows", "pool_rows", "prompt_forward", "prompt_backward", "spread_rows"],
-        ),
-        (90, False, "last", True, BF16, ["find_rows", "pool_rows", "prompt_forward", "prompt_backward", "spread_rows"]),
-        (
-            80,
-            False,
-            "mean",
-            False,
-            BF16,
-            ["find_rows", "pool_rows", "prompt_forward", "prompt_backward", "spread_rows"],
-        ),
-        (80, True, "last", True, F32, ["find_rows", "pool_rows", "prompt_forward", "prompt_backward", "spread_rows"]),
+        (90, False, "last", False, F32, LOOKED_UP),
+        (90, True, "last", False, BF16, LOOKED_UP),
+        (90, True, "mean", False, F32, POOLED),
+        (90, False, "mean", False, BF16, POOLED),
+        (90, False, "last", True, BF16, POOLED),
+        (80, False, "mean", False, BF16, POOLED),
+        (80, True, "last", True, F32, POOLED),
     ],
 )
 def test_from_token_states(
