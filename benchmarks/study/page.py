@@ -17,7 +17,6 @@ from benchmarks.study.results import (
     REFUSAL_MARGIN,
     REWARD_ACCURACY,
     REWARD_MARGIN,
-    STEP,
     collect,
 )
 from lightning_mlc.errors import UserError
@@ -96,7 +95,6 @@ class _Part:
                     (ORDINARY_MARGIN.name, "mean"),
                     *((name, "mean") for name in declined),
                     (NLL.name, "mean"),
-                    (STEP.name, "all"),
                 ],
                 perplexity=True,
             ),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -133,7 +132,6 @@ ORDINARY_MARGIN = Measure("refusal margin, ordinary prompts", "nats per token", 
 NLL = Measure("NLL of chosen responses", "nats per token", False, ("mean",))
 PAG = Measure("agreement (PAG) of margins", "%", True, ("all",))
 KAPPA = Measure("kappa of margins", "", True, ("all",))
-STEP = Measure("seconds per step", "s", False, ("all",))
 
 
 def _samples(seeds: Sequence[Measured], base: Measured | None) -> dict[tuple[Measure, str], Sample]:
@@ -163,10 +161,6 @@ def _samples(seeds: Sequence[Measured], base: Measured | None) -> dict[tuple[Mea
     labels = [_margin_labels(one) for one in seeds]
     agreements = sample([partial(agreement, own) for own in labels], len(labels[0]))
     found[PAG, "all"], found[KAPPA, "all"] = agreements["pag"], agreements["kappa"]
-    steps = [statistics.median(one["step_seconds"][1:] or one["step_seconds"]) for one in seeds if one["step_seconds"]]
-    if steps:
-        values_ = torch.tensor(steps, dtype=torch.float64)
-        found[STEP, "all"] = Sample(values_, values_.new_zeros(len(values_), 0))
     return found
 
 

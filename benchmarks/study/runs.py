@@ -15,7 +15,6 @@ training has ended, too.
 
 from __future__ import annotations
 
-import csv
 import fcntl
 import json
 import os
@@ -32,15 +31,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import environment
-from benchmarks.study import clock
 from benchmarks.study.grid import BASE, Grid
 from benchmarks.study.measuring import Measurer
 from lightning_mlc.checkpoints import checkpoint_files
 from lightning_mlc.errors import Interrupted, UserError
 from lightning_mlc.evaluation.journal import write_whole
 from lightning_mlc.evaluation.systems import System
-
-ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -146,13 +142,12 @@ class Runner:
 
     def _do(self, task: Task, folder: Path, lock: int) -> dict[str, Any]:
         run = folder / "run"
-        system, seconds, steps = self._model, 0.0, []
+        system, seconds = self._model, 0.0
         if task.seed is not None:
             seconds = self._fit(task, run, folder / "fit.log", lock)
-            steps = step_seconds(run / "metrics.csv")
             system = System(task.cell, str(checkpoint_files(run)[-1].resolve()))
         found = self._measurer.measure(system)
-        found |= {"fit_seconds": seconds, "step_seconds": steps, "environment": environment(self._measurer.device)}
+        found |= {"fit_seconds": seconds, "environment": environment(self._measurer.device)}
         write_whole(folder / "measured.json", json.dumps(rounded(found, 7), allow_nan=False) + "\n")
         if not self._keep_weights and run.exists():
             shutil.rmtree(run)
@@ -166,19 +161,13 @@ class Runner:
             own["ckpt_path"] = "last"
         elif run.exists():
             shutil.rmtree(run)
-        arguments = [
-            *self._grid.arguments(task.cell, own),
-            f"--trainer.callbacks+={clock.__name__}.{clock.StepClock.__name__}",
-        ]
-        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         started = time.perf_counter()
         with log.open("w") as file:
             process = subprocess.Popen(
-                [sys.executable, "-m", "lightning_mlc", *arguments],
+                [sys.executable, "-m", "lightning_mlc", *self._grid.arguments(task.cell, own)],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
                 pass_fds=[lock],
             )
             try:
@@ -251,12 +240,6 @@ def stopped_by_signals() -> Iterator[None]:
         raise Interrupted("stopped; what is done is kept, so run the same command again to go on") from error
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def step_seconds(metrics: Path) -> list[float]:
-    """Wall time of the steps that were logged."""
-    with metrics.open(newline="") as file:
-        return [float(row[clock.COLUMN]) for row in csv.DictReader(file) if row.get(clock.COLUMN)]
 
 
 def _last_line(log: Path) -> str:

@@ -201,21 +201,20 @@ def test_two_processes_finish_what_was_killed(tmp_path: Path, tiny_model: Path) 
     killed.wait()
     wait_for(lambda: not is_claimed(run.parent / "lock"))  # so ended what it had begun, too
     assert not (run.parent / "measured.json").exists()
-    before = seconds_by_step(run)
+    before = speed_by_step(run)
     both = start([*arguments, "--processes=2"], tmp_path / "both.log")
     assert both.wait(timeout=240) == 0
     log = (tmp_path / "both.log").read_text()
     for task in ("dpo seed 1", "dpo-mlc seed 1"):
         assert log.count(f"] {task}\n") == 1, log
     assert log.count(" of 3 done") == 2, "each process says so in the end"
-    after = seconds_by_step(run)
+    after = speed_by_step(run)
     assert set(after) == set(range(60))
     kept = [step for step in before if after[step] == before[step]]
     assert len(kept) >= 2, "training began anew"  # up to its last checkpoint
     measured = json.loads((run.parent / "measured.json").read_text())
     assert measured["languages"] == ["en", "sw", "zh"]
     assert len(measured["chosen"]) == 4
-    assert measured["step_seconds"] == pytest.approx(list(after.values()), rel=1e-6)
     assert torch.tensor(measured["verdicts"]["refusal"]).shape == (2, 3)
     # Nothing is left to do, and other settings are refused.
     assert main(arguments) == 0
@@ -226,10 +225,11 @@ def test_two_processes_finish_what_was_killed(tmp_path: Path, tiny_model: Path) 
     assert "`dpo-mlc` - `dpo`" in page.read_text()
 
 
-def seconds_by_step(run: Path) -> dict[int, float]:
+def speed_by_step(run: Path) -> dict[int, float]:
+    """Tokens per second of each step: a second training would not measure the same."""
     with (run / "metrics.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if None not in row.values()]
-    return {int(row["step"]): float(row["speed/seconds_per_step"]) for row in rows}
+    return {int(row["step"]): float(row["speed/tokens_per_second"]) for row in rows}
 
 
 def test_weights_are_removed_and_failures_told(
@@ -303,7 +303,7 @@ def test_pseudo_values_of_a_mean_are_the_numbers() -> None:
 # ---- figures -------------------------------------------------------------------------------------------------------
 
 
-def measured(chosen: list[list[float]], margin: list[list[float]], seconds: float) -> dict[str, Any]:
+def measured(chosen: list[list[float]], margin: list[list[float]]) -> dict[str, Any]:
     """Of two prompts in two languages: all responses have 10 tokens, the rejected ones a log-probability of -20."""
     return {
         "languages": ["en", "sw"],
@@ -318,7 +318,6 @@ def measured(chosen: list[list[float]], margin: list[list[float]], seconds: floa
         "ordinary_refused": {"refusal": [[0.0, 1.0], [0.0, None]]},
         "fit_seconds": 1.0,
         "seconds": 1.0,
-        "step_seconds": [9.0, seconds, seconds],
         "environment": {"device": "a CPU", "threads": 1, "torch": "2", "transformers": "5", "commit": "c"},
     }
 
@@ -327,11 +326,11 @@ def measured(chosen: list[list[float]], margin: list[list[float]], seconds: floa
 def study(tmp_path: Path) -> Path:
     """Two cells with two seeds, written by hand."""
     contents = {
-        "base/untrained": measured([[-20, -20], [-20, -20]], [[-1, -1], [-1, -1]], 0.0),
-        "dpo/seed-1": measured([[-18, -21], [-16, -21]], [[1, -1], [1, 1]], 2.0),
-        "dpo/seed-2": measured([[-18, -21], [-16, -21]], [[1, -1], [1, 1]], 4.0),
-        "dpo-mlc/seed-1": measured([[-15, -18], [-13, -18.5]], [[1, -1], [1, 1]], 6.0),
-        "dpo-mlc/seed-2": measured([[-15, -18], [-13, -18.5]], [[1, -1], [1, 1]], 8.0),
+        "base/untrained": measured([[-20, -20], [-20, -20]], [[-1, -1], [-1, -1]]),
+        "dpo/seed-1": measured([[-18, -21], [-16, -21]], [[1, -1], [1, 1]]),
+        "dpo/seed-2": measured([[-18, -21], [-16, -21]], [[1, -1], [1, 1]]),
+        "dpo-mlc/seed-1": measured([[-15, -18], [-13, -18.5]], [[1, -1], [1, 1]]),
+        "dpo-mlc/seed-2": measured([[-15, -18], [-13, -18.5]], [[1, -1], [1, 1]]),
     }
     for place, content in contents.items():
         folder = tmp_path / "cells" / place
@@ -357,18 +356,12 @@ def test_figures_are_those_counted_by_hand(study: Path) -> None:
     assert levels["dpo", "safe, judged by refusal", "mean"] == 0.5  # all in English, none of the one in Swahili
     assert levels["dpo", "ordinary prompts declined, judged by refusal", "sw"] == 1.0
     assert levels["dpo", "agreement (PAG) of margins", "all"] == 0.5  # of the second prompt alone
-    assert levels["dpo", "seconds per step", "all"] == 3.0  # without the first step, which warms up
     changes = {(f["cell"], f["against"], f["measure"], f["scope"]): f for f in results["differences"]}
     change = changes["dpo-mlc", "dpo", "reward margin", "mean"]
     # Of the prompts 3 and (3 + 2.5) / 2; seeds are alike: t(1) times the standard error of two prompts.
     assert change["value"] == pytest.approx(2.875)
     assert change["high"] - change["value"] == pytest.approx(12.7062 * 0.125, rel=1e-4)
     assert change["by_seed"] == [2.875, 2.875]
-    assert (
-        changes["dpo-mlc", "dpo", "seconds per step", "all"]["low"]
-        == changes["dpo-mlc", "dpo", "seconds per step", "all"]["high"]
-        == 4.0
-    )
 
 
 def test_the_page_says_noise_where_an_interval_includes_0(study: Path, tmp_path: Path) -> None:
@@ -381,7 +374,6 @@ def test_the_page_says_noise_where_an_interval_includes_0(study: Path, tmp_path:
     }
     assert rows["reward margin (nats)"] == "**+2.88** [1.29, 4.46] better"
     assert rows["refusal margin (nats per token)"] == "+0 [0, 0] within noise"
-    assert rows["seconds per step (s)"] == "**+4** [4, 4] worse"
     assert "`dpo`" in rows
     assert "not measured yet" not in text
     assert text.startswith("before\n")
