@@ -31,7 +31,7 @@ class Sample(NamedTuple):
     values: Tensor
     """(S,) float64: of each seed."""
     parts: Tensor
-    """(S, N) float64: pseudo-values of each prompt; (S, 0) of what has no prompts."""
+    """(S, N) float64: pseudo-values of each prompt."""
 
     def minus(self, other: Sample) -> Sample:
         """The difference to the figure of another cell, seed by seed and prompt by prompt.
@@ -59,7 +59,7 @@ def sample(statistics: list[Statistic], prompts: int) -> dict[str, Sample]:
 
 
 def interval(found: Sample) -> Estimate:
-    """The mean over seeds with its interval; NaN ends where one seed and no prompts leave nothing to estimate from."""
+    """The mean over seeds with its interval; NaN ends where a pseudo-value cannot be computed, or there is but one."""
     value = float(found.values.mean())
     variance, freedom = _variance_of_mean(found)
     if not math.isfinite(variance):
@@ -71,8 +71,6 @@ def interval(found: Sample) -> Estimate:
 def _variance_of_mean(found: Sample) -> tuple[float, float]:
     """With its degrees of freedom."""
     seeds, prompts = found.parts.shape
-    if prompts == 0:
-        return (float(found.values.var()) / seeds, seeds - 1) if seeds > 1 else (math.nan, 0)
     if seeds == 1:
         return (float(found.parts[0].var()) / prompts, prompts - 1) if prompts > 1 else (math.nan, 0)
     mean, by_seed, by_prompt = found.parts.mean(), found.parts.mean(1), found.parts.mean(0)
