@@ -2,35 +2,50 @@
 
 What fails for a reason that may pass (a limit of the rate, a time-out, an error of the server) is asked again
 after a growing pause. What still fails is left out, and said at the end: nothing is made up for it, and the next
-run asks again. What the endpoint declines for good (its content filter) is kept as a response that is not there.
+run asks again. What the endpoint declines for good (its content filter, a prompt that is too long for it) is kept
+as a response that is not there.
 """
 
 from __future__ import annotations
 
 import http.client
 import json
-import os
 import random
+import re
 import threading
 import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import urlsplit
 
-from lightning_mlc.errors import UserError
+from lightning_mlc.errors import UserError, first_line
 from lightning_mlc.evaluation.generation import Conversation, Response
+from lightning_mlc.evaluation.keys import variable_of
 
-API_KEY = "OPENAI_API_KEY"
-"""Environment variable with the key, sent where it is set."""
 PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 """Statuses worth another try."""
+OF_ONE_REQUEST = frozenset({400, 413, 422})
+"""Statuses of an endpoint that takes other requests, as a rule."""
 FILTERED = ("content_filter", "content_policy_violation")
 """Codes of a request that was refused for its content."""
+SPENT = "insufficient_quota"
+"""Code of an account with nothing left, which no pause helps; its status is that of a limited rate."""
+LIMITS = ("max_tokens", "max_completion_tokens")
+"""What endpoints call the longest response: all but newer OpenAI models, and these."""
+UNSUPPORTED = "unsupported_parameter"
+"""Code of a request with a parameter that a model does not know."""
 LONGEST_PAUSE = 60.0
-"""Seconds."""
+"""Seconds between two tries where the server does not say."""
+LONGEST_WAIT = 600.0
+"""Seconds that a server may ask to wait."""
+FEWEST = 8
+"""So many declined requests before there is any answer are taken to say that all will be."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +55,7 @@ class Endpoint:
     Args:
         spec: ``http://HOST/v1#MODEL``.
         max_new_tokens: Longest response.
+        key: Sent as bearer token.
         concurrency: Requests at a time.
         timeout: Seconds to wait for an answer.
         retries: How often to ask again.
@@ -49,6 +65,7 @@ class Endpoint:
 
     spec: str
     max_new_tokens: int
+    key: str | None = field(default=None, repr=False)
     concurrency: int = 8
     timeout: float = 60.0
     retries: int = 6
@@ -63,8 +80,23 @@ class Endpoint:
         return self.spec.partition("#")[2]
 
 
+class Unanswered(UserError):
+    """Requests got no answer; those to other endpoints may."""
+
+
 class _GivenUp(Exception):
     """A request that got no answer after all retries."""
+
+
+class _Declined(Exception):
+    """A request that the endpoint will never answer, and that says nothing of others."""
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Another address is another host, which neither prompts nor the key are for."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
 
 
 class EndpointGenerator:
@@ -72,19 +104,24 @@ class EndpointGenerator:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-        self._limit = "max_tokens"
-        """What the endpoint calls the longest response; newer OpenAI models know only ``max_completion_tokens``."""
+        self._opener = urllib.request.build_opener(_NoRedirects)
+        self._limit = LIMITS[0]
         self._stop = threading.Event()
 
     def generate(self, conversations: Sequence[Conversation], done: Collection[int]) -> Iterator[tuple[int, Response]]:
         """See :class:`~lightning_mlc.evaluation.generation.Generator`.
 
         Raises:
-            UserError: At the end, if requests got no answer; at once, if the endpoint refuses all of them.
+            UserError: The endpoint refuses all requests. Those on their way are waited for first.
+            Unanswered: At the end, if requests got no answer.
         """
         left = [index for index in range(len(conversations)) if index not in done]
         waiting = iter(left)
         failures: Counter[str] = Counter()
+        declined: list[tuple[int, Response]] = []
+        """Until there is an answer: only beside one is it the request that is at fault, and not all of them."""
+        refusal: UserError | None = None
+        is_answering = bool(done)
         in_a_row = 0
         self._stop.clear()
         with ThreadPoolExecutor(self._endpoint.concurrency) as pool:
@@ -92,7 +129,7 @@ class EndpointGenerator:
             try:
                 while True:
                     # After this many failures without an answer between them, the endpoint is taken to be gone.
-                    if in_a_row < 2 * self._endpoint.concurrency:
+                    if refusal is None and in_a_row < 2 * self._endpoint.concurrency:
                         for index in waiting:
                             running[pool.submit(self._ask, conversations[index])] = index
                             if len(running) == self._endpoint.concurrency:
@@ -107,14 +144,32 @@ class EndpointGenerator:
                             failures[str(error)] += 1
                             in_a_row += 1
                             continue
+                        except _Declined as error:
+                            response = Response("", True, str(error))
+                            declined.append((index, response))
+                            if not is_answering and len(declined) == FEWEST:
+                                refusal = self._refuses(str(error))
+                        except UserError as error:
+                            refusal = error
+                            self._stop.set()
+                            continue
+                        else:
+                            is_answering = True
+                            yield index, response
                         in_a_row = 0
-                        yield index, response
+                        if is_answering:
+                            yield from declined
+                            declined.clear()
             finally:
                 self._stop.set()  # requests that are pausing need not be waited for
+        if refusal is None and declined:
+            refusal = self._refuses(str(declined[-1][1].error))
+        if refusal is not None:
+            raise refusal
         if failures:
             reasons = "; ".join(f"{count} times {reason}" for reason, count in failures.most_common())
             skipped = len(list(waiting))
-            raise UserError(
+            raise Unanswered(
                 f"{self._endpoint.spec}: {sum(failures.values())} of {len(left)} requests got no answer ({reasons})"
                 + (f", {skipped} were not sent any more" if skipped else "")
                 + "; the answers that came are kept, so run the same command again"
@@ -122,71 +177,83 @@ class EndpointGenerator:
 
     def _ask(self, messages: Conversation) -> Response:
         pause = self._endpoint.first_pause
-        for attempt in range(self._endpoint.retries + 1):
+        tries = 0
+        while True:
+            limit, asked_for = self._limit, None
             try:
-                return _response(self._send(messages))
+                return _response(self._send(messages, limit))
             except urllib.error.HTTPError as error:
-                found = self._explain(error)
-                if isinstance(found, Response):
-                    return found
-                reason, asked_for = found
-            except (OSError, http.client.HTTPException, ValueError, KeyError, IndexError, TypeError) as error:
-                timed_out = isinstance(error, TimeoutError) or isinstance(getattr(error, "reason", None), TimeoutError)
-                reason = "no answer in time" if timed_out else type(error).__name__
-                asked_for = None
-            if attempt == self._endpoint.retries:
+                details = _details(error)
+                if details.get("code") in FILTERED or details.get("type") in FILTERED:
+                    return Response("", True, "content filter")
+                if limit == LIMITS[0] and details.get("param") == limit and details.get("code") == UNSUPPORTED:
+                    self._limit = LIMITS[1]
+                    continue
+                reason, asked_for = _reason(error, details), _retry_after(error)
+                if error.code in OF_ONE_REQUEST:
+                    raise _Declined(reason) from error
+                if error.code not in PASSING or details.get("code") == SPENT:
+                    raise self._refuses(reason + self._hint(error)) from error
+            except (OSError, http.client.HTTPException) as error:
+                reason = _trouble(error)
+            except ValueError:
+                reason = "an answer that is no chat completion"
+            tries += 1
+            if tries > self._endpoint.retries:
                 break
-            seconds = min(LONGEST_PAUSE, asked_for if asked_for is not None else pause * random.uniform(0.5, 1.5))
-            if self._stop.wait(seconds):
+            if asked_for is None:
+                asked_for = min(LONGEST_PAUSE, pause * random.uniform(0.5, 1.5))
+            elif asked_for > LONGEST_WAIT:
+                reason += f", which asks to wait for {asked_for:.0f} s"
+                break
+            if self._stop.wait(asked_for):
                 break
             pause *= 2
         raise _GivenUp(reason)
 
-    def _send(self, messages: Conversation) -> Any:
+    def _send(self, messages: Conversation, limit: str) -> Any:
         body = {
             "model": self._endpoint.model,
             "messages": messages,
             "temperature": 0,
-            self._limit: self._endpoint.max_new_tokens,
+            limit: self._endpoint.max_new_tokens,
         }
         headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(API_KEY):
-            headers["Authorization"] = f"Bearer {key}"
+        if self._endpoint.key:
+            headers["Authorization"] = f"Bearer {self._endpoint.key}"
         request = urllib.request.Request(self._endpoint.url, json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=self._endpoint.timeout) as answer:
+        with self._opener.open(request, timeout=self._endpoint.timeout) as answer:
             return json.load(answer)
 
-    def _explain(self, error: urllib.error.HTTPError) -> Response | tuple[str, float | None]:
-        """A response that will not be there, or why to ask again and after how many seconds.
+    def _refuses(self, reason: str) -> UserError:
+        return UserError(f"{self._endpoint.spec}: the endpoint answers with {reason}")
 
-        Raises:
-            UserError: The endpoint will refuse every request.
-        """
-        details = _details(error)
-        if details.get("code") in FILTERED or details.get("type") in FILTERED:
-            return Response("", True, "content filter")
-        if error.code == 400 and details.get("param") == "max_tokens":
-            self._limit = "max_completion_tokens"
-            return "unsupported max_tokens", 0.0
-        if error.code in PASSING:
-            return f"status {error.code}", _retry_after(error)
-        # The message itself may repeat the prompt, and is not shown.
-        said = ", ".join(f"{key} {details[key]}" for key in ("code", "type", "param") if details.get(key))
-        hint = f"; is {API_KEY} set?" if error.code in (401, 403) else ""
-        raise UserError(
-            f"{self._endpoint.spec}: the endpoint answers with status {error.code}"
-            + (f" ({said})" if said else "")
-            + hint
-        )
+    def _hint(self, error: urllib.error.HTTPError) -> str:
+        if error.code in (401, 403):
+            wrong = "refused" if self._endpoint.key else "missing"
+            return f"; the key is {wrong}, which {variable_of(self._endpoint.url)} sets for this host"
+        if error.code in (301, 302, 303, 307, 308):
+            return f", which points to {urlsplit(error.headers.get('Location', '')).netloc or 'another path'}"
+        return ""
 
 
 def _response(answer: Any) -> Response:
-    choice = answer["choices"][0]
-    text, reason = choice["message"].get("content") or "", choice.get("finish_reason")
+    """What a chat completion says.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        choice = answer["choices"][0]
+        text, reason = choice["message"].get("content") or "", choice.get("finish_reason")
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ValueError from error
     if not isinstance(text, str):
-        raise TypeError("content is not text")
+        raise ValueError
     if reason == "content_filter":
         return Response("", True, "content filter")
+    # Half of an emoji that the limit of tokens cut through, which no file can hold.
+    text = re.sub("[\ud800-\udfff]", "\ufffd", text)
     return Response(text.strip(), reason != "length")
 
 
@@ -194,13 +261,36 @@ def _details(error: urllib.error.HTTPError) -> dict[str, Any]:
     try:
         body = json.load(error)
         found = body.get("error", body)
-    except (OSError, ValueError, AttributeError):
+    except (OSError, http.client.HTTPException, ValueError, AttributeError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
+def _reason(error: urllib.error.HTTPError, details: dict[str, Any]) -> str:
+    # The message itself may repeat the prompt, and is not shown.
+    said = ", ".join(f"{key} {details[key]}" for key in ("code", "type", "param") if details.get(key))
+    return f"status {error.code}" + (f" ({said})" if said else "")
+
+
+def _trouble(error: Exception) -> str:
+    """Why a connection gave no answer."""
+    cause = error.reason if isinstance(error, urllib.error.URLError) else error
+    if isinstance(cause, TimeoutError):
+        return "no answer in time"
+    if isinstance(cause, OSError):
+        return cause.strerror or first_line(cause)
+    return str(cause) or type(cause).__name__
+
+
 def _retry_after(error: urllib.error.HTTPError) -> float | None:
+    """Seconds that the server asks to wait, if it says so: a number or a date."""
+    asked = error.headers.get("Retry-After", "")
     try:
-        return max(0.0, float(error.headers.get("Retry-After", "")))
-    except ValueError:  # none, or a date
+        return max(0.0, float(asked))
+    except ValueError:
+        pass
+    try:
+        moment = parsedate_to_datetime(asked)
+    except ValueError:
         return None
+    return max(0.0, (moment - datetime.now(UTC)).total_seconds()) if moment.tzinfo else None

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from lightning_mlc.evaluation.endpoint import Unanswered
 from lightning_mlc.evaluation.journal import Job, Journal
 
 Produce = Callable[[Collection[int]], Iterator[tuple[int, Mapping[str, Any]]]]
@@ -24,11 +25,21 @@ def answered(journal: Journal, jobs: Sequence[Job]) -> set[int]:
 
 
 def fill(journal: Journal, jobs: Sequence[Job], produce: Produce, title: str, console: Console) -> None:
-    """Ask ``produce`` for what ``journal`` lacks of ``jobs``."""
+    """Ask ``produce`` for what ``journal`` lacks of ``jobs``.
+
+    Raises:
+        Unanswered: Some of it did not come.
+    """
     done = answered(journal, jobs)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
         task = progress.add_task(title, total=len(jobs), completed=len(done))
-        for index, result in produce(done):
-            journal.add(jobs[index], result)
-            progress.advance(task)
+        try:
+            for index, result in produce(done):
+                journal.add(jobs[index], result)
+                progress.advance(task)
+        except Unanswered as error:
+            first = next(job.key for job in jobs if not journal.has(job))
+            raise Unanswered(
+                f"{title}: {error} (the first without one is '{first.id}' ({first.language}) of the set '{first.set}')"
+            ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from lightning_mlc.errors import UserError
@@ -12,6 +13,7 @@ from lightning_mlc.evaluation.judges.base import Judge
 from lightning_mlc.evaluation.judges.formats import FORMATS, Format
 from lightning_mlc.evaluation.judges.prompted import PromptedJudge
 from lightning_mlc.evaluation.judges.refusal import RefusalJudge
+from lightning_mlc.evaluation.keys import key_of
 from lightning_mlc.evaluation.settings import Settings
 from lightning_mlc.evaluation.systems import System
 
@@ -50,14 +52,22 @@ def make_judges(settings: Settings) -> list[Judge]:
 
 
 def _generator(system: System, form: Format, settings: Settings) -> Callable[[], Generator]:
+    if system.is_endpoint:
+        endpoint = endpoint_of(system, form.max_new_tokens, settings)
+        return lambda: EndpointGenerator(endpoint)
+
     def make() -> Generator:
-        if system.is_endpoint:
-            return EndpointGenerator(endpoint_of(system, form.max_new_tokens, settings))
         return local_generator(system, form.max_new_tokens, settings, form.header, on_long_prompt="cut")
 
     return make
 
 
 def endpoint_of(system: System, max_new_tokens: int, settings: Settings) -> Endpoint:
-    """How to ask the endpoint ``system``."""
-    return Endpoint(system.spec, max_new_tokens, settings.concurrency, settings.timeout, settings.retries)
+    """How to ask the endpoint ``system``, one of those that ``settings`` name.
+
+    Raises:
+        UserError: It is not clear whether a key is for it.
+    """
+    named = [re.search(r"https?://[^#]*", text) for text in (*settings.models, *settings.judges)]
+    key = key_of(system.spec, [found[0] for found in named if found])
+    return Endpoint(system.spec, max_new_tokens, key, settings.concurrency, settings.timeout, settings.retries)

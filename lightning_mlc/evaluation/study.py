@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,11 @@ from rich.console import Console
 from lightning_mlc.data.languages import canonical_languages
 from lightning_mlc.data.records import Message
 from lightning_mlc.errors import UserError
-from lightning_mlc.evaluation.endpoint import EndpointGenerator
+from lightning_mlc.evaluation.endpoint import EndpointGenerator, Unanswered
 from lightning_mlc.evaluation.engines import engine_of, local_generator
 from lightning_mlc.evaluation.generation import Generator, LocalModel, TransformersGenerator
 from lightning_mlc.evaluation.journal import Job, Journal, Key, digest, write_whole
-from lightning_mlc.evaluation.judges.base import Exchange
+from lightning_mlc.evaluation.judges.base import Exchange, Judge
 from lightning_mlc.evaluation.likelihood import Likelihood, Openings, Scorer
 from lightning_mlc.evaluation.local import chat_of, check_lengths, choose_device, choose_dtype, load
 from lightning_mlc.evaluation.phases import answered, fill
@@ -58,10 +59,11 @@ class Study:
         self.systems = parse_systems(settings.models)
         self.openings = Openings() if settings.openings is None else Openings.read(settings.openings)
         self.seen = None if settings.seen is None else canonical_languages(settings.seen, "seen")
-        if settings.reference is not None and settings.reference not in {system.label for system in self.systems}:
+        self.local = [system for system in self.systems if not system.is_endpoint]
+        if settings.reference is not None and settings.reference not in (names := [s.label for s in self.local]):
             raise UserError(
-                f"reference: no model is called '{settings.reference}' "
-                f"(there are {', '.join(system.label for system in self.systems)})"
+                f"reference: no model that runs here is called '{settings.reference}' "
+                f"(there are {', '.join(names) or 'none'}; endpoints give no likelihoods)"
             )
         self.sets = read_prompt_sets(settings.prompts, settings.ordinary, settings.source_language, settings.limit)
         self.languages = choose_languages(self.sets, settings.languages)
@@ -69,10 +71,14 @@ class Study:
         self.judges = make_judges(settings)
         self.device = choose_device(settings.device)
         self.dtype = choose_dtype(settings.dtype, self.device)
-        self.local = [system for system in self.systems if not system.is_endpoint]
         self.identities = {system.label: system.identity for system in self.systems}
         if not self.judges and not self.local:
             raise UserError("judges: endpoints give no likelihoods; add a judge of responses, such as refusal")
+        self._endpoints = {
+            system.label: endpoint_of(system, settings.max_new_tokens, settings)
+            for system in self.systems
+            if system.is_endpoint
+        }
         for system in self.local:
             chat = chat_of(system, settings.max_new_tokens)
             check_lengths(system, chat, self.conversations, settings.max_new_tokens)
@@ -155,27 +161,24 @@ class Study:
         """All that is not done yet.
 
         Raises:
-            UserError: An endpoint did not answer everything. What came is kept.
+            UserError: An endpoint did not answer everything. What came is kept, and all else is done.
         """
         for system in self.systems:  # settings of another run are told before anything takes time
             self._check(system)
+        unanswered: list[str] = []
         for system in self.systems:
-            if system.is_endpoint:
-                self._generate(system, None)
-            else:
-                self._run_local(system)
+            with _noting(unanswered):
+                if system.is_endpoint:
+                    self._generate(system, None)
+                else:
+                    self._run_local(system)
         for judge in self.judges:
             for system in self.systems:
-                with self.responses(system) as journal:
-                    asked = self.exchanges(journal)
-                jobs, exchanges = [job for job, _ in asked], [exchange for _, exchange in asked]
-                with self.verdicts(system, judge.name) as journal:
-
-                    def produce(done: Collection[int], judge: Any = judge, exchanges: Any = exchanges) -> Any:
-                        return ((i, verdict.as_dict()) for i, verdict in judge.judge(exchanges, done))
-
-                    fill(journal, jobs, produce, f"{system.label}: {judge.name}", self.console)
+                with _noting(unanswered):
+                    self._judge(system, judge)
             judge.close()  # models that judge need not all be in memory at once
+        if unanswered:
+            raise UserError("; ".join(unanswered))
 
     def _check(self, system: System) -> None:
         if self.judges:
@@ -190,6 +193,17 @@ class Study:
         if not system.is_endpoint and self.paired:
             with self.pairs(system) as journal:
                 answered(journal, self.pair_jobs)
+
+    def _judge(self, system: System, judge: Judge) -> None:
+        with self.responses(system) as journal:
+            asked = self.exchanges(journal)
+        jobs, exchanges = [job for job, _ in asked], [exchange for _, exchange in asked]
+        with self.verdicts(system, judge.name) as journal:
+
+            def produce(done: Collection[int]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+                return ((index, verdict.as_dict()) for index, verdict in judge.judge(exchanges, done))
+
+            fill(journal, jobs, produce, f"{system.label}: {judge.name}", self.console)
 
     def _run_local(self, system: System) -> None:
         model = _Lazy(self, system)
@@ -233,7 +247,7 @@ class Study:
     def _generator(self, system: System, model: _Lazy | None) -> Generator:
         new_tokens = self.settings.max_new_tokens
         if model is None:
-            return EndpointGenerator(endpoint_of(system, new_tokens, self.settings))
+            return EndpointGenerator(self._endpoints[system.label])
         if engine_of(system, self.settings) == "vllm":
             return local_generator(system, new_tokens, self.settings)
         return TransformersGenerator(model.loaded, new_tokens, self.settings.batch_tokens)
@@ -282,6 +296,15 @@ class _Lazy:
         room = self._study.settings.max_new_tokens
         with self._study.console.status(f"{self._system.label}: loading"):
             return load(self._system, chat_of(self._system, room), self._study.device, self._study.dtype)
+
+
+@contextmanager
+def _noting(unanswered: list[str]) -> Iterator[None]:
+    """Go on where an endpoint did not answer everything: another model may."""
+    try:
+        yield
+    except Unanswered as error:
+        unanswered.append(str(error))
 
 
 def _plain(found: Sequence[Likelihood]) -> list[list[float]]:

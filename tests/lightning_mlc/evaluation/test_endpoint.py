@@ -6,6 +6,8 @@ import itertools
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fake_endpoint import Answer, completion, failure, serve
 
 from lightning_mlc.errors import UserError
-from lightning_mlc.evaluation.endpoint import Endpoint, EndpointGenerator
+from lightning_mlc.evaluation.endpoint import FEWEST, Endpoint, EndpointGenerator
 from lightning_mlc.evaluation.generation import Response
 
 
 @pytest.fixture(autouse=True)
 def _direct(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
 def ask(url: str, texts: list[str], done: set[int] | None = None, **options: Any) -> Iterator[tuple[int, Response]]:
@@ -50,11 +51,20 @@ def test_a_request_is_greedy_and_limited_and_its_answer_is_read() -> None:
     assert "Authorization" not in served.headers[0]
 
 
-def test_the_key_is_sent_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "k")
+def test_the_key_is_sent_and_not_shown() -> None:
     with serve(echo) as served:
-        list(ask(served.url, ["a"]))
-    assert served.headers[0]["Authorization"] == "Bearer k"
+        list(ask(served.url, ["a"], key="k-secret"))
+    assert served.headers[0]["Authorization"] == "Bearer k-secret"
+    assert "k-secret" not in repr(Endpoint("http://h/v1#m", 1, "k-secret"))
+
+
+def test_nothing_follows_to_another_address() -> None:
+    with serve(echo) as other:
+        there = {"Location": f"{other.url}/chat/completions"}
+        with serve(lambda text, before: (307, there, "")) as served, pytest.raises(UserError) as told:
+            list(ask(served.url, ["a"], key="k"))
+    assert not other.bodies
+    assert f"status 307, which points to 127.0.0.1:{other.url.split(':')[2].removesuffix('/v1')}" in str(told.value)
 
 
 def test_what_is_done_is_not_asked_again_and_no_more_than_so_many_at_once() -> None:
@@ -79,8 +89,11 @@ def test_what_is_done_is_not_asked_again_and_no_more_than_so_many_at_once() -> N
         (200, {}, "<html>not json"),
         (200, {}, {"choices": []}),
         (200, {}, {"choices": [{"message": {"content": 7}}]}),
+        (200, {}, {"choices": [{"message": None}]}),
+        (200, {}, {"error": {"message": "SECRET PROMPT", "code": 502}}),
+        (503, {"Content-Length": "1000"}, "cut"),
     ],
-    ids=["rate", "broken", "busy", "no json", "no choice", "no text"],
+    ids=["rate", "broken", "busy", "no json", "no choice", "no text", "no message", "error", "cut"],
 )
 def test_what_may_pass_is_asked_again(trouble: Answer) -> None:
     def behaviour(text: str, before: int) -> Answer:
@@ -99,6 +112,24 @@ def test_the_servers_own_pause_is_kept() -> None:
         started = time.perf_counter()
         list(ask(served.url, ["a"]))
         assert time.perf_counter() - started >= 0.4
+
+
+def test_a_pause_may_be_a_date() -> None:
+    def behaviour(text: str, before: int) -> Answer:
+        until = format_datetime(datetime.now(UTC) + timedelta(seconds=2.5), usegmt=True)  # in whole seconds
+        return failure(429, {"Retry-After": until}) if before == 0 else completion(text)
+
+    with serve(behaviour) as served:
+        started = time.perf_counter()
+        list(ask(served.url, ["a"]))
+        assert time.perf_counter() - started >= 1.4
+
+
+def test_a_pause_of_an_hour_is_not_waited_for() -> None:
+    with serve(lambda text, before: failure(429, {"Retry-After": "3600"})) as served, pytest.raises(UserError) as told:
+        list(ask(served.url, ["a"]))
+    assert "status 429, which asks to wait for 3600 s" in str(told.value)
+    assert served.asked["a"] == 1
 
 
 def test_pauses_grow() -> None:
@@ -159,7 +190,7 @@ def test_an_endpoint_that_is_gone_is_not_asked_forever() -> None:
 def test_nobody_there() -> None:
     with serve(echo) as served:
         url = served.url
-    with pytest.raises(UserError, match="2 of 2 requests got no answer"):
+    with pytest.raises(UserError, match=r"2 of 2 requests got no answer \(2 times Connection refused\)"):
         list(ask(url, ["a", "b"], retries=1))
 
 
@@ -180,7 +211,11 @@ def test_what_the_filter_declines_is_a_response_that_is_not_there(answer: Answer
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (failure(401, code="invalid_api_key"), "status 401 (code invalid_api_key); is OPENAI_API_KEY set?"),
+        (
+            failure(401, code="invalid_api_key"),
+            "status 401 (code invalid_api_key); the key is missing, which OPENAI_API_KEY_127_0_0_1 sets for this host",
+        ),
+        (failure(429, code="insufficient_quota"), "status 429 (code insufficient_quota)"),
         (failure(404, type="not_found"), "status 404 (type not_found)"),
         (failure(400, param="temperature"), "status 400 (param temperature)"),
         ((400, {}, "no json"), "status 400"),
@@ -191,7 +226,43 @@ def test_what_will_never_work_stops_at_once_and_repeats_no_text(answer: Answer, 
         list(ask(served.url, [str(number) for number in range(50)], retries=5))
     assert said in str(told.value)
     assert "SECRET" not in str(told.value)
-    assert len(served.bodies) <= 6
+    assert len(served.bodies) <= FEWEST + 3
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+@pytest.mark.parametrize("first", [True, False])
+def test_what_the_endpoint_will_not_take_is_a_response_that_is_not_there(status: int, first: bool) -> None:
+    """A prompt that is too long, say, wherever it stands: the others are answered."""
+
+    def behaviour(text: str, before: int) -> Answer:
+        return failure(status, code="context_length_exceeded") if text == "long" else completion(text)
+
+    texts = ["long", "a", "b"] if first else ["a", "b", "long"]
+    with serve(behaviour) as served:
+        found = dict(ask(served.url, texts, concurrency=1))
+    declined = Response("", True, f"status {status} (code context_length_exceeded)")
+    assert [found[index] for index in range(3)] == [
+        declined if text == "long" else Response(text, True) for text in texts
+    ]
+    assert served.asked["long"] == 1
+
+
+def test_answers_on_their_way_are_kept_where_the_endpoint_refuses_all_from_then_on() -> None:
+    def behaviour(text: str, before: int) -> Answer:
+        if text == "b":
+            return failure(401)
+        time.sleep(0.2)
+        return completion(text)
+
+    found = []
+    with serve(behaviour) as served, pytest.raises(UserError, match="status 401"):
+        found.extend(ask(served.url, ["a", "b", "c", "d", "e"]))
+    assert sorted(found) == [(0, Response("a", True)), (2, Response("c", True))]
+
+
+def test_half_an_emoji_is_no_text() -> None:
+    with serve(lambda text, before: completion("ok \ud83d")) as served:
+        assert dict(ask(served.url, ["a"])) == {0: Response("ok \ufffd", True)}
 
 
 def test_newer_models_get_the_limit_by_its_new_name() -> None:
@@ -210,6 +281,25 @@ def test_newer_models_get_the_limit_by_its_new_name() -> None:
     limits = {(body["messages"][0]["content"], body.get("max_completion_tokens")) for body in served.bodies}
     assert limits >= {("a", 48), ("b", 48), ("c", 48)}
     assert ("c", None) not in limits  # by then it was known
+
+
+def test_a_limit_that_is_too_high_is_no_unknown_name() -> None:
+    too_high = failure(400, param="max_tokens", code="invalid_value")
+    with (
+        serve(lambda text, before: too_high) as served,
+        pytest.raises(UserError, match="invalid_value, param max_tokens"),
+    ):
+        list(ask(served.url, ["a"]))
+    assert "max_tokens" in served.bodies[0]
+    assert len(served.bodies) == 1
+
+
+def test_learning_the_limits_name_is_no_retry() -> None:
+    def behaviour(text: str, before: int) -> Answer:
+        return completion(text) if before else failure(400, param="max_tokens", code="unsupported_parameter")
+
+    with serve(behaviour) as served:
+        assert dict(ask(served.url, ["a"], retries=0)) == {0: Response("a", True)}
 
 
 def test_empty_answers_are_answers() -> None:

@@ -34,6 +34,7 @@ QUICK = ["--max_new_tokens=6", "--bootstrap=100", "--device=cpu", "--representat
 @pytest.fixture(autouse=True)
 def _direct(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +252,35 @@ def test_endpoints_are_models_and_judges_and_what_fails_is_asked_next_time(
     assert results["representations"] == {}
 
 
+def test_one_endpoint_that_fails_keeps_no_other_model_from_its_turn(
+    model: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A prompt that breaks the server each time is named, and all else is done when the command ends."""
+
+    def behaviour(text: str, before: int) -> Answer:
+        return failure(500) if "bag 2" in text else completion("An answer.")
+
+    out = tmp_path / "out"
+    with serve(behaviour) as served:
+        args = [
+            "evaluate",
+            "--models",
+            f"far={served.url}#m",
+            f"here={model}",
+            "--prompts",
+            str(prompts),
+            f"--out={out}",
+        ]
+        assert main([*args, "--judges=refusal,margin", "--retries=0", *QUICK]) == 2
+    said = capsys.readouterr().err
+    assert "far: generate: " in said
+    assert "3 of 14 requests got no answer (3 times status 500)" in said
+    assert "(the first without one is 'r2' (en) of the set 'asked')" in said
+    assert len(records(out / "far" / "verdicts-refusal.jsonl")) == 11
+    for name in ("responses", "verdicts-refusal", "margins"):
+        assert len(records(out / "here" / f"{name}.jsonl")) == 14
+
+
 def test_a_guard_model_judges_here(model: Path, prompts: Path, tmp_path: Path) -> None:
     """A random model answers nonsense, which is counted."""
     out = tmp_path / "out"
@@ -326,7 +356,15 @@ BAD: list[tuple[Callable[[Path], list[str]], str]] = [
     (lambda model: ["--models", str(model), str(model), "--prompts=sample"], "models: two are called 'one'"),
     (lambda model: ["--models=/no/where", "--prompts=sample"], "models: there is no folder /no/where"),
     (lambda model: ["--models=gone.ckpt", "--prompts=sample"], "models: there is no file gone.ckpt"),
-    (lambda model: [f"--models={model}", "--prompts=sample", "--reference=x"], "reference: no model is called 'x'"),
+    (lambda model: [f"--models={model}", "--prompts=sample", "--reference=x"], "no model that runs here is called 'x'"),
+    (
+        lambda model: ["--models", f"here={model}", "far=http://h/v1#m", "--prompts=sample", "--reference=far"],
+        "is called 'far' (there are here; endpoints give no likelihoods)",
+    ),
+    (
+        lambda model: ["--models=https://one/v1#m", "--prompts=sample", "--judges=llm=https://two/v1#m"],
+        "OPENAI_API_KEY: is for one of one, two, but does not say which",
+    ),
     (lambda model: [f"--models={model}", "--prompts=sample", "--max_new_tokens=0"], "must be at least 1, got 0"),
     (lambda model: [f"--models={model}", "--prompts=sample", "--engine=vllm"], "engine: vllm is not installed"),
     (lambda model: [f"--models={model}", "--prompts=sample", "--device=abacus"], "device: cannot use abacus"),
