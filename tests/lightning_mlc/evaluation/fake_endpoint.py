@@ -66,6 +66,11 @@ def serve(behaviour: Behaviour) -> Iterator[Served]:
             except OSError:  # the client has given up
                 pass
 
+        def do_GET(self) -> None:  # a redirection that was followed
+            with lock:
+                served.headers.append(dict(self.headers))
+            self.send_error(404)
+
         def log_message(self, *_: Any) -> None:
             pass
 
