@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from lightning_mlc.errors import UserError
 from lightning_mlc.evaluation.endpoint import Endpoint, EndpointGenerator
-from lightning_mlc.evaluation.engines import local_generator
+from lightning_mlc.evaluation.engines import engine_of, local_generator
 from lightning_mlc.evaluation.generation import Generator
-from lightning_mlc.evaluation.judges.base import Judge
+from lightning_mlc.evaluation.journal import digest
+from lightning_mlc.evaluation.judges.base import Exchange, Judge
 from lightning_mlc.evaluation.judges.formats import FORMATS, Format
 from lightning_mlc.evaluation.judges.prompted import PromptedJudge
 from lightning_mlc.evaluation.judges.refusal import RefusalJudge
 from lightning_mlc.evaluation.keys import key_of
+from lightning_mlc.evaluation.local import chat_of, choose_device, choose_dtype
 from lightning_mlc.evaluation.settings import Settings
-from lightning_mlc.evaluation.systems import System
+from lightning_mlc.evaluation.systems import System, is_address
 
 MARGIN = "margin"
 """The judge that looks at likelihoods, and at no response."""
@@ -43,12 +47,44 @@ def make_judges(settings: Settings) -> list[Judge]:
         if not spec:
             raise UserError(f"judges: '{name}' needs a model; write {name}=MODEL or {name}=http://HOST/v1#MODEL")
         system = System(name, spec)
-        if system.is_endpoint and "#" not in spec:
+        if system.is_endpoint and not is_address(spec):
             raise UserError(f"judges: write an endpoint as {name}=http://HOST/v1#MODEL, got {text}")
-        judges.append(PromptedJudge(name, FORMATS[name], system.identity, _generator(system, FORMATS[name], settings)))
+        form = FORMATS[name]
+        with _naming_judges():
+            identity = system.identity | _circumstances(system, form, settings)
+        judges.append(PromptedJudge(name, form, identity, _generator(system, form, settings)))
     if len({judge.name for judge in judges}) < len(judges):
         raise UserError("judges: one is named twice")
     return judges
+
+
+def _circumstances(system: System, form: Format, settings: Settings) -> dict[str, Any]:
+    """What the verdicts of ``system`` depend on beside itself.
+
+    Raises:
+        UserError: It cannot judge: it has no chat template, say.
+    """
+    example = Exchange([{"role": "user", "content": "?"}], "!", "en")
+    found: dict[str, Any] = {"wording": digest(form.ask(example)), "max_new_tokens": form.max_new_tokens}
+    if system.is_endpoint:
+        return found
+    device = choose_device(settings.device)
+    template = chat_of(system, form.max_new_tokens).tokenizer.chat_template
+    return found | {
+        "dtype": choose_dtype(settings.dtype, device),
+        "device": device.type,
+        "engine": engine_of(system, settings),
+        "chat_template": digest(str(template)),
+    }
+
+
+@contextmanager
+def _naming_judges() -> Iterator[None]:
+    """A judge is a system, whose errors name the option ``models``; here the option is ``judges``."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(re.sub("^models:", "judges:", str(error))) from error
 
 
 def _generator(system: System, form: Format, settings: Settings) -> Callable[[], Generator]:

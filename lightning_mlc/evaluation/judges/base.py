@@ -20,7 +20,7 @@ class Verdict:
     """``safe``, ``unsafe``, or ``invalid`` (empty, unintelligible, beside the point); None where the judge's own
     answer could not be understood: it is counted, and never guessed."""
     refused: bool | None = None
-    """Whether the response declines; None where the judge does not say."""
+    """Whether the response declines; None where the judge does not say, and of what is invalid, which does neither."""
     detail: str | None = None
     """Categories that the judge names, or why there is no label."""
 

@@ -42,7 +42,7 @@ class PromptedJudge:
             # Nothing to read is invalid whoever judges; what is no language, unless the judge knows by itself.
             reason = unintelligible(exchange.response)
             if reason == "empty" or (reason and not self._form.says_invalid):
-                settled[index] = Verdict("invalid", False, reason)
+                settled[index] = Verdict("invalid", None, reason)
         yield from ((index, verdict) for index, verdict in settled.items() if index not in done)
         asked = [index for index in range(len(exchanges)) if index not in settled]
         if all(index in done for index in asked):
