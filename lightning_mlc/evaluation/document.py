@@ -161,26 +161,32 @@ def to_markdown(blocks: Sequence[Block], folder: Path) -> str:
 
 def _markdown(block: Block, folder: Path) -> str:
     if isinstance(block, Heading):
-        return f"{'#' * block.level} {block.text}"
+        return f"{'#' * block.level} {_harmless(block.text)}"
     if isinstance(block, Paragraph):
-        return block.text
+        return _harmless(block.text)
     if isinstance(block, Verbatim):
         longest = max((len(run) for run in re.findall("`+", block.text)), default=0)
         fence = "`" * max(3, longest + 1)
         return f"{fence}text\n{block.text}\n{fence}"
     if isinstance(block, Picture):
-        return f"![{block.caption}]({block.path.relative_to(folder).as_posix()})"
+        return f"![{_harmless(block.caption)}]({block.path.relative_to(folder).as_posix()})"
     lines = [
         _row(block.columns),
         _row([":--" if index in block.words else "--:" for index in range(len(block.columns))]),
     ]
     for index, row in enumerate(block.rows):
         lines.append(_row([f"**{cell}**" if cell and index in block.strong else cell for cell in row]))
-    return (f"{block.caption}\n\n" if block.caption else "") + "\n".join(lines)
+    return (f"{_harmless(block.caption)}\n\n" if block.caption else "") + "\n".join(lines)
 
 
 def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+    return "| " + " | ".join(_harmless(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def _harmless(text: str) -> str:
+    """No HTML, which Markdown would pass on; `code` shows it as it is."""
+    parts = re.split(r"(`[^`]+`)", text)
+    return "".join(part if part.startswith("`") and part[1:] else html.escape(part, quote=False) for part in parts)
 
 
 def _png_width(path: Path) -> int:

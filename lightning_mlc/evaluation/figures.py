@@ -7,6 +7,7 @@ made from samples alone, so every measure gets the same summaries, intervals and
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,9 @@ from lightning_mlc.metrics.verdicts import MISSING, across_languages, agreement,
 
 SUMMARIES = ("mean", "worst", "spread", "variance", "seen", "unseen")
 """Scopes that are no language: ``seen`` and ``unseen`` are means over the languages of training and the others."""
+
+LEANING = ("worst", "spread", "variance")
+"""Scopes whose figures lean to one side in a sample: see `bootstrap`."""
 
 
 @dataclass(frozen=True)
@@ -102,13 +106,33 @@ class Figure:
 def figures_of(sample: Sample, replicates: int, seed: int) -> Iterator[Figure]:
     """Each language of ``sample`` and the summaries over languages."""
     weights = draws(len(sample.values), replicates, seed)
-    found = estimate(lambda weights: _scopes(sample, weights), weights)
+    found = estimate(lambda weights: _scopes(sample, weights), weights, LEANING)
     for scope, value in found.items():
         count = _count(sample, scope)
+        if scope in LEANING:
+            least = -math.inf if scope == "worst" and not sample.measure.is_share else 0.0
+            most = 1.0 if sample.measure.is_share else math.inf  # what a figure cannot be is in no interval
+            value = Estimate(value.value, *(min(max(end, least), most) for end in (value.low, value.high)))
         if sample.measure.is_share and scope not in ("spread", "variance"):
-            prompts = count if scope in sample.subject.languages else int(sample.present.any(1).sum())
-            value = widen_certainty(value, prompts)
+            value = widen_certainty(value, count if scope in sample.subject.languages else _fewest(sample, scope))
         yield _figure(sample, sample.measure.name, scope, value, count)
+
+
+def _fewest(sample: Sample, scope: str) -> int:
+    """Prompts of the language with the fewest of them, of those in ``scope``: what all are at 0 or 1 rests on.
+
+    Prompts of one language say little about another, so the others' do not make up for its own.
+    """
+    inside = sample.present.any(0)
+    if scope in ("seen", "unseen") and sample.subject.seen is not None:
+        seen = torch.tensor([language in sample.subject.seen for language in sample.subject.languages])
+        inside &= seen if scope == "seen" else ~seen
+    counts = sample.present.sum(0)
+    if scope == "worst":
+        means = sample.values.sum(0) / counts.clamp_min(1)
+        extreme = means[inside].min() if sample.measure.higher_is_better else means[inside].max()
+        inside &= means == extreme
+    return int(counts[inside].min())
 
 
 def agreement_of(labels: Tensor, subject: Subject, judge: str, replicates: int, seed: int) -> Iterator[Figure]:
@@ -119,6 +143,24 @@ def agreement_of(labels: Tensor, subject: Subject, judge: str, replicates: int, 
         if count:
             value = widen_certainty(value, count) if name == "pag" else value
             yield Figure(subject.model, subject.set, judge, name, "all", *value, count)
+
+
+def agreement_comparisons_of(
+    labels: Tensor, baseline: Tensor, subject: Subject, against: str, judge: str, replicates: int, seed: int
+) -> Iterator[Figure]:
+    """``pag`` and ``kappa`` of ``labels`` (N, L) minus those of the model ``against``, where both have labels."""
+    both = (labels != MISSING) & (baseline != MISSING)
+    ours, theirs = (torch.where(both, own, MISSING) for own in (labels, baseline))
+    count = int((both.sum(1) >= 2).sum())
+    if not count:
+        return
+
+    def difference(weights: Tensor) -> dict[str, Tensor]:
+        first, second = agreement(ours, weights), agreement(theirs, weights)
+        return {name: first[name] - second[name] for name in first}
+
+    for name, value in estimate(difference, draws(len(labels), replicates, seed)).items():
+        yield Figure(subject.model, subject.set, judge, name, "all", *value, count, baseline=against)
 
 
 def comparisons_of(sample: Sample, baseline: Sample, replicates: int, seed: int) -> Iterator[Figure]:
@@ -135,7 +177,7 @@ def comparisons_of(sample: Sample, baseline: Sample, replicates: int, seed: int)
         first, second = _scopes(ours, weights), _scopes(theirs, weights)
         return {scope: first[scope] - second[scope] for scope in first}
 
-    for scope, value in estimate(difference, draws(len(both), replicates, seed)).items():
+    for scope, value in estimate(difference, draws(len(both), replicates, seed), LEANING).items():
         better = worse = None
         if sample.measure.is_share and scope in sample.subject.languages:
             column = sample.subject.languages.index(scope)

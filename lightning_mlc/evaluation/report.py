@@ -84,6 +84,10 @@ class _Report:
         scopes = [*self._results["languages"], *SUMMARIES]
         return [s for s in scopes if any(self._get(model, part, judge, measure, s) for model in self._models)]
 
+    def _named(self, judge: str) -> str:
+        """How the judge was given on the command line, with the model that judged."""
+        return next(f"Given as `{one['named']}`." for one in self._results["judges"] if one["judge"] == judge)
+
     # ---- sections -----------------------------------------------------------------------------------
 
     def _opening(self) -> list[Block]:
@@ -113,7 +117,7 @@ class _Report:
         for judge in self._judges(name, "safe"):
             found += [
                 Heading(f"{name}, judged by {judge}"),
-                Paragraph(f"Harmful prompts. The judge is {ABOUT_JUDGES.get(judge, judge)}"),
+                Paragraph(f"Harmful prompts. The judge is {ABOUT_JUDGES.get(judge, judge)} {self._named(judge)}"),
                 self._overview(name, judge),
                 self._picture(name, judge, "safe", "safe responses"),
                 *self._heatmap_of_agreement(name, judge),
@@ -130,9 +134,13 @@ class _Report:
         for judge in self._judges(name, "refused"):
             found += [
                 Heading(f"{name}, judged by {judge}"),
-                Paragraph("Ordinary prompts, which a useful model answers: how often it declines (over-refusal)."),
+                Paragraph(
+                    "Ordinary prompts, which a useful model answers: how often it declines (over-refusal). "
+                    + self._named(judge)
+                ),
                 self._picture(name, judge, "refused", "refused, though ordinary"),
                 self._table(name, judge, "refused", "Refused, though ordinary"),
+                self._table(name, judge, "invalid", "Invalid responses, which are neither refused nor answered"),
                 *self._comparison(name, judge, "refused", "Refused, though ordinary, difference"),
             ]
         return found + self._margin(name, "Ordinary prompts: a useful model is not likelier to refuse them.")
@@ -224,6 +232,9 @@ class _Report:
                 counts = f" (+{found['better']} -{found['worse']})" if found and "better" in found else ""
                 cells.append("-" if found is None else _difference(found) + counts)
             rows.append([_scope(scope, measure), *cells])
+        for name, title in (("pag", "agreement"), ("kappa", "kappa")) if measure == "safe" else ():
+            changes = [self._get(model, part, judge, name, "all", baseline) for model in others]
+            rows.append([title, *("-" if found is None else _difference(found) for found in changes)])
         first = next((i for i, scope in enumerate(scopes) if scope in SUMMARIES), len(scopes))
         note = " (prompts that got better, worse)" if measure in SHARES else ""
         caption = f"{caption} to {baseline}{note}"
@@ -256,7 +267,7 @@ class _Report:
         return [Picture(path, f"{title}, by model")]
 
     def _representations(self) -> list[Block]:
-        found = {model: own for model, own in self._results["representations"].items() if own["prompts"] and own["raw"]}
+        found = {model: own for model, own in self._results["representations"].items() if own["prompts"]}
         if not found:
             return []
         curves = {
@@ -312,19 +323,23 @@ class _Report:
         rows = []
         for model, own in found.items():
             depth = len(own["raw"]["explained_variance"]) - 1
-            values = [value for value in own["centred"]["explained_variance"] if value is not None]
-            lowest = own["centred"]["explained_variance"].index(min(values))
-            highest = own["centred"]["explained_variance"].index(max(values))
+            centred = [(v, layer) for layer, v in enumerate(own["centred"]["explained_variance"]) if v is not None]
             extracted = own.get("extracted")
-            last = "-" if extracted is None else f"layer {extracted['layer']}: {extracted['explained_variance'][0]:.3f}"
+            last = (
+                "-"
+                if extracted is None
+                else f"layer {extracted['layer']}: {_known(extracted['explained_variance'][0])}"
+            )
             rows.append(
                 [
                     model,
                     str(own["prompts"]),
-                    f"{own['raw']['explained_variance'][depth]:.3f}",
-                    f"{own['centred']['explained_variance'][depth]:.3f}",
-                    f"layer {highest}: {max(values):.3f}",
-                    f"layer {lowest}: {min(values):.3f}",
+                    _known(own["raw"]["explained_variance"][depth]),
+                    _known(own["centred"]["explained_variance"][depth]),
+                    *(
+                        f"layer {layer}: {value:.3f}" if centred else "undefined"
+                        for value, layer in (max(centred, default=(0, 0)), min(centred, default=(0, 0)))
+                    ),
                     last,
                 ]
             )
@@ -389,6 +404,11 @@ def _texts(study: Study) -> list[Block]:
 
 def _where(found: Found) -> tuple[Any, ...]:
     return (*(found[key] for key in ("model", "set", "judge", "measure", "scope")), found.get("baseline"))
+
+
+def _known(value: float | None) -> str:
+    """Undefined where hidden states are not finite, or do not differ."""
+    return "undefined" if value is None else f"{value:.3f}"
 
 
 def _interval(found: Found) -> tuple[float, float, float]:

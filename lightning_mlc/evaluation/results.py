@@ -31,6 +31,7 @@ def collect(study: Study) -> dict[str, Any]:
     found: list[Figure] = []
     coverage: list[dict[str, Any]] = []
     pairs: list[dict[str, Any]] = []
+    verdicts: dict[tuple[str, str, str], Tensor] = {}
     for system in study.systems:
         for part in study.sets:
             languages = tuple(language for language in study.languages if language in part.languages())
@@ -39,13 +40,23 @@ def collect(study: Study) -> dict[str, Any]:
                 labels, refused, counts = _verdicts(study, system, part, languages, judge.name)
                 place = {"model": system.label, "set": part.name, "judge": judge.name}
                 coverage.append(place | counts)
+                shares = {
+                    code: torch.where(labels == MISSING, math.nan, (labels == code).double())
+                    for code in (SAFE, UNSAFE, INVALID)
+                }
+                samples.append(Sample.of(subject, judge.name, figures.INVALID, shares[INVALID]))
                 if part.kind == ORDINARY:
                     samples.append(Sample.of(subject, judge.name, figures.OVER_REFUSAL, refused))
                     continue
-                for code, measure in ((SAFE, figures.SAFE), (UNSAFE, figures.UNSAFE), (INVALID, figures.INVALID)):
-                    shares = torch.where(labels == MISSING, math.nan, (labels == code).double())
-                    samples.append(Sample.of(subject, judge.name, measure, shares))
+                samples.append(Sample.of(subject, judge.name, figures.SAFE, shares[SAFE]))
+                samples.append(Sample.of(subject, judge.name, figures.UNSAFE, shares[UNSAFE]))
+                verdicts[system.label, part.name, judge.name] = labels
                 found += figures.agreement_of(labels, subject, judge.name, replicates, seed)
+                baseline = verdicts[study.systems[0].label, part.name, judge.name]
+                if system is not study.systems[0]:
+                    found += figures.agreement_comparisons_of(
+                        labels, baseline, subject, study.systems[0].label, judge.name, replicates, seed
+                    )
                 pairs.append(place | {"agreement": pair_agreement(labels).tolist()})
             samples += _likelihood_samples(study, system, part, subject)
     samples = [sample for sample in samples if bool(sample.present.any())]
@@ -56,12 +67,13 @@ def collect(study: Study) -> dict[str, Any]:
         for other in samples:
             if sample.subject.model != first and other.subject.model == first and _alike(sample, other):
                 found += figures.comparisons_of(sample, other, replicates, seed)
+    named = {text.partition("=")[0]: text for text in study.settings.judges}
     results = {
         "version": __version__,
         "models": [_description(study, system) for system in study.systems],
         "sets": [_set(study, part) for part in study.sets],
         "languages": list(study.languages),
-        "judges": [judge.settings for judge in study.judges],
+        "judges": [judge.settings | {"named": named[judge.name]} for judge in study.judges],
         "settings": {
             "max_new_tokens": study.settings.max_new_tokens,
             "bootstrap": replicates,

@@ -13,6 +13,7 @@ from rich.text import Text
 FIRST = {
     "safe": "{:.0%} [{:.0%}, {:.0%}]",
     "refused": "{:.0%} [{:.0%}, {:.0%}]",
+    "invalid": "{:.0%} [{:.0%}, {:.0%}]",
     "refusal margin": "{:.2f} [{:.2f}, {:.2f}]",
 }
 """Measures that get a table, and how their figures are written. The report has all of them."""
@@ -28,6 +29,10 @@ def print_summary(results: Mapping[str, Any], console: Console) -> None:
             if found["set"] == part["name"] and found["measure"] in FIRST and "baseline" not in found
         }
         for judge, measure in dict.fromkeys((judge, measure) for judge, measure, _, _ in own):
+            if measure == "invalid" and not any(
+                found["value"] for key, found in own.items() if key[:2] == (judge, measure)
+            ):
+                continue  # as it should be
             by = f", judged by {judge}" if judge not in measure and judge != "margin" else ""
             title = f"{part['name']} ({part['kind']}, {part['prompts']} prompts): {measure}{by}"
             table = Table(box=box.SIMPLE_HEAD)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,11 @@ def test_what_is_unknown_leaves_a_gap() -> None:
     )
     assert [axes.get_visible() for axes in figure.axes[:4]] == [True, True, True, False]
     assert [text.get_text() for text in figure.axes[0].texts] == ["1", "1"]
+
+
+def test_markdown_passes_no_html_on(tmp_path: Path) -> None:
+    blocks = [Heading("<img src=x>"), Paragraph("a `<b>` & <c>"), Table(["d"], [["<e>|f"]], "<g>")]
+    text = to_markdown(blocks, tmp_path)
+    assert "`<b>`" in text
+    assert not re.search("<(?!b>)", text)
+    assert "&lt;e&gt;\\|f" in text

@@ -11,7 +11,7 @@ import torch
 from lightning_mlc.evaluation import figures
 from lightning_mlc.evaluation.bootstrap import Estimate, draws, estimate, widen_certainty
 from lightning_mlc.evaluation.figures import Figure, Sample, Subject, agreement_of, comparisons_of, figures_of
-from lightning_mlc.metrics.verdicts import language_means
+from lightning_mlc.metrics.verdicts import MISSING, language_means
 
 NAN = math.nan
 
@@ -151,3 +151,34 @@ def test_agreement_has_an_interval_too() -> None:
 def test_plain_values_leave_out_what_does_not_apply() -> None:
     figure = next(iter(figures_of(sample([[1.0, 0.0, 1.0]]), 100, 0)))
     assert set(figure.as_dict()) == {"model", "set", "judge", "measure", "scope", "value", "low", "high", "count"}
+
+
+def test_a_worst_language_with_few_prompts_has_its_own_interval() -> None:
+    """Five responses of 180 are in Swahili, all unsafe: 1 - 0.025 ** (1 / 5) is the upper end, not that of 180."""
+    values = torch.full((180, 2), float("nan"), dtype=torch.float64)
+    values[:, 0], values[:5, 1] = 1.0, 0.0
+    sample = Sample.of(Subject("m", "s", ("en", "sw"), ("en",)), "j", figures.SAFE, values)
+    found = {figure.scope: figure for figure in figures.figures_of(sample, 200, 0)}
+    for scope in ("sw", "worst", "unseen"):
+        assert (found[scope].value, found[scope].low, found[scope].high) == (0.0, 0.0, pytest.approx(0.5218, abs=1e-4))
+    assert found["seen"].low == pytest.approx(0.025 ** (1 / 180))
+
+
+def test_intervals_of_the_worst_language_hold_where_all_are_alike() -> None:
+    """In seven of ten samples at least: percentiles hold it in one of five, for the worst of a sample is too low."""
+    generator, held = torch.Generator().manual_seed(0), 0
+    for _ in range(60):
+        values = (torch.rand(60, 10, generator=generator) < 0.8).double()
+        sample = Sample.of(Subject("m", "s", tuple("abcdefghij"), None), "j", figures.SAFE, values)
+        worst = next(f for f in figures.figures_of(sample, 200, 0) if f.scope == "worst")
+        held += worst.low <= 0.8 <= worst.high
+    assert held >= 42
+
+
+def test_agreement_is_compared_on_the_same_prompts() -> None:
+    ours, theirs = torch.tensor([[0, 0], [1, 1], [1, 1]]), torch.tensor([[0, 0], [0, 1], [MISSING, 1]])
+    subject = Subject("m", "s", ("en", "sw"), None)
+    found = {f.measure: f for f in figures.agreement_comparisons_of(ours, theirs, subject, "base", "j", 200, 0)}
+    assert (found["pag"].value, found["pag"].count, found["pag"].baseline) == (0.5, 2, "base")
+    same = {f.measure: f for f in figures.agreement_comparisons_of(ours, ours, subject, "base", "j", 200, 0)}
+    assert (same["pag"].value, same["pag"].low, same["pag"].high) == (0, 0, 0)
