@@ -95,8 +95,14 @@ class Journal:
     def _claim(self) -> None:
         """Compare the settings with those that the journal was begun with, or note them."""
         beside = self.path.with_suffix(".settings.json")
-        if beside.is_file() and self.path.stat().st_size:
-            begun = json.loads(beside.read_text(encoding="utf-8"))
+        if self.path.stat().st_size:
+            try:
+                begun = json.loads(beside.read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise UserError(
+                    f"out: {beside} cannot be read, so nobody knows how {self.path.name} was made; "
+                    "give another --out, or remove both"
+                ) from error
             if begun != self.settings:
                 raise UserError(
                     f"out: {self.path} was made with other settings ({_difference(begun, self.settings)}); "
@@ -109,13 +115,13 @@ class Journal:
         self._file.seek(0)
         data = self._file.read()
         whole = data.rfind(b"\n") + 1
-        for number, line in enumerate(data[:whole].decode("utf-8").split("\n"), start=1):
+        for number, line in enumerate(data[:whole].split(b"\n"), start=1):
             if not line:
                 continue
             try:
                 record = json.loads(line)
                 self.records[Key(record["set"], record["id"], record["language"])] = record
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"out: {self.path} line {number} is damaged; remove that line, or the file") from error
         if whole < len(data):  # the process was killed while it wrote
             self._file.truncate(whole)

@@ -17,6 +17,7 @@ from lightning_mlc.data.layout import Layout
 from lightning_mlc.data.rows import Row
 from lightning_mlc.errors import UserError
 from lightning_mlc.evaluation.generation import Conversation, LocalModel, out_of_memory, plan
+from lightning_mlc.evaluation.local import NO_LIMIT
 from lightning_mlc.models.attention import packed_layout, packing_agrees
 from lightning_mlc.models.policy import Policy
 
@@ -46,12 +47,16 @@ class Openings:
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
-            parts = [tuple(content[name]) for name in ("refusals", "compliances")]
+            parts = [tuple(content[name]) for name in ("refusals", "compliances") if isinstance(content[name], list)]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f'openings: {path} must be a JSON file with {{"refusals": [...], "compliances": [...]}}'
             ) from error
-        if not all(parts) or not all(isinstance(text, str) and text.strip() for part in parts for text in part):
+        if (
+            len(parts) < 2
+            or not all(parts)
+            or not all(isinstance(text, str) and text.strip() for part in parts for text in part)
+        ):
             raise UserError(f"openings: {path} needs one or more texts in both of refusals and compliances")
         return cls(*parts)
 
@@ -106,10 +111,11 @@ class Scorer:
                 is only a beginning.
         """
         chat = self._local.chat
+        context = getattr(self._local.model.config.get_text_config(), "max_position_embeddings", None) or NO_LIMIT
         pieces = []
         for index, (messages, texts) in enumerate(zip(conversations, responses, strict=True)):
             prompt, _ = chat.prompt(messages, f"text {index + 1}")
-            room = chat.max_prompt_length - len(prompt)
+            room = context - len(prompt)
             ids = [chat.response(messages, text) for text in texts]
             whole = [ended] * len(ids) if isinstance(ended, bool) else ended
             kept = [(r if to_end else r[:-1])[: max(1, room)] for r, to_end in zip(ids, whole, strict=True)]

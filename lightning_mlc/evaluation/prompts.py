@@ -76,11 +76,12 @@ def read_prompt_sets(
     sets: list[PromptSet] = []
     for option, paths, kind in (("prompts", harmful, HARMFUL), ("ordinary", ordinary, ORDINARY)):
         for path in paths:
-            name = _name(path, {part.name for part in sets})
+            name = _stem(path)
             by_kind = _rows_by_kind(path, option, kind, source)
             for index, (of_kind, rows) in enumerate(by_kind.items()):
                 suffix = "" if index == 0 else f"-{of_kind}"
-                sets.append(PromptSet(name + suffix, of_kind, tuple(rows[:limit])))
+                own = _free(name + suffix, {part.name for part in sets})
+                sets.append(PromptSet(own, of_kind, tuple(rows[:limit])))
     return sets
 
 
@@ -112,21 +113,30 @@ def _rows_by_kind(path: str, option: str, kind: Kind, source: str) -> dict[Kind,
         chosen, rejected = None, None
         if row.get("chosen") is not None and row.get("rejected") is not None:
             chosen, rejected, _ = pair_of(row, prompts, where, source)
-        rows.setdefault(_kind_of(row, kind), []).append(EvaluationRow(identity, where, prompts, chosen, rejected))
+        rows.setdefault(_kind_of(row, kind, where), []).append(
+            EvaluationRow(identity, where, prompts, chosen, rejected)
+        )
     if not rows:
         raise UserError(f"{option}: {path} has no rows")
     return rows
 
 
-def _kind_of(row: Mapping[str, Any], otherwise: Kind) -> Kind:
+def _kind_of(row: Mapping[str, Any], otherwise: Kind, where: str) -> Kind:
     own = row.get("kind")
-    return HARMFUL if own == HARMFUL else ORDINARY if own == ORDINARY else otherwise
+    if own is None:
+        return otherwise
+    if own not in (HARMFUL, ORDINARY):
+        raise UserError(f"{where}: kind must be {HARMFUL} or {ORDINARY}, or not there, got {own!r}")
+    return HARMFUL if own == HARMFUL else ORDINARY
 
 
-def _name(path: str, taken: set[str]) -> str:
+def _stem(path: str) -> str:
     stem = path.removeprefix(HUB).split("?")[0].strip("/") if path.startswith(HUB) else Path(path).stem
-    name = stem = stem.replace("/", "_")
-    number = 2
+    return stem.replace("/", "_")
+
+
+def _free(stem: str, taken: set[str]) -> str:
+    name, number = stem, 2
     while name in taken:
         name, number = f"{stem}-{number}", number + 1
     return name

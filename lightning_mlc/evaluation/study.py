@@ -56,6 +56,8 @@ class Study:
         self.settings = settings
         self.console = console
         self.out = Path(settings.out)
+        if self.out.exists() and not self.out.is_dir():
+            raise UserError(f"out: {self.out} is a file; give a folder")
         self.systems = parse_systems(settings.models)
         self.openings = Openings() if settings.openings is None else Openings.read(settings.openings)
         self.seen = None if settings.seen is None else canonical_languages(settings.seen, "seen")

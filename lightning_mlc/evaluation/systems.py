@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from lightning_mlc.errors import UserError
 
@@ -71,7 +72,14 @@ class System:
         if self.is_checkpoint:
             return Provenance.read(self._checkpoint)
         beside = Path(self.spec).expanduser() / Provenance.FILE
-        return Provenance(**json.loads(beside.read_text(encoding="utf-8"))) if beside.is_file() else None
+        if not beside.is_file():
+            return None
+        try:
+            return Provenance(**json.loads(beside.read_text(encoding="utf-8")))
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"models: {beside} is not what `lightning-mlc export` writes; export the model again"
+            ) from error
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -96,7 +104,9 @@ class System:
             return {"endpoint": self.spec}
         if self.is_checkpoint:
             _ = self.provenance  # a file that is no checkpoint is told first
-            return {"checkpoint": fingerprint([Path(self.spec)])}
+            path = Path(self.spec)
+            files = sorted(part for part in path.rglob("*") if part.is_file()) if path.is_dir() else [path]
+            return {"checkpoint": fingerprint(files)}
         with naming_models():
             location, keywords = self.source.resolve()
             folder = Path(location)
@@ -163,7 +173,7 @@ def parse_systems(specs: Sequence[str]) -> list[System]:
             label, spec = _label(text), text
         label = "".join(character if character.isalnum() or character in "-_." else "-" for character in label)
         system = System(label, spec)
-        if system.is_endpoint and "#" not in spec:
+        if system.is_endpoint and not is_address(spec):
             raise UserError(f"models: write an endpoint as http://HOST/v1#MODEL, got {spec}")
         if any(other.label == label for other in systems):
             raise UserError(f"models: two are called '{label}'; name them: --models before={specs[0]} after={text}")
@@ -173,6 +183,16 @@ def parse_systems(specs: Sequence[str]) -> list[System]:
     if not systems:
         raise UserError("models: is not set; give one or several models")
     return systems
+
+
+def is_address(spec: str) -> bool:
+    """Whether ``spec`` names a host and a model there: ``http://HOST/v1#MODEL``."""
+    parts = urlsplit(spec)
+    try:
+        _ = parts.port  # a number, or none
+    except ValueError:
+        return False
+    return bool(parts.hostname and parts.fragment)
 
 
 def _label(spec: str) -> str:

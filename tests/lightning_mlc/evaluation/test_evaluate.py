@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -23,6 +24,9 @@ from fake_endpoint import Answer, completion, failure, serve
 from lightning_mlc.cli import main
 from lightning_mlc.consistency import Consistency
 from lightning_mlc.evaluation.cli import parse
+from lightning_mlc.evaluation.roster import make_judges
+from lightning_mlc.evaluation.settings import Settings
+from lightning_mlc.evaluation.systems import System
 from lightning_mlc.export import restore
 from lightning_mlc.models.loading import ModelSource
 from lightning_mlc.provenance import Provenance
@@ -102,7 +106,10 @@ def test_two_models_from_prompts_to_report(
     assert figure(results, model="base", **reward)["value"] == 0
     assert figure(results, model="new", **reward)["value"] != 0
     assert figure(results, model="base", **reward | {"measure": "reward accuracy"})["value"] == 0.5
-    assert figure(results, model="new", set="asked-ordinary", measure="refused", scope="mean", baseline=None)
+    for measure in ("refused", "invalid"):
+        assert figure(results, model="new", set="asked-ordinary", measure=measure, scope="mean", baseline=None)
+    assert figure(results, model="new", set="asked", measure="pag", baseline="base")["count"] == 4
+    assert results["judges"][0]["named"] == "refusal"
     states = results["representations"]["new"]
     assert len(states["raw"]["explained_variance"]) == 4
     assert states["centred"]["cosines"][3][0][0] == pytest.approx(1)
@@ -252,6 +259,24 @@ def test_endpoints_are_models_and_judges_and_what_fails_is_asked_next_time(
     assert results["representations"] == {}
 
 
+def test_one_text_in_two_languages_and_a_checkpoint_of_many_files_are_no_trouble(model: Path, tmp_path: Path) -> None:
+    """Hidden states that do not differ have no centred variance, which the report says."""
+    rows = write_jsonl(tmp_path / "same.jsonl", [{"prompt": {"en": "bag", "sw": "bag"}}])
+    out = tmp_path / "out"
+    assert main(["evaluate", f"--models={model}", f"--prompts={rows}", f"--out={out}", *QUICK]) == 0
+    assert "undefined" in (out / "report.md").read_text()
+    folder = tmp_path / "fsdp.ckpt"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "inner" / "part").write_text("1")
+    prints = []
+    for text in ("1", "2"):
+        (folder / "inner" / "part").write_text(text)
+        system = System("m", str(folder))
+        vars(system)["provenance"] = None  # what the files say is not asked here
+        prints.append(system.identity)
+    assert prints[0] != prints[1]
+
+
 def test_one_endpoint_that_fails_keeps_no_other_model_from_its_turn(
     model: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -351,6 +376,10 @@ BAD: list[tuple[Callable[[Path], list[str]], str]] = [
     (lambda model: [f"--models={model}", "--prompts=sample", "--judges=refusal,refusal"], "judges: one is named twice"),
     (lambda model: [f"--models={model}", "--prompts=sample", "--judges=refusal=x"], "'refusal' takes no model"),
     (lambda model: [f"--models={model}", "--prompts=sample", "--judges=llm=http://h/v1"], "http://HOST/v1#MODEL"),
+    (lambda model: ["--models=http://h:port/v1#m", "--prompts=sample"], "models: write an endpoint as"),
+    (lambda model: [f"--models={model}", "--prompts=sample", "--judges=llm=http:///v1#m"], "judges: write an endpoint"),
+    (lambda model: [f"--models={model}", "--prompts=sample", "--judges=llm=/no/where"], "judges: there is no folder"),
+    (lambda model: [f"--models={model}", "--prompts=sample", f"--out={model}/config.json"], "config.json is a file"),
     (lambda model: ["--models=http://h/v1", "--prompts=sample"], "models: write an endpoint as http://HOST/v1#MODEL"),
     (lambda model: ["--models=http://h/v1#m", "--prompts=sample", "--judges=margin"], "endpoints give no likelihoods"),
     (lambda model: ["--models", str(model), str(model), "--prompts=sample"], "models: two are called 'one'"),
@@ -398,3 +427,15 @@ def test_a_model_without_chat_template_is_refused(tmp_path: Path, capsys: pytest
     error = capsys.readouterr().err
     assert "models: the tokenizer of" in error
     assert "has no chat template" in error
+
+
+def test_verdicts_know_how_they_were_made(model: Path) -> None:
+    """The same judge in another precision, or asked in other words, is another judge."""
+    settings = Settings(models=["x"], prompts=["sample"], judges=[f"qwen3guard={model}"], device="cpu")
+    (first,), (second,) = (
+        make_judges(dataclasses.replace(settings, dtype=dtype)) for dtype in ("float32", "bfloat16")
+    )  # fmt: skip
+    assert first.settings["model"]["dtype"] == "float32"
+    assert {**first.settings["model"], "dtype": "bfloat16"} == second.settings["model"]
+    (other,) = make_judges(dataclasses.replace(settings, judges=[f"polyguard={model}"]))
+    assert other.settings["model"]["wording"] != first.settings["model"]["wording"]

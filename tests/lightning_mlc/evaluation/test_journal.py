@@ -125,3 +125,27 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes() + b"{nonsense}\n" + b'{"set": 1}\n')
     with pytest.raises(UserError, match="line 2 is damaged"), Journal(path, {}):
         pass
+
+
+@pytest.mark.parametrize("left", [None, "{", "\ufffd"])
+def test_records_of_unknown_settings_are_refused(tmp_path: Path, left: str | None) -> None:
+    path = tmp_path / "a.jsonl"
+    with Journal(path, {"max_new_tokens": 4}) as journal:
+        journal.add(Job(Key("s", "i", "en"), "x"), {})
+    beside = path.with_suffix(".settings.json")
+    if left is None:
+        beside.unlink()
+    else:
+        beside.write_text(left, encoding="utf-16")
+    with pytest.raises(UserError, match=r"a\.settings\.json cannot be read"), Journal(path, {"max_new_tokens": 200}):
+        pass
+
+
+def test_bytes_that_are_no_text_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    with Journal(path, {}) as journal:
+        journal.add(Job(Key("s", "i", "en"), "x"), {})
+    with path.open("ab") as file:
+        file.write(b"\xff\xfe\n")
+    with pytest.raises(UserError, match="line 2 is damaged"), Journal(path, {}):
+        pass

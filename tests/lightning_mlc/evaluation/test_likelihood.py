@@ -12,7 +12,7 @@ from conftest import save_model
 from lightning_mlc.errors import UserError
 from lightning_mlc.evaluation.generation import LocalModel
 from lightning_mlc.evaluation.likelihood import Likelihood, Openings, Scorer
-from lightning_mlc.evaluation.local import chat_of
+from lightning_mlc.evaluation.local import chat_of, context_length, load
 from lightning_mlc.evaluation.systems import System
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("a", "bb cc", "দাম", "a longer one, by far")]
@@ -120,3 +120,22 @@ def test_openings_that_are_none(content: str, tmp_path: Path) -> None:
         Openings.read(str(path))
     with pytest.raises(UserError, match="openings: "):
         Openings.read(str(tmp_path / "gone.json"))
+
+
+def test_openings_are_lists(tmp_path: Path) -> None:
+    path = tmp_path / "openings.json"
+    path.write_text('{"refusals": "Sorry", "compliances": ["Sure"]}', encoding="utf-8")
+    with pytest.raises(UserError, match="openings: "):
+        Openings.read(str(path))
+
+
+def test_where_a_response_is_cut_depends_on_the_model_alone(tiny_model: Path) -> None:
+    """Room that generation wants for itself is no reason to measure less of a response."""
+    system, messages = System("m", str(tiny_model)), [{"role": "user", "content": "a"}]
+    prompt, _ = chat_of(system).prompt(messages, "it")
+    tokens = []
+    for room in (0, context_length(system) - len(prompt) - 2):
+        local = load(system, chat_of(system, room), torch.device("cpu"), "float32")
+        ((_, (found,)),) = Scorer(local, 512).score([messages], [["a b c d e f g h"]], (), True)
+        tokens.append(found.tokens)
+    assert tokens[0] == tokens[1] > 2

@@ -60,7 +60,7 @@ def test_pairs_come_along(tmp_path: Path) -> None:
 
 
 def test_a_row_says_of_what_kind_it_is(tmp_path: Path) -> None:
-    rows = [{"prompt": {"en": f"q{i}"}, "kind": kind} for i, kind in enumerate(["harmful", "ordinary", "other"])]
+    rows = [{"prompt": {"en": f"q{i}"}, "kind": kind} for i, kind in enumerate(["harmful", "ordinary", None])]
     path = str(write_jsonl(tmp_path / "mixed.jsonl", rows))
     assert [(part.name, part.kind, len(part.rows)) for part in read_prompt_sets([path], [], "en")] == [
         ("mixed", "harmful", 2),
@@ -123,3 +123,17 @@ def test_responses_that_are_no_pair_are_of_no_use(tmp_path: Path) -> None:
     path = tmp_path / "p.json"
     path.write_text(json.dumps([{"prompt_en": "a", "response": "b"}]))
     assert read_prompt_sets([str(path)], [], "en")[0].rows[0].chosen is None
+
+
+def test_a_kind_that_is_neither_is_refused(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "asked.jsonl", [{"prompt": {"en": "q"}, "kind": "Ordinary"}])
+    with pytest.raises(UserError, match=r"asked\.jsonl row 1: kind must be harmful or ordinary, .* got 'Ordinary'"):
+        read_prompt_sets([str(path)], [], "en")
+
+
+def test_no_two_sets_share_a_name(tmp_path: Path) -> None:
+    rows = [{"prompt": {"en": "q"}}, {"prompt": {"en": "r"}, "kind": "ordinary"}]
+    first = write_jsonl(tmp_path / "x-ordinary.jsonl", rows[:1])
+    both = write_jsonl(tmp_path / "x.jsonl", rows)
+    names = [part.name for part in read_prompt_sets([str(first), str(both)], [], "en")]
+    assert names == ["x-ordinary", "x", "x-ordinary-2"]
