@@ -16,6 +16,7 @@ prompts without responses: ``id``, ``source``, ``tags``, and a column per langua
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -29,6 +30,9 @@ _BESIDE_LANGUAGES = frozenset({"id", "source", "tags"})
 """Columns of MultiJail that are no language."""
 _RESPONSES = ("response", "output", "completion")
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+
+_HALF = re.compile("[\ud800-\udfff]")
+"""JSON can write them, and no tokenizer and no file can take them."""
 
 
 def parse_rows(rows: Iterable[tuple[str, Row]], source_language: str, file: str) -> list[Example]:
@@ -249,5 +253,7 @@ def _messages(text: Any, role: str, what: str, may_be_empty: bool = False) -> li
             raise UserError(f"{what} has a message without a known 'role' or without 'content'")
         if not content.strip() and not may_be_empty:
             raise UserError(f"{what} is empty; give a text, or null where there is none")
+        if _HALF.search(content):
+            raise UserError(f"{what} has half a character (a lone surrogate such as \\ud83d); repair the text")
         messages.append({"role": known, "content": content})
     return messages

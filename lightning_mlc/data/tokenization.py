@@ -6,11 +6,16 @@ import itertools
 from functools import cached_property
 from typing import Any, Literal
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from lightning_mlc.data.records import Example, Message
-from lightning_mlc.errors import UserError
+from lightning_mlc.errors import UserError, first_line
 from lightning_mlc.models.turns import end_of_turn
+
+
+class PromptTooLong(UserError):
+    """A prompt that is not to be cut has more tokens than it may have."""
 
 
 class ChatTokenizer:
@@ -84,12 +89,18 @@ class ChatTokenizer:
 
         ``header`` asks the template for its generation header. The templates of some guard models have it anyway.
         """
-        ids = self._ids(self._render(messages, header))
+        try:
+            ids = self._ids(self._render(messages, header))
+        except TemplateError as error:  # no messages of a system, say
+            raise UserError(
+                f"{where}: the chat template of the model refuses this prompt ({first_line(error)}); change the row, "
+                "or the template"
+            ) from error
         limit = self.max_prompt_length
         if len(ids) <= limit:
             return ids, False
         if self.on_long_prompt == "error":
-            raise UserError(
+            raise PromptTooLong(
                 f"{where}: the prompt has {len(ids)} tokens, data.max_prompt_length is {limit}; "
                 "raise it, shorten the prompt, or set data.on_long_prompt to cut"
             )

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from lightning_mlc.data.tokenization import ChatTokenizer
+from lightning_mlc.data.tokenization import ChatTokenizer, PromptTooLong
 from lightning_mlc.errors import UserError
 from lightning_mlc.evaluation.generation import Conversation, LocalModel
 from lightning_mlc.evaluation.journal import Key
@@ -67,14 +67,15 @@ def check_lengths(
     """Refuse prompts that leave no ``room`` for a response, before a model is loaded.
 
     Raises:
-        UserError: One is too long.
+        UserError: One is too long, or the chat template refuses it.
     """
     for key, messages in conversations:
+        where = f"prompts: '{key.id}' ({key.language}) of the set '{key.set}'"
         try:
-            chat.prompt(messages, "")
-        except UserError as error:
+            chat.prompt(messages, where)
+        except PromptTooLong as error:
             raise UserError(
-                f"prompts: '{key.id}' ({key.language}) of the set '{key.set}' is too long for {system.label}, which "
+                f"{where} is too long for {system.label}, which "
                 f"takes {chat.max_prompt_length + room} tokens, {room} of them for the response; remove the row, or "
                 "give less max_new_tokens"
             ) from error

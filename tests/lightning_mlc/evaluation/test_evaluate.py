@@ -439,3 +439,17 @@ def test_verdicts_know_how_they_were_made(model: Path) -> None:
     assert {**first.settings["model"], "dtype": "bfloat16"} == second.settings["model"]
     (other,) = make_judges(dataclasses.replace(settings, judges=[f"polyguard={model}"]))
     assert other.settings["model"]["wording"] != first.settings["model"]["wording"]
+
+
+def test_a_prompt_that_the_template_refuses_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('No system messages') }}{% endif %}"
+    folder = save_model(tmp_path / "strict")
+    template = folder / "chat_template.jinja"
+    template.write_text(refusing + template.read_text(encoding="utf-8"), encoding="utf-8")
+    turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "bag"}]
+    rows = write_jsonl(tmp_path / "asked.jsonl", [{"id": "one", "prompt": {"en": turns}}])
+    assert main(["evaluate", f"--models={folder}", f"--prompts={rows}", f"--out={tmp_path / 'out'}", *QUICK]) == 2
+    error = capsys.readouterr().err
+    assert "prompts: 'one' (en) of the set 'asked': the chat template of the model refuses this prompt" in error
+    assert "No system messages" in error
+    assert not (tmp_path / "out").exists()

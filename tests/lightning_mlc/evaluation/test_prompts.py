@@ -137,3 +137,10 @@ def test_no_two_sets_share_a_name(tmp_path: Path) -> None:
     both = write_jsonl(tmp_path / "x.jsonl", rows)
     names = [part.name for part in read_prompt_sets([str(first), str(both)], [], "en")]
     assert names == ["x-ordinary", "x", "x-ordinary-2"]
+
+
+def test_half_a_character_is_refused_where_it_stands(tmp_path: Path) -> None:
+    path = tmp_path / "asked.jsonl"
+    path.write_text('{"prompt": {"en": "ok \\ud83d"}}\n', encoding="utf-8")
+    with pytest.raises(UserError, match=r"asked\.jsonl row 1.* has half a character"):
+        read_prompt_sets([str(path)], [], "en")
