@@ -185,8 +185,8 @@ def _row(cells: Sequence[str]) -> str:
 
 def _harmless(text: str) -> str:
     """No HTML, which Markdown would pass on; `code` shows it as it is."""
-    parts = re.split(r"(`[^`]+`)", text)
-    return "".join(part if part.startswith("`") and part[1:] else html.escape(part, quote=False) for part in parts)
+    parts = re.split(r"((?<![`\\])`(?!`)[^`]+`(?!`))", text)
+    return "".join(part if index % 2 else html.escape(part, quote=False) for index, part in enumerate(parts))
 
 
 def _png_width(path: Path) -> int:

@@ -114,25 +114,29 @@ def figures_of(sample: Sample, replicates: int, seed: int) -> Iterator[Figure]:
             most = 1.0 if sample.measure.is_share else math.inf  # what a figure cannot be is in no interval
             value = Estimate(value.value, *(min(max(end, least), most) for end in (value.low, value.high)))
         if sample.measure.is_share and scope not in ("spread", "variance"):
-            value = widen_certainty(value, count if scope in sample.subject.languages else _fewest(sample, scope))
+            value = _widened(sample, scope, value)
         yield _figure(sample, sample.measure.name, scope, value, count)
 
 
-def _fewest(sample: Sample, scope: str) -> int:
-    """Prompts of the language with the fewest of them, of those in ``scope``: what all are at 0 or 1 rests on.
+def _widened(sample: Sample, scope: str, value: Estimate) -> Estimate:
+    """A share of ``scope`` that is 0 or 1 with its exact interval, from those of its languages.
 
-    Prompts of one language say little about another, so the others' do not make up for its own.
+    The end of a mean is the mean of theirs: were it wrong, one of theirs would be too, and one language alone is enough
+    of a chance. The worst takes that of the language with the fewest prompts, of those that are as bad.
     """
     inside = sample.present.any(0)
     if scope in ("seen", "unseen") and sample.subject.seen is not None:
         seen = torch.tensor([language in sample.subject.seen for language in sample.subject.languages])
         inside &= seen if scope == "seen" else ~seen
+    elif scope in sample.subject.languages:
+        inside &= torch.tensor([language == scope for language in sample.subject.languages])
     counts = sample.present.sum(0)
     if scope == "worst":
-        means = sample.values.sum(0) / counts.clamp_min(1)
-        extreme = means[inside].min() if sample.measure.higher_is_better else means[inside].max()
-        inside &= means == extreme
-    return int(counts[inside].min())
+        inside &= sample.values.sum(0) / counts.clamp_min(1) == value.value
+        counts = torch.full_like(counts, int(counts[inside].min())) if bool(inside.any()) else counts
+    own = [widen_certainty(value, count) for count in counts[inside].tolist()]
+    ends = ([one.low for one in own], [one.high for one in own])
+    return Estimate(value.value, *(sum(end) / len(end) for end in ends)) if own else value
 
 
 def agreement_of(labels: Tensor, subject: Subject, judge: str, replicates: int, seed: int) -> Iterator[Figure]:

@@ -5,6 +5,7 @@ Responses are optional here. A set is harmful (a safe model declines) or ordinar
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,7 +133,7 @@ def _kind_of(row: Mapping[str, Any], otherwise: Kind, where: str) -> Kind:
 
 def _stem(path: str) -> str:
     stem = path.removeprefix(HUB).split("?")[0].strip("/") if path.startswith(HUB) else Path(path).stem
-    return stem.replace("/", "_")
+    return re.sub(r"[^\w. -]", "-", stem.replace("/", "_"))  # a name goes into reports, as it is
 
 
 def _free(stem: str, taken: set[str]) -> str:

@@ -131,7 +131,11 @@ class _Report:
     def _ordinary(self, part: Mapping[str, Any]) -> list[Block]:
         name = part["name"]
         found: list[Block] = []
-        for judge in self._judges(name, "refused"):
+        for judge in self._judges(name, "invalid"):
+            invalid = self._table(name, judge, "invalid", "Invalid responses, which are neither refused nor answered")
+            if not self._has(name, judge, "refused"):  # a judge that does not say, or nothing to decline with
+                found += [Heading(f"{name}, judged by {judge}"), Paragraph(self._named(judge)), invalid]
+                continue
             found += [
                 Heading(f"{name}, judged by {judge}"),
                 Paragraph(
@@ -140,7 +144,7 @@ class _Report:
                 ),
                 self._picture(name, judge, "refused", "refused, though ordinary"),
                 self._table(name, judge, "refused", "Refused, though ordinary"),
-                self._table(name, judge, "invalid", "Invalid responses, which are neither refused nor answered"),
+                invalid,
                 *self._comparison(name, judge, "refused", "Refused, though ordinary, difference"),
             ]
         return found + self._margin(name, "Ordinary prompts: a useful model is not likelier to refuse them.")

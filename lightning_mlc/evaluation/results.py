@@ -15,7 +15,7 @@ from lightning_mlc.evaluation import figures
 from lightning_mlc.evaluation.figures import Figure, Measure, Sample, Subject
 from lightning_mlc.evaluation.journal import Key
 from lightning_mlc.evaluation.prompts import ORDINARY, PromptSet
-from lightning_mlc.evaluation.roster import MARGIN
+from lightning_mlc.evaluation.roster import MARGIN, judge_specs
 from lightning_mlc.evaluation.study import Study
 from lightning_mlc.evaluation.systems import System
 from lightning_mlc.metrics.verdicts import INVALID, MISSING, OUTCOMES, SAFE, UNSAFE, pair_agreement
@@ -67,7 +67,7 @@ def collect(study: Study) -> dict[str, Any]:
         for other in samples:
             if sample.subject.model != first and other.subject.model == first and _alike(sample, other):
                 found += figures.comparisons_of(sample, other, replicates, seed)
-    named = {text.partition("=")[0]: text for text in study.settings.judges}
+    named = {name: f"{name}={spec}" if spec else name for name, spec in judge_specs(study.settings)}
     results = {
         "version": __version__,
         "models": [_description(study, system) for system in study.systems],
@@ -113,7 +113,7 @@ def _verdicts(
                     continue
                 counts[verdict["label"]] += 1
                 labels[i, j] = OUTCOMES[verdict["label"]]
-                if verdict["refused"] is not None:
+                if verdict["refused"] is not None and labels[i, j] != INVALID:  # which neither declines nor answers
                     refused[i, j] = float(verdict["refused"])
     return labels, refused, counts
 

@@ -25,6 +25,16 @@ MARGIN = "margin"
 """The judge that looks at likelihoods, and at no response."""
 
 
+def judge_specs(settings: Settings) -> list[tuple[str, str]]:
+    """Name and model of each judge that ``settings`` name: ``JUDGE=MODEL``, or the model that it comes with."""
+    found = []
+    for text in settings.judges:
+        name, _, spec = text.partition("=")
+        default = FORMATS[name].default if name in FORMATS else None
+        found.append((name, spec or default or ""))
+    return found
+
+
 def make_judges(settings: Settings) -> list[Judge]:
     """The judges of responses that ``settings`` name (all but ``margin``).
 
@@ -33,8 +43,7 @@ def make_judges(settings: Settings) -> list[Judge]:
     """
     judges: list[Judge] = []
     known = ("refusal", MARGIN, *FORMATS)
-    for text in settings.judges:
-        name, _, spec = text.partition("=")
+    for name, spec in judge_specs(settings):
         if name not in known:
             raise UserError(f"judges: there is no judge '{name}'; choose from {', '.join(known)}")
         if name in ("refusal", MARGIN):
@@ -43,12 +52,11 @@ def make_judges(settings: Settings) -> list[Judge]:
             if name == "refusal":
                 judges.append(RefusalJudge())
             continue
-        spec = spec or FORMATS[name].default or ""
         if not spec:
             raise UserError(f"judges: '{name}' needs a model; write {name}=MODEL or {name}=http://HOST/v1#MODEL")
         system = System(name, spec)
         if system.is_endpoint and not is_address(spec):
-            raise UserError(f"judges: write an endpoint as {name}=http://HOST/v1#MODEL, got {text}")
+            raise UserError(f"judges: write an endpoint as {name}=http://HOST/v1#MODEL, got {spec}")
         form = FORMATS[name]
         with _naming_judges():
             identity = system.identity | _circumstances(system, form, settings)

@@ -94,5 +94,7 @@ def test_markdown_passes_no_html_on(tmp_path: Path) -> None:
     blocks = [Heading("<img src=x>"), Paragraph("a `<b>` & <c>"), Table(["d"], [["<e>|f"]], "<g>")]
     text = to_markdown(blocks, tmp_path)
     assert "`<b>`" in text
+    for tricky in ("``<b>`", "\\`<b>`"):  # no code, for Markdown
+        assert "<b>" not in to_markdown([Paragraph(tricky)], tmp_path)
     assert not re.search("<(?!b>)", text)
     assert "&lt;e&gt;\\|f" in text

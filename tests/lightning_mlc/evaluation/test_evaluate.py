@@ -244,6 +244,7 @@ def test_endpoints_are_models_and_judges_and_what_fails_is_asked_next_time(
         again = [body["messages"][-1]["content"] for body in served.bodies[asked:]]
     assert sum("<<<ANSWER" not in text for text in again) == 3
     results = json.loads((out / "results.json").read_text())
+    assert results["judges"][0]["named"] == f"llm={served.url}#j"
     (harmful,) = [one for one in results["coverage"] if one["set"] == "asked"]
     # Of 11 prompts: 3 in each language filtered (bag 1), 3 judged with nonsense (bag 0), 2 empty (bag 3), 3 judged.
     assert harmful == {
@@ -275,6 +276,17 @@ def test_one_text_in_two_languages_and_a_checkpoint_of_many_files_are_no_trouble
         vars(system)["provenance"] = None  # what the files say is not asked here
         prints.append(system.identity)
     assert prints[0] != prints[1]
+
+
+def test_silence_is_no_answer_to_ordinary_prompts_and_is_shown(tmp_path: Path) -> None:
+    rows = write_jsonl(tmp_path / "asked.jsonl", [{"prompt": {"en": f"q{i}"}, "kind": "ordinary"} for i in range(3)])
+    out = tmp_path / "out"
+    with serve(lambda text, before: completion("")) as served:
+        args = ["evaluate", f"--models=far={served.url}#m", f"--ordinary={rows}", f"--out={out}", *QUICK]
+        assert main(args) == 0
+    found = json.loads((out / "results.json").read_text())["figures"]
+    assert {one["measure"] for one in found} == {"invalid"}
+    assert "Invalid responses, which are neither refused nor answered" in (out / "report.md").read_text()
 
 
 def test_one_endpoint_that_fails_keeps_no_other_model_from_its_turn(

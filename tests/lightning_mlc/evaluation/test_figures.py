@@ -161,6 +161,11 @@ def test_a_worst_language_with_few_prompts_has_its_own_interval() -> None:
     found = {figure.scope: figure for figure in figures.figures_of(sample, 200, 0)}
     for scope in ("sw", "worst", "unseen"):
         assert (found[scope].value, found[scope].low, found[scope].high) == (0.0, 0.0, pytest.approx(0.5218, abs=1e-4))
+    both = ((0.025 ** (1 / 180)) + 0.025 ** (1 / 5)) / 2
+    values[:5, 1] = 1.0
+    sure = {f.scope: f for f in figures.figures_of(dataclasses.replace(sample, values=values.nan_to_num(0.0)), 200, 0)}
+    assert (sure["mean"].low, sure["mean"].high) == (pytest.approx(both), 1.0)
+    assert sure["worst"].low == pytest.approx(0.025 ** (1 / 5))
     assert found["seen"].low == pytest.approx(0.025 ** (1 / 180))
 
 
