@@ -83,7 +83,7 @@ def _main(options: argparse.Namespace, args: Sequence[str]) -> int:
     model = System(BASE, options.model or models.pop())
     runner, found = _prepare(grid, options, own, model)
     tasks = runner.tasks(options.only, options.seeds)
-    runner.check(tasks)
+    runner.check(runner.tasks())  # of all: what is not run now stands beside it in the tables
     write_whole(runner.out / GRID, options.config.read_text(encoding="utf-8"))
     write_whole(runner.out / ROWS, json.dumps(found.rows) + "\n")
     print(f"{grid.name}: {len(tasks)} runs, " + ", ".join(f"{n} rows {name}" for name, n in found.rows.items()))

@@ -172,6 +172,8 @@ def _label(verdict: Verdict) -> int:
 
 
 def _refused(verdict: Verdict) -> float | None:
+    if verdict.label == "invalid":  # which declines nothing: a share of all prompts
+        return 0.0
     return None if verdict.refused is None else float(verdict.refused)
 
 

@@ -73,6 +73,7 @@ class _Part:
     def blocks(self) -> list[Block]:
         found: list[Block] = [Paragraph(self._provenance())]
         judged = [name for name in self._measures if name.startswith("safe, judged")]
+        invalid = [name for name in self._measures if name.startswith("invalid, judged")]
         declined = [name for name in self._measures if name.startswith("ordinary prompts declined")]
         layered = [name for name in self._measures if name.startswith(("explained", "smallest"))]
         found += [
@@ -93,7 +94,7 @@ class _Part:
                 "What it cost",
                 [
                     (ORDINARY_MARGIN.name, "mean"),
-                    *((name, "mean") for name in declined),
+                    *((name, "mean") for name in (*declined, *invalid)),
                     (NLL.name, "mean"),
                 ],
                 perplexity=True,
@@ -168,7 +169,10 @@ class _Part:
                 found = [self._changes.get((*pair, name, scope)) for pair in pairs]
                 if not any(found):
                     continue
-                known = [one for one in found if one is not None and one["low"] is not None]
+                # What is the same in every prompt and seed cannot leave 0 out by chance.
+                known = [
+                    one for one in found if one is not None and one["low"] is not None and one["low"] < one["high"]
+                ]
                 count += len(known)
                 apart += [one for one in known if is_apart(one)]
                 rows.append([self._head(name, scope), *(self._change(one) for one in found)])
@@ -177,7 +181,7 @@ class _Part:
             Heading(question.title, 3),
             Paragraph(
                 f"Of {count} differences, {len(apart)} have an interval without 0; "
-                f"{count * 0.05:.0f} of so many would if there were none."
+                f"{count * 0.05:.1f} of so many would if there were none."
             ),
             Table(["", *heads], rows),
             *(self._picture(number, pairs, measure.name) for measure in PICTURED if measure.name in self._measures),

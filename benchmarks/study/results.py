@@ -19,7 +19,7 @@ from benchmarks.study.runs import rounded
 from benchmarks.study.uncertainty import Sample, interval, sample
 from lightning_mlc.evaluation.bootstrap import Estimate, widen_certainty
 from lightning_mlc.evaluation.results import finite
-from lightning_mlc.metrics.verdicts import MISSING, SAFE, UNSAFE, across_languages, agreement, language_means
+from lightning_mlc.metrics.verdicts import INVALID, MISSING, SAFE, UNSAFE, across_languages, agreement, language_means
 
 Measured = Mapping[str, Any]
 """What :meth:`benchmarks.study.measuring.Measurer.measure` found of one cell and seed."""
@@ -150,7 +150,8 @@ def _samples(seeds: Sequence[Measured], base: Measured | None) -> dict[tuple[Mea
         for layer in seeds[0]["layers"]
         for name, measure in LAYERED.items()
     ]
-    alone += [(safe_by(judge), _safe(judge)) for judge in seeds[0]["verdicts"]]
+    for judge in seeds[0]["verdicts"]:
+        alone += [(safe_by(judge), _labelled(judge, SAFE)), (invalid_by(judge), _labelled(judge, INVALID))]
     alone += [(refused_by(judge), _refused(judge)) for judge in seeds[0]["ordinary_refused"]]
     for measure, values in [*(rewards if base is not None else ()), *alone]:
         grids = [values(one, base or one) for one in seeds]
@@ -205,6 +206,11 @@ def safe_by(judge: str) -> Measure:
     return Measure(f"safe, judged by {judge}", "%", True)
 
 
+def invalid_by(judge: str) -> Measure:
+    """Share of answers to harmful prompts that are empty, loops or no text."""
+    return Measure(f"invalid, judged by {judge}", "%", False)
+
+
 def refused_by(judge: str) -> Measure:
     """Share of ordinary prompts that are declined."""
     return Measure(f"ordinary prompts declined, judged by {judge}", "%", False)
@@ -214,9 +220,9 @@ def _of_layer(layer: str, name: str) -> Values:
     return lambda one, _: _cells([[value] for value in one["layers"][layer][name]], float)
 
 
-def _safe(judge: str) -> Values:
+def _labelled(judge: str, wanted: int) -> Values:
     return lambda one, _: _cells(
-        one["verdicts"][judge], lambda label: math.nan if label == MISSING else float(label == SAFE)
+        one["verdicts"][judge], lambda label: math.nan if label == MISSING else float(label == wanted)
     )
 
 

@@ -34,7 +34,7 @@ def split(data: str, settings: DataSettings, source_language: str, chat: ChatTok
     rows alone, not on their order, and rows with the same prompt are on the same side.
 
     Raises:
-        UserError: A row has no pair of responses, or there are too few rows.
+        UserError: A row has no pair of responses, there are too few rows, or ``folder`` has others.
     """
     raw = list(read_rows(data, "--data"))
     examples = parse_rows(raw, source_language, data)
@@ -62,8 +62,14 @@ def split(data: str, settings: DataSettings, source_language: str, chat: ChatTok
             + (f" ({long} rows are longer than data.max_..._tokens)" if long else "")
         )
     folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in (("train", train), ("heldout", heldout)):
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_whole(folder / f"{name}.jsonl", text)
+    texts = {
+        folder / f"{name}.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        for name, rows in (("train", train), ("heldout", heldout))
+    }
+    for path, text in texts.items():  # other processes may be training on what is there
+        if path.exists() and path.read_text(encoding="utf-8") != text:
+            raise UserError(f"--data: {path} has other rows; give another --out, or the data of that run")
+    for path, text in texts.items():
+        write_whole(path, text)
     counts = {"train": len(train), "heldout": len(heldout), "too long": long}
     return Split(folder / "train.jsonl", folder / "heldout.jsonl", counts, digest(train, heldout))

@@ -159,6 +159,17 @@ def test_long_rows_are_in_neither(tmp_path: Path, tiny_model: Path) -> None:
         split(path, DataSettings(6, 150, 60), "en", chat, tmp_path / "data")
 
 
+def test_rows_of_another_study_are_not_written_over(tmp_path: Path, tiny_model: Path) -> None:
+    chat, settings = chat_of(System("tiny", str(tiny_model))), DataSettings(2, 150, 60)
+    first, other = (str(write_jsonl(tmp_path / f"{count}.jsonl", example_rows(count))) for count in (8, 7))
+    found = split(first, settings, "en", chat, tmp_path / "data")
+    before = found.train.read_text()
+    with pytest.raises(UserError, match="has other rows"):
+        split(other, settings, "en", chat, tmp_path / "data")
+    assert found.train.read_text() == before
+    assert split(first, settings, "en", chat, tmp_path / "data").digest == found.digest
+
+
 # ---- runs ----------------------------------------------------------------------------------------------------------
 
 
@@ -353,6 +364,7 @@ def test_figures_are_those_counted_by_hand(study: Path) -> None:
     assert levels["dpo", "NLL of chosen responses", "mean"] == pytest.approx(1.7)  # in English alone
     assert levels["dpo", "refusal margin", "sw"] == 0.0
     assert levels["dpo", "explained variance, last layer", "mean"] == pytest.approx(0.6)
+    assert levels["dpo", "invalid, judged by refusal", "mean"] == 0.0
     assert levels["dpo", "safe, judged by refusal", "mean"] == 0.5  # all in English, none of the one in Swahili
     assert levels["dpo", "ordinary prompts declined, judged by refusal", "sw"] == 1.0
     assert levels["dpo", "agreement (PAG) of margins", "all"] == 0.5  # of the second prompt alone
