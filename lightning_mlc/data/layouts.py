@@ -35,6 +35,11 @@ _HALF = re.compile("[\ud800-\udfff]")
 """JSON can write them, and no tokenizer and no file can take them."""
 
 
+def has_half_a_character(text: str) -> bool:
+    """Whether ``text`` has a lone surrogate."""
+    return _HALF.search(text) is not None
+
+
 def parse_rows(rows: Iterable[tuple[str, Row]], source_language: str, file: str) -> list[Example]:
     """All ``rows`` (with where they stand) of ``file``. The first row decides on the layout.
 
@@ -120,6 +125,8 @@ def id_of(row: Row, where: str) -> str:
     own_id = row.get("id")
     if own_id is not None and not isinstance(own_id, str | int):
         raise UserError(f"{where}: 'id' must be a string or a number")
+    if has_half_a_character(str(own_id)):
+        raise UserError(f"{where}: 'id' has half a character (a lone surrogate such as \\ud83d); repair it")
     return str(own_id) if own_id is not None else where
 
 
@@ -253,7 +260,7 @@ def _messages(text: Any, role: str, what: str, may_be_empty: bool = False) -> li
             raise UserError(f"{what} has a message without a known 'role' or without 'content'")
         if not content.strip() and not may_be_empty:
             raise UserError(f"{what} is empty; give a text, or null where there is none")
-        if _HALF.search(content):
+        if has_half_a_character(content):
             raise UserError(f"{what} has half a character (a lone surrogate such as \\ud83d); repair the text")
         messages.append({"role": known, "content": content})
     return messages

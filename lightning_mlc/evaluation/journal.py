@@ -62,8 +62,11 @@ class Journal:
         self._file: Any = None
 
     def __enter__(self) -> Journal:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a+b")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("a+b")
+        except OSError as error:
+            raise UserError(f"out: cannot write {self.path} ({error.strerror}); give another --out") from error
         try:
             self._lock()
             self._claim()
@@ -103,6 +106,8 @@ class Journal:
                     f"out: {beside} cannot be read, so nobody knows how {self.path.name} was made; "
                     "give another --out, or remove both"
                 ) from error
+            if not isinstance(begun, dict):
+                raise UserError(f"out: {beside} is damaged; give another --out, or remove it and {self.path.name}")
             if begun != self.settings:
                 raise UserError(
                     f"out: {self.path} was made with other settings ({_difference(begun, self.settings)}); "
@@ -120,6 +125,7 @@ class Journal:
                 continue
             try:
                 record = json.loads(line)
+                _ = record["input"]
                 self.records[Key(record["set"], record["id"], record["language"])] = record
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"out: {self.path} line {number} is damaged; remove that line, or the file") from error
@@ -150,7 +156,9 @@ class Journal:
 
 def write_whole(path: Path, text: str) -> None:
     """Write ``text`` to ``path``, whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished = path.with_name(
+        f".{path.name}.{os.getpid()}.unfinished"
+    )  # processes of a study write some files at once
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)
 

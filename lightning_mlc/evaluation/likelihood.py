@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from lightning_mlc.data.layout import Layout
+from lightning_mlc.data.layouts import has_half_a_character
 from lightning_mlc.data.rows import Row
 from lightning_mlc.errors import UserError
 from lightning_mlc.evaluation.generation import Conversation, LocalModel, out_of_memory, plan
@@ -58,6 +59,10 @@ class Openings:
             or not all(isinstance(text, str) and text.strip() for part in parts for text in part)
         ):
             raise UserError(f"openings: {path} needs one or more texts in both of refusals and compliances")
+        if any(has_half_a_character(text) for part in parts for text in part):
+            raise UserError(
+                f"openings: {path} has half a character (a lone surrogate such as \\ud83d); repair the text"
+            )
         return cls(*parts)
 
     @property

@@ -77,7 +77,9 @@ def _circumstances(system: System, form: Format, settings: Settings) -> dict[str
     if system.is_endpoint:
         return found
     device = choose_device(settings.device)
-    template = chat_of(system, form.max_new_tokens).tokenizer.chat_template
+    chat = chat_of(system, form.max_new_tokens, "cut")
+    chat.prompt(form.ask(example), "judges", form.header)  # a template that refuses it says so before anything runs
+    template = chat.tokenizer.chat_template
     return found | {
         "dtype": choose_dtype(settings.dtype, device),
         "device": device.type,

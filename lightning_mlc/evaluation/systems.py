@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,6 +108,7 @@ class System:
             path = Path(self.spec)
             files = sorted(part for part in path.rglob("*") if part.is_file()) if path.is_dir() else [path]
             return {"checkpoint": fingerprint(files)}
+        _ = self.provenance
         with naming_models():
             location, keywords = self.source.resolve()
             folder = Path(location)
@@ -187,12 +189,12 @@ def parse_systems(specs: Sequence[str]) -> list[System]:
 
 def is_address(spec: str) -> bool:
     """Whether ``spec`` names a host and a model there: ``http://HOST/v1#MODEL``."""
-    parts = urlsplit(spec)
     try:
+        parts = urlsplit(spec)
         _ = parts.port  # a number, or none
     except ValueError:
         return False
-    return bool(parts.hostname and parts.fragment)
+    return bool(parts.hostname and parts.fragment and not re.search(r"\s", spec))
 
 
 def _label(spec: str) -> str:

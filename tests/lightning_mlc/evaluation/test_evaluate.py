@@ -389,6 +389,7 @@ BAD: list[tuple[Callable[[Path], list[str]], str]] = [
     (lambda model: [f"--models={model}", "--prompts=sample", "--judges=refusal=x"], "'refusal' takes no model"),
     (lambda model: [f"--models={model}", "--prompts=sample", "--judges=llm=http://h/v1"], "http://HOST/v1#MODEL"),
     (lambda model: ["--models=http://h:port/v1#m", "--prompts=sample"], "models: write an endpoint as"),
+    (lambda model: ["--models=http://[::1/v1#m", "--prompts=sample"], "models: write an endpoint as"),
     (lambda model: [f"--models={model}", "--prompts=sample", "--judges=llm=http:///v1#m"], "judges: write an endpoint"),
     (lambda model: [f"--models={model}", "--prompts=sample", "--judges=llm=/no/where"], "judges: there is no folder"),
     (lambda model: [f"--models={model}", "--prompts=sample", f"--out={model}/config.json"], "config.json is a file"),
@@ -464,4 +465,9 @@ def test_a_prompt_that_the_template_refuses_is_named(tmp_path: Path, capsys: pyt
     error = capsys.readouterr().err
     assert "prompts: 'one' (en) of the set 'asked': the chat template of the model refuses this prompt" in error
     assert "No system messages" in error
+    # As a judge that is given such a message.
+    (tmp_path / "plain.jsonl").write_text('{"prompt": {"en": "bag"}}\n')
+    args = ["evaluate", "--models=http://h/v1#m", f"--prompts={tmp_path / 'plain.jsonl'}", f"--judges=llm={folder}"]
+    assert main([*args, f"--out={tmp_path / 'out'}", *QUICK]) == 2
+    assert "judges: the chat template of the model refuses this prompt" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

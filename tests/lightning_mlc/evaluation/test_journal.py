@@ -127,6 +127,24 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
         pass
 
 
+def test_settings_and_records_of_another_shape_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    with Journal(path, {}) as journal:
+        journal.add(Job(Key("s", "i", "en"), "x"), {})
+    path.write_text('{"set": "s", "id": "i", "language": "en"}\n')
+    with pytest.raises(UserError, match="line 1 is damaged"), Journal(path, {}):
+        pass
+    path.with_suffix(".settings.json").write_text("[]")
+    with pytest.raises(UserError, match=r"a\.settings\.json is damaged"), Journal(path, {}):
+        pass
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="out: cannot write "), Journal(tmp_path / "file" / "a.jsonl", {}):
+        pass
+
+
 @pytest.mark.parametrize("left", [None, "{", "\ufffd"])
 def test_records_of_unknown_settings_are_refused(tmp_path: Path, left: str | None) -> None:
     path = tmp_path / "a.jsonl"
