@@ -329,9 +329,9 @@ def check_parity(settings: Settings, steps: int, folder: Path, logs: Path, say: 
     }
     for variant, measured in found.items():
         if measured.failure:
-            raise UserError(f"{variant}: {measured.failure}; see {logs / variant}.log")
+            raise UserError(variant, f"{measured.failure}; see {logs / variant}.log")
     if wrong := disagreement(found, planned):
-        raise UserError(wrong[0])
+        raise UserError(None, wrong[0])
     return Parity(*([step.loss for step in found[name].steps] for name in ("published", "dpo_mlc")))
 
 
@@ -500,18 +500,18 @@ def check(options: argparse.Namespace) -> None:
     """
     for name, least in (("steps", 2), ("warm_up", 0), ("batch_size", 1), ("counted_steps", 0), ("parity", 0)):
         if getattr(options, name) < least:
-            raise UserError(f"--{name}: must be at least {least}, got {getattr(options, name)}")
+            raise UserError(f"--{name}", f"must be at least {least}, got {getattr(options, name)}")
     if options.counted_steps > options.steps:
-        raise UserError(f"--counted_steps: there are only {options.steps} steps; give as many or fewer")
+        raise UserError("--counted_steps", f"there are only {options.steps} steps; give as many or fewer")
     for given in options.set:
         key, equals, _ = given.partition("=")
         if not equals:
-            raise UserError(f"--set: {given} is not of the form KEY=VALUE, such as model.gradient_checkpointing=true")
+            raise UserError("--set", f"{given} is not of the form KEY=VALUE, such as model.gradient_checkpointing=true")
         if key in OWN_OPTIONS:
-            raise UserError(f"--set: {key} must be the same for all variants; use {OWN_OPTIONS[key]}")
+            raise UserError("--set", f"{key} must be the same for all variants; use {OWN_OPTIONS[key]}")
     out: Path = options.out
     if out.exists() and not out.is_dir():
-        raise UserError(f"--out: {out} is a file; give a folder")
+        raise UserError("--out", f"{out} is a file; give a folder")
 
 
 def languages_of(options: argparse.Namespace) -> tuple[str, ...]:
@@ -573,7 +573,7 @@ def _main(options: argparse.Namespace) -> int:
             maker.start()
             maker.join()
             if maker.exitcode:
-                raise UserError(f"--architecture: the model could not be made (status {maker.exitcode})")
+                raise UserError("--architecture", f"the model could not be made (status {maker.exitcode})")
             settings = replace(settings, model=ModelSource(str(folder / "model")))
         parity = (
             check_parity(settings, options.parity, folder, out / "logs" / "parity", say) if options.parity else None

@@ -85,16 +85,18 @@ def plan(settings: Settings) -> list[list[Pair]]:
         missing = [language for language in settings.languages if language not in example.prompts]
         if missing:
             raise UserError(
-                f"{example.where}: has no prompt in '{missing[0]}', which the published recipe needs; "
-                "give --languages that every row has"
+                example.where,
+                f"has no prompt in '{missing[0]}', which the published recipe needs; "
+                "give --languages that every row has",
             )
         if example.rejected is None:
-            raise UserError(f"{example.where}: has no rejected response; give preference pairs")
+            raise UserError(example.where, "has no rejected response; give preference pairs")
     steps = settings.warm_up + settings.steps
     if steps * settings.batch_size > len(examples):
         raise UserError(
-            f"--data: {settings.data} has {len(examples)} rows, too few for {steps} steps of {settings.batch_size}; "
-            "give more data or fewer --steps"
+            "--data",
+            f"{settings.data} has {len(examples)} rows, too few for {steps} steps of {settings.batch_size}; "
+            "give more data or fewer --steps",
         )
     chat = ChatTokenizer(
         load_tokenizer(settings.model), settings.max_prompt_length, settings.max_response_length, "cut"

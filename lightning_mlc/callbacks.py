@@ -186,7 +186,7 @@ class PredictionWriter(BasePredictionWriter):
         rank = f".rank{share.rank}" if share.size > 1 else ""
         self._path = Path(trainer.default_root_dir) / f"predictions{rank}.jsonl"
         if self._path.exists():
-            raise UserError(f"out: {self._path} exists; move it away or give another --out")
+            raise UserError("out", f"{self._path} exists; move it away or give another --out")
         self._path.parent.mkdir(parents=True, exist_ok=True)
 
     def write_on_batch_end(

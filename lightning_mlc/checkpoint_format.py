@@ -94,8 +94,9 @@ def save_folder(checkpoint: dict[str, Any], folder: Path) -> None:
                 action()
         except (OSError, RuntimeError, CheckpointException) as found:
             error = UserError(
-                f"checkpoint: cannot write {folder} ({reason(found)}); training stopped, the "
-                "checkpoints before it are whole: make room and continue with --ckpt_path last"
+                "checkpoint",
+                f"cannot write {folder} ({reason(found)}); training stopped, the "
+                "checkpoints before it are whole: make room and continue with --ckpt_path last",
             )
             if is_first:
                 shutil.rmtree(unfinished, ignore_errors=True)
@@ -158,16 +159,16 @@ def open_checkpoint(path: Path) -> dict[str, Any]:
         UserError: There is no checkpoint, or it cannot be read.
     """
     if path.is_dir() and not is_folder(path):
-        raise UserError(f"ckpt_path: {path} is not a complete checkpoint: it has no {REST}; give another one")
+        raise UserError("ckpt_path", f"{path} is not a complete checkpoint: it has no {REST}; give another one")
     file = path / REST if path.is_dir() else path
     if not file.is_file():
-        raise UserError(f"ckpt_path: there is no file {path}; `fit` writes checkpoints below its out folder")
+        raise UserError("ckpt_path", f"there is no file {path}; `fit` writes checkpoints below its out folder")
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        raise UserError(f"ckpt_path: {path} is not a checkpoint that lightning-mlc wrote") from error
+        raise UserError("ckpt_path", f"{path} is not a checkpoint that lightning-mlc wrote") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise UserError(f"ckpt_path: {path} is not a checkpoint that lightning-mlc wrote")
+        raise UserError("ckpt_path", f"{path} is not a checkpoint that lightning-mlc wrote")
     content: dict[str, Any] = checkpoint
     if path.is_dir():
         content = _walk(content, lambda value, _path: value, lambda name: Stored(path, name))
@@ -195,7 +196,7 @@ def read_checkpoint(path: Path, wanted: Set[str] | None = None) -> dict[str, Any
             return value
         form: Any = described.get(value.name)
         if form is None:
-            raise UserError(f"ckpt_path: {path} cannot be read: its index lacks {value.name}")
+            raise UserError("ckpt_path", f"{path} cannot be read: its index lacks {value.name}")
         return tensors.setdefault(value.name, torch.empty(form.size, dtype=form.properties.dtype))
 
     whole: dict[str, Any] = _walk(checkpoint, place)
@@ -209,7 +210,7 @@ def _load(tensors: dict[str, Any], folder: Path, no_dist: bool = False) -> None:
     try:
         load(tensors, storage_reader=_Reader(folder), no_dist=no_dist)
     except (CheckpointException, OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"ckpt_path: {folder} cannot be read: {reason(error)}") from error
+        raise UserError("ckpt_path", f"{folder} cannot be read: {reason(error)}") from error
 
 
 def load_into(own: dict[str, Tensor], saved: dict[str, Any]) -> None:
@@ -281,9 +282,9 @@ class _Reader(FileSystemReader):
             with (Path(self.path) / ".metadata").open("rb") as file:
                 metadata = _Index(file).load()
         except (OSError, EOFError, pickle.UnpicklingError) as error:
-            raise UserError(f"ckpt_path: {self.path} is not a checkpoint that lightning-mlc wrote") from error
+            raise UserError("ckpt_path", f"{self.path} is not a checkpoint that lightning-mlc wrote") from error
         if not isinstance(metadata, Metadata):
-            raise UserError(f"ckpt_path: {self.path} is not a checkpoint that lightning-mlc wrote")
+            raise UserError("ckpt_path", f"{self.path} is not a checkpoint that lightning-mlc wrote")
         if metadata.storage_meta is None:
             metadata.storage_meta = StorageMeta()
         metadata.storage_meta.load_id = self.load_id
@@ -296,7 +297,7 @@ class _Index(pickle.Unpickler):
             return PurePath
         if name in _INDEX_CLASSES.get(module, ()) or (module == "torch" and _is_dtype(name)):
             return super().find_class(module, name)
-        raise UserError(f"ckpt_path: the checkpoint refers to {module}.{name}, which lightning-mlc never writes")
+        raise UserError("ckpt_path", f"the checkpoint refers to {module}.{name}, which lightning-mlc never writes")
 
 
 def _is_dtype(name: str) -> bool:

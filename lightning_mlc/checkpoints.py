@@ -54,8 +54,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             unfinished.unlink(missing_ok=True)
             raise UserError(
-                f"checkpoint: cannot write {target} ({reason(error)}); training stopped, the checkpoints before it "
-                "are whole: make room and continue with --ckpt_path last"
+                "checkpoint",
+                f"cannot write {target} ({reason(error)}); training stopped, the checkpoints before it "
+                "are whole: make room and continue with --ckpt_path last",
             ) from error
 
     def load_checkpoint(self, path: Any, *_arguments: Any, **_keywords: Any) -> dict[str, Any]:
@@ -229,13 +230,13 @@ def find_checkpoint(path: Path) -> Path:
         UserError: There is none.
     """
     if path == Path("last"):
-        raise UserError("ckpt_path: the last checkpoint of which run? Give its folder, as in --ckpt_path runs/mlc")
+        raise UserError("ckpt_path", "the last checkpoint of which run? Give its folder, as in --ckpt_path runs/mlc")
     if not path.is_dir() or is_folder(path) or path.suffix == ".ckpt":
         return path
     run = path.parent if path.name == Path(checkpoint_folder("")).name else path
     found = checkpoint_files(run)
     if not found:
-        raise UserError(f"ckpt_path: there is no whole checkpoint in {checkpoint_folder(str(run))}")
+        raise UserError("ckpt_path", f"there is no whole checkpoint in {checkpoint_folder(str(run))}")
     return found[-1].resolve()
 
 
@@ -254,11 +255,12 @@ def require_room(out: Path, size: int) -> None:
     while not folder.exists():
         folder = folder.parent
     if not os.access(folder, os.W_OK) or not folder.is_dir():
-        raise UserError(f"out: cannot write to {folder}; give another --out")
+        raise UserError("out", f"cannot write to {folder}; give another --out")
     free = os.statvfs(folder)
     available = free.f_bavail * free.f_frsize
     if available < size:
         raise UserError(
-            f"out: {folder} has {available / 1e9:.1f} GB left, a checkpoint takes about {size / 1e9:.1f} GB; "
-            "make room or give another --out"
+            "out",
+            f"{folder} has {available / 1e9:.1f} GB left, a checkpoint takes about {size / 1e9:.1f} GB; "
+            "make room or give another --out",
         )

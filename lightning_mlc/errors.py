@@ -1,20 +1,35 @@
-"""The exceptions that a user is meant to read, and what they are worded with."""
+"""The exceptions that a user is meant to read, and the words that their messages are made of."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
 
+LONGEST_REASON = 200
+"""Characters of another library's message that are quoted at most."""
+
 
 class UserError(Exception):
     """Something the user gave is wrong: a file, a row, an option, a checkpoint.
 
-    The message is one line that says what is wrong, where (file and row, or config key) and what to
-    do about it. The command line prints it without a traceback and exits with status 2.
+    The command line prints ``option: text`` without a traceback and exits with status 2.
+
+    Args:
+        option: Where the error is: a configuration key (``model.lora.r``), a flag (``--out``), or a file and row
+            (``train.jsonl row 3``). None if the text says all.
+        text: One line: the fault, then the remedy.
     """
 
     is_shared = False
     """Whether all processes of the run have raised it, so that one of them can tell it for all."""
+
+    def __init__(self, option: str | None, text: str) -> None:
+        super().__init__(option, text)
+        self.option = option
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text if self.option is None else f"{self.option}: {self.text}"
 
 
 class Interrupted(UserError):
@@ -22,8 +37,12 @@ class Interrupted(UserError):
 
 
 def first_line(error: BaseException) -> str:
-    """What ``error`` says, for a message of one line; its type where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The first line of ``error``, for a message of one line; its type where it has none.
+
+    Other libraries may say thousands of characters in it, so it is shortened to ``LONGEST_REASON``.
+    """
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0].strip()
+    return line if len(line) <= LONGEST_REASON else f"{line[: LONGEST_REASON - 4].rstrip()} ..."
 
 
 def did_you_mean(word: str, known: Sequence[str], otherwise: str) -> str:

@@ -99,9 +99,7 @@ def setup_of(trainer: Any) -> Setup:
     strategy = trainer.strategy
     sharded = isinstance(strategy, FSDP2)
     if sharded and strategy.tensor_parallel_size > 1:
-        raise UserError(
-            f"{OPTION}: what layers that are split take is not known; set it to 1 for an estimate without it"
-        )
+        raise UserError(OPTION, "what layers that are split take is not known; set it to 1 for an estimate without it")
     devices = trainer.devices
     if isinstance(devices, list):
         count = len(devices)
@@ -244,8 +242,9 @@ def _step_bytes(module: AlignmentModule, policy: Policy, batch: Batch, setup: Se
         raise
     except Exception as error:  # foreign code, which may look at values that are not there
         raise UserError(
-            f"estimate: {type(policy.causal_lm).__name__} cannot be run without values "
-            f"({first_line(error)}); its memory is not known"
+            "estimate",
+            f"{type(policy.causal_lm).__name__} cannot be run without values "
+            f"({first_line(error)}); its memory is not known",
         ) from error
     return count.peak
 

@@ -63,7 +63,7 @@ def export(
     """
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--out: {folder} exists and is not an empty folder; give another one")
+        raise UserError("--out", f"{folder} exists and is not an empty folder; give another one")
     if max_shard_size is not None:
         _check_shard_size(max_shard_size, adapters)
     if push_to_hub is not None:
@@ -74,8 +74,9 @@ def export(
     source = provenance.model_source(trust_remote_code)
     if push_to_hub is not None and adapters and source.is_local:
         raise UserError(
-            f"--push_to_hub: adapters belong to their base model, and {source.short_name} is a folder that nobody "
-            "else has; export without --adapters"
+            "--push_to_hub",
+            f"adapters belong to their base model, and {source.short_name} is a folder that nobody "
+            "else has; export without --adapters",
         )
     text = load_tokenizer(source if tokenizer is None else ModelSource(tokenizer, trust_remote_code=trust_remote_code))
     model = restore(checkpoint, merge=not adapters, trust_remote_code=trust_remote_code)
@@ -110,7 +111,7 @@ def _as_a_whole(folder: Path) -> Iterator[Path]:
             folder.rmdir()
         unfinished.rename(folder)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"--out: cannot write {folder} ({first_line(error)}); nothing is left of it") from error
+        raise UserError("--out", f"cannot write {folder} ({first_line(error)}); nothing is left of it") from error
     finally:
         if unfinished is not None:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -118,9 +119,9 @@ def _as_a_whole(folder: Path) -> Iterator[Path]:
 
 def _check_shard_size(size: str, adapters: bool) -> None:
     if adapters:
-        raise UserError("--max_shard_size: adapters are one file; leave it out, or export without --adapters")
+        raise UserError("--max_shard_size", "adapters are one file; leave it out, or export without --adapters")
     if not re.fullmatch(r"[1-9]\d*[KMGT]B", size):
-        raise UserError(f"--max_shard_size: cannot read '{size}'; write a number of KB, MB or GB, as 5GB")
+        raise UserError("--max_shard_size", f"cannot read '{size}'; write a number of KB, MB or GB, as 5GB")
 
 
 def restore(checkpoint: dict[str, Any], merge: bool = True, trust_remote_code: bool = False) -> Any:
@@ -138,11 +139,11 @@ def restore(checkpoint: dict[str, Any], merge: bool = True, trust_remote_code: b
     }
     source = provenance.model_source(trust_remote_code)
     if not any(value.is_floating_point() for value in weights.values()):
-        raise UserError("ckpt_path: the checkpoint has no weights of a model")
+        raise UserError("ckpt_path", "the checkpoint has no weights of a model")
     if provenance.lora is not None:
         model = _with_adapters(provenance, source, weights, merge)
     elif not merge:
-        raise UserError("--adapters: the checkpoint has none, for it was trained without model.lora; leave it out")
+        raise UserError("--adapters", "the checkpoint has none, for it was trained without model.lora; leave it out")
     else:
         model = _rebuild(provenance, source, weights)
     if provenance.generation_config is not None:
@@ -166,13 +167,13 @@ def _with_adapters(provenance: Provenance, source: ModelSource, weights: dict[st
             base = quantized.dequantize(dtype).to(dtype=dtype, device="cpu")
         except NotImplementedError as error:
             raise UserError(
-                f"--ckpt_path: adapters cannot be merged into {source} as it is quantised; "
-                "write them alone with --adapters"
+                "--ckpt_path",
+                f"adapters cannot be merged into {source} as it is quantised; write them alone with --adapters",
             ) from error
     adapted: Any = add_lora(base, lora)
     missing = adapted.load_state_dict(weights, strict=False)
     if missing.unexpected_keys:
-        raise UserError(f"--ckpt_path: the checkpoint does not fit {source}: {missing.unexpected_keys[0]}")
+        raise UserError("--ckpt_path", f"the checkpoint does not fit {source}: {missing.unexpected_keys[0]}")
     return adapted.merge_and_unload() if merge else adapted
 
 
@@ -186,7 +187,7 @@ def _rebuild(provenance: Provenance, source: ModelSource, weights: dict[str, tor
         model.load_state_dict(weights, strict=True)
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(
-            f"ckpt_path: the checkpoint does not fit the model it says it is of ({first_line(error)})"
+            "ckpt_path", f"the checkpoint does not fit the model it says it is of ({first_line(error)})"
         ) from error
     return model
 

@@ -20,9 +20,9 @@ def require_pushable(repo_id: str) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise UserError(f"--push_to_hub: '{repo_id}' is no name of a repository; write OWNER/NAME") from error
+        raise UserError("--push_to_hub", f"'{repo_id}' is no name of a repository; write OWNER/NAME") from error
     if get_token() is None:
-        raise UserError("--push_to_hub: nobody is logged in; run `hf auth login`, or set HF_TOKEN")
+        raise UserError("--push_to_hub", "nobody is logged in; run `hf auth login`, or set HF_TOKEN")
 
 
 def push(folder: Path, repo_id: str) -> str:
@@ -40,7 +40,8 @@ def push(folder: Path, repo_id: str) -> str:
         api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Model of lightning-mlc")
     except Exception as error:  # of the library's own, of the network, of requests: all say in words what is wrong
         raise UserError(
-            f"--push_to_hub: cannot push to {repo_id} ({first_line(error)}); {folder} is whole: "
-            f"push it with `hf upload {repo_id} {folder}`"
+            "--push_to_hub",
+            f"cannot push to {repo_id} ({first_line(error)}); {folder} is whole: "
+            f"push it with `hf upload {repo_id} {folder}`",
         ) from error
     return str(address)

@@ -41,8 +41,9 @@ class MetricsFile(CSVLogger):
         except OSError as error:
             told = error.strerror or type(error).__name__
             raise UserError(
-                f"out: cannot write {Path(self.log_dir) / METRICS} ({told}); training stopped, the checkpoints are "
-                "whole: make room and continue with --ckpt_path last"
+                "out",
+                f"cannot write {Path(self.log_dir) / METRICS} ({told}); training stopped, the checkpoints are "
+                "whole: make room and continue with --ckpt_path last",
             ) from error
 
     @rank_zero_only

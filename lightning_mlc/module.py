@@ -117,30 +117,32 @@ class AlignmentModule(LightningModule):
     ) -> None:
         super().__init__()
         if max_new_tokens < 1:
-            raise UserError(f"model.max_new_tokens: must be at least 1, got {max_new_tokens}")
+            raise UserError("model.max_new_tokens", f"must be at least 1, got {max_new_tokens}")
         if activation_offload and not gradient_checkpointing:
             raise UserError(
-                "model.activation_offload: offloads what gradient checkpointing keeps; "
-                "set model.gradient_checkpointing to true"
+                "model.activation_offload",
+                "offloads what gradient checkpointing keeps; set model.gradient_checkpointing to true",
             )
         if compile and activation_offload:
             raise UserError(
-                "model.compile: layers that offload their activations cannot be compiled; "
-                "set model.activation_offload or model.compile to false"
+                "model.compile",
+                "layers that offload their activations cannot be compiled; "
+                "set model.activation_offload or model.compile to false",
             )
         if compile and lora is not None and lora.quantize == "int8":
             raise UserError(
-                "model.compile: int8 products cannot be compiled under gradient checkpointing; "
-                "set model.lora.quantize to nf4, or model.compile to false"
+                "model.compile",
+                "int8 products cannot be compiled under gradient checkpointing; "
+                "set model.lora.quantize to nf4, or model.compile to false",
             )
         if objective is None and not consistency.terms:
             raise UserError(
-                "model.objective: is null, and no term of model.consistency is on: there is nothing to train"
+                "model.objective", "is null, and no term of model.consistency is on: there is nothing to train"
             )
         if objective is None and consistency.every_n_steps > 1:
             raise UserError(
-                "model.consistency.every_n_steps: the steps between would train nothing, for model.objective is null; "
-                "set it to 1, or give an objective"
+                "model.consistency.every_n_steps",
+                "the steps between would train nothing, for model.objective is null; set it to 1, or give an objective",
             )
         self.source = ModelSource(name_or_path, gguf_file, revision, trust_remote_code)
         self.objective = objective
@@ -187,8 +189,8 @@ class AlignmentModule(LightningModule):
             self._require_shardable(self._sharding)
         if self.activation_offload and device.type == "cpu":
             raise UserError(
-                "model.activation_offload: the model is on the CPU, and its activations with it; "
-                "set model.activation_offload to false"
+                "model.activation_offload",
+                "the model is on the CPU, and its activations with it; set model.activation_offload to false",
             )
         self.reference.check(self.objective, self.consistency.needs, adapters=self.lora is not None)
         if stage != "predict":
@@ -221,17 +223,17 @@ class AlignmentModule(LightningModule):
         """Refuse what a model that is shared out over processes cannot do, or is not known to."""
         if self.lora is not None and self.lora.quantize is not None:
             raise UserError(
-                "model.lora.quantize: a quantised model cannot be shared out over processes; set it to null, "
-                "or trainer.strategy to ddp"
+                "model.lora.quantize",
+                "a quantised model cannot be shared out over processes; set it to null, or trainer.strategy to ddp",
             )
         if self.compiles:
             raise UserError(
-                "model.compile: not with a model that is shared out over processes; set it to false, "
-                "or trainer.strategy to ddp"
+                "model.compile",
+                "not with a model that is shared out over processes; set it to false, or trainer.strategy to ddp",
             )
         if self.lora is not None and sharding.tensor_parallel_size > 1:
             raise UserError(
-                f"{tensor_parallel.OPTION}: layers with adapters cannot be split; set it to 1, or model.lora to null"
+                tensor_parallel.OPTION, "layers with adapters cannot be split; set it to 1, or model.lora to null"
             )
 
     def choose_rows(self, data: Any) -> None:
@@ -248,8 +250,9 @@ class AlignmentModule(LightningModule):
             return
         if not strategy._ddp_kwargs.get("find_unused_parameters"):
             raise UserError(
-                "trainer.strategy: hidden states alone give the head no gradient, and model.objective is null; "
-                "set it to ddp_find_unused_parameters_true"
+                "trainer.strategy",
+                "hidden states alone give the head no gradient, and model.objective is null; "
+                "set it to ddp_find_unused_parameters_true",
             )
 
     def configure_model(self) -> None:
@@ -337,7 +340,9 @@ class AlignmentModule(LightningModule):
             assert layout is not None
             return layout
         if self.packing:
-            raise UserError(f"model.packing: {self.source} cannot run packed rows (see above); set it to null or false")
+            raise UserError(
+                "model.packing", f"{self.source} cannot run packed rows (see above); set it to null or false"
+            )
         return Layout()
 
     def _load_policy(self) -> Policy:
@@ -381,8 +386,9 @@ class AlignmentModule(LightningModule):
         mixed = str(self.trainer.precision).endswith("-mixed")
         if optimizer.defaults.get("fused") and mixed and self.trainer.gradient_clip_val:
             raise UserError(
-                "model.optimizer.fused: Lightning cannot clip gradients of a fused optimizer in mixed precision; "
-                "set fused to false, or trainer.gradient_clip_val to null"
+                "model.optimizer.fused",
+                "Lightning cannot clip gradients of a fused optimizer in mixed precision; "
+                "set fused to false, or trainer.gradient_clip_val to null",
             )
         if self.scheduler_callable is None:
             return optimizer
@@ -422,8 +428,9 @@ class AlignmentModule(LightningModule):
             loss = loss + sum(p.sum() for p in self.representation.parameters() if p.requires_grad) * 0.0
         if not torch.isfinite(loss):
             raise UserError(
+                None,
                 f"the loss is {loss.item()} at step {self.trainer.global_step} (batch of {', '.join(batch.ids)}); "
-                "lower the learning rate, clip gradients (trainer.gradient_clip_val), or look at those rows"
+                "lower the learning rate, clip gradients (trainer.gradient_clip_val), or look at those rows",
             )
         self._accumulate({"loss": loss, **metrics})
         if self.ends_window(batch_idx):
@@ -727,8 +734,9 @@ class AlignmentModule(LightningModule):
         if OnlineReference.KEY in checkpoint and self._reference is not None:
             if not isinstance(self._reference, OnlineReference) or not self.reference.is_updated:
                 raise UserError(
-                    "ckpt_path: the checkpoint was trained with a reference that follows the policy, and rewards are "
-                    "measured against it; set model.reference.update_every_n_steps as it was"
+                    "ckpt_path",
+                    "the checkpoint was trained with a reference that follows the policy, and rewards are "
+                    "measured against it; set model.reference.update_every_n_steps as it was",
                 )
             self._reference.load_state_dict(checkpoint[OnlineReference.KEY])
         stored, expected = checkpoint["state_dict"].keys(), self._stored_keys()
@@ -736,8 +744,9 @@ class AlignmentModule(LightningModule):
         for disagreement, verb in ((expected - stored, "lacks"), (stored - expected, "has")):
             if disagreement:
                 raise UserError(
-                    f"ckpt_path: the checkpoint {verb} {min(disagreement)}, unlike the model that the "
-                    "configuration describes; use the model.consistency settings it was trained with"
+                    "ckpt_path",
+                    f"the checkpoint {verb} {min(disagreement)}, unlike the model that the "
+                    "configuration describes; use the model.consistency settings it was trained with",
                 )
 
     def _stored_keys(self) -> set[str]:

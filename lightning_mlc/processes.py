@@ -56,14 +56,14 @@ def raise_together(error: UserError | None) -> None:
     Raises:
         UserError: Some process has an error.
     """
-    found: list[str | None] = [None if error is None else str(error)]
+    found: list[tuple[str | None, str] | None] = [None if error is None else (error.option, error.text)]
     if distributed.is_available() and distributed.is_initialized():
         own = found[0]
         found = [None] * distributed.get_world_size()
         distributed.all_gather_object(found, own)
     for message in found:
         if message is not None:
-            shared = UserError(message)
+            shared = UserError(*message)
             shared.is_shared = True
             raise shared from error
 

@@ -98,8 +98,9 @@ class Provenance:
         source = ModelSource(**self.source)
         if source.trust_remote_code and not trust_remote_code:
             raise UserError(
-                f"ckpt_path: the model was trained with Python code that {source} carries, which is not run because a "
-                "checkpoint says so; read that code, then export with --trust_remote_code"
+                "ckpt_path",
+                f"the model was trained with Python code that {source} carries, which is not run because a "
+                "checkpoint says so; read that code, then export with --trust_remote_code",
             )
         return dataclasses.replace(source, trust_remote_code=trust_remote_code)
 
@@ -111,14 +112,15 @@ class Provenance:
             UserError: It has none.
         """
         if cls.KEY not in checkpoint:
-            raise UserError("ckpt_path: this is not a checkpoint of lightning-mlc; give one that `fit` wrote")
+            raise UserError("ckpt_path", "this is not a checkpoint of lightning-mlc; give one that `fit` wrote")
         try:
             found = cls(**checkpoint[cls.KEY])
             ModelSource(**found.source)
         except TypeError as error:
             raise UserError(
-                "ckpt_path: what the checkpoint says of its model cannot be read; "
-                "it was damaged, or written by a newer lightning-mlc"
+                "ckpt_path",
+                "what the checkpoint says of its model cannot be read; "
+                "it was damaged, or written by a newer lightning-mlc",
             ) from error
         return found
 
@@ -130,12 +132,13 @@ class Provenance:
             theirs, ours = self._shape(key), own._shape(key)
             if theirs != ours:
                 raise UserError(
-                    f"ckpt_path: the checkpoint is of another model: its {key} is {theirs}, that of "
-                    f"{own.source['name_or_path']} is {ours} (it was trained from {self.source['name_or_path']})"
+                    "ckpt_path",
+                    f"the checkpoint is of another model: its {key} is {theirs}, that of "
+                    f"{own.source['name_or_path']} is {ours} (it was trained from {self.source['name_or_path']})",
                 )
         if self.lora != own.lora:
             raise UserError(
-                f"ckpt_path: the checkpoint was trained with model.lora {self.lora}, the configuration has {own.lora}"
+                "ckpt_path", f"the checkpoint was trained with model.lora {self.lora}, the configuration has {own.lora}"
             )
 
     def _shape(self, key: str) -> Any:

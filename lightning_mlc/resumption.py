@@ -80,8 +80,9 @@ class Epoch:
         if changed := [name for name in order if getattr(self, name) != getattr(before, name)]:
             told = ", ".join(f"{name} was {getattr(before, name)}, is {getattr(self, name)}" for name in changed)
             raise UserError(
-                f"ckpt_path: the checkpoint is in the middle of an epoch whose examples would come in another order "
-                f"({told}), so that some would be left out or trained on twice; go on as before, or start a new run"
+                "ckpt_path",
+                f"the checkpoint is in the middle of an epoch whose examples would come in another order "
+                f"({told}), so that some would be left out or trained on twice; go on as before, or start a new run",
             )
         # A checkpoint is written at a step's end.
         taken = processed // before.accumulate * before.step
@@ -89,9 +90,10 @@ class Epoch:
             told = "micro-batches" if self.tokens_per_batch else "examples"
             size = "trainer.accumulate_grad_batches x processes"
             raise UserError(
-                f"ckpt_path: the checkpoint was written after {taken} {told} of an epoch, in steps of {before.step}; "
+                "ckpt_path",
+                f"the checkpoint was written after {taken} {told} of an epoch, in steps of {before.step}; "
                 f"in steps of {self.step} some would be left out or trained on twice; keep "
-                f"{size if self.tokens_per_batch else f'data.batch_size x {size}'} at {before.step}"
+                f"{size if self.tokens_per_batch else f'data.batch_size x {size}'} at {before.step}",
             )
         return min(taken // self.step * self.accumulate, self.micro_batches)
 

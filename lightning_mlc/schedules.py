@@ -31,9 +31,9 @@ class Warmup(LambdaLR):
         total_steps: int | None = None,
     ) -> None:
         if warmup < 0:
-            raise UserError(f"model.scheduler.warmup: must not be negative, got {warmup}")
+            raise UserError("model.scheduler.warmup", f"must not be negative, got {warmup}")
         if not 0 <= final <= 1:
-            raise UserError(f"model.scheduler.final: must be from 0 to 1, got {final}")
+            raise UserError("model.scheduler.final", f"must be from 0 to 1, got {final}")
         self.warmup = warmup
         self.decay = decay
         self.final = final

@@ -87,13 +87,15 @@ class FSDP2(ModelParallelStrategy):
         processes, together = self.num_nodes * self.num_processes, self.tensor_parallel_size
         if together > 1 and self.cpu_offload:
             raise UserError(
-                f"{tensor_parallel.OPTION}: weights that are split are not known to work in CPU memory; set it to 1, "
-                "or trainer.strategy.cpu_offload to false"
+                tensor_parallel.OPTION,
+                "weights that are split are not known to work in CPU memory; set it to 1, "
+                "or trainer.strategy.cpu_offload to false",
             )
         if together < 1 or processes % together:
             raise UserError(
-                f"{tensor_parallel.OPTION}: {together} does not divide the {processes} processes; "
-                "give a number that does, or another trainer.devices"
+                tensor_parallel.OPTION,
+                f"{together} does not divide the {processes} processes; "
+                "give a number that does, or another trainer.devices",
             )
         self._data_parallel_size = processes // together
         if self.cpu_offload and self.root_device.type == "cuda":
@@ -282,7 +284,7 @@ def require_supported(strategy: str | Strategy) -> None:
         )
     else:
         instead = "use auto, ddp, or --config strategy/fsdp2"
-    raise UserError(f"trainer.strategy: {name} is not supported; {instead}")
+    raise UserError("trainer.strategy", f"{name} is not supported; {instead}")
 
 
 def materialize(module: nn.Module, device: torch.device) -> None:

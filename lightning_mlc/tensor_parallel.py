@@ -37,16 +37,17 @@ def plan_of(config: Any, size: int) -> dict[str, str]:
     whole_plan: dict[str, str] = config.base_model_tp_plan or {}
     plan = {path.partition(".*.")[2]: style for path, style in whole_plan.items() if ".*." in path}
     if not plan:
-        raise UserError(f"{OPTION}: transformers has no plan of how to split the layers of {name}; set it to 1")
+        raise UserError(OPTION, f"transformers has no plan of how to split the layers of {name}; set it to 1")
     if unknown := [f"{path} ({style})" for path, style in plan.items() if style not in STYLES]:
         raise UserError(
-            f"{OPTION}: the layers of {name} have more than pairs of linear layers to split, {unknown[0]}, "
-            "which is not supported; set it to 1"
+            OPTION,
+            f"the layers of {name} have more than pairs of linear layers to split, {unknown[0]}, "
+            "which is not supported; set it to 1",
         )
     for number in SHARED_OUT:
         count = getattr(config, number, None)
         if count is not None and count % size:
-            raise UserError(f"{OPTION}: {size} does not divide the {number} {count} of {name}; give a number that does")
+            raise UserError(OPTION, f"{size} does not divide the {number} {count} of {name}; give a number that does")
     return plan
 
 
@@ -67,8 +68,9 @@ def split(layer: nn.Module, plan: Mapping[str, str], mesh: DeviceMesh) -> None:
         is_split = owner in styles and isinstance(layer.get_submodule(owner), nn.Linear)
         if name.startswith(blocks) and not is_split:
             raise UserError(
-                f"{OPTION}: {type(layer).__name__} has parameters between linear layers to split, {name}, "
-                "which is not supported; set it to 1"
+                OPTION,
+                f"{type(layer).__name__} has parameters between linear layers to split, {name}, "
+                "which is not supported; set it to 1",
             )
     # All have the weights at hand, so none is sent.
     parallelize_module(layer, mesh, styles, src_data_rank=None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import pkgutil
-import re
 import warnings
 from collections.abc import Sequence
 from importlib.resources import files
@@ -25,10 +24,11 @@ from lightning_mlc.callbacks import EvaluationReport, PredictionWriter, Progress
 from lightning_mlc.checkpoints import AtomicCheckpointIO, Checkpoint, checkpoint_files, checkpoint_folder, require_room
 from lightning_mlc.data import MultilingualData
 from lightning_mlc.ending import EndWhenAsked
-from lightning_mlc.errors import Interrupted, UserError, did_you_mean
+from lightning_mlc.errors import Interrupted, UserError
 from lightning_mlc.metrics_file import METRICS, MetricsFile
 from lightning_mlc.module import AlignmentModule
 from lightning_mlc.objectives import Objective, Sum
+from lightning_mlc.options import explain
 from lightning_mlc.processes import is_first, lost_another
 from lightning_mlc.resumption import ExactResume
 from lightning_mlc.sharding import require_supported
@@ -90,28 +90,19 @@ class TrainingCLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except argparse.ArgumentError as error:
-            raise UserError(self._explain(error, args)) from error
+            raise self._explain(error, args) from error
         _require_classes(self.config[self.config.subcommand])
         if isinstance(self.config[self.config.subcommand].seed_everything, bool):
-            raise UserError("seed_everything: give a number, so that splits and shuffling can be repeated")
+            raise UserError("seed_everything", "give a number, so that splits and shuffling can be repeated")
 
-    def _explain(self, error: argparse.ArgumentError, args: list[str]) -> str:
-        """What jsonargparse says over several lines, in one, and what might have been meant."""
-        message = " ".join(str(error).split())
-        # Of an option that may be null: what is wrong with the value, without what else it is not.
-        message = re.sub(
-            r"Does not validate against any of the Union subtypes.* Errors: - (.*?) - Expected a <class 'NoneType'>.*",
-            r"\1",
-            message,
+    def _explain(self, error: argparse.ArgumentError, args: list[str]) -> UserError:
+        command = f"lightning-mlc {args[0]}"
+        found = explain(
+            error, [self._subcommand_parsers[args[0]]] if args[0] in self._subcommand_parsers else [], command
         )
-        if '"model.name_or_path"' in message and message.endswith("Got value: None"):
-            return f"model.name_or_path: is not set; give it, or a configuration: lightning-mlc {args[0]} --config FILE"
-        if unknown := re.search(r"unrecognized arguments: (--[^ =]+)", message):
-            actions = self._subcommand_parsers[args[0]]._actions
-            options = [option for action in actions for option in action.option_strings]
-            otherwise = f"; see lightning-mlc {args[0]} --help"
-            return f"there is no option {unknown[1]}" + did_you_mean(unknown[1], options, otherwise)
-        return message
+        if found.option == "model.name_or_path" and "--model.name_or_path" not in args:
+            return UserError(found.option, f"is not set; give it, or a configuration: {command} --config FILE")
+        return found
 
     def _parse_ckpt_path(self) -> None:
         """A checkpoint never overrides the configuration: Lightning's own method would let it."""
@@ -122,17 +113,18 @@ class TrainingCLI(LightningCLI):
         if self.subcommand == "fit" and is_first() and not config.trainer.fast_dev_run:
             if config.ckpt_path is None and out.exists() and (not out.is_dir() or any(out.iterdir())):
                 raise UserError(
-                    f"out: {out} exists and is not an empty folder; give another --out, "
-                    "or continue that run with --ckpt_path last"
+                    "out",
+                    f"{out} exists and is not an empty folder; give another --out, "
+                    "or continue that run with --ckpt_path last",
                 )
             require_room(out, 0)
         words = (None, "last", "best", "hpc", "registry", *(("auto",) if self.subcommand == "fit" else ()))
         if config.ckpt_path not in words and not Path(config.ckpt_path).exists():
-            raise UserError(f"ckpt_path: there is no file {config.ckpt_path}; `fit` writes them to {out}/checkpoints")
+            raise UserError("ckpt_path", f"there is no file {config.ckpt_path}; `fit` writes them to {out}/checkpoints")
         if config.ckpt_path in ("last", "auto"):
             found = checkpoint_files(out)
             if not found and config.ckpt_path == "last":
-                raise UserError(f"ckpt_path: there is no checkpoint in {checkpoint_folder(str(out))}")
+                raise UserError("ckpt_path", f"there is no checkpoint in {checkpoint_folder(str(out))}")
             config.ckpt_path = str(found[-1].resolve()) if found else None
             if not found and is_first():
                 _clear(out)
@@ -146,7 +138,7 @@ class TrainingCLI(LightningCLI):
             if not isinstance(told, UserError):
                 raise
             objective = self.config[self.subcommand].model.objective
-            if str(told).startswith(OBJECTIVE) and objective is not None:
+            if (told.option or "").startswith(OBJECTIVE) and objective is not None:
                 # The parts of a sum are made before it, and do not know their place in it.
                 build_objective(objective)
             raise told from None
@@ -176,7 +168,7 @@ class TrainingCLI(LightningCLI):
         try:
             return super()._instantiate_trainer(config, callbacks)
         except (ValueError, MisconfigurationException) as error:  # options that Lightning itself refuses
-            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+            raise UserError("trainer", f"{' '.join(str(error).split())}") from error
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         keywords = super()._prepare_subcommand_kwargs(subcommand)
@@ -197,7 +189,7 @@ def _clear(out: Path) -> None:
     if not out.exists() or not any(out.iterdir()):
         return
     if not (out / CONFIG).is_file():
-        raise UserError(f"out: {out} is not empty and has no {CONFIG}, so it is not of a run; give another --out")
+        raise UserError("out", f"{out} is not empty and has no {CONFIG}, so it is not of a run; give another --out")
     (out / METRICS).unlink(missing_ok=True)
 
 
@@ -216,7 +208,7 @@ def build_objective(node: Namespace, option: str = OBJECTIVE) -> Objective:
     try:
         objective: Objective = kind(**options)
     except UserError as error:
-        raise UserError(str(error).replace(OBJECTIVE, option, 1)) from error
+        raise UserError(option + (error.option or OBJECTIVE).removeprefix(OBJECTIVE), error.text) from error
     return objective
 
 
@@ -233,7 +225,7 @@ def _require_classes(config: Any, option: str = "") -> None:
         return
     path = config.get("class_path")
     if isinstance(path, str) and not isinstance(pkgutil.resolve_name(path), type):
-        raise UserError(f"{option}: {path} is not a class; give the name of one")
+        raise UserError(option, f"{path} is not a class; give the name of one")
     for name, part in vars(config).items() if isinstance(config, Namespace) else config.items():
         _require_classes(part, f"{option}.{name}" if option else str(name))
 
@@ -264,8 +256,8 @@ def _with_shipped_configs(args: Sequence[str]) -> list[str]:
         shipped = shipped_configs()
         if name not in shipped:
             raise UserError(
-                f"--config: there is no file {value}; give a file, or one of the shipped configurations: "
-                f"{', '.join(shipped)}"
+                "--config",
+                f"there is no file {value}; give a file, or one of the shipped configurations: {', '.join(shipped)}",
             )
         resolved[position] = f"{option}={shipped[name]}" if equals else str(shipped[name])
     return resolved
@@ -307,15 +299,16 @@ def run(args: Sequence[str]) -> TrainingCLI:
     try:
         return make_cli(args)
     except SIGTERMException as error:  # with which Lightning would exit as if the run were done
-        interrupted = Interrupted("stopped by a signal; continue with the same command and --ckpt_path last")
+        interrupted = Interrupted(None, "stopped by a signal; continue with the same command and --ckpt_path last")
         interrupted.is_shared = True
         raise interrupted from error
     except RuntimeError as error:
         if not lost_another(error):
             raise
         raise UserError(
+            None,
             "another process of the run has ended, and this one with it; see there for the reason, and continue with "
-            "the same command and --ckpt_path last"
+            "the same command and --ckpt_path last",
         ) from error
 
 

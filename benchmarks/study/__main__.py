@@ -60,16 +60,16 @@ def _main(options: argparse.Namespace, args: Sequence[str]) -> int:
         print("wrote", *report(options.report, options.page), sep="\n  ")
         return 0
     if options.config is None:
-        raise UserError("--config: is not set; give a grid, such as benchmarks/studies/smollm2.yaml")
+        raise UserError("--config", "is not set; give a grid, such as benchmarks/studies/smollm2.yaml")
     if options.processes < 1:
-        raise UserError(f"--processes: must be at least 1, got {options.processes}")
+        raise UserError("--processes", f"must be at least 1, got {options.processes}")
     grid = read_grid(options.config)
     for cell in options.only or ():
         if cell != BASE and cell not in grid.cells:
-            raise UserError(f"--only: there is no cell '{cell}' (there are {BASE}, {', '.join(grid.cells)})")
+            raise UserError("--only", f"there is no cell '{cell}' (there are {BASE}, {', '.join(grid.cells)})")
     for seed in options.seeds or ():
         if seed not in grid.seeds:
-            raise UserError(f"--seeds: {seed} is not one of the grid's ({', '.join(map(str, grid.seeds))})")
+            raise UserError("--seeds", f"{seed} is not one of the grid's ({', '.join(map(str, grid.seeds))})")
     own = {} if options.model is None else _model_options(options.model)
     models = set(check_cells(grid, own).values())
     if options.check:
@@ -77,9 +77,9 @@ def _main(options: argparse.Namespace, args: Sequence[str]) -> int:
         return 0
     for name in ("data", "out"):
         if getattr(options, name) is None:
-            raise UserError(f"--{name}: is not set; see python -m benchmarks.study --help")
+            raise UserError(f"--{name}", "is not set; see python -m benchmarks.study --help")
     if len(models) > 1:
-        raise UserError(f"cells: must all train one model, here are {', '.join(sorted(models))}; give --model")
+        raise UserError("cells", f"must all train one model, here are {', '.join(sorted(models))}; give --model")
     model = System(BASE, options.model or models.pop())
     runner, found = _prepare(grid, options, own, model)
     tasks = runner.tasks(options.only, options.seeds)
@@ -112,7 +112,7 @@ def _prepare(grid: Grid, options: argparse.Namespace, own: dict[str, str], model
     source = str(grid.fit.get("data.source_language", "en"))
     out: Path = options.out.resolve()
     if out.exists() and not out.is_dir():
-        raise UserError(f"--out: {out} is a file; give a folder")
+        raise UserError("--out", f"{out} is a file; give a folder")
     identity = model.identity
     chat = chat_of(model)
     out.mkdir(parents=True, exist_ok=True)

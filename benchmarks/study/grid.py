@@ -138,19 +138,19 @@ def read_grid(path: Path) -> Grid:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"--config: cannot read {path} ({error.strerror})") from error
+        raise UserError("--config", f"cannot read {path} ({error.strerror})") from error
     except yaml.YAMLError as error:
-        raise UserError(f"--config: {path} is not YAML: {' '.join(str(error).split())}") from error
+        raise UserError("--config", f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise UserError(f"--config: {path} must hold a mapping with name, seeds, cells and data")
+        raise UserError("--config", f"{path} must hold a mapping with name, seeds, cells and data")
     _known(content, Grid, "")
     if re.fullmatch(r"[\w.-]+", str(content["name"])) is None:
-        raise UserError(f"name: must be letters, digits, '.', '-' and '_', got {content['name']!r}")
+        raise UserError("name", f"must be letters, digits, '.', '-' and '_', got {content['name']!r}")
     seeds = content["seeds"]
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
-        raise UserError("seeds: must be a list of one or more numbers from 0")
+        raise UserError("seeds", "must be a list of one or more numbers from 0")
     if len(set(seeds)) < len(seeds):
-        raise UserError("seeds: one stands there twice")
+        raise UserError("seeds", "one stands there twice")
     cells = _cells(content["cells"])
     shared = _options(content.get("fit") or {}, "fit")
     for section, kind in (("data", DataSettings), ("evaluation", EvaluationSettings)):
@@ -168,10 +168,10 @@ def read_grid(path: Path) -> Grid:
         ("evaluation.ordinary_limit", evaluation.ordinary_limit, 2),
     ):
         if number is not None and (type(number) is not int or number < least):
-            raise UserError(f"{name}: must be a number from {least}, got {number!r}")
+            raise UserError(name, f"must be a number from {least}, got {number!r}")
     if 0 < evaluation.generate < 2 or evaluation.generate > data.heldout:
         raise UserError(
-            f"evaluation.generate: must be 0, or from 2 to data.heldout ({data.heldout}), got {evaluation.generate}"
+            "evaluation.generate", f"must be 0, or from 2 to data.heldout ({data.heldout}), got {evaluation.generate}"
         )
     return Grid(
         name=str(content["name"]),
@@ -214,9 +214,9 @@ def check_cells(grid: Grid, own: Mapping[str, Any]) -> dict[str, Any]:
             told = error if isinstance(error, UserError) else error.__cause__
             if not isinstance(told, UserError):
                 raise
-            if str(told).startswith("model.name_or_path: is not set"):
-                raise UserError("--model: is not set, and the grid has no configs that name one") from error
-            raise UserError(f"cells.{cell}: {told}") from error
+            if told.option == "model.name_or_path":
+                raise UserError("--model", f"{told.text} (no configs of the grid name one)") from error
+            raise UserError(f"cells.{cell}", f"{told}") from error
         models[cell] = cli.config.fit.model.name_or_path
     return models
 
@@ -228,14 +228,14 @@ def _written(value: Any) -> str:
 
 def _cells(content: Any) -> dict[str, dict[str, Any]]:
     if not isinstance(content, dict) or not content:
-        raise UserError("cells: must be a mapping from names to options of fit")
+        raise UserError("cells", "must be a mapping from names to options of fit")
     found = {}
     for name, options in content.items():
         if re.fullmatch(r"[\w.-]+", str(name)) is None:
-            raise UserError(f"cells: {name!r} must be letters, digits, '.', '-' and '_'; it is the name of a folder")
+            raise UserError("cells", f"{name!r} must be letters, digits, '.', '-' and '_'; it is the name of a folder")
         if name == BASE:
             raise UserError(
-                f"cells.{BASE}: is the model before training, which is always measured; choose another name"
+                f"cells.{BASE}", "is the model before training, which is always measured; choose another name"
             )
         found[str(name)] = _options(options or {}, f"cells.{name}")
     return found
@@ -243,10 +243,10 @@ def _cells(content: Any) -> dict[str, dict[str, Any]]:
 
 def _options(content: Any, where: str) -> dict[str, Any]:
     if not isinstance(content, dict):
-        raise UserError(f"{where}: must be a mapping such as {{model.objective: DPO}}")
+        raise UserError(where, "must be a mapping such as {model.objective: DPO}")
     for key in content:
         if key in OWN_OPTIONS:
-            raise UserError(f"{where}.{key}: is not the cell's to set; {OWN_OPTIONS[key]}")
+            raise UserError(f"{where}.{key}", f"is not the cell's to set; {OWN_OPTIONS[key]}")
     return {str(key): value for key, value in content.items()}
 
 
@@ -257,7 +257,7 @@ def _questions(content: Any, cells: Mapping[str, Any]) -> list[Question]:
         _known(item, Question, f"{where}.")
         for cell in (*item["compare"], *item["compare"].values()):
             if cell != BASE and cell not in cells:
-                raise UserError(f"{where}.compare: there is no cell '{cell}'" + _near(cell, [*cells, BASE]))
+                raise UserError(f"{where}.compare", f"there is no cell '{cell}'" + _near(cell, [*cells, BASE]))
         found.append(Question(**item))
     return found
 
@@ -265,15 +265,15 @@ def _questions(content: Any, cells: Mapping[str, Any]) -> list[Question]:
 def _known(content: Any, kind: type, where: str) -> None:
     """Refuse keys that ``kind`` lacks, and the lack of those that it needs."""
     if not isinstance(content, dict):
-        raise UserError(f"{where.rstrip('.')}: must be a mapping")
+        raise UserError(where.rstrip("."), "must be a mapping")
     fields = {f.name: f for f in dataclasses.fields(kind)}
     for key in content:
         if key not in fields:
-            raise UserError(f"{where}{key}: there is no such key" + _near(str(key), list(fields)))
+            raise UserError(f"{where}{key}", "there is no such key" + _near(str(key), list(fields)))
     for name, f in fields.items():
         needed = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if needed and content.get(name) is None:
-            raise UserError(f"{where}{name}: is not set")
+            raise UserError(f"{where}{name}", "is not set")
 
 
 def _near(word: str, known: Sequence[str]) -> str:

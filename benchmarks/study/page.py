@@ -40,15 +40,15 @@ def report(folder: Path, page: Path) -> list[Path]:
         UserError: There is nothing to report, or the page has no place for it.
     """
     if not (folder / GRID).is_file():
-        raise UserError(f"--report: {folder} is not the folder of a study; give the --out of one")
+        raise UserError("--report", f"{folder} is not the folder of a study; give the --out of one")
     grid = read_grid(folder / GRID)
     begin, end = (f"<!-- study {grid.name}: {word} -->" for word in ("begin", "end"))
     text = page.read_text(encoding="utf-8") if page.is_file() else ""
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise UserError(f"--page: {page} has no place for the study; write '{begin}' and '{end}' where it belongs")
+        raise UserError("--page", f"{page} has no place for the study; write '{begin}' and '{end}' where it belongs")
     results = collect(grid, folder) | {"rows": json.loads((folder / ROWS).read_text(encoding="utf-8"))}
     if not results["seeds"]:
-        raise UserError(f"--report: nothing is measured yet in {folder}")
+        raise UserError("--report", f"nothing is measured yet in {folder}")
     write_whole(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     images = page.parent / "images"
     images.mkdir(exist_ok=True)

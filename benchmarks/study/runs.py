@@ -103,8 +103,9 @@ class Runner:
                 now = self._of(task)
                 changed = ", ".join(key for key in {**begun, **now} if begun.get(key) != now.get(key))
                 raise UserError(
-                    f"--out: {path.parent} was made with other settings ({changed}); give another --out, "
-                    "or remove that folder"
+                    "--out",
+                    f"{path.parent} was made with other settings ({changed}); give another --out, "
+                    "or remove that folder",
                 )
 
     def run(self, tasks: Sequence[Task]) -> list[str]:
@@ -231,13 +232,13 @@ def stopped_by_signals() -> Iterator[None]:
     """Turn SIGTERM into the exception that ends this process in order."""
 
     def stop(*_: Any) -> None:
-        raise Interrupted("stopped; what is done is kept, so run the same command again to go on")
+        raise Interrupted(None, "stopped; what is done is kept, so run the same command again to go on")
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     except KeyboardInterrupt as error:
-        raise Interrupted("stopped; what is done is kept, so run the same command again to go on") from error
+        raise Interrupted(None, "stopped; what is done is kept, so run the same command again to go on") from error
     finally:
         signal.signal(signal.SIGTERM, before)
 

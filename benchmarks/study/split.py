@@ -42,7 +42,7 @@ def split(data: str, settings: DataSettings, source_language: str, chat: ChatTok
     long = 0
     for (_, row), example in zip(raw, examples, strict=True):
         if example.chosen is None or example.rejected is None:
-            raise UserError(f"{example.where}: a study measures preference rows, with 'chosen' and 'rejected'")
+            raise UserError(example.where, "a study measures preference rows, with 'chosen' and 'rejected'")
         source = example.prompts[source_language]
         prompt = max(len(chat.prompt(messages, example.where)[0]) for messages in example.prompts.values())
         response = max(len(chat.response(source, text)) for text in (example.chosen, example.rejected))
@@ -58,8 +58,9 @@ def split(data: str, settings: DataSettings, source_language: str, chat: ChatTok
         (heldout if len(heldout) < settings.heldout else train).extend(group)
     if not train or len(heldout) < settings.heldout:
         raise UserError(
-            f"data.heldout: {settings.heldout} of {len(heldout) + len(train)} rows leave none to train on"
-            + (f" ({long} rows are longer than data.max_..._tokens)" if long else "")
+            "data.heldout",
+            f"{settings.heldout} of {len(heldout) + len(train)} rows leave none to train on"
+            + (f" ({long} rows are longer than data.max_..._tokens)" if long else ""),
         )
     folder.mkdir(parents=True, exist_ok=True)
     texts = {
@@ -68,7 +69,7 @@ def split(data: str, settings: DataSettings, source_language: str, chat: ChatTok
     }
     for path, text in texts.items():  # other processes may be training on what is there
         if path.exists() and path.read_text(encoding="utf-8") != text:
-            raise UserError(f"--data: {path} has other rows; give another --out, or the data of that run")
+            raise UserError("--data", f"{path} has other rows; give another --out, or the data of that run")
     for path, text in texts.items():
         write_whole(path, text)
     counts = {"train": len(train), "heldout": len(heldout), "too long": long}

@@ -91,4 +91,4 @@ class ConsistencyTerm(metaclass=ABCMeta):  # not ABC: of what is a dataclass thr
         value = getattr(self, option)
         if not (least <= value <= most and value < float("inf")):
             bounds = f"{least:g} or above" if most == float("inf") else f"from {least:g} to {most:g}"
-            raise UserError(f"model.consistency.{self.name}.{option}: must be {bounds}, got {value}")
+            raise UserError(f"model.consistency.{self.name}.{option}", f"must be {bounds}, got {value}")

@@ -54,16 +54,17 @@ class Consistency:
 
     def __post_init__(self) -> None:
         if self.extractor_dim < 2:
-            raise UserError(f"model.consistency.extractor_dim: must be at least 2, got {self.extractor_dim}")
+            raise UserError("model.consistency.extractor_dim", f"must be at least 2, got {self.extractor_dim}")
         if self.extractor_lr is not None and self.extractor != "linear":
             raise UserError(
-                f"model.consistency.extractor_lr: an extractor that is '{self.extractor}' is not trained; "
-                "remove it or set model.consistency.extractor to linear"
+                "model.consistency.extractor_lr",
+                f"an extractor that is '{self.extractor}' is not trained; "
+                "remove it or set model.consistency.extractor to linear",
             )
         if self.extractor_lr is not None and not self.extractor_lr >= 0:
-            raise UserError(f"model.consistency.extractor_lr: must not be negative, got {self.extractor_lr}")
+            raise UserError("model.consistency.extractor_lr", f"must not be negative, got {self.extractor_lr}")
         if self.every_n_steps < 1:
-            raise UserError(f"model.consistency.every_n_steps: must be at least 1, got {self.every_n_steps}")
+            raise UserError("model.consistency.every_n_steps", f"must be at least 1, got {self.every_n_steps}")
 
     @property
     def terms(self) -> tuple[ConsistencyTerm, ...]:
@@ -86,9 +87,10 @@ class Consistency:
         """
         for term in self.terms if len(languages) < 2 else ():
             raise UserError(
-                f"model.consistency.{term.name}: needs prompts in two or more languages, the training data has only "
+                f"model.consistency.{term.name}",
+                f"needs prompts in two or more languages, the training data has only "
                 f"'{languages[0]}'; add translations (see data.languages) or set "
-                f"model.consistency.{term.name}.weight to 0"
+                f"model.consistency.{term.name}.weight to 0",
             )
 
     def require_pairs(self, has_pairs: bool) -> None:
@@ -98,6 +100,7 @@ class Consistency:
         for term in self.terms if not has_pairs else ():
             if term.needs.responses:
                 raise UserError(
-                    f"model.consistency.{term.name}: needs chosen and rejected responses, but the data has single "
-                    f"responses; give preference data or set model.consistency.{term.name}.weight to 0"
+                    f"model.consistency.{term.name}",
+                    f"needs chosen and rejected responses, but the data has single "
+                    f"responses; give preference data or set model.consistency.{term.name}.weight to 0",
                 )

@@ -109,13 +109,13 @@ class MultilingualData(LightningDataModule):
             ("seed", seed, 0),
         ):
             if value is not None and value < least:
-                raise UserError(f"data.{option}: must be at least {least}, got {value}")
+                raise UserError(f"data.{option}", f"must be at least {least}, got {value}")
         if batch_size is not None and tokens_per_batch is not None:
             raise UserError(
-                f"data.tokens_per_batch: cannot be given beside data.batch_size {batch_size}; set one of them to null"
+                "data.tokens_per_batch", f"cannot be given beside data.batch_size {batch_size}; set one of them to null"
             )
         if not 0 <= val_share < 1:
-            raise UserError(f"data.val_share: must be from 0 to below 1, got {val_share}")
+            raise UserError("data.val_share", f"must be from 0 to below 1, got {val_share}")
         self.paths: dict[str, str | None] = {
             "train": train_path,
             "val": val_path,
@@ -126,8 +126,8 @@ class MultilingualData(LightningDataModule):
         self._asked = None if languages is None else canonical_languages(languages, "data.languages")
         if self._asked is not None and self.source_language not in self._asked:
             raise UserError(
-                f"data.languages: lacks the source language '{self.source_language}'; "
-                "add it or set data.source_language"
+                "data.languages",
+                f"lacks the source language '{self.source_language}'; add it or set data.source_language",
             )
         self.val_share = val_share
         self.batch_size = 1 if batch_size is None else batch_size
@@ -173,7 +173,7 @@ class MultilingualData(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
-            raise UserError("trainer.overfit_batches: is not supported; give a small data.train_path instead")
+            raise UserError("trainer.overfit_batches", "is not supported; give a small data.train_path instead")
         self._load(self._needed_paths())
         for split in ("train", "val", "test", "predict"):
             if split in self._tables and split not in self._rows:  # a second command may come with the same data
@@ -184,9 +184,9 @@ class MultilingualData(LightningDataModule):
         if "predict" not in self._tables and "val" in self._tables:
             self._rows["predict"], self._tables["predict"] = self._rows["val"], self._tables["val"]
         if stage == "predict" and not self._rows.get("predict"):
-            raise UserError("data.predict_path: is not set, and there are no validation rows to take instead")
+            raise UserError("data.predict_path", "is not set, and there are no validation rows to take instead")
         if stage == "validate" and not self._rows.get("val"):
-            raise UserError("data.val_path: is not set and data.val_share holds out no rows: nothing to validate")
+            raise UserError("data.val_path", "is not set and data.val_share holds out no rows: nothing to validate")
 
     def _needed_paths(self) -> dict[str, str]:
         """The paths that the trainer's command needs (all that are set, without a trainer)."""
@@ -199,7 +199,7 @@ class MultilingualData(LightningDataModule):
         }.get(command or "", list(self.paths))
         if command is not None and needed[0] != "val" and self.paths[needed[0]] is None:
             raise UserError(
-                f"data.{needed[0]}_path: is not set; give a file, a saved dataset, hf://owner/name, or 'sample'"
+                f"data.{needed[0]}_path", "is not set; give a file, a saved dataset, hf://owner/name, or 'sample'"
             )
         return {split: path for split in needed if (path := self.paths[split]) is not None}
 
@@ -220,8 +220,9 @@ class MultilingualData(LightningDataModule):
         for split, examples in read.items():
             if examples[0].kind != self.kind:
                 raise UserError(
-                    f"data.{split}_path: {missing[split]} has {KIND_NAMES[examples[0].kind]}, the other data "
-                    f"{KIND_NAMES[self.kind]}; give data of one kind"
+                    f"data.{split}_path",
+                    f"{missing[split]} has {KIND_NAMES[examples[0].kind]}, the other data "
+                    f"{KIND_NAMES[self.kind]}; give data of one kind",
                 )
         chat = self._chat_tokenizer()
         for split, examples in read.items():
@@ -236,7 +237,9 @@ class MultilingualData(LightningDataModule):
         if self._asked is not None:
             for language in self._asked:
                 if language not in found:
-                    raise UserError(f"data.languages: no row has a prompt in '{language}' (found: {', '.join(found)})")
+                    raise UserError(
+                        "data.languages", f"no row has a prompt in '{language}' (found: {', '.join(found)})"
+                    )
         chosen = found if self._asked is None else self._asked
         return (self.source_language, *(language for language in chosen if language != self.source_language))
 
@@ -246,7 +249,7 @@ class MultilingualData(LightningDataModule):
             from lightning_mlc.models.loading import ModelSource, load_tokenizer
 
             if self._tokenizer_options["name_or_path"] is None:
-                raise UserError("model.name_or_path: is not set; the tokenizer comes from there")
+                raise UserError("model.name_or_path", "is not set; the tokenizer comes from there")
             tokenizer = load_tokenizer(ModelSource(**self._tokenizer_options))  # type: ignore[arg-type]
             self._chat = ChatTokenizer(tokenizer, self.max_prompt_length, self.max_response_length, self.on_long_prompt)
             self.pad_id = int(tokenizer.pad_token_id or 0)
@@ -294,8 +297,9 @@ class MultilingualData(LightningDataModule):
         train = sorted(set(range(len(table))) - set(held_out))
         if not train:
             raise UserError(
-                f"data.val_share: {self.paths['train']} has too few different prompts to hold any out; "
-                "give data.val_path or set data.val_share to 0"
+                "data.val_share",
+                f"{self.paths['train']} has too few different prompts to hold any out; "
+                "give data.val_path or set data.val_share to 0",
             )
         return train, sorted(held_out)
 
@@ -320,8 +324,9 @@ class MultilingualData(LightningDataModule):
         processes = self._data_parallel.size
         if len(costs) < processes:
             raise UserError(
-                f"data.train_path: {self.paths['train']} has {len(costs)} examples to train on, fewer than the "
-                f"{processes} processes; give more data or lower trainer.devices"
+                "data.train_path",
+                f"{self.paths['train']} has {len(costs)} examples to train on, fewer than the "
+                f"{processes} processes; give more data or lower trainer.devices",
             )
 
     def _require_room(self, costs: np.ndarray) -> None:
@@ -333,9 +338,10 @@ class MultilingualData(LightningDataModule):
         where = self._tables["train"][self._rows["train"][worst]]["where"]
         dearest = [f"{self.languages[i]} {costs[worst, i]}" for i in np.argsort(-costs[worst])[:3] if costs[worst, i]]
         raise UserError(
-            f"data.tokens_per_batch: {self.tokens_per_batch} is less than the {totals[worst]} tokens of {where} alone "
+            "data.tokens_per_batch",
+            f"{self.tokens_per_batch} is less than the {totals[worst]} tokens of {where} alone "
             f"(most in {', '.join(dearest)}; {too_long} examples have too many); raise it to {totals[worst]}, "
-            "lower data.max_prompt_length or data.max_response_length, or drop languages (data.languages)"
+            "lower data.max_prompt_length or data.max_response_length, or drop languages (data.languages)",
         )
 
     @rank_zero_only
@@ -362,8 +368,9 @@ class MultilingualData(LightningDataModule):
         else:
             if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):  # type: ignore[attr-defined]
                 raise UserError(
-                    "trainer.callbacks: GradientAccumulationScheduler is not supported, the totals of a step are "
-                    "planned ahead; use trainer.accumulate_grad_batches"
+                    "trainer.callbacks",
+                    "GradientAccumulationScheduler is not supported, the totals of a step are "
+                    "planned ahead; use trainer.accumulate_grad_batches",
                 )
             division = self._division
             sampler = TrainingBatches(
@@ -425,8 +432,9 @@ class MultilingualData(LightningDataModule):
         for split, found in self._mismatches.items():
             if found is None and split != "predict":
                 raise UserError(
-                    f"data.{split}_path: each row needs another one with a different prompt and a different response, "
-                    "which model.objective compares it with; add such rows, or choose another objective"
+                    f"data.{split}_path",
+                    "each row needs another one with a different prompt and a different response, "
+                    "which model.objective compares it with; add such rows, or choose another objective",
                 )
 
     # ---- what a pass over all responses needs (see `lightning_mlc.reference`) -------------------------

@@ -21,7 +21,7 @@ def canonical_language(code: str, where: str) -> str:
         UserError: There is no such language. The message starts with ``where``.
     """
     if not isinstance(code, str) or not is_language(code):
-        raise UserError(f"{where}: '{code}' is not a language code (BCP-47, such as en, sw or zh-Hant)")
+        raise UserError(where, f"'{code}' is not a language code (BCP-47, such as en, sw or zh-Hant)")
     return langcodes.standardize_tag(code)
 
 
@@ -35,6 +35,6 @@ def canonical_languages(codes: Iterable[str], where: str) -> tuple[str, ...]:
     for code in codes:
         language = canonical_language(code, where)
         if language in seen:
-            raise UserError(f"{where}: language '{language}' is given twice ('{seen[language]}' and '{code}')")
+            raise UserError(where, f"language '{language}' is given twice ('{seen[language]}' and '{code}')")
         seen[language] = code
     return tuple(seen)

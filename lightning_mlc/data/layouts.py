@@ -51,16 +51,17 @@ def parse_rows(rows: Iterable[tuple[str, Row]], source_language: str, file: str)
     for where, row, prompts in prompts_of_rows(rows, source_language):
         example = _example(row, where, source_language, prompts)
         if example.id in seen:
-            raise UserError(f"{where}: the id '{example.id}' is taken by {seen[example.id]}; ids must be unique")
+            raise UserError(where, f"the id '{example.id}' is taken by {seen[example.id]}; ids must be unique")
         seen[example.id] = where
         if examples and examples[0].kind != example.kind:
             raise UserError(
-                f"{where}: has {KIND_NAMES[example.kind]}, the rows before it have {KIND_NAMES[examples[0].kind]}; "
-                "keep data of different kinds in separate files"
+                where,
+                f"has {KIND_NAMES[example.kind]}, the rows before it have {KIND_NAMES[examples[0].kind]}; "
+                "keep data of different kinds in separate files",
             )
         examples.append(example)
     if not examples:
-        raise UserError(f"{file}: has no rows; give a file with at least one example")
+        raise UserError(file, "has no rows; give a file with at least one example")
     return examples
 
 
@@ -91,16 +92,18 @@ def _layout_of(row: Row, where: str) -> Callable[[Row, str, str], dict[str, list
     if (languages := row.keys() - _BESIDE_LANGUAGES) and all(is_language(column) for column in languages):
         return _language_columns
     raise UserError(
-        f"{where}: has no prompt; expected a key 'prompt' with one text per language, columns such as "
-        f"'prompt_en', or 'instruction' (keys found: {', '.join(map(str, row)) or 'none'})"
+        where,
+        f"has no prompt; expected a key 'prompt' with one text per language, columns such as "
+        f"'prompt_en', or 'instruction' (keys found: {', '.join(map(str, row)) or 'none'})",
     )
 
 
 def _example(row: Row, where: str, source: str, prompts: dict[str, list[Message]]) -> Example:
     if source not in prompts:
         raise UserError(
-            f"{where}: has no prompt in the source language '{source}' "
-            f"(it has {', '.join(sorted(prompts)) or 'none'}); add it or set data.source_language"
+            where,
+            f"has no prompt in the source language '{source}' "
+            f"(it has {', '.join(sorted(prompts)) or 'none'}); add it or set data.source_language",
         )
     chosen: str | None
     rejected: str | None
@@ -110,7 +113,7 @@ def _example(row: Row, where: str, source: str, prompts: dict[str, list[Message]
     else:
         key = next((key for key in _RESPONSES if key in row), None)
         if key is None:
-            raise UserError(f"{where}: has no response; expected 'chosen' and 'rejected', or 'response'")
+            raise UserError(where, "has no response; expected 'chosen' and 'rejected', or 'response'")
         response, label, translated = _response(row[key], f"'{key}'", where), _label(row, where), {}
         chosen, rejected = (None, response) if label is False else (response, None)
     return Example(id_of(row, where), where, prompts, chosen, rejected, label is not None, translated)
@@ -124,16 +127,16 @@ def id_of(row: Row, where: str) -> str:
     """
     own_id = row.get("id")
     if own_id is not None and not isinstance(own_id, str | int):
-        raise UserError(f"{where}: 'id' must be a string or a number")
+        raise UserError(where, "'id' must be a string or a number")
     if has_half_a_character(str(own_id)):
-        raise UserError(f"{where}: 'id' has half a character (a lone surrogate such as \\ud83d); repair it")
+        raise UserError(where, "'id' has half a character (a lone surrogate such as \\ud83d); repair it")
     return str(own_id) if own_id is not None else where
 
 
 def _nested_prompts(row: Row, where: str, source: str) -> dict[str, list[Message]]:
     prompt = row.get("prompt")
     if not isinstance(prompt, Mapping):
-        raise UserError(f'{where}: \'prompt\' must hold one text per language, such as {{"en": ..., "sw": ...}}')
+        raise UserError(where, '\'prompt\' must hold one text per language, such as {"en": ..., "sw": ...}')
     return _by_language(prompt.items(), where)
 
 
@@ -166,13 +169,13 @@ def _by_language(texts: Iterable[tuple[str, Any]], where: str) -> dict[str, list
     for code, text in texts:
         language = canonical_language(code, where)
         if language in seen:
-            raise UserError(f"{where}: has the language '{language}' twice ('{seen[language]}' and '{code}')")
+            raise UserError(where, f"has the language '{language}' twice ('{seen[language]}' and '{code}')")
         seen[language] = code
         if text is None:
             continue
-        messages = _messages(text, "user", f"{where}: the prompt in '{code}'")
+        messages = _messages(text, "user", f"the prompt in '{code}'", where)
         if messages[-1]["role"] != "user":
-            raise UserError(f"{where}: the prompt in '{code}' must end with a message of the user")
+            raise UserError(where, f"the prompt in '{code}' must end with a message of the user")
         prompts[language] = messages
     return prompts
 
@@ -187,16 +190,17 @@ def pair_of(row: Row, prompts: Collection[str], where: str, source: str) -> tupl
     for language in sorted(chosen.keys() ^ rejected.keys()):
         # A language cannot tell which of its responses is the better one if it also tells the two apart.
         raise UserError(
-            f"{where}: only one of chosen and rejected is translated into '{language}'; translate both, or neither"
+            where, f"only one of chosen and rejected is translated into '{language}'; translate both, or neither"
         )
     for language in chosen:
         what = "" if language == source else f" in '{language}'"
         if language not in prompts:
-            raise UserError(f"{where}: has responses{what} but no prompt; add it, or set both responses to null")
+            raise UserError(where, f"has responses{what} but no prompt; add it, or set both responses to null")
         if chosen[language] == rejected[language]:
             raise UserError(
-                f"{where}: chosen and rejected are the same{what}; "
-                + ("set both to null" if what else "remove the row, there is nothing to prefer")
+                where,
+                f"chosen and rejected are the same{what}; "
+                + ("set both to null" if what else "remove the row, there is nothing to prefer"),
             )
     pairs = {language: (chosen[language], rejected[language]) for language in chosen}
     return *pairs.pop(source), pairs
@@ -213,17 +217,17 @@ def _responses(given: Any, key: str, where: str, source: str) -> dict[str, str]:
         if text is not None
     }
     if source not in found:
-        raise UserError(f"{where}: has no '{key}' in the source language '{source}'")
+        raise UserError(where, f"has no '{key}' in the source language '{source}'")
     return found
 
 
 def _response(given: Any, what: str, where: str) -> str:
     if given is None:
-        raise UserError(f"{where}: has no {what}")
+        raise UserError(where, f"has no {what}")
     # May be empty, as it is in PKU-SafeRLHF: to say nothing is an answer, too.
-    messages = _messages(given, "assistant", f"{where}: {what}", may_be_empty=True)
+    messages = _messages(given, "assistant", what, where, may_be_empty=True)
     if len(messages) != 1 or messages[0]["role"] != "assistant":
-        raise UserError(f"{where}: {what} must be one message of the assistant, or a string")
+        raise UserError(where, f"{what} must be one message of the assistant, or a string")
     return messages[0]["content"]
 
 
@@ -234,13 +238,14 @@ def _label(row: Row, where: str) -> bool | None:
     label = row["label"]
     if not isinstance(label, bool):
         raise UserError(
-            f"{where}: 'label' must be true (a desirable response) or false, got {type(label).__name__}; "
-            "leave the key out for instruction data"
+            where,
+            f"'label' must be true (a desirable response) or false, got {type(label).__name__}; "
+            "leave the key out for instruction data",
         )
     return label
 
 
-def _messages(text: Any, role: str, what: str, may_be_empty: bool = False) -> list[Message]:
+def _messages(text: Any, role: str, what: str, where: str, may_be_empty: bool = False) -> list[Message]:
     """``text`` as messages: a string, one turn, or a list of turns in OpenAI's or ShareGPT's form."""
     if isinstance(text, str):
         turns: list[Any] = [{"role": role, "content": text}]
@@ -249,18 +254,18 @@ def _messages(text: Any, role: str, what: str, may_be_empty: bool = False) -> li
     elif isinstance(text, list) and text:
         turns = text
     else:
-        raise UserError(f"{what} must be a string or a list of messages, got {type(text).__name__}")
+        raise UserError(where, f"{what} must be a string or a list of messages, got {type(text).__name__}")
     messages = []
     for turn in turns:
         if not isinstance(turn, Mapping):
-            raise UserError(f"{what} must be a list of messages with 'role' and 'content'")
+            raise UserError(where, f"{what} must be a list of messages with 'role' and 'content'")
         content = turn.get("content", turn.get("value"))
         known = _ROLES.get(str(turn.get("role", turn.get("from"))))
         if known is None or not isinstance(content, str):
-            raise UserError(f"{what} has a message without a known 'role' or without 'content'")
+            raise UserError(where, f"{what} has a message without a known 'role' or without 'content'")
         if not content.strip() and not may_be_empty:
-            raise UserError(f"{what} is empty; give a text, or null where there is none")
+            raise UserError(where, f"{what} is empty; give a text, or null where there is none")
         if has_half_a_character(content):
-            raise UserError(f"{what} has half a character (a lone surrogate such as \\ud83d); repair the text")
+            raise UserError(where, f"{what} has half a character (a lone surrogate such as \\ud83d); repair the text")
         messages.append({"role": known, "content": content})
     return messages

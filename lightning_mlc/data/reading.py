@@ -32,14 +32,14 @@ def locate(path: str, option: str) -> Path | None:
     location = Path(path).expanduser()
     if not location.exists():
         raise UserError(
-            f"{option}: there is no file {path}; give a file, a folder of datasets.save_to_disk, "
-            f"{HUB}owner/name, or '{SAMPLE}'"
+            option,
+            f"there is no file {path}; give a file, a folder of datasets.save_to_disk, {HUB}owner/name, or '{SAMPLE}'",
         )
     if location.is_file():
         if location.suffix.lower() not in SUFFIXES:
-            raise UserError(f"{option}: cannot read {path}; supported are {', '.join(SUFFIXES)} and saved datasets")
+            raise UserError(option, f"cannot read {path}; supported are {', '.join(SUFFIXES)} and saved datasets")
         if location.stat().st_size == 0:
-            raise UserError(f"{option}: {path} is empty")
+            raise UserError(option, f"{path} is empty")
     return location
 
 
@@ -66,7 +66,7 @@ def _read_text(location: Path, option: str) -> str:
     try:
         return location.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{option}: {location} is not UTF-8 (byte {error.start}); convert it") from error
+        raise UserError(option, f"{location} is not UTF-8 (byte {error.start}); convert it") from error
 
 
 def _json_lines(location: Path, option: str) -> Iterator[tuple[str, Row]]:
@@ -82,9 +82,9 @@ def _json_array(location: Path, option: str) -> Iterator[tuple[str, Row]]:
     try:
         rows = json.loads(text, object_pairs_hook=_Pairs)
     except json.JSONDecodeError as error:
-        raise UserError(f"{option}: {location} line {error.lineno} is not JSON ({error.msg})") from error
+        raise UserError(option, f"{location} line {error.lineno} is not JSON ({error.msg})") from error
     if not isinstance(rows, list) or isinstance(rows, _Pairs):
-        raise UserError(f"{option}: {location} must be a JSON array of objects; for one object a line use .jsonl")
+        raise UserError(option, f"{location} must be a JSON array of objects; for one object a line use .jsonl")
     for number, row in enumerate(rows, start=1):
         where = f"{location.name} row {number}"
         yield where, _as_object(row, where)
@@ -98,13 +98,13 @@ def _json_object(line: str, where: str) -> Row:
     try:
         parsed = json.loads(line, object_pairs_hook=_Pairs)
     except json.JSONDecodeError as error:
-        raise UserError(f"{where}: is not JSON ({error.msg} at column {error.colno})") from error
+        raise UserError(where, f"is not JSON ({error.msg} at column {error.colno})") from error
     return _as_object(parsed, where)
 
 
 def _as_object(parsed: Any, where: str) -> Row:
     if not isinstance(parsed, _Pairs):
-        raise UserError(f"{where}: is not a JSON object")
+        raise UserError(where, "is not a JSON object")
     row: Row = _as_mapping(parsed, where)
     return row
 
@@ -114,7 +114,7 @@ def _as_mapping(value: Any, where: str) -> Any:
         keys = [key for key, _ in value]
         for key in keys:
             if keys.count(key) > 1:
-                raise UserError(f"{where}: has the key '{key}' twice")
+                raise UserError(where, f"has the key '{key}' twice")
         return {key: _as_mapping(item, where) for key, item in value}
     if isinstance(value, list):
         return [_as_mapping(item, where) for item in value]
@@ -129,7 +129,7 @@ def _table_rows(location: Path, option: str) -> Iterator[tuple[str, Row]]:
         table = load_dataset(kind, data_files=str(location), split="train")
     except Exception as error:  # `datasets` raises its own, pyarrow's and pandas' errors alike
         reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise UserError(f"{option}: cannot read {location} ({reason})") from error
+        raise UserError(option, f"cannot read {location} ({reason})") from error
     yield from _dataset_rows(table, location.name)
 
 
@@ -139,10 +139,10 @@ def _saved_rows(location: Path, option: str) -> Iterator[tuple[str, Row]]:
     try:
         table = load_from_disk(str(location))
     except FileNotFoundError as error:
-        raise UserError(f"{option}: {location} is not a folder that datasets.save_to_disk wrote") from error
+        raise UserError(option, f"{location} is not a folder that datasets.save_to_disk wrote") from error
     if isinstance(table, DatasetDict):
         if "train" not in table:
-            raise UserError(f"{option}: {location} has no split 'train', only {', '.join(table)}; give one's folder")
+            raise UserError(option, f"{location} has no split 'train', only {', '.join(table)}; give one's folder")
         table = table["train"]
     yield from _dataset_rows(table, location.name)
 
@@ -155,13 +155,13 @@ def _hub_rows(path: str, option: str) -> Iterator[tuple[str, Row]]:
     name = f"{parts.netloc}{parts.path}".strip("/")
     unknown = query.keys() - {"split", "name", "revision"}
     if unknown or name.count("/") != 1:
-        raise UserError(f"{option}: write {HUB}owner/name?split=train&name=CONFIG&revision=SHA, got {path}")
+        raise UserError(option, f"write {HUB}owner/name?split=train&name=CONFIG&revision=SHA, got {path}")
     try:
         table = load_dataset(
             name, name=query.get("name"), split=query.get("split", "train"), revision=query.get("revision")
         )
     except Exception as error:  # the hub's, the network's and the builder's errors alike
-        raise UserError(f"{option}: cannot load {path} ({str(error).strip().splitlines()[0]})") from error
+        raise UserError(option, f"cannot load {path} ({str(error).strip().splitlines()[0]})") from error
     yield from _dataset_rows(table, name)
 
 

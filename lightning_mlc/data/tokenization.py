@@ -30,8 +30,9 @@ class ChatTokenizer:
     ) -> None:
         if tokenizer.chat_template is None:
             raise UserError(
-                f"model.name_or_path: the tokenizer of {tokenizer.name_or_path} has no chat template; use a chat "
-                "(instruct) model, or put a chat_template.jinja into its folder"
+                "model.name_or_path",
+                f"the tokenizer of {tokenizer.name_or_path} has no chat template; use a chat "
+                "(instruct) model, or put a chat_template.jinja into its folder",
             )
         self.tokenizer = tokenizer
         self.max_prompt_length = max_prompt_length
@@ -93,16 +94,18 @@ class ChatTokenizer:
             ids = self._ids(self._render(messages, header))
         except TemplateError as error:  # no messages of a system, say
             raise UserError(
-                f"{where}: the chat template of the model refuses this prompt ({first_line(error)}); change the row, "
-                "or the template"
+                where,
+                f"the chat template of the model refuses this prompt ({first_line(error)}); change the row, "
+                "or the template",
             ) from error
         limit = self.max_prompt_length
         if len(ids) <= limit:
             return ids, False
         if self.on_long_prompt == "error":
             raise PromptTooLong(
-                f"{where}: the prompt has {len(ids)} tokens, data.max_prompt_length is {limit}; "
-                "raise it, shorten the prompt, or set data.on_long_prompt to cut"
+                where,
+                f"the prompt has {len(ids)} tokens, data.max_prompt_length is {limit}; "
+                "raise it, shorten the prompt, or set data.on_long_prompt to cut",
             )
         # What is cut is the end of the user's last message, in whole characters: the template around it,
         # and with it the generation header, stays as it is.
@@ -120,9 +123,7 @@ class ChatTokenizer:
             else:
                 too_long = middle
         if fits == 0:
-            raise UserError(
-                f"{where}: data.max_prompt_length {limit} leaves no room beside the chat template; raise it"
-            )
+            raise UserError(where, f"data.max_prompt_length {limit} leaves no room beside the chat template; raise it")
         return cut_to(fits), True
 
     @cached_property

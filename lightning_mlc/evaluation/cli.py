@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import json
 import logging
-import re
 import typing
 import warnings
 from collections.abc import Sequence
@@ -15,8 +14,9 @@ from typing import Any
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from lightning_mlc.errors import Interrupted, UserError, did_you_mean
+from lightning_mlc.errors import Interrupted
 from lightning_mlc.evaluation.settings import Settings
+from lightning_mlc.options import explain
 
 DESCRIPTION = "is a model safe in every language, and what did it cost?"
 LISTS = tuple(name for name, kind in typing.get_type_hints(Settings).items() if "list" in str(kind))
@@ -45,7 +45,7 @@ def parse(args: Sequence[str]) -> Settings:
     try:
         config = options.parse_args(_with_lists(args))
     except argparse.ArgumentError as error:
-        raise UserError(_explain(error, options)) from error
+        raise explain(error, [options], "lightning-mlc evaluate") from error
     given: dict[str, Any] = {field.name: config[field.name] for field in dataclasses.fields(Settings)}
     return Settings(**given)
 
@@ -77,16 +77,6 @@ def _with_lists(args: Sequence[str]) -> list[str]:
     return joined
 
 
-def _explain(error: argparse.ArgumentError, options: ArgumentParser) -> str:
-    message = " ".join(str(error).split())
-    if "required: models" in message:
-        return "models: is not set; give one or several models (lightning-mlc evaluate --help)"
-    if unknown := re.search(r"[Uu]nrecognized arguments: (--[^ =]+)", message):
-        names = [name for action in options._actions for name in action.option_strings]
-        return f"there is no option {unknown[1]}" + did_you_mean(unknown[1], names, "; see --help")
-    return message
-
-
 def run(args: Sequence[str]) -> None:
     """Evaluate as ``args`` say.
 
@@ -107,7 +97,7 @@ def run(args: Sequence[str]) -> None:
     try:
         study.run()
     except KeyboardInterrupt as error:
-        raise Interrupted("stopped; what is done is kept, so run the same command again to go on") from error
+        raise Interrupted(None, "stopped; what is done is kept, so run the same command again to go on") from error
     results = collect(study)
     written = write_report(study, results)
     print_summary(results, console)

@@ -170,9 +170,10 @@ class EndpointGenerator:
             reasons = "; ".join(f"{count} times {reason}" for reason, count in failures.most_common())
             skipped = len(list(waiting))
             raise Unanswered(
-                f"{self._endpoint.spec}: {sum(failures.values())} of {len(left)} requests got no answer ({reasons})"
+                self._endpoint.spec,
+                f"{sum(failures.values())} of {len(left)} requests got no answer ({reasons})"
                 + (f", {skipped} were not sent any more" if skipped else "")
-                + "; the answers that came are kept, so run the same command again"
+                + "; the answers that came are kept, so run the same command again",
             )
 
     def _ask(self, messages: Conversation) -> Response:
@@ -226,7 +227,7 @@ class EndpointGenerator:
             return json.load(answer)
 
     def _refuses(self, reason: str) -> UserError:
-        return UserError(f"{self._endpoint.spec}: the endpoint answers with {reason}")
+        return UserError(self._endpoint.spec, f"the endpoint answers with {reason}")
 
     def _hint(self, error: urllib.error.HTTPError) -> str:
         if error.code in (401, 403):

@@ -24,9 +24,11 @@ def engine_of(system: System, settings: Settings) -> Literal["transformers", "vl
     installed = importlib.util.find_spec("vllm") is not None
     if settings.engine == "vllm":
         if not installed:
-            raise UserError("engine: vllm is not installed; run `pip install vllm`, or set engine to transformers")
+            raise UserError("engine", "vllm is not installed; run `pip install vllm`, or set engine to transformers")
         if not is_folder:
-            raise UserError(f"engine: vllm runs folders and hub ids, not {system.spec}; export it, or use transformers")
+            raise UserError(
+                "engine", f"vllm runs folders and hub ids, not {system.spec}; export it, or use transformers"
+            )
         return "vllm"
     if settings.engine == "auto" and installed and is_folder and torch.cuda.is_available():
         return "vllm"

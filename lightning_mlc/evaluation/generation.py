@@ -182,6 +182,6 @@ def out_of_memory() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise UserError(
-            "batch_tokens: a batch does not fit into the accelerator's memory; give less, and run again: "
-            "what is done is kept"
+            "batch_tokens",
+            "a batch does not fit into the accelerator's memory; give less, and run again: what is done is kept",
         ) from error

@@ -66,7 +66,7 @@ class Journal:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("a+b")
         except OSError as error:
-            raise UserError(f"out: cannot write {self.path} ({error.strerror}); give another --out") from error
+            raise UserError("out", f"cannot write {self.path} ({error.strerror}); give another --out") from error
         try:
             self._lock()
             self._claim()
@@ -92,7 +92,7 @@ class Journal:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(
-                f"out: another process is writing {self.path}; wait for it, or give another --out"
+                "out", f"another process is writing {self.path}; wait for it, or give another --out"
             ) from error
 
     def _claim(self) -> None:
@@ -103,15 +103,17 @@ class Journal:
                 begun = json.loads(beside.read_text(encoding="utf-8"))
             except (OSError, ValueError) as error:
                 raise UserError(
-                    f"out: {beside} cannot be read, so nobody knows how {self.path.name} was made; "
-                    "give another --out, or remove both"
+                    "out",
+                    f"{beside} cannot be read, so nobody knows how {self.path.name} was made; "
+                    "give another --out, or remove both",
                 ) from error
             if not isinstance(begun, dict):
-                raise UserError(f"out: {beside} is damaged; give another --out, or remove it and {self.path.name}")
+                raise UserError("out", f"{beside} is damaged; give another --out, or remove it and {self.path.name}")
             if begun != self.settings:
                 raise UserError(
-                    f"out: {self.path} was made with other settings ({_difference(begun, self.settings)}); "
-                    "give another --out, or the settings of that run"
+                    "out",
+                    f"{self.path} was made with other settings ({_difference(begun, self.settings)}); "
+                    "give another --out, or the settings of that run",
                 )
             return
         write_whole(beside, json.dumps(self.settings, indent=2, ensure_ascii=False) + "\n")
@@ -128,7 +130,9 @@ class Journal:
                 _ = record["input"]
                 self.records[Key(record["set"], record["id"], record["language"])] = record
             except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"out: {self.path} line {number} is damaged; remove that line, or the file") from error
+                raise UserError(
+                    "out", f"{self.path} line {number} is damaged; remove that line, or the file"
+                ) from error
         if whole < len(data):  # the process was killed while it wrote
             self._file.truncate(whole)
 
@@ -141,8 +145,9 @@ class Journal:
         record = self.records.get(job.key)
         if record is not None and record["input"] != job.input:
             raise UserError(
-                f"out: {self.path} has a result for '{job.key.id}' ({job.key.language}) of the set '{job.key.set}' "
-                "from another text; the data has changed since, so give another --out"
+                "out",
+                f"{self.path} has a result for '{job.key.id}' ({job.key.language}) of the set '{job.key.set}' "
+                "from another text; the data has changed since, so give another --out",
             )
         return record is not None
 

@@ -37,8 +37,9 @@ def key_of(url: str, urls: Collection[str]) -> str | None:
     remote = {_host(other): other for other in wanting if _is_encrypted(other) and not _is_here(other)}
     if len(remote) > 1:
         raise UserError(
-            f"{API_KEY}: is for one of {', '.join(remote)}, but does not say which; "
-            f"set {' and '.join(map(variable_of, remote.values()))} instead"
+            API_KEY,
+            f"is for one of {', '.join(remote)}, but does not say which; "
+            f"set {' and '.join(map(variable_of, remote.values()))} instead",
         )
     return general if (_host(url) in remote if remote else _is_here(url)) else None
 

@@ -51,17 +51,17 @@ class Openings:
             parts = [tuple(content[name]) for name in ("refusals", "compliances") if isinstance(content[name], list)]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f'openings: {path} must be a JSON file with {{"refusals": [...], "compliances": [...]}}'
+                "openings", f'{path} must be a JSON file with {{"refusals": [...], "compliances": [...]}}'
             ) from error
         if (
             len(parts) < 2
             or not all(parts)
             or not all(isinstance(text, str) and text.strip() for part in parts for text in part)
         ):
-            raise UserError(f"openings: {path} needs one or more texts in both of refusals and compliances")
+            raise UserError("openings", f"{path} needs one or more texts in both of refusals and compliances")
         if any(has_half_a_character(text) for part in parts for text in part):
             raise UserError(
-                f"openings: {path} has half a character (a lone surrogate such as \\ud83d); repair the text"
+                "openings", f"{path} has half a character (a lone surrogate such as \\ud83d); repair the text"
             )
         return cls(*parts)
 

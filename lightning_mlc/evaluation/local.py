@@ -30,7 +30,7 @@ def choose_device(device: str) -> torch.device:
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device: cannot use {device} ({str(error).splitlines()[0]})") from error
+        raise UserError("device", f"cannot use {device} ({str(error).splitlines()[0]})") from error
 
 
 def choose_dtype(dtype: DType, device: torch.device) -> str:
@@ -75,9 +75,9 @@ def check_lengths(
             chat.prompt(messages, where)
         except PromptTooLong as error:
             raise UserError(
-                f"{where} is too long for {system.label}, which "
-                f"takes {chat.max_prompt_length + room} tokens, {room} of them for the response; remove the row, or "
-                "give less max_new_tokens"
+                where,
+                f"is too long for {system.label}, which takes {chat.max_prompt_length + room} tokens, "
+                f"{room} of them for the response; remove the row, or give less max_new_tokens",
             ) from error
 
 

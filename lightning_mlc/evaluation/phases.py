@@ -41,5 +41,5 @@ def fill(journal: Journal, jobs: Sequence[Job], produce: Produce, title: str, co
         except Unanswered as error:
             first = next(job.key for job in jobs if not journal.has(job))
             raise Unanswered(
-                f"{title}: {error} (the first without one is '{first.id}' ({first.language}) of the set '{first.set}')"
+                title, f"{error} (the first without one is '{first.id}' ({first.language}) of the set '{first.set}')"
             ) from error

@@ -97,7 +97,7 @@ def choose_languages(sets: Sequence[PromptSet], asked: Sequence[str] | None) -> 
         return found
     for language in (languages := canonical_languages(asked, "languages")):
         if language not in found:
-            raise UserError(f"languages: no prompt is in '{language}' (found: {', '.join(found)})")
+            raise UserError("languages", f"no prompt is in '{language}' (found: {', '.join(found)})")
     return languages
 
 
@@ -106,10 +106,10 @@ def _rows_by_kind(path: str, option: str, kind: Kind, source: str) -> dict[Kind,
     seen: dict[str, str] = {}
     for where, row, prompts in prompts_of_rows(read_rows(path, option), source):
         if not prompts:
-            raise UserError(f"{where}: has no prompt in any language; remove the row")
+            raise UserError(where, "has no prompt in any language; remove the row")
         identity = id_of(row, where)
         if identity in seen:
-            raise UserError(f"{where}: the id '{identity}' is taken by {seen[identity]}; ids must be unique")
+            raise UserError(where, f"the id '{identity}' is taken by {seen[identity]}; ids must be unique")
         seen[identity] = where
         chosen, rejected = None, None
         if row.get("chosen") is not None and row.get("rejected") is not None:
@@ -118,7 +118,7 @@ def _rows_by_kind(path: str, option: str, kind: Kind, source: str) -> dict[Kind,
             EvaluationRow(identity, where, prompts, chosen, rejected)
         )
     if not rows:
-        raise UserError(f"{option}: {path} has no rows")
+        raise UserError(option, f"{path} has no rows")
     return rows
 
 
@@ -127,7 +127,7 @@ def _kind_of(row: Mapping[str, Any], otherwise: Kind, where: str) -> Kind:
     if own is None:
         return otherwise
     if own not in (HARMFUL, ORDINARY):
-        raise UserError(f"{where}: kind must be {HARMFUL} or {ORDINARY}, or not there, got {own!r}")
+        raise UserError(where, f"kind must be {HARMFUL} or {ORDINARY}, or not there, got {own!r}")
     return HARMFUL if own == HARMFUL else ORDINARY
 
 

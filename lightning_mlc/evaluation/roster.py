@@ -45,24 +45,24 @@ def make_judges(settings: Settings) -> list[Judge]:
     known = ("refusal", MARGIN, *FORMATS)
     for name, spec in judge_specs(settings):
         if name not in known:
-            raise UserError(f"judges: there is no judge '{name}'; choose from {', '.join(known)}")
+            raise UserError("judges", f"there is no judge '{name}'; choose from {', '.join(known)}")
         if name in ("refusal", MARGIN):
             if spec:
-                raise UserError(f"judges: '{name}' takes no model; write {name}")
+                raise UserError("judges", f"'{name}' takes no model; write {name}")
             if name == "refusal":
                 judges.append(RefusalJudge())
             continue
         if not spec:
-            raise UserError(f"judges: '{name}' needs a model; write {name}=MODEL or {name}=http://HOST/v1#MODEL")
+            raise UserError("judges", f"'{name}' needs a model; write {name}=MODEL or {name}=http://HOST/v1#MODEL")
         system = System(name, spec)
         if system.is_endpoint and not is_address(spec):
-            raise UserError(f"judges: write an endpoint as {name}=http://HOST/v1#MODEL, got {spec}")
+            raise UserError("judges", f"write an endpoint as {name}=http://HOST/v1#MODEL, got {spec}")
         form = FORMATS[name]
         with _naming_judges():
             identity = system.identity | _circumstances(system, form, settings)
         judges.append(PromptedJudge(name, form, identity, _generator(system, form, settings)))
     if len({judge.name for judge in judges}) < len(judges):
-        raise UserError("judges: one is named twice")
+        raise UserError("judges", "one is named twice")
     return judges
 
 
@@ -94,7 +94,7 @@ def _naming_judges() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(re.sub("^models:", "judges:", str(error))) from error
+        raise UserError("judges" if error.option == "models" else error.option, error.text) from error
 
 
 def _generator(system: System, form: Format, settings: Settings) -> Callable[[], Generator]:

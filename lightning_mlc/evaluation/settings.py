@@ -75,7 +75,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not self.prompts and not self.ordinary:
-            raise UserError("prompts: is not set; give one or several files, or 'sample'")
+            raise UserError("prompts", "is not set; give one or several files, or 'sample'")
         for option, least in (
             ("limit", 1),
             ("max_new_tokens", 1),
@@ -87,6 +87,6 @@ class Settings:
         ):
             value = getattr(self, option)
             if value is not None and value < least:
-                raise UserError(f"{option}: must be at least {least}, got {value}")
+                raise UserError(option, f"must be at least {least}, got {value}")
         if not self.timeout > 0:
-            raise UserError(f"timeout: must be above 0, got {self.timeout}")
+            raise UserError("timeout", f"must be above 0, got {self.timeout}")

@@ -57,15 +57,16 @@ class Study:
         self.console = console
         self.out = Path(settings.out)
         if self.out.exists() and not self.out.is_dir():
-            raise UserError(f"out: {self.out} is a file; give a folder")
+            raise UserError("out", f"{self.out} is a file; give a folder")
         self.systems = parse_systems(settings.models)
         self.openings = Openings() if settings.openings is None else Openings.read(settings.openings)
         self.seen = None if settings.seen is None else canonical_languages(settings.seen, "seen")
         self.local = [system for system in self.systems if not system.is_endpoint]
         if settings.reference is not None and settings.reference not in (names := [s.label for s in self.local]):
             raise UserError(
-                f"reference: no model that runs here is called '{settings.reference}' "
-                f"(there are {', '.join(names) or 'none'}; endpoints give no likelihoods)"
+                "reference",
+                f"no model that runs here is called '{settings.reference}' "
+                f"(there are {', '.join(names) or 'none'}; endpoints give no likelihoods)",
             )
         self.sets = read_prompt_sets(settings.prompts, settings.ordinary, settings.source_language, settings.limit)
         self.languages = choose_languages(self.sets, settings.languages)
@@ -75,7 +76,7 @@ class Study:
         self.dtype = choose_dtype(settings.dtype, self.device)
         self.identities = {system.label: system.identity for system in self.systems}
         if not self.judges and not self.local:
-            raise UserError("judges: endpoints give no likelihoods; add a judge of responses, such as refusal")
+            raise UserError("judges", "endpoints give no likelihoods; add a judge of responses, such as refusal")
         self._endpoints = {
             system.label: endpoint_of(system, settings.max_new_tokens, settings)
             for system in self.systems
@@ -180,7 +181,7 @@ class Study:
                     self._judge(system, judge)
             judge.close()  # models that judge need not all be in memory at once
         if unanswered:
-            raise UserError("; ".join(unanswered))
+            raise UserError(None, "; ".join(unanswered))
 
     def _check(self, system: System) -> None:
         if self.judges:

@@ -79,7 +79,7 @@ class System:
             return Provenance(**json.loads(beside.read_text(encoding="utf-8")))
         except (TypeError, ValueError) as error:
             raise UserError(
-                f"models: {beside} is not what `lightning-mlc export` writes; export the model again"
+                "models", f"{beside} is not what `lightning-mlc export` writes; export the model again"
             ) from error
 
     @cached_property
@@ -176,14 +176,14 @@ def parse_systems(specs: Sequence[str]) -> list[System]:
         label = "".join(character if character.isalnum() or character in "-_." else "-" for character in label)
         system = System(label, spec)
         if system.is_endpoint and not is_address(spec):
-            raise UserError(f"models: write an endpoint as http://HOST/v1#MODEL, got {spec}")
+            raise UserError("models", f"write an endpoint as http://HOST/v1#MODEL, got {spec}")
         if any(other.label == label for other in systems):
-            raise UserError(f"models: two are called '{label}'; name them: --models before={specs[0]} after={text}")
+            raise UserError("models", f"two are called '{label}'; name them: --models before={specs[0]} after={text}")
         if not label.strip("-."):
-            raise UserError(f"models: '{text}' has no name; write NAME={spec}")
+            raise UserError("models", f"'{text}' has no name; write NAME={spec}")
         systems.append(system)
     if not systems:
-        raise UserError("models: is not set; give one or several models")
+        raise UserError("models", "is not set; give one or several models")
     return systems
 
 
@@ -224,13 +224,14 @@ def fingerprint(paths: Sequence[Path]) -> str:
     return sha.hexdigest()[:20]
 
 
+OPTIONS_OF_FIT = ("model.name_or_path", "model.gguf_file", "--ckpt_path", "ckpt_path")
+
+
 @contextmanager
 def naming_models() -> Iterator[None]:
     """Errors of loading name the options of ``fit``; here the option is ``models``."""
     try:
         yield
     except UserError as error:
-        message = str(error)
-        for name in ("model.name_or_path", "model.gguf_file", "--ckpt_path", "ckpt_path"):
-            message = message.replace(name, "models")
-        raise UserError(message) from error
+        named = "models" if error.option in OPTIONS_OF_FIT else error.option
+        raise UserError(named, error.text) from error

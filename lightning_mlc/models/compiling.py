@@ -50,6 +50,7 @@ def require_compiler(device: torch.device) -> None:
         torch.compile(probe)(torch.ones(8, device=device))
     except Exception as error:  # a compiler can fail in any way
         raise UserError(
-            f"model.compile: torch.compile does not work on this machine ({first_line(error)}); "
-            "install a C++ compiler, or set model.compile to false"
+            "model.compile",
+            f"torch.compile does not work on this machine ({first_line(error)}); "
+            "install a C++ compiler, or set model.compile to false",
         ) from error

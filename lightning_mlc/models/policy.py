@@ -207,8 +207,9 @@ class Policy(nn.Module):
                 if isinstance(module, nn.ModuleList) and len(module) == depth:
                     return owner, name, module
         raise UserError(
-            f"model.name_or_path: cannot find the {depth} layers of {type(self.causal_lm).__name__}; "
-            "leave model.compile at false and model.consistency.layer at -1"
+            "model.name_or_path",
+            f"cannot find the {depth} layers of {type(self.causal_lm).__name__}; "
+            "leave model.compile at false and model.consistency.layer at -1",
         )
 
 
@@ -249,14 +250,15 @@ def resolve_layer(layer: int | float, depth: int) -> int:
     if isinstance(layer, float):
         if not 0.0 <= layer <= 1.0:
             raise UserError(
-                f"model.consistency.layer: {layer} is not a fraction of depth; give 0.0 to 1.0, or an integer"
+                "model.consistency.layer", f"{layer} is not a fraction of depth; give 0.0 to 1.0, or an integer"
             )
         return round(layer * depth)
     resolved = layer + depth + 1 if layer < 0 else layer
     if not 0 <= resolved <= depth:
         raise UserError(
-            f"model.consistency.layer: the model has no layer {layer}; it has {depth} layers, "
-            f"so give {-depth - 1} to {depth}, or a fraction such as 0.5"
+            "model.consistency.layer",
+            f"the model has no layer {layer}; it has {depth} layers, "
+            f"so give {-depth - 1} to {depth}, or a fraction such as 0.5",
         )
     return resolved
 

@@ -36,13 +36,13 @@ def require_quantizable(source: ModelSource, config: PreTrainedConfig, precision
     key = "model.lora.quantize"
     missing = [name for name in ("bitsandbytes", "accelerate") if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"{key}: needs {' and '.join(missing)}; run `pip install {' '.join(missing)}`")
+        raise UserError(key, f"needs {' and '.join(missing)}; run `pip install {' '.join(missing)}`")
     if source.is_gguf:
-        raise UserError(f"{key}: not for GGUF files; give the folder or hub id of the model, or remove {key}")
+        raise UserError(key, f"not for GGUF files; give the folder or hub id of the model, or remove {key}")
     if is_quantized(config):
-        raise UserError(f"{key}: {source} is stored quantised; remove {key} to train adapters on it as it is")
+        raise UserError(key, f"{source} is stored quantised; remove {key} to train adapters on it as it is")
     if precision == "64-true":
-        raise UserError(f"{key}: bitsandbytes has no float64; set trainer.precision to bf16-mixed")
+        raise UserError(key, "bitsandbytes has no float64; set trainer.precision to bf16-mixed")
 
 
 def require_whole(source: ModelSource, config: PreTrainedConfig) -> None:
@@ -53,8 +53,9 @@ def require_whole(source: ModelSource, config: PreTrainedConfig) -> None:
     """
     if is_quantized(config) and not source.is_gguf:
         raise UserError(
-            f"model.name_or_path: {source} is stored quantised, and such weights cannot be trained; "
-            "set model.lora to train adapters, or give the model in full precision"
+            "model.name_or_path",
+            f"{source} is stored quantised, and such weights cannot be trained; "
+            "set model.lora to train adapters, or give the model in full precision",
         )
 
 

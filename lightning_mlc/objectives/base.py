@@ -131,13 +131,15 @@ class Objective(ABC):
         if kind == "single" and self.needs_rejected:
             labels = ", or responses with a label" if self.accepts_unpaired else ""
             raise UserError(
-                f"{option}: {name} needs chosen and rejected responses{labels}, but the data has single responses; "
-                "give preference data or set model.objective to SFT"
+                option,
+                f"{name} needs chosen and rejected responses{labels}, but the data has single responses; "
+                "give preference data or set model.objective to SFT",
             )
         if kind == "unpaired" and not self.accepts_unpaired:
             raise UserError(
-                f"{option}: {name} needs a chosen and a rejected response to every prompt, but the data has single "
-                "responses with a label; give pairs or set model.objective to KTO"
+                option,
+                f"{name} needs a chosen and a rejected response to every prompt, but the data has single "
+                "responses with a label; give pairs or set model.objective to KTO",
             )
 
 
@@ -148,7 +150,7 @@ def check_positive(name: str, value: float) -> float:
         UserError: It is not a finite number above 0.
     """
     if not 0 < value < float("inf"):
-        raise UserError(f"model.objective.{name}: must be above 0, got {value}")
+        raise UserError(f"model.objective.{name}", f"must be above 0, got {value}")
     return value
 
 
@@ -159,5 +161,5 @@ def check_not_negative(name: str, value: float) -> float:
         UserError: It is not a finite number of at least 0.
     """
     if not 0 <= value < float("inf"):
-        raise UserError(f"model.objective.{name}: must be 0 or above, got {value}")
+        raise UserError(f"model.objective.{name}", f"must be 0 or above, got {value}")
     return value

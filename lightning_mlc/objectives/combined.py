@@ -29,12 +29,12 @@ class Sum(Objective):
 
     def __init__(self, objectives: list[Objective], weights: list[float] | None = None) -> None:
         if not objectives:
-            raise UserError("model.objective.objectives: is empty; give at least one objective")
+            raise UserError("model.objective.objectives", "is empty; give at least one objective")
         if weights is None:
             weights = [1.0] * len(objectives)
         if len(weights) != len(objectives):
             raise UserError(
-                f"model.objective.weights: {len(weights)} given for {len(objectives)} objectives; give one for each"
+                "model.objective.weights", f"{len(weights)} given for {len(objectives)} objectives; give one for each"
             )
         self.objectives = tuple(objectives)
         self.weights = tuple(check_positive("weights", weight) for weight in weights)

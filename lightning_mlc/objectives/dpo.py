@@ -50,18 +50,19 @@ class DPO(Objective):
         self, beta: float = 0.1, loss: Loss = "sigmoid", label_smoothing: float = 0.0, rpo_alpha: float = 0.0
     ) -> None:
         if loss not in get_args(Loss):
-            raise UserError(f"model.objective.loss: there is no {loss}; choose one of {', '.join(get_args(Loss))}")
+            raise UserError("model.objective.loss", f"there is no {loss}; choose one of {', '.join(get_args(Loss))}")
         if not 0 <= label_smoothing < 0.5:
-            raise UserError(f"model.objective.label_smoothing: must be from 0 to below 0.5, got {label_smoothing}")
+            raise UserError("model.objective.label_smoothing", f"must be from 0 to below 0.5, got {label_smoothing}")
         if label_smoothing > 0 and loss not in ("sigmoid", "robust"):
             raise UserError(
-                f"model.objective.label_smoothing: means nothing to the loss {loss}; "
-                "set it to 0, or model.objective.loss to sigmoid or robust"
+                "model.objective.label_smoothing",
+                f"means nothing to the loss {loss}; set it to 0, or model.objective.loss to sigmoid or robust",
             )
         if label_smoothing == 0 and loss == "robust":
             raise UserError(
-                "model.objective.label_smoothing: the loss robust needs the share of flipped preferences; "
-                "set it above 0, or model.objective.loss to sigmoid"
+                "model.objective.label_smoothing",
+                "the loss robust needs the share of flipped preferences; "
+                "set it above 0, or model.objective.loss to sigmoid",
             )
         self.beta = check_positive("beta", beta)
         self.loss = loss

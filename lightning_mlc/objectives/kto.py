@@ -54,7 +54,7 @@ class KTO(Objective):
         self, beta: float = 0.1, loss: Loss = "kto", desirable_weight: float = 1.0, undesirable_weight: float = 1.0
     ) -> None:
         if loss not in get_args(Loss):
-            raise UserError(f"model.objective.loss: there is no {loss}; choose one of {', '.join(get_args(Loss))}")
+            raise UserError("model.objective.loss", f"there is no {loss}; choose one of {', '.join(get_args(Loss))}")
         self.beta = check_positive("beta", beta)
         self.loss = loss
         self.desirable_weight = check_positive("desirable_weight", desirable_weight)

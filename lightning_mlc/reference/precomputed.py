@@ -118,8 +118,9 @@ def _score(policy: Policy, batch: Batch, languages: int, trainer: Trainer) -> Re
     scores = ReferenceScores.of(batch, grid, languages).to("cpu")
     if not bool(torch.isfinite(scores.logps).all()):
         raise UserError(
-            "model.reference: the log-probabilities of the initial model are not finite (batch of "
-            f"{', '.join(batch.ids)}); look at those rows, or at trainer.precision"
+            "model.reference",
+            "the log-probabilities of the initial model are not finite (batch of "
+            f"{', '.join(batch.ids)}); look at those rows, or at trainer.precision",
         )
     return scores
 

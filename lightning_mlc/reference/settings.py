@@ -29,14 +29,14 @@ class ReferenceSettings:
 
     def __post_init__(self) -> None:
         if self.mode not in ("online", "precomputed"):
-            raise UserError(f"model.reference.mode: there is no {self.mode}; choose online or precomputed")
+            raise UserError("model.reference.mode", f"there is no {self.mode}; choose online or precomputed")
         if self.update_every_n_steps is not None and self.update_every_n_steps < 1:
             raise UserError(
-                f"model.reference.update_every_n_steps: must be at least 1, or null for never, "
-                f"got {self.update_every_n_steps}"
+                "model.reference.update_every_n_steps",
+                f"must be at least 1, or null for never, got {self.update_every_n_steps}",
             )
         if not 0 < self.update_share <= 1:
-            raise UserError(f"model.reference.update_share: must be above 0 and at most 1, got {self.update_share}")
+            raise UserError("model.reference.update_share", f"must be above 0 and at most 1, got {self.update_share}")
 
     @property
     def is_updated(self) -> bool:
@@ -58,25 +58,29 @@ class ReferenceSettings:
         needed = needs.reference or (objective is not None and objective.needs_reference)
         if self.mode == "precomputed" and needs.pooled_states:
             raise UserError(
-                "model.reference.mode: precomputed has log-probabilities, and model.consistency has a term that needs "
-                "hidden states of the reference (mpo with a constraint); set it to online"
+                "model.reference.mode",
+                "precomputed has log-probabilities, and model.consistency has a term that needs "
+                "hidden states of the reference (mpo with a constraint); set it to online",
             )
         if not needed and self.mode == "precomputed":
             raise UserError(
-                f"model.reference.mode: {name} needs no reference, so there is nothing to precompute; set it to online"
+                "model.reference.mode",
+                f"{name} needs no reference, so there is nothing to precompute; set it to online",
             )
         if not needed and self.is_updated:
             raise UserError(
-                f"model.reference.update_every_n_steps: {name} needs no reference, so there is nothing to update; "
-                "set it to null"
+                "model.reference.update_every_n_steps",
+                f"{name} needs no reference, so there is nothing to update; set it to null",
             )
         if self.mode == "precomputed" and self.is_updated:
             raise UserError(
-                "model.reference.update_every_n_steps: precomputed scores are those of a reference that stays as it "
-                "is; set it to null, or model.reference.mode to online"
+                "model.reference.update_every_n_steps",
+                "precomputed scores are those of a reference that stays as it "
+                "is; set it to null, or model.reference.mode to online",
             )
         if adapters and self.is_updated:
             raise UserError(
-                "model.reference.update_every_n_steps: with model.lora the reference is the model without its "
-                "adapters, which has no weights of its own to update; set it to null, or train without model.lora"
+                "model.reference.update_every_n_steps",
+                "with model.lora the reference is the model without its "
+                "adapters, which has no weights of its own to update; set it to null, or train without model.lora",
             )

@@ -41,7 +41,7 @@ def test_an_error_of_all_processes_is_told_by_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(_: object) -> None:
-        raise_together(UserError("out: something is wrong"))
+        raise_together(UserError("out", "something is wrong"))
 
     monkeypatch.setattr("lightning_mlc.export_cli.run", fail)
     for rank, told in (("0", "error: out: something is wrong\n"), ("1", "")):

@@ -1,0 +1,44 @@
+"""What jsonargparse says of a wrong option, as one :class:`~lightning_mlc.errors.UserError`.
+
+It has no exceptions for what went wrong, only texts of several lines. This is the one place that reads them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+
+from lightning_mlc.errors import UserError, did_you_mean
+
+_UNKNOWN = re.compile(r"unrecognized arguments: (--[^ =]+)", re.IGNORECASE)
+_MISSING = re.compile(r"arguments are required: ([\w.]+)")
+_OF_KEY = re.compile(r'^Parser key "([\w.\[\]-]+)":\s*(.*)')
+_UNION = re.compile(
+    r"Does not validate against any of the Union subtypes.* Errors: - (.*?) - Expected a <class 'NoneType'>.*"
+)
+LONGEST = 300
+"""Characters of a message at most."""
+
+
+def explain(error: argparse.ArgumentError, parsers: Sequence[argparse.ArgumentParser], command: str) -> UserError:
+    """The error of a command line.
+
+    Args:
+        error: As jsonargparse raised it.
+        parsers: Those whose options the user may have meant.
+        command: The command, as in ``lightning-mlc fit``.
+    """
+    message = " ".join(str(error).split())
+    # For an option that may be null, only the first of the errors: that it is not null either is plain.
+    message = _UNION.sub(r"\1", message)
+    if unknown := _UNKNOWN.search(message):
+        options = [option for parser in parsers for action in parser._actions for option in action.option_strings]
+        near = did_you_mean(unknown[1], options, f"; see {command} --help")
+        return UserError(None, f"there is no option {unknown[1]}{near}")
+    if missing := _MISSING.search(message):
+        return UserError(missing[1], f"is not set; give it (see {command} --help)")
+    option = None
+    if of_key := _OF_KEY.match(message):
+        option, message = of_key.groups()
+    return UserError(option, message if len(message) <= LONGEST else f"{message[: LONGEST - 4].rstrip()} ...")
