@@ -518,7 +518,7 @@ def languages_of(options: argparse.Namespace) -> tuple[str, ...]:
     """Those asked for, or all that the first row has, its responses' first."""
     if options.languages:
         return tuple(options.languages)
-    first = parse_rows(read_rows(options.data, "--data"), "en", options.data)[0]
+    first = next(parse_rows(read_rows(options.data, "--data"), "en", options.data))
     return ("en", *(language for language in first.prompts if language != "en"))
 
 

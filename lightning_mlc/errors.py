@@ -45,6 +45,11 @@ def first_line(error: BaseException) -> str:
     return line if len(line) <= LONGEST_REASON else f"{line[: LONGEST_REASON - 4].rstrip()} ..."
 
 
+def shortened(text: str, most: int = 60) -> str:
+    """``text``, which the user gave, for a message: at most ``most`` characters of it."""
+    return text if len(text) <= most else f"{text[: most - 4]} ..."
+
+
 def did_you_mean(word: str, known: Sequence[str], otherwise: str) -> str:
     """How a message about an unknown ``word`` ends: with the nearest of those ``known``, or ``otherwise``."""
     near = difflib.get_close_matches(word, known, n=1)

@@ -37,7 +37,7 @@ def split(data: str, settings: DataSettings, source_language: str, chat: ChatTok
         UserError: A row has no pair of responses, there are too few rows, or ``folder`` has others.
     """
     raw = list(read_rows(data, "--data"))
-    examples = parse_rows(raw, source_language, data)
+    examples = list(parse_rows(raw, source_language, data))
     groups: dict[str, list[dict[str, Any]]] = {}
     long = 0
     for (_, row), example in zip(raw, examples, strict=True):

@@ -210,7 +210,7 @@ class MultilingualData(LightningDataModule):
         for split, path in missing.items():
             locate(path, f"data.{split}_path")
         read = {
-            split: parse_rows(read_rows(path, f"data.{split}_path"), self.source_language, path)
+            split: list(parse_rows(read_rows(path, f"data.{split}_path"), self.source_language, path))
             for split, path in missing.items()
         }
         first = next(iter(read.values()))

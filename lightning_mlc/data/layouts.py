@@ -21,14 +21,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from lightning_mlc.data.languages import canonical_language, canonical_languages, is_language
-from lightning_mlc.data.records import KIND_NAMES, Example, Message
-from lightning_mlc.errors import UserError
+from lightning_mlc.data.records import KIND_NAMES, PAIR, RESPONSES, DataKind, Example, Message, Place, Row
+from lightning_mlc.data.uniqueness import UniqueIds
+from lightning_mlc.errors import UserError, shortened
 
-Row = Mapping[str, Any]
 _PREFIX = "prompt_"
 _BESIDE_LANGUAGES = frozenset({"id", "source", "tags"})
 """Columns of MultiJail that are no language."""
-_RESPONSES = ("response", "output", "completion")
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 _HALF = re.compile("[\ud800-\udfff]")
@@ -40,34 +39,46 @@ def has_half_a_character(text: str) -> bool:
     return _HALF.search(text) is not None
 
 
-def parse_rows(rows: Iterable[tuple[str, Row]], source_language: str, file: str) -> list[Example]:
-    """All ``rows`` (with where they stand) of ``file``. The first row decides on the layout.
+def parse_rows(rows: Iterable[tuple[Place, Row]], source_language: str, file: str) -> Iterator[Example]:
+    """Each of ``rows`` (with where it stands) of ``file`` as an example. The first row decides on the layout.
+
+    Some thirty bytes are kept of a row that has been yielded, so errors that concern two rows show at the later one.
+
+    Args:
+        rows: As :func:`~lightning_mlc.data.reading.read_rows` yields them, all of one source.
+        source_language: Language of the responses, in canonical form.
+        file: The source, for errors.
 
     Raises:
-        UserError: A row is malformed; ``file`` has no row; two examples have the same id.
+        UserError: A row is malformed; ``file`` has no row; two examples have the same id, or are of different kinds.
     """
-    examples: list[Example] = []
-    seen: dict[str, str] = {}
+    ids = UniqueIds()
+    kind: DataKind | None = None
     for where, row, prompts in prompts_of_rows(rows, source_language):
         example = _example(row, where, source_language, prompts)
-        if example.id in seen:
-            raise UserError(where, f"the id '{example.id}' is taken by {seen[example.id]}; ids must be unique")
-        seen[example.id] = where
-        if examples and examples[0].kind != example.kind:
+        if (taken := ids.row_with(example.id, where.number)) is not None:
+            raise repeated_id(where, example.id, Place(where.source, taken))
+        if kind is None:
+            kind = example.kind
+        elif kind != example.kind:
             raise UserError(
                 where,
-                f"has {KIND_NAMES[example.kind]}, the rows before it have {KIND_NAMES[examples[0].kind]}; "
+                f"has {KIND_NAMES[example.kind]}, the rows before it have {KIND_NAMES[kind]}; "
                 "keep data of different kinds in separate files",
             )
-        examples.append(example)
-    if not examples:
+        yield example
+    if kind is None:
         raise UserError(file, "has no rows; give a file with at least one example")
-    return examples
+
+
+def repeated_id(where: Place, id: str, first: Place) -> UserError:
+    """The error of a row whose ``id`` another one has."""
+    return UserError(where, f"the id '{shortened(id)}' is taken by {first}; ids must be unique")
 
 
 def prompts_of_rows(
-    rows: Iterable[tuple[str, Row]], source_language: str
-) -> Iterator[tuple[str, Row, dict[str, list[Message]]]]:
+    rows: Iterable[tuple[Place, Row]], source_language: str
+) -> Iterator[tuple[Place, Row, dict[str, list[Message]]]]:
     """Each row (after where it stands) with its conversations by language. The first row decides on the layout.
 
     Raises:
@@ -83,18 +94,14 @@ def prompts_of_rows(
 def _layout_of(row: Row, where: str) -> Callable[[Row, str, str], dict[str, list[Message]]]:
     if isinstance(row.get("prompt"), Mapping):
         return _nested_prompts
-    if "instruction" in row:
-        return _alpaca_prompts
-    if "prompt" in row:
-        return _suffixed_prompts
-    if any(key.startswith(_PREFIX) for key in row):
-        return _flat_prompts
+    if "instruction" in row or "prompt" in row or any(key.startswith(_PREFIX) for key in row):
+        return _columns
     if (languages := row.keys() - _BESIDE_LANGUAGES) and all(is_language(column) for column in languages):
         return _language_columns
     raise UserError(
         where,
         f"has no prompt; expected a key 'prompt' with one text per language, columns such as "
-        f"'prompt_en', or 'instruction' (keys found: {', '.join(map(str, row)) or 'none'})",
+        f"'prompt_en', or 'instruction' (keys found: {shortened(', '.join(map(str, row))) or 'none'})",
     )
 
 
@@ -108,10 +115,10 @@ def _example(row: Row, where: str, source: str, prompts: dict[str, list[Message]
     chosen: str | None
     rejected: str | None
     label: bool | None = None
-    if "chosen" in row or "rejected" in row:
+    if any(not _is_null(row.get(key)) for key in PAIR):
         chosen, rejected, translated = pair_of(row, prompts, where, source)
     else:
-        key = next((key for key in _RESPONSES if key in row), None)
+        key = next((key for key in RESPONSES if not _is_null(row.get(key))), None)
         if key is None:
             raise UserError(where, "has no response; expected 'chosen' and 'rejected', or 'response'")
         response, label, translated = _response(row[key], f"'{key}'", where), _label(row, where), {}
@@ -126,8 +133,8 @@ def id_of(row: Row, where: str) -> str:
         UserError: The id is neither a string nor a number.
     """
     own_id = row.get("id")
-    if own_id is not None and not isinstance(own_id, str | int):
-        raise UserError(where, "'id' must be a string or a number")
+    if own_id is not None and (not isinstance(own_id, str | int) or isinstance(own_id, bool)):
+        raise UserError(where, f"'id' must be a string or a whole number, got {type(own_id).__name__}")
     if has_half_a_character(str(own_id)):
         raise UserError(where, "'id' has half a character (a lone surrogate such as \\ud83d); repair it")
     return str(own_id) if own_id is not None else where
@@ -140,26 +147,17 @@ def _nested_prompts(row: Row, where: str, source: str) -> dict[str, list[Message
     return _by_language(prompt.items(), where)
 
 
-def _flat_prompts(row: Row, where: str, source: str) -> dict[str, list[Message]]:
-    columns = [(key.removeprefix(_PREFIX), text) for key, text in row.items() if key.startswith(_PREFIX)]
-    return _by_language(columns, where)
-
-
-def _language_columns(row: Row, where: str, source: str) -> dict[str, list[Message]]:
-    return _by_language([(key, text) for key, text in row.items() if key not in _BESIDE_LANGUAGES], where)
-
-
-def _suffixed_prompts(row: Row, where: str, source: str) -> dict[str, list[Message]]:
-    columns = [(key.removeprefix(_PREFIX), text) for key, text in row.items() if key.startswith(_PREFIX)]
-    return _by_language([(source, row.get("prompt")), *columns], where)
-
-
-def _alpaca_prompts(row: Row, where: str, source: str) -> dict[str, list[Message]]:
+def _columns(row: Row, where: str, source: str) -> dict[str, list[Message]]:
+    """Those of ``prompt_en``, ``prompt_sw``, ..., and of what has no suffix, which is in the source language."""
     instruction, extra = row.get("instruction"), row.get("input")
     if isinstance(instruction, str) and isinstance(extra, str) and extra.strip():
         instruction = f"{instruction}\n{extra}"
     columns = [(key.removeprefix(_PREFIX), text) for key, text in row.items() if key.startswith(_PREFIX)]
-    return _by_language([(source, instruction), *columns], where)
+    return _by_language([(source, _first_given(instruction, row.get("prompt"))), *columns], where)
+
+
+def _language_columns(row: Row, where: str, source: str) -> dict[str, list[Message]]:
+    return _by_language([(key, text) for key, text in row.items() if key not in _BESIDE_LANGUAGES], where)
 
 
 def _by_language(texts: Iterable[tuple[str, Any]], where: str) -> dict[str, list[Message]]:
@@ -168,11 +166,11 @@ def _by_language(texts: Iterable[tuple[str, Any]], where: str) -> dict[str, list
     seen: dict[str, str] = {}
     for code, text in texts:
         language = canonical_language(code, where)
+        if _is_null(text):
+            continue
         if language in seen:
             raise UserError(where, f"has the language '{language}' twice ('{seen[language]}' and '{code}')")
         seen[language] = code
-        if text is None:
-            continue
         messages = _messages(text, "user", f"the prompt in '{code}'", where)
         if messages[-1]["role"] != "user":
             raise UserError(where, f"the prompt in '{code}' must end with a message of the user")
@@ -186,7 +184,7 @@ def pair_of(row: Row, prompts: Collection[str], where: str, source: str) -> tupl
     Raises:
         UserError: One is missing or malformed, both are the same, or there is no prompt that they answer.
     """
-    chosen, rejected = (_responses(row.get(key), key, where, source) for key in ("chosen", "rejected"))
+    chosen, rejected = (_responses(row.get(key), key, where, source) for key in PAIR)
     for language in sorted(chosen.keys() ^ rejected.keys()):
         # A language cannot tell which of its responses is the better one if it also tells the two apart.
         raise UserError(
@@ -208,13 +206,13 @@ def pair_of(row: Row, prompts: Collection[str], where: str, source: str) -> tupl
 
 def _responses(given: Any, key: str, where: str, source: str) -> dict[str, str]:
     """The response ``key`` by language: the source language's alone, unless ``given`` has several."""
-    if not isinstance(given, Mapping) or {"content", "value"} & given.keys():
+    if not isinstance(given, Mapping) or not (_is_null(given.get("content")) and _is_null(given.get("value"))):
         return {source: _response(given, f"'{key}'", where)}
     languages = canonical_languages(given, f"{where}: '{key}'")
     found = {
         language: _response(text, f"'{key}' in '{language}'", where)
         for language, text in zip(languages, given.values(), strict=True)
-        if text is not None
+        if not _is_null(text)
     }
     if source not in found:
         raise UserError(where, f"has no '{key}' in the source language '{source}'")
@@ -222,7 +220,7 @@ def _responses(given: Any, key: str, where: str, source: str) -> dict[str, str]:
 
 
 def _response(given: Any, what: str, where: str) -> str:
-    if given is None:
+    if _is_null(given):
         raise UserError(where, f"has no {what}")
     # May be empty, as it is in PKU-SafeRLHF: to say nothing is an answer, too.
     messages = _messages(given, "assistant", what, where, may_be_empty=True)
@@ -233,9 +231,9 @@ def _response(given: Any, what: str, where: str) -> str:
 
 def _label(row: Row, where: str) -> bool | None:
     """Whether the response is desirable; None without a label."""
-    if "label" not in row:
+    label = row.get("label")
+    if label is None:
         return None
-    label = row["label"]
     if not isinstance(label, bool):
         raise UserError(
             where,
@@ -243,6 +241,15 @@ def _label(row: Row, where: str) -> bool | None:
             "leave the key out for instruction data",
         )
     return label
+
+
+def _is_null(value: Any) -> bool:
+    """Whether nothing is there. Tables, which cannot leave keys out, have null for them, or keys that are all null."""
+    return value is None or (isinstance(value, Mapping) and bool(value) and all(map(_is_null, value.values())))
+
+
+def _first_given(first: Any, second: Any) -> Any:
+    return second if _is_null(first) else first
 
 
 def _messages(text: Any, role: str, what: str, where: str, may_be_empty: bool = False) -> list[Message]:
@@ -259,8 +266,8 @@ def _messages(text: Any, role: str, what: str, where: str, may_be_empty: bool = 
     for turn in turns:
         if not isinstance(turn, Mapping):
             raise UserError(where, f"{what} must be a list of messages with 'role' and 'content'")
-        content = turn.get("content", turn.get("value"))
-        known = _ROLES.get(str(turn.get("role", turn.get("from"))))
+        content = _first_given(turn.get("content"), turn.get("value"))
+        known = _ROLES.get(str(_first_given(turn.get("role"), turn.get("from"))))
         if known is None or not isinstance(content, str):
             raise UserError(where, f"{what} has a message without a known 'role' or without 'content'")
         if not content.strip() and not may_be_empty:

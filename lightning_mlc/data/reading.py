@@ -1,29 +1,36 @@
-"""Rows of a data source, each with where it stands. JSON is read by hand, to name the row that is wrong."""
+"""Rows of a data source, each with where it stands. They are read one after the other, and the file is never held."""
 
 from __future__ import annotations
 
-import json
 import math
+import os
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
-from lightning_mlc.data.layouts import Row
-from lightning_mlc.errors import UserError
+from lightning_mlc.data.csv_rows import csv_rows
+from lightning_mlc.data.json_rows import json_array, json_lines
+from lightning_mlc.data.records import Place, Row
+from lightning_mlc.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 SAMPLE = "sample"
 """``train_path: sample`` is the data that ships with the package."""
 HUB = "hf://"
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+BATCH = 256
+"""Rows of a Parquet file that are read at a time."""
 
 
 def locate(path: str, option: str) -> Path | None:
-    """The file or folder that ``path`` names; None for a dataset on the hub.
+    """The file or folder that ``path`` names, taken as it is written; None for a dataset on the hub.
 
     Raises:
-        UserError: There is none, or it is of no known kind. The message starts with ``option``.
+        UserError: There is none, it cannot be read, or it is of no known kind. The message starts with ``option``.
     """
     if path.startswith(HUB):
         return None
@@ -35,16 +42,25 @@ def locate(path: str, option: str) -> Path | None:
             option,
             f"there is no file {path}; give a file, a folder of datasets.save_to_disk, {HUB}owner/name, or '{SAMPLE}'",
         )
-    if location.is_file():
-        if location.suffix.lower() not in SUFFIXES:
-            raise UserError(option, f"cannot read {path}; supported are {', '.join(SUFFIXES)} and saved datasets")
-        if location.stat().st_size == 0:
-            raise UserError(option, f"{path} is empty")
+    if not os.access(location, os.R_OK):
+        raise UserError(option, f"{path} may not be read; ask for the right to read it")
+    if location.is_dir():
+        return location
+    if location.suffix.lower() not in SUFFIXES:
+        raise UserError(option, f"cannot read {path}; supported are {', '.join(SUFFIXES)} and saved datasets")
+    if location.is_file() and location.stat().st_size == 0:
+        raise UserError(option, f"{path} is empty")
     return location
 
 
-def read_rows(path: str, option: str) -> Iterator[tuple[str, Row]]:
+def read_rows(path: str, option: str) -> Iterator[tuple[Place, Row]]:
     """Each row of ``path`` after where it stands (``train.jsonl row 3``, counted from 1).
+
+    Held are one row and a few megabytes of what is read, however large the source is.
+
+    Args:
+        path: As the user gave it: a file, a folder of ``datasets.save_to_disk``, ``hf://owner/name``, ``sample``.
+        option: Its configuration key or flag, for errors.
 
     Raises:
         UserError: The source or one of its rows cannot be read.
@@ -55,85 +71,36 @@ def read_rows(path: str, option: str) -> Iterator[tuple[str, Row]]:
     elif location.is_dir():
         yield from _saved_rows(location, option)
     elif location.suffix.lower() == ".jsonl":
-        yield from _json_lines(location, option)
+        yield from json_lines(location, option)
     elif location.suffix.lower() == ".json":
-        yield from _json_array(location, option)
+        yield from json_array(location, option)
+    elif location.suffix.lower() == ".csv":
+        yield from csv_rows(location, option)
     else:
-        yield from _table_rows(location, option)
+        yield from _parquet_rows(location, option)
 
 
-def _read_text(location: Path, option: str) -> str:
+def _parquet_rows(location: Path, option: str) -> Iterator[tuple[Place, Row]]:
+    # Not `load_dataset`, which takes a name as a pattern, and copies the file into a cache.
+    import pyarrow
+    from datasets import Dataset
+    from datasets.table import InMemoryTable
+    from pyarrow.parquet import ParquetFile
+
+    number = 0
     try:
-        return location.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(option, f"{location} is not UTF-8 (byte {error.start}); convert it") from error
+        with ParquetFile(location) as file:
+            for batch in file.iter_batches(BATCH):
+                table = Dataset(InMemoryTable(pyarrow.Table.from_batches([batch])))
+                for row in table:
+                    number += 1
+                    yield Place(location.name, number), _without_nan(row)
+    except (pyarrow.ArrowException, OSError, ValueError, NotImplementedError) as error:
+        where = option if number == 0 else f"{location.name} row {number + 1}"
+        raise UserError(where, f"cannot read {location} ({first_line(error)})") from error
 
 
-def _json_lines(location: Path, option: str) -> Iterator[tuple[str, Row]]:
-    # Not str.splitlines: U+2028 and its like end no line of JSON.
-    for number, line in enumerate(_read_text(location, option).split("\n"), start=1):
-        if line.strip():
-            where = f"{location.name} row {number}"
-            yield where, _json_object(line, where)
-
-
-def _json_array(location: Path, option: str) -> Iterator[tuple[str, Row]]:
-    text = _read_text(location, option)
-    try:
-        rows = json.loads(text, object_pairs_hook=_Pairs)
-    except json.JSONDecodeError as error:
-        raise UserError(option, f"{location} line {error.lineno} is not JSON ({error.msg})") from error
-    if not isinstance(rows, list) or isinstance(rows, _Pairs):
-        raise UserError(option, f"{location} must be a JSON array of objects; for one object a line use .jsonl")
-    for number, row in enumerate(rows, start=1):
-        where = f"{location.name} row {number}"
-        yield where, _as_object(row, where)
-
-
-class _Pairs(list[tuple[str, Any]]):
-    """A JSON object with its keys as written, repeated ones included."""
-
-
-def _json_object(line: str, where: str) -> Row:
-    try:
-        parsed = json.loads(line, object_pairs_hook=_Pairs)
-    except json.JSONDecodeError as error:
-        raise UserError(where, f"is not JSON ({error.msg} at column {error.colno})") from error
-    return _as_object(parsed, where)
-
-
-def _as_object(parsed: Any, where: str) -> Row:
-    if not isinstance(parsed, _Pairs):
-        raise UserError(where, "is not a JSON object")
-    row: Row = _as_mapping(parsed, where)
-    return row
-
-
-def _as_mapping(value: Any, where: str) -> Any:
-    if isinstance(value, _Pairs):
-        keys = [key for key, _ in value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise UserError(where, f"has the key '{key}' twice")
-        return {key: _as_mapping(item, where) for key, item in value}
-    if isinstance(value, list):
-        return [_as_mapping(item, where) for item in value]
-    return value
-
-
-def _table_rows(location: Path, option: str) -> Iterator[tuple[str, Row]]:
-    from datasets import load_dataset
-
-    try:
-        kind = location.suffix.lower().removeprefix(".")
-        table = load_dataset(kind, data_files=str(location), split="train")
-    except Exception as error:  # `datasets` raises its own, pyarrow's and pandas' errors alike
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise UserError(option, f"cannot read {location} ({reason})") from error
-    yield from _dataset_rows(table, location.name)
-
-
-def _saved_rows(location: Path, option: str) -> Iterator[tuple[str, Row]]:
+def _saved_rows(location: Path, option: str) -> Iterator[tuple[Place, Row]]:
     from datasets import DatasetDict, load_from_disk
 
     try:
@@ -147,26 +114,31 @@ def _saved_rows(location: Path, option: str) -> Iterator[tuple[str, Row]]:
     yield from _dataset_rows(table, location.name)
 
 
-def _hub_rows(path: str, option: str) -> Iterator[tuple[str, Row]]:
+def _hub_rows(path: str, option: str) -> Iterator[tuple[Place, Row]]:
     from datasets import load_dataset
 
     parts = urlsplit(path)
-    query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
+    # A plus joins splits; in a query of the web it would be a space.
+    given = parse_qs(parts.query.replace("+", "%2B"), keep_blank_values=True)
+    query = {key: values[0] for key, values in given.items() if len(values) == 1 and values[0]}
     name = f"{parts.netloc}{parts.path}".strip("/")
-    unknown = query.keys() - {"split", "name", "revision"}
-    if unknown or name.count("/") != 1:
+    wrong = given.keys() - {"split", "name", "revision"} or given.keys() - query.keys()
+    if wrong or name.count("/") != 1 or parts.fragment:
         raise UserError(option, f"write {HUB}owner/name?split=train&name=CONFIG&revision=SHA, got {path}")
     try:
         table = load_dataset(
             name, name=query.get("name"), split=query.get("split", "train"), revision=query.get("revision")
         )
     except Exception as error:  # the hub's, the network's and the builder's errors alike
-        raise UserError(option, f"cannot load {path} ({str(error).strip().splitlines()[0]})") from error
+        raise UserError(option, f"cannot load {path} ({first_line(error)})") from error
     yield from _dataset_rows(table, name)
 
 
-def _dataset_rows(table: Any, name: str) -> Iterator[tuple[str, Row]]:
+def _dataset_rows(table: Dataset, name: str) -> Iterator[tuple[Place, Row]]:
     for number, row in enumerate(table, start=1):
-        # CSV readers turn an empty cell into NaN or None: both mean that there is no text.
-        cells = {key: None if isinstance(cell, float) and math.isnan(cell) else cell for key, cell in row.items()}
-        yield f"{name} row {number}", cells
+        yield Place(name, number), _without_nan(row)
+
+
+def _without_nan(row: dict[str, Any]) -> Row:
+    """``row`` with None for NaN, which is what pandas writes where there is no text."""
+    return {key: None if isinstance(cell, float) and math.isnan(cell) else cell for key, cell in row.items()}

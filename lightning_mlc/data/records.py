@@ -2,11 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Message = dict[str, str]
 """``{"role": ..., "content": ...}``."""
+
+Row = Mapping[str, Any]
+"""A row as a file has it."""
+
+PAIR = ("chosen", "rejected")
+"""Keys of two responses."""
+RESPONSES = ("response", "output", "completion")
+"""Keys of a single response, in the order in which they are looked for."""
+
+
+class Place(str):
+    """Where a row stands, for messages: ``train.jsonl row 7``.
+
+    Args:
+        source: Name of the file or data set.
+        number: The row's number, counted from 1.
+    """
+
+    source: str
+    number: int
+
+    def __new__(cls, source: str, number: int) -> Place:
+        place = super().__new__(cls, f"{source} row {number}")
+        place.source, place.number = source, number
+        return place
+
+    def __getnewargs__(self) -> tuple[str, int]:  # type: ignore[override]  # for copies
+        return self.source, self.number
+
 
 DataKind = Literal["pairs", "unpaired", "single"]
 """Two responses to each prompt, or one that is labelled as desirable or not, or one without a label."""

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning_mlc.data.languages import canonical_language, canonical_languages
-from lightning_mlc.data.layouts import id_of, pair_of, prompts_of_rows
+from lightning_mlc.data.layouts import id_of, pair_of, prompts_of_rows, repeated_id
 from lightning_mlc.data.reading import HUB, read_rows
-from lightning_mlc.data.records import Message
+from lightning_mlc.data.records import Message, Place
 from lightning_mlc.errors import UserError
 from lightning_mlc.evaluation.journal import Key
 
@@ -103,13 +103,13 @@ def choose_languages(sets: Sequence[PromptSet], asked: Sequence[str] | None) -> 
 
 def _rows_by_kind(path: str, option: str, kind: Kind, source: str) -> dict[Kind, list[EvaluationRow]]:
     rows: dict[Kind, list[EvaluationRow]] = {}
-    seen: dict[str, str] = {}
+    seen: dict[str, Place] = {}
     for where, row, prompts in prompts_of_rows(read_rows(path, option), source):
         if not prompts:
             raise UserError(where, "has no prompt in any language; remove the row")
         identity = id_of(row, where)
         if identity in seen:
-            raise UserError(where, f"the id '{identity}' is taken by {seen[identity]}; ids must be unique")
+            raise repeated_id(where, identity, seen[identity])
         seen[identity] = where
         chosen, rejected = None, None
         if row.get("chosen") is not None and row.get("rejected") is not None:
