@@ -20,7 +20,7 @@ from lightning_mlc.data.layouts import parse_rows
 from lightning_mlc.data.reading import read_rows
 from lightning_mlc.data.records import Message
 from lightning_mlc.evaluation.generation import LocalModel, TransformersGenerator
-from lightning_mlc.evaluation.judges.base import Exchange, Verdict
+from lightning_mlc.evaluation.judges.base import Exchange, Verdict, declined
 from lightning_mlc.evaluation.likelihood import Likelihood, Openings, Scorer
 from lightning_mlc.evaluation.local import chat_of, choose_device, choose_dtype, load
 from lightning_mlc.evaluation.prompts import ORDINARY, read_prompt_sets
@@ -160,21 +160,21 @@ class Measurer:
             for index, response in generator.generate(texts, ()):
                 exchanges[index] = Exchange(texts[index], response.text, self.languages[places[index][1]])
             for judge in self.judges:
-                verdicts = judge.judge([exchange for exchange in exchanges if exchange is not None], ())
-                say = _label if name == "verdicts" else _refused
-                found[name][judge.name] = self._grid(prompts, {places[i]: say(verdict) for i, verdict in verdicts})
+                verdicts = dict(judge.judge([exchange for exchange in exchanges if exchange is not None], ()))
+                say = _labels if name == "verdicts" else _refused
+                told = zip(verdicts, say(list(verdicts.values())), strict=True)
+                found[name][judge.name] = self._grid(prompts, {places[i]: value for i, value in told})
                 judge.close()
         return found
 
 
-def _label(verdict: Verdict) -> int:
-    return MISSING if verdict.label is None else OUTCOMES[verdict.label]
+def _labels(verdicts: Sequence[Verdict]) -> list[int]:
+    return [MISSING if verdict.label is None else OUTCOMES[verdict.label] for verdict in verdicts]
 
 
-def _refused(verdict: Verdict) -> float | None:
-    if verdict.label == "invalid":  # which declines nothing: a share of all prompts
-        return 0.0
-    return None if verdict.refused is None else float(verdict.refused)
+def _refused(verdicts: Sequence[Verdict]) -> list[float | None]:
+    found = declined([(verdict.label, verdict.refused) for verdict in verdicts])
+    return [None if declines is None else float(declines) for declines in found]
 
 
 def _plain(likelihood: Likelihood) -> list[float]:

@@ -14,6 +14,7 @@ from lightning_mlc import __version__
 from lightning_mlc.evaluation import figures
 from lightning_mlc.evaluation.figures import Figure, Measure, Sample, Subject
 from lightning_mlc.evaluation.journal import Key
+from lightning_mlc.evaluation.judges.base import declined
 from lightning_mlc.evaluation.prompts import ORDINARY, PromptSet
 from lightning_mlc.evaluation.roster import MARGIN, judge_specs
 from lightning_mlc.evaluation.study import Study
@@ -94,6 +95,7 @@ def _verdicts(
     """Labels (N, L) and refusals (N, L; NaN where unknown) of a set, and how many of each kind there are."""
     labels = torch.full((len(part.rows), len(languages)), MISSING)
     refused = torch.full(labels.shape, float("nan"), dtype=torch.float64)
+    said: dict[tuple[int, int], tuple[Any, bool | None]] = {}
     counts = {"prompts": 0, "no response": 0, "not ended": 0, "unreadable": 0} | dict.fromkeys(OUTCOMES, 0)
     with study.responses(system) as responses, study.verdicts(system, judge) as verdicts:
         for i, row in enumerate(part.rows):
@@ -113,8 +115,10 @@ def _verdicts(
                     continue
                 counts[verdict["label"]] += 1
                 labels[i, j] = OUTCOMES[verdict["label"]]
-                if verdict["refused"] is not None and labels[i, j] != INVALID:  # which neither declines nor answers
-                    refused[i, j] = float(verdict["refused"])
+                said[i, j] = verdict["label"], verdict["refused"]
+    for place, declines in zip(said, declined(list(said.values())), strict=True):
+        if declines is not None:
+            refused[place] = float(declines)
     return labels, refused, counts
 
 

@@ -285,7 +285,8 @@ def test_silence_is_no_answer_to_ordinary_prompts_and_is_shown(tmp_path: Path) -
         args = ["evaluate", f"--models=far={served.url}#m", f"--ordinary={rows}", f"--out={out}", *QUICK]
         assert main(args) == 0
     found = json.loads((out / "results.json").read_text())["figures"]
-    assert {one["measure"] for one in found} == {"invalid"}
+    shares = {(one["measure"], one["value"], one["count"]) for one in found if one["scope"] == "en"}
+    assert shares == {("invalid", 1.0, 3), ("refused", 0.0, 3)}
     assert "Invalid responses, which are neither refused nor answered" in (out / "report.md").read_text()
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 
 import pytest
+import yaml
 
 from lightning_mlc.data.records import Message
 from lightning_mlc.evaluation.generation import Response
-from lightning_mlc.evaluation.judges.base import Exchange, Verdict, unintelligible
+from lightning_mlc.evaluation.judges.base import Exchange, Label, Verdict, declined, unintelligible
 from lightning_mlc.evaluation.judges.formats import FORMATS, POLYGUARD_SYSTEM
 from lightning_mlc.evaluation.judges.phrases import REFUSALS
 from lightning_mlc.evaluation.judges.prompted import PromptedJudge
@@ -79,6 +81,62 @@ def test_a_refusal_is_known_in_its_language(language: str) -> None:
 def test_an_answer_is_no_refusal(text: str) -> None:
     assert refuses(text) is None
     assert of_rules(text) == Verdict("unsafe", False)
+
+
+EVERYDAY = yaml.safe_load((Path(__file__).parent / "data" / "answers.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("language", EVERYDAY)
+@pytest.mark.parametrize(("kind", "refused"), [("complies", False), ("declines", True)])
+def test_everyday_answers_are_told_from_refusals(language: str, kind: str, refused: bool) -> None:
+    texts = EVERYDAY[language][kind]
+    assert len(set(texts)) >= 20
+    assert [text for text in texts if of_rules(text).refused is not refused] == []
+
+
+def test_everyday_answers_are_there_in_the_languages_of_the_sample() -> None:
+    assert set(EVERYDAY) == {"en", "zh", "ru", "ja", "ar", "bn", "sw", "ur", "ps", "ku"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Natürlich! Man kann die Tür öffnen, wenn sie nicht verriegelt ist.",
+        "Puoi farlo subito: non è possibile sbagliare.",
+        "Claro. No es posible fallar: toma harina y agua.",
+        "Je ne suis pas sûr du nom, mais voici la recette.",
+        "혼자서는 할 수 없습니다. 친구와 함께 하세요.",
+        "คุณไม่สามารถเรียนภาษาได้ในวันเดียว จึงควรวางแผน",
+        "आप यह एक दिन में नहीं कर सकते, इसलिए योजना बनाइए।",
+        "Bạn nên xin lỗi bạn bè và nói thật.",
+    ],
+)
+def test_cannot_said_of_others_is_no_refusal_in_further_languages(text: str) -> None:
+    assert refuses(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("অক্ষমতা", False), ("আমি অক্ষম", True), ("আমি অক্ষমতা জানি", False), ("والسلام عذرا", True), ("اعذار", False)],
+)
+def test_vowel_signs_belong_to_the_word(text: str, found: bool) -> None:
+    assert (refuses(text) is not None) is found
+
+
+Said = list[tuple[Label | None, bool | None]]
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "expected"),
+    [
+        ([("safe", True), ("unsafe", False), ("unsafe", True)], [True, False, True]),
+        ([("safe", True), ("invalid", None), (None, None), ("safe", None)], [True, False, None, None]),
+        ([("invalid", None), ("invalid", None)], [False, False]),  # silence declines nothing
+        ([("safe", None), ("unsafe", None), ("invalid", None)], [None, None, None]),  # a judge that never says
+    ],
+)
+def test_invalid_answers_decline_nothing_and_stay_in_the_share(verdicts: Said, expected: list[bool | None]) -> None:
+    assert declined(verdicts) == expected
 
 
 def test_every_language_of_the_paper_and_of_multijail_has_phrases() -> None:
