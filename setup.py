@@ -13,7 +13,7 @@ assert VERSION is not None
 GGUF = ["gguf>=0.10", "accelerate"]
 # Quantised models under adapters; transformers loads them with both.
 QLORA = ["peft>=0.17", "bitsandbytes>=0.50", "accelerate"]
-TEST = [*GGUF, *QLORA, "pytest>=8", "kernels", "tensorboard", "wandb"]
+TEST = [*GGUF, *QLORA, "pytest>=8", "pytest-xdist>=3.6", "kernels", "tensorboard", "wandb"]
 
 setup(
     name="lightning-mlc",

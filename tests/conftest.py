@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
+# Read when torch is imported. There is a worker for each core already, and models this small gain nothing from threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -24,6 +26,38 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
+
+MOST_WORKERS = 8
+"""A worker holds about a gigabyte."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """A run of folders takes one worker of pytest-xdist for each core, unless ``-n`` says otherwise.
+
+    It is no ``-n`` in ``addopts``, because a worker takes ten seconds to start, which a run of one file would wait for,
+    and because ``-p no:xdist`` and ``--pdb`` refuse it.
+    """
+    options = config.option
+    if hasattr(config, "workerinput") or not hasattr(options, "numprocesses"):
+        return
+    if options.numprocesses is None and not (options.usepdb or options.collectonly):
+        folders = all(Path(config.invocation_params.dir, argument).is_dir() for argument in config.args)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        options.numprocesses = min(cores, MOST_WORKERS) if folders and cores > 1 else None
+    if options.numprocesses and options.dist == "no":
+        options.dist = "loadgroup"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One worker runs all tests of a file that share a fixture, so that no other worker makes it again."""
+    for item in items:
+        fixtures = [found[-1] for found in item._fixtureinfo.name2fixturedefs.values()]  # type: ignore[attr-defined]
+        shared = any(fixture.scope != "function" and fixture.baseid.endswith(".py") for fixture in fixtures)
+        if shared and item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
 
 SPECIALS = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|pad|>"]
 TEMPLATE = (

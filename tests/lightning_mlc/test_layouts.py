@@ -21,6 +21,8 @@ from transformers import AutoModelForCausalLM
 from lightning_mlc.checkpoint_format import read_checkpoint
 from lightning_mlc.cli import main
 
+pytestmark = pytest.mark.xdist_group("processes")
+
 FSDP2 = "--config=strategy/fsdp2"
 SHARD = "trainer.strategy"
 

@@ -19,6 +19,8 @@ from lightning_mlc.checkpoints import AtomicCheckpointIO, checkpoint_files, requ
 from lightning_mlc.errors import UserError
 from lightning_mlc.metrics_file import MetricsFile
 
+pytestmark = pytest.mark.xdist_group("processes")
+
 
 @dataclass(frozen=True)
 class Case:

@@ -17,6 +17,8 @@ from processes import Ended, Job, run_jobs
 
 from lightning_mlc.checkpoint_format import read_checkpoint
 
+pytestmark = pytest.mark.xdist_group("processes")
+
 STRATEGIES = {"ddp": ["--trainer.strategy=ddp"], "fsdp2": ["--config=strategy/fsdp2"]}
 
 

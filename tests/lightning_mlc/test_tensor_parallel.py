@@ -23,6 +23,8 @@ from lightning_mlc.cli import main
 from lightning_mlc.errors import UserError
 from lightning_mlc.tensor_parallel import OPTION, plan_of, split
 
+pytestmark = pytest.mark.xdist_group("processes")
+
 TWO = ("--config=strategy/fsdp2", f"--{OPTION}=2")
 
 

@@ -11,6 +11,8 @@ from conftest import columns, example_rows, write_jsonl
 
 from lightning_mlc.training_cli import run
 
+pytestmark = pytest.mark.xdist_group("processes")
+
 
 @pytest.mark.slow
 def test_two_processes_share_the_pass_of_the_reference(tiny_model: Path, tmp_path: Path) -> None:

@@ -157,6 +157,7 @@ def test_compiles_under_autocast() -> None:
     torch.testing.assert_close(torch.autograd.grad(loss, rows)[0], gradient(rows), rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_compiles_for_shapes_and_temperatures_that_change() -> None:
     compiled = torch.compile(mlc_loss, fullgraph=True, backend="aot_eager", dynamic=True)
     for shape, temperature in [((2, 4, 8), 0.2), ((3, 5, 8), 0.3), ((4, 7, 4), 0.5)]:
@@ -166,6 +167,7 @@ def test_compiles_for_shapes_and_temperatures_that_change() -> None:
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_compiles_with_inductor() -> None:
     rows, mask = random_rows(2, 4, 8), random_mask(2, 4)
     compiled = torch.compile(mlc_loss, fullgraph=True)

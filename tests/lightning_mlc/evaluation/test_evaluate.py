@@ -32,7 +32,8 @@ from lightning_mlc.models.loading import ModelSource
 from lightning_mlc.provenance import Provenance
 from lightning_mlc.training_cli import run
 
-QUICK = ["--max_new_tokens=6", "--bootstrap=100", "--device=cpu", "--representation_prompts=4"]
+QUICK = ["--max_new_tokens=6", "--bootstrap=100", "--device=cpu", "--representation_prompts=0"]
+STATES = "--representation_prompts=4"
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +78,7 @@ def test_two_models_from_prompts_to_report(
 ) -> None:
     out = tmp_path / "out"
     args = ["evaluate", "--models", f"base={model}", f"new={other}", "--prompts", str(prompts)]
-    args += ["--judges", "refusal", "margin", "--seen", "en,zh", "--reference=base", f"--out={out}", *QUICK]
+    args += ["--judges", "refusal", "margin", "--seen", "en,zh", "--reference=base", f"--out={out}", *QUICK, STATES]
     assert main(args) == 0
     said = capsys.readouterr().out
     assert f"wrote\n  {out}/report.html" in said
@@ -140,6 +141,7 @@ def test_texts_are_shown_to_those_who_ask_and_break_nothing(model: Path, tmp_pat
     assert "````text\n<script>alert('```')</script>\n````" in markdown
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_and_run_again_gives_what_one_run_does(model: Path, tmp_path: Path) -> None:
     asked = write_jsonl(tmp_path / "p.jsonl", example_rows(24))
     args = [f"--models=m={model}", f"--prompts={asked}", "--judges=refusal,margin", "--batch_tokens=300", *QUICK]
@@ -187,7 +189,7 @@ def test_a_second_run_computes_nothing_and_a_changed_setting_is_refused(
     from lightning_mlc.evaluation.systems import System
 
     monkeypatch.setattr(System, "load_model", lambda *_: pytest.fail("the model is loaded again"))
-    less = ["--languages=en,sw", "--limit=2", "--representation_prompts=0"]
+    less = ["--languages=en,sw", "--limit=2"]
     assert main([*args, *less]) == 0  # less of the same is there already
     assert main(args) == 0
     assert {path: path.read_bytes() for path in out.rglob("*.json*")} == before

@@ -126,7 +126,7 @@ def test_a_prompt_without_room_for_a_response_is_named_before_the_model_is_loade
     assert context_length(system) == 64
     prompts = [(Key("set", f"r{i}", "sw"), [{"role": "user", "content": "x" * n}]) for i, n in enumerate([10, 53])]
     check_lengths(system, chat_of(system, 8), prompts[:1], 8)
-    with pytest.raises(UserError, match=r"'r1' \(sw\) of the set 'set' is too long for m, which takes 64 tokens"):
+    with pytest.raises(UserError, match=r"'r1' \(sw\) of the set 'set': is too long for m, which takes 64 tokens"):
         check_lengths(system, chat_of(system, 8), prompts, 8)
 
 

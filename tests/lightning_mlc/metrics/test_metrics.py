@@ -156,6 +156,7 @@ dist.destroy_process_group()
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("processes")
 def test_two_processes_agree_with_one(tmp_path: Path) -> None:
     started = [
         subprocess.Popen(

@@ -53,6 +53,7 @@ def measure(keys: list[int]) -> dict[str, object]:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("processes")
 def test_uneven_idle_and_overlapping_processes_agree_with_one(tmp_path: Path) -> None:
     started = [
         subprocess.Popen(

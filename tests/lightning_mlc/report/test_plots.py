@@ -111,7 +111,7 @@ def test_bars_have_the_width_of_a_page_and_nothing_hangs_out(count: int) -> None
     assert min(text.get_window_extent().height for text in values) >= 8  # pixels
 
 
-@pytest.mark.parametrize("count", [2, 10, 16, 17, 30])
+@pytest.mark.parametrize("count", [2, 16, 17])
 def test_heatmaps_say_their_values_within_their_cells(count: int) -> None:
     before, after = symmetric(count, 0.82, 0.96), symmetric(count, 0.95, 0.99)
     figure = plot_cosines(before, after, MANY[:count])
