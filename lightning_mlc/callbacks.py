@@ -6,13 +6,13 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter, RichProgressBar
+from lightning.pytorch.callbacks import BasePredictionWriter, ProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from rich.console import Console
@@ -20,6 +20,7 @@ from rich.console import Console
 from lightning_mlc.errors import UserError
 from lightning_mlc.module import AlignmentModule
 from lightning_mlc.processes import DataParallel
+from lightning_mlc.progress import Track
 from lightning_mlc.report import (
     before_after_tables,
     plot_cosines,
@@ -27,19 +28,118 @@ from lightning_mlc.report import (
     save,
     write_table_csv,
 )
+from lightning_mlc.speed import Speed
+
+FIGURES = {"mlc": "MLC loss", "acc": "accuracy"}
+"""How lines call what a module logs for the progress bar under a short name."""
 
 
-class Progress(RichProgressBar):
-    """Lightning's progress bar, which here measures the model before training rather than 'sanity'."""
+class Progress(ProgressBar):
+    """How far training, validation, test and prediction are: a bar on a terminal, plain lines elsewhere.
 
-    @property
-    def sanity_check_description(self) -> str:
-        return "Before training"
+    Args:
+        console: Where it is shown; standard error by default.
+        clock: Gives seconds.
+    """
 
-    def _get_train_description(self, current_epoch: int) -> str:
-        # Lightning counts to `max_epochs`, which is -1 in a run of `max_steps`.
-        last = self.trainer.max_epochs or -1
-        return f"Epoch {current_epoch}" + (f"/{last - 1}" if last > 0 else "")
+    def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._console = console
+        self._clock = clock
+        self._enabled = True
+        self._figures = ""
+        self._training: Track | None = None
+        self._evaluation: Track | None = None
+        """Validation, which may come in the midst of training, a test, or prediction."""
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def _track(self, title: str, total: float, unit: str, done: int = 0) -> Track:
+        return Track(title, total, unit, done, self._enabled, self._console, self._clock)
+
+    # ---- training -----------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._training = self._track("training", trainer.estimated_stepping_batches, "steps", trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, AlignmentModule)
+        if self._training is None:
+            return
+        if pl_module.ends_window(batch_idx):
+            self._training.update(trainer.global_step, lambda: self._latest(trainer))
+            return
+        of = trainer.accumulate_grad_batches
+        begun = (batch_idx + 1) % of
+        within = f"micro-batch {begun} of {of} of the next"
+        self._training.update(trainer.global_step + begun / of, lambda: _joined(within, self._figures))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._training is not None:
+            self._training.end(lambda: self._latest(trainer))
+        self._training = None
+
+    def _latest(self, trainer: Trainer) -> str:
+        """What the step that has just ended logged for the progress bar, and the latest speed."""
+        found = [
+            f"{FIGURES.get(name, name)} {float(value):.3f}" for name, value in trainer.progress_bar_metrics.items()
+        ]
+        speeds = [callback.latest for callback in trainer.callbacks if isinstance(callback, Speed)]  # type: ignore[attr-defined]
+        fast = [f"{speed['tokens_per_second']:,.0f} tokens/s" for speed in speeds if speed]
+        self._figures = _joined(*found, *fast)
+        return self._figures
+
+    # ---- validation, test, prediction ---------------------------------------------------------------
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking:
+            self._evaluation = self._track("validation before training", sum(trainer.num_sanity_val_batches), "batches")
+            return
+        when = f" after step {trainer.global_step}" if trainer.state.fn == TrainerFn.FITTING else ""
+        self._evaluation = self._track(f"validation{when}", sum(trainer.num_val_batches), "batches")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._evaluation = self._track("test", sum(trainer.num_test_batches), "batches")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._evaluation = self._track("responses", sum(trainer.num_predict_batches), "batches")
+
+    def _advance(self, *_: Any, **__: Any) -> None:
+        if self._evaluation is not None:
+            self._evaluation.advance()
+
+    on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _advance
+
+    def _end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, AlignmentModule)
+        if self._evaluation is not None:
+            self._evaluation.end(None if trainer.predicting else lambda: _measured(pl_module.validation_results))
+        self._evaluation = None
+
+    on_validation_end = on_test_end = on_predict_end = _end
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        for track in (self._evaluation, self._training):
+            if track is not None:
+                track.stop()
+        self._training = self._evaluation = None
+
+
+def _joined(*parts: str) -> str:
+    return ", ".join(filter(None, parts))
+
+
+def _measured(results: Mapping[str, float]) -> str:
+    """What a validation or test found, in a few words: the report has the rest."""
+    names = {"loss": "loss", "mlc/loss": "MLC loss", "rewards/accuracies/mean": "accuracy"}
+    own = {name.partition("/")[2]: value for name, value in results.items()}
+    return _joined(*(f"{word} {own[name]:.3f}" for name, word in names.items() if name in own))
 
 
 class EvaluationReport(Callback):

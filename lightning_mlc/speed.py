@@ -52,6 +52,8 @@ class Speed(Callback):
     """
 
     def __init__(self) -> None:
+        self.latest: dict[str, float] = {}
+        """The figures that were logged last, without ``speed/``."""
         self._handles: list[RemovableHandle] = []
         self._peak: int | None = None
         """Operations per second that the device can do at best, if known."""
@@ -150,7 +152,8 @@ class Speed(Callback):
         assert self._running_since is not None
         now = self._now(trainer)
         seconds = self._seconds + now - self._running_since
-        pl_module.log_dict({f"speed/{name}": value for name, value in self._figures(trainer, seconds).items()})
+        self.latest = self._figures(trainer, seconds)
+        pl_module.log_dict({f"speed/{name}": value for name, value in self.latest.items()})
         self._work, self._seconds, self._running_since, self._most_held = Work(), 0.0, now, 0
 
     def _figures(self, trainer: Trainer, seconds: float) -> dict[str, float]:

@@ -152,11 +152,12 @@ class TrainingCLI(LightningCLI):
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         callbacks = list(options.callbacks or [])
-        if options.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
-            callbacks.append(Progress())
+        own_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
         callbacks += [EndWhenAsked(), EvaluationReport(), ExactResume(int(config.seed_everything))]
         if self.subcommand == "fit":
             callbacks.append(Speed())
+        if options.enable_progress_bar is not False and not own_bar:
+            callbacks.append(Progress())  # after those whose figures it shows
         if self.subcommand == "predict":
             callbacks.append(PredictionWriter())
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)

@@ -1,4 +1,4 @@
-"""One phase of an evaluation: answer what a journal lacks, with a progress bar, and write each answer at once."""
+"""One phase of an evaluation: answer what a journal lacks, show how far it is, and write each answer at once."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lightning_mlc.evaluation.endpoint import Unanswered
 from lightning_mlc.evaluation.journal import Job, Journal
+from lightning_mlc.progress import track
 
 Produce = Callable[[Collection[int]], Iterator[tuple[int, Mapping[str, Any]]]]
 """From the indices of the jobs that are done to the results of the others, as they come."""
@@ -31,13 +31,11 @@ def fill(journal: Journal, jobs: Sequence[Job], produce: Produce, title: str, co
         Unanswered: Some of it did not come.
     """
     done = answered(journal, jobs)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
-        task = progress.add_task(title, total=len(jobs), completed=len(done))
+    with track(title, len(jobs), done=len(done), console=console) as progress:
         try:
             for index, result in produce(done):
                 journal.add(jobs[index], result)
-                progress.advance(task)
+                progress.advance()
         except Unanswered as error:
             first = next(job.key for job in jobs if not journal.has(job))
             raise Unanswered(

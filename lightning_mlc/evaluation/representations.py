@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch import Tensor
 
 from lightning_mlc.data.rows import NO_RESPONSE, Row, TokenRows
@@ -17,6 +16,7 @@ from lightning_mlc.evaluation.journal import Key
 from lightning_mlc.evaluation.systems import System
 from lightning_mlc.metrics import collinearity
 from lightning_mlc.metrics.cosines import pair_cosines
+from lightning_mlc.progress import track
 from mlc_kernels import singular_values
 
 
@@ -105,9 +105,8 @@ def compare(
         Plain values: ``languages``, ``prompts`` (with two or more languages), ``raw``, ``centred`` and, where there
         is one, ``extracted`` with its ``layer``.
     """
-    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=console) as progress:
-        task = progress.add_task(f"{system.label}: hidden states", total=len(asked))
-        flat = prompt_states(local, [text for _, text in asked], batch_tokens, lambda n: progress.advance(task, n))
+    with track(f"{system.label}: hidden states", len(asked), console=console) as progress:
+        flat = prompt_states(local, [text for _, text in asked], batch_tokens, progress.advance)
     rows = {place: index for index, place in enumerate(dict.fromkeys((key.set, key.id) for key, _ in asked))}
     columns = {language: index for index, language in enumerate(languages)}
     states = flat.new_zeros(len(rows), len(languages), *flat.shape[1:])

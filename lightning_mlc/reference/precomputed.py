@@ -9,13 +9,13 @@ from functools import cache
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lightning_mlc.data.batches import Batch
 from lightning_mlc.data.datamodule import MultilingualData, Split
 from lightning_mlc.errors import UserError
 from lightning_mlc.forward import Grid, run_batch
 from lightning_mlc.models.policy import Policy
+from lightning_mlc.progress import track
 from lightning_mlc.reference.online import as_reference
 from lightning_mlc.reference.scores import ReferenceScores
 from lightning_mlc.reference.store import ScoreStore
@@ -27,7 +27,7 @@ SECONDS_PER_SHARD = 30.0
 SPLITS: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
 """What each command scores."""
 NAMES: dict[Split, str] = {"train": "training", "val": "validation", "test": "test"}
-"""How the progress bar calls it."""
+"""What they are called where progress is shown."""
 
 
 class PrecomputedReference:
@@ -98,18 +98,16 @@ def _scores(
         store.explain_absence()
     loader = data.scoring_loader(split, in_source, frozenset(missing))
     languages = 1 if in_source else len(data.languages)
-    with _progress_bar(trainer) as bar, as_reference(move(initial(), trainer.strategy.root_device)) as policy:
-        batches: Iterable[Batch] = bar.track(loader, description=f"Reference, {NAMES[split]} data")
+    shown = trainer.progress_bar_callback is not None
+    with (
+        as_reference(move(initial(), trainer.strategy.root_device)) as policy,
+        track(f"reference scores, {NAMES[split]} data", len(loader), "batches", shown=shown) as work,
+    ):
+        batches: Iterable[Batch] = work.each(loader)
         if isinstance(trainer.strategy, FSDP2):
             batches = trainer.strategy.in_step(batches)
         new = _keep((_score(policy, batch, languages, trainer) for batch in batches), store)
     return ReferenceScores.union([known, *_of_all_processes(new, trainer)])
-
-
-def _progress_bar(trainer: Trainer) -> Progress:
-    shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    return Progress(*columns, disable=not shown)
 
 
 def _score(policy: Policy, batch: Batch, languages: int, trainer: Trainer) -> ReferenceScores:

@@ -420,12 +420,12 @@ def test_progress_is_shown_where_the_trainer_shows_it(
     tiny_model: Path, data_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fit(tiny_model, data_file)
-    assert "Reference" not in capsys.readouterr().out
+    assert "reference" not in capsys.readouterr().err
     shutil.rmtree(data_file.parent / "cache" / "reference")
     fit(tiny_model, data_file, trainer={"enable_progress_bar": True, "callbacks": [RichProgressBar()]})
-    shown = capsys.readouterr().out
-    assert "Reference, training data" in shown
-    assert "Reference, validation data" in shown
+    shown = capsys.readouterr().err
+    assert "reference scores, training data: " in shown
+    assert "reference scores, validation data: " in shown
 
 
 # ---- runs that go on, and runs that only measure -------------------------------------------------------
