@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 
 
-def run_on_two(commands: list[list[str]], scratch: Path, timeout: int = 300) -> None:
+def run_on_two(commands: list[list[str]], scratch: Path, timeout: int = 900) -> None:
     """Run ``commands`` on two CPU processes that ``torchrun`` starts, and raise if one fails."""
     listed = scratch / "commands.json"
     listed.write_text(json.dumps(commands))
@@ -47,15 +46,17 @@ class Ended:
     """0; or that of the first process that was seen to fail, -9 after SIGKILL."""
     signalled: int
     """The signal that the agent itself was sent, and passed on; or 0."""
-    seconds: float
     left: int
     """Processes that were still there when the agent was done."""
     stderr: list[str]
     """What each process wrote there."""
 
 
-def run_jobs(jobs: list[Job], scratch: Path, timeout: int = 300) -> list[Ended]:
-    """Run ``jobs`` one after the other, each in processes of its own."""
+def run_jobs(jobs: list[Job], scratch: Path, timeout: int = 900) -> list[Ended]:
+    """Run ``jobs`` one after the other, each in processes of its own.
+
+    A process that waits for one that is dead waits half an hour (of gloo), and so outlasts ``timeout`` seconds.
+    """
     scratch.mkdir(parents=True, exist_ok=True)
     listed, ended = scratch / "jobs.json", scratch / "ended.json"
     listed.write_text(json.dumps([asdict(job) for job in jobs]))
@@ -97,12 +98,11 @@ def _work(command: list[str]) -> None:
 
 
 def _run_job(job: Job, logs: Path) -> Ended:
-    before, started = _children(), time.monotonic()
+    before = _children()
     alone = job.slurm or job.processes == 1
     status, signalled = (_run_without_agent if alone else _run_under_agent)(job, logs)
-    seconds = time.monotonic() - started
     written = [path.read_text() for path in sorted(logs.rglob("stderr.log"))]
-    return Ended(status, signalled, round(seconds, 2), len(_children() - before), written)
+    return Ended(status, signalled, len(_children() - before), written)
 
 
 def _run_without_agent(job: Job, logs: Path) -> tuple[int, int]:

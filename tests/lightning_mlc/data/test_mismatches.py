@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from lightning_mlc.data.mismatches import Mismatch, mismatches
@@ -62,13 +60,23 @@ def test_where_there_is_none(examples: list[Example]) -> None:
 
 
 def test_sorted_data_takes_no_quadratic_time() -> None:
-    """50,000 refusals in the same words, then as many answers: comparing each with each would take minutes."""
-    count = 50_000
-    examples = [labelled(f"p{row}", "No.", True) for row in range(count)]
-    examples += [labelled("q", f"a{row}", False) for row in range(count)]
-    started = time.monotonic()
+    """Refusals in the same words, then as many answers: each would be compared with each."""
+    count, compared = 1000, 0
+
+    class Words(str):
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return str(self) == other
+
+    examples = [labelled(f"p{row}", Words("No."), True) for row in range(count)]
+    examples += [labelled("q", Words(f"a{row}"), False) for row in range(count)]
     found = mismatches(examples, "en")
-    assert time.monotonic() - started < 20  # 2 here
+    assert (
+        2 * count - 1 <= compared < 20 * count
+    )  # each with the next at least; each with each are some 500 times as many
     assert found is not None
     assert found[0] == found[count - 1] == Mismatch(count, "rejected")
     assert found[count] == found[-1] == Mismatch(0, "chosen")
