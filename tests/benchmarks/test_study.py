@@ -67,7 +67,11 @@ def write_grid(path: Path, **changes: Any) -> Path:
 # ---- the grid ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=pytest.mark.slow) if path.stem.startswith("smollm2") else path for path in STUDIES],
+    ids=lambda path: path.stem,
+)
 def test_shipped_grids_are_ones_that_fit_takes(path: Path, tiny_model: Path) -> None:
     grid = read_grid(path)
     assert grid.name == path.stem
@@ -243,6 +247,7 @@ def speed_by_step(run: Path) -> dict[int, float]:
     return {int(row["step"]): float(row["speed/tokens_per_second"]) for row in rows}
 
 
+@pytest.mark.slow
 def test_weights_are_removed_and_failures_told(
     tmp_path: Path, tiny_model: Path, pairs_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

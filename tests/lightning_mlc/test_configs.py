@@ -25,6 +25,8 @@ OVERLAYS = {
     "strategy/ddp",
     "strategy/fsdp2",
 }
+QUICK = {"dpo_mlc", "sft_mlc", "kto_mlc"}
+"""Of these a step runs in the quick round; the others are parsed in it, by test_every_key_is_an_option."""
 SECTIONS = {"trainer", "model", "data", "logger"}
 """Keys that only hold others, and say so by their name; like ``class_path`` and ``init_args``."""
 
@@ -44,7 +46,24 @@ def test_every_key_has_a_comment(name: str) -> None:
             assert explained, f"{name}: {line}"
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+def overlaid(name: str) -> list[str]:
+    """The recipe ``name``, on what it is laid over if it is an overlay."""
+    if name not in OVERLAYS:
+        return [name]
+    return ["published" if name.startswith("paper/") else "quickstart", name]
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in QUICK])
+def test_every_key_is_an_option(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run(["fit", *(f"--config={config}" for config in overlaid(name)), "--print_config"])
+    assert stop.value.code == 0
+    assert "name_or_path" in yaml.safe_load(capsys.readouterr().out)["model"]
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
+)
 def test_a_step_runs(name: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # the loggers' folders are relative
     if name.startswith("logger/"):
@@ -58,10 +77,7 @@ def test_a_step_runs(name: str, tiny_model: Path, tmp_path: Path, monkeypatch: p
         # A tiny Gemma 2 has sliding windows, and caps scores and logits, as a large one has.
         kind = {"paper/qwen2.5-7b": "qwen2", "paper/gemma-2-9b": "gemma2"}[name]
         model = save_model(tmp_path / kind, kind)
-        base = "published"
-    else:
-        base = "quickstart"
-    configs = [base, name] if name in OVERLAYS else [name]
+    configs = overlaid(name)
     cli = run(
         [
             "fit",

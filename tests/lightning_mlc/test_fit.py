@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+import resource
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +37,21 @@ def arguments(command: str, model: Path, data: Path, out: Path, *more: str) -> l
     return [command, *given, *more]
 
 
+LEARNS = ["--model.optimizer=AdamW", "--model.optimizer.lr=1e-2"]
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     """A model, a data file and the folder of a finished DPO + MLC run."""
     folder = tmp_path_factory.mktemp("finished")
     model = save_model(folder / "model")
     data = write_jsonl(folder / "pairs.jsonl", example_rows(12))
-    run(arguments("fit", model, data, folder / "out", "--model.optimizer=AdamW", "--model.optimizer.lr=1e-2"))
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run(arguments("fit", model, data, folder / "out", *LEARNS))
+    summary = json.loads((folder / "out" / "report" / "summary.json").read_text())
+    # What this process has held at most, which only grows; Linux counts in KiB.
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert held * unit <= summary["peak_memory_bytes"] <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return model, data, folder / "out"
 
 
@@ -60,8 +70,6 @@ def test_fit_writes_what_it_says(finished: tuple[Path, Path, Path]) -> None:
     }
     summary = json.loads((out / "report" / "summary.json").read_text())
     assert summary["steps"] == summary["validated_at_step"] == 3
-    assert summary["seconds_per_step"] > 0
-    assert summary["peak_memory_bytes"] > 1e8  # this process has torch loaded
     assert summary["languages"] == ["en", "sw", "zh"]
     before, after = summary["before"], summary["after"]
     # Before training the policy is its own reference.
@@ -110,7 +118,7 @@ def logits(model: Any, text: str) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("lora", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_export_gives_bitwise_the_same_logits(
     tiny_model: Path, pairs_file: Path, tmp_path: Path, lora: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -163,17 +171,21 @@ def test_sft(tiny_model: Path, tmp_path: Path) -> None:
     assert runs[True] == runs[False]
 
 
+def slow(*values: Any) -> Any:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("objective", "names"),
     [
-        (["--model.objective=ORPO"], {"nll_loss", "log_odds_ratio", "log_odds_chosen"}),
-        (["--model.objective=SimPO", "--model.objective.gamma=0.3"], set()),
-        (["--model.objective=CPO"], {"nll_loss"}),
         (["--model.objective=KTO"], {"kl"}),
-        (["--model.objective=KTO", "--model.objective.loss=apo_zero_unpaired"], set()),
-        (["--model.objective.loss=ipo", "--model.objective.rpo_alpha=0.5"], {"nll_loss"}),
-        (["--model.objective.loss=robust", "--model.objective.label_smoothing=0.1"], set()),
-        (
+        slow(["--model.objective=ORPO"], {"nll_loss", "log_odds_ratio", "log_odds_chosen"}),
+        slow(["--model.objective=SimPO", "--model.objective.gamma=0.3"], set()),
+        slow(["--model.objective=CPO"], {"nll_loss"}),
+        slow(["--model.objective=KTO", "--model.objective.loss=apo_zero_unpaired"], set()),
+        slow(["--model.objective.loss=ipo", "--model.objective.rpo_alpha=0.5"], {"nll_loss"}),
+        slow(["--model.objective.loss=robust", "--model.objective.label_smoothing=0.1"], set()),
+        slow(
             [
                 "--model.objective=Sum",
                 '--model.objective.objectives=[{"class_path": "DPO"}, {"class_path": "SFT"}]',
@@ -198,6 +210,7 @@ def test_every_objective_with_mlc(
     assert logged["val/loss"][-1] < logged["val/loss"][0]
 
 
+@pytest.mark.slow
 def test_labelled_responses(tiny_model: Path, tmp_path: Path) -> None:
     """Rewards of desirable and undesirable responses, in every language; nothing that would need pairs."""
     data = write_jsonl(tmp_path / "a.jsonl", labelled_rows(16))
@@ -239,6 +252,7 @@ def test_a_step_of_one_kind_logs_no_zero_for_the_other(tiny_model: Path, tmp_pat
     assert "train/rewards/margins" not in logged
 
 
+@pytest.mark.slow
 def test_resumed_run_continues_and_explicit_options_win(tiny_model: Path, pairs_file: Path, tmp_path: Path) -> None:
     options = ["--model.optimizer=AdamW", "--data.batch_size=2"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -263,6 +277,7 @@ def test_resumed_run_continues_and_explicit_options_win(tiny_model: Path, pairs_
     assert resumed.trainer.global_step == 10
 
 
+@pytest.mark.slow
 def test_a_run_by_tokens_resumes_in_the_middle_of_an_epoch(tiny_model: Path, tmp_path: Path) -> None:
     rows = example_rows(24)
     for number, row in enumerate(rows):
@@ -296,6 +311,7 @@ def test_a_run_by_tokens_resumes_in_the_middle_of_an_epoch(tiny_model: Path, tmp
     ],
     ids=["mismatched responses", "responses in every language", "no responses"],
 )
+@pytest.mark.slow
 def test_a_budget_holds_whatever_is_run(
     tiny_model: Path, tmp_path: Path, rows: list[dict[str, Any]], more: list[str]
 ) -> None:
@@ -338,15 +354,17 @@ class Interrupt(Callback):
             raise RuntimeError("the machine is gone")
 
 
-def test_a_run_that_dies_leaves_its_last_checkpoint(tiny_model: Path, pairs_file: Path, tmp_path: Path) -> None:
-    callback = f"--trainer.callbacks+={Interrupt.__module__}.Interrupt"
+def test_a_run_that_dies_goes_on_from_its_last_checkpoint(finished: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    model, data, whole = finished
+    given = arguments("fit", model, data, tmp_path / "out", *LEARNS)
     with pytest.raises(RuntimeError, match="the machine is gone"):
-        run([*arguments("fit", tiny_model, pairs_file, tmp_path / "out"), callback])
+        run([*given, f"--trainer.callbacks+={Interrupt.__module__}.Interrupt"])
     checkpoint = tmp_path / "out" / "checkpoints" / "last.ckpt"
     assert torch.load(checkpoint, weights_only=True)["global_step"] == 2
-    # And the run can be taken up where it ended.
-    cli = run([*arguments("fit", tiny_model, pairs_file, tmp_path / "out"), "--ckpt_path=last"])
+    # And the run can be taken up where it ended, as if nothing had happened.
+    cli = run([*given, "--ckpt_path=last"])
     assert cli.trainer.global_step == 3
+    assert columns(tmp_path / "out") == columns(whole)
 
 
 def test_nan_names_the_batch(
@@ -365,6 +383,7 @@ def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_options_that_cannot_work_together(
     tiny_model: Path, pairs_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -510,8 +529,8 @@ PEERS = {
 }
 
 
-@pytest.mark.parametrize("objective", ["DPO", "null"])
-@pytest.mark.parametrize("term", PEERS)
+@pytest.mark.parametrize("objective", [slow("DPO"), "null"])
+@pytest.mark.parametrize("term", ["pairwise_cosine", slow("source_cosine"), "mpo", slow("dco")])
 def test_every_peer_of_mlc(tiny_model: Path, tmp_path: Path, term: str, objective: str) -> None:
     """Through the command: it is in the total with its weight, and goes down where nothing pulls the other way."""
     names, weight = PEERS[term]
@@ -570,6 +589,7 @@ def test_mpo_against_the_model_itself(tiny_model: Path, tmp_path: Path) -> None:
     assert logged["train/rewards/margins"] == [pytest.approx(gaps["en"], rel=1e-3)]
 
 
+@pytest.mark.slow
 def test_responses_in_every_language_are_measured_alike_whichever_term_is_on(tiny_model: Path, tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "pairs.jsonl", translated_rows(8))
     before = []

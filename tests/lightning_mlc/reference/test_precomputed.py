@@ -204,6 +204,7 @@ def test_training_is_the_same_as_with_the_model_at_hand(
         assert abs(online["train/rewards/margins"][-1]) > 1e-3  # or there would be nothing to compare
 
 
+@pytest.mark.slow
 def test_training_on_labelled_responses_is_the_same(tiny_model: Path, tmp_path: Path) -> None:
     """KTO's responses to other prompts are scored in the pass as well; without them the scores are others."""
     file = write_jsonl(tmp_path / "labelled.jsonl", labelled_rows(13))
@@ -222,6 +223,7 @@ def test_training_on_labelled_responses_is_the_same(tiny_model: Path, tmp_path: 
     assert len(shards(file) - before) == 2
 
 
+@pytest.mark.slow
 def test_adapters_share_the_scores_of_the_model_without_them(
     tiny_model: Path, data_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -371,6 +373,7 @@ run(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_a_killed_pass_loses_no_more_than_the_last_shard(
     tiny_model: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
