@@ -51,7 +51,11 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One worker runs all tests of a file that share a fixture, so that no other worker makes it again."""
+    """One worker runs all tests of a file that share a fixture, so that no other worker makes it again.
+
+    Of the others, those that take minutes come first, so that no worker is left alone with one in the end.
+    """
+    items.sort(key=lambda item: item.path.name != "test_interpreter.py")
     for item in items:
         fixtures = [found[-1] for found in item._fixtureinfo.name2fixturedefs.values()]  # type: ignore[attr-defined]
         shared = any(fixture.scope != "function" and fixture.baseid.endswith(".py") for fixture in fixtures)

@@ -13,7 +13,9 @@ import signal
 import subprocess
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,34 @@ def run_jobs(jobs: list[Job], scratch: Path, timeout: int = 900) -> list[Ended]:
     return [Ended(**found) for found in json.loads(ended.read_text())]
 
 
+def run_in_forks(work: Callable[[], Any], folder: Path, count: int = 2) -> list[Any]:
+    """What ``work`` gives, as JSON, in each of ``count`` forks of this process that are one gloo group.
+
+    It may compute forward only: autograd's threads do not survive a fork.
+    """
+    forks = [get_context("fork").Process(target=_fork, args=(work, rank, count, folder)) for rank in range(count)]
+    for fork in forks:
+        fork.start()
+    try:
+        for fork in forks:
+            fork.join(timeout=300)
+        assert [fork.exitcode for fork in forks] == [0] * count
+    finally:
+        for fork in forks:
+            fork.kill()
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(count)]
+
+
+def _fork(work: Callable[[], Any], rank: int, count: int, folder: Path) -> None:
+    import torch
+    from torch import distributed
+
+    torch.set_num_threads(1)  # those of OpenMP do not survive a fork either
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=count)
+    (folder / f"{rank}.json").write_text(json.dumps(work()))
+    distributed.destroy_process_group()
+
+
 def _python(words: list[str], folder: Path, timeout: int) -> None:
     paths = [ROOT, ROOT / "kernels", ROOT / "tests" / "lightning_mlc", os.environ.get("PYTHONPATH", "")]
     threads = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -106,8 +136,6 @@ def _run_job(job: Job, logs: Path) -> Ended:
 
 
 def _run_without_agent(job: Job, logs: Path) -> tuple[int, int]:
-    from multiprocessing import get_context
-
     processes = [
         get_context("fork").Process(target=_work_without_agent, args=(job, rank, logs)) for rank in range(job.processes)
     ]

@@ -96,12 +96,13 @@ F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
         (90, 3, 130, BF16),  # in more than one block of features, the last of which is not full
         (90, 10, 64, BF16),  # all strides multiples of 16: wide loads
         (90, 16, 24, F64),
-        (90, 17, 40, F32),
-        (90, 33, 72, BF16),
-        (90, 64, 3, F32),  # fewer features than languages, and than anything in the kernel; few sweeps
-        (80, 10, 130, F32),
-        (80, 17, 16, BF16),
-        (80, 33, 4, F64),
+        pytest.param(90, 17, 40, F32, marks=pytest.mark.slow),
+        pytest.param(90, 33, 72, BF16, marks=pytest.mark.slow),
+        # Fewer features than languages, and than anything in the kernel; few sweeps.
+        pytest.param(90, 64, 3, F32, marks=pytest.mark.slow),
+        pytest.param(80, 10, 130, F32, marks=pytest.mark.slow),
+        pytest.param(80, 17, 16, BF16, marks=pytest.mark.slow),
+        pytest.param(80, 33, 4, F64, marks=pytest.mark.slow),
     ],
 )
 def test_loss_and_gradient(use: Use, capability: int, languages: int, features: int, dtype: torch.dtype) -> None:
@@ -170,10 +171,10 @@ POOLED = ["find_rows", "pool_rows", "prompt_forward", "prompt_backward", "spread
     [
         (90, False, "last", False, F32, LOOKED_UP),
         (90, True, "last", False, BF16, LOOKED_UP),
-        (90, True, "mean", False, F32, POOLED),
+        pytest.param(90, True, "mean", False, F32, POOLED, marks=pytest.mark.slow),
         (90, False, "mean", False, BF16, POOLED),
         (90, False, "last", True, BF16, POOLED),
-        (80, False, "mean", False, BF16, POOLED),
+        pytest.param(80, False, "mean", False, BF16, POOLED, marks=pytest.mark.slow),
         (80, True, "last", True, F32, POOLED),
     ],
 )

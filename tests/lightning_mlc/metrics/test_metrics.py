@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from processes import run_in_forks
+from torch import Tensor, distributed
 
 from lightning_mlc.metrics import Collinearity, ExampleMean, LanguageCosines, LanguageMean, collinearity
 
 LANGUAGES = ("en", "sw", "zh")
-ROOT = Path(__file__).parents[3]
 
 
 def test_means_per_language() -> None:
@@ -133,40 +130,22 @@ def test_plots_draw_what_was_computed() -> None:
     assert next(bar.get_height() for bar in axes.patches) == pytest.approx(float(line.compute()["explained_variance"]))
 
 
-TWO_PROCESSES = """
-import json, sys
-import torch, torch.distributed as dist
-from lightning_mlc.metrics import LanguageMean, LanguageCosines
-rank, folder = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-mean, cosines = LanguageMean(("en", "sw"), True), LanguageCosines(("en", "sw"))
-# Key 2 is on both ranks, as a padding sampler puts it there; rank 1 has no Swahili.
-keys = torch.tensor([[0, 1, 2], [2, 3, 4]][rank])
-values = torch.tensor([[1.0, 2.0, 3.0], [3.0, 5.0, 9.0]][rank])
-mean.update(keys, torch.zeros(3, dtype=torch.int64), values)
-if rank == 0:
-    mean.update(keys, torch.ones(3, dtype=torch.int64), 10 * values)
-states = torch.eye(2).expand(3, 2, 2) + keys[:, None, None] * 0.1
-cosines.update(keys, states, torch.ones(3, 2, dtype=torch.bool))
-results = {k: float(v) for k, v in mean.compute().items()}
-results["cosine"] = float(cosines.compute()[0, 1])
-json.dump(results, open(f"{folder}/{rank}.json", "w"))
-dist.destroy_process_group()
-"""
+def overlapping() -> dict[str, float]:
+    """Key 2 is on both ranks, as a padding sampler puts it there; rank 1 has no Swahili."""
+    rank = distributed.get_rank()
+    mean, cosines = LanguageMean(("en", "sw"), True), LanguageCosines(("en", "sw"))
+    keys = torch.tensor([[0, 1, 2], [2, 3, 4]][rank])
+    values = torch.tensor([[1.0, 2.0, 3.0], [3.0, 5.0, 9.0]][rank])
+    mean.update(keys, torch.zeros(3, dtype=torch.int64), values)
+    if rank == 0:
+        mean.update(keys, torch.ones(3, dtype=torch.int64), 10 * values)
+    states = torch.eye(2).expand(3, 2, 2) + keys[:, None, None] * 0.1
+    cosines.update(keys, states, torch.ones(3, 2, dtype=torch.bool))
+    return {name: float(value) for name, value in mean.compute().items()} | {"cosine": float(cosines.compute()[0, 1])}
 
 
-@pytest.mark.slow
-@pytest.mark.xdist_group("processes")
 def test_two_processes_agree_with_one(tmp_path: Path) -> None:
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", TWO_PROCESSES, str(rank), str(tmp_path)],
-            env={"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "PATH": "/usr/bin:/bin"},
-        )
-        for rank in range(2)
-    ]
-    assert [process.wait(timeout=120) for process in started] == [0, 0]
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    first, second = run_in_forks(overlapping, tmp_path)
     assert first == second
     assert first["en"] == pytest.approx((1 + 2 + 3 + 5 + 9) / 5)
     assert first["sw"] == pytest.approx(20)
