@@ -13,7 +13,7 @@ assert VERSION is not None
 GGUF = ["gguf>=0.10", "accelerate"]
 # Quantised models under adapters; transformers loads them with both.
 QLORA = ["peft>=0.17", "bitsandbytes>=0.50", "accelerate"]
-TEST = [*GGUF, *QLORA, "pytest>=8", "pytest-xdist>=3.6", "kernels", "tensorboard", "wandb"]
+TEST = [*GGUF, *QLORA, "pytest>=8", "pytest-xdist>=3.6", "PyYAML>=6", "kernels", "tensorboard", "wandb"]
 
 setup(
     name="lightning-mlc",
@@ -41,6 +41,8 @@ setup(
         "pytorch-lightning>=2.6.6,<2.7",
         "jsonargparse[signatures]>=4.41,<5",
         "torchmetrics>=1.5",
+        "numpy>=2",
+        "jinja2>=3.1",
         "datasets>=4",
         "pyarrow",
         "langcodes>=3.4",
@@ -54,7 +56,7 @@ setup(
         "quickstart": GGUF,
         "lora": ["peft>=0.17"],
         "qlora": QLORA,
-        "bench": ["trl>=1.16"],
+        "bench": ["trl>=1.16", "PyYAML>=6"],
         "test": TEST,
         "dev": [*TEST, "ruff", "mypy", "types-PyYAML"],
     },

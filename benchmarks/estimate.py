@@ -23,6 +23,7 @@ from benchmarks import memory
 from benchmarks.environment import environment
 from lightning_mlc.data.batches import Batch
 from lightning_mlc.estimate import estimate, setup_of
+from lightning_mlc.paths import user_path
 from lightning_mlc.training_cli import run
 
 STEPS = 3
@@ -100,7 +101,9 @@ def measure(options: list[str]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cpu"), help="folder for estimate.json")
+    parser.add_argument(
+        "--out", type=user_path, default=Path("benchmarks/results/cpu"), help="folder for estimate.json"
+    )
     parser.add_argument(
         "--only", nargs="+", default=list(CASES), choices=list(CASES), metavar="CASE", help="some cases"
     )

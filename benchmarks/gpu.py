@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.environment import environment
+from lightning_mlc.paths import user_path
 
 ROOT = Path(__file__).parents[1]
 KERNEL = ("-m", "benchmarks.kernel", "--seconds", "0.02", "--out")
@@ -42,7 +43,7 @@ LEAST = 60
 
 def main(args: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for logs and results")
+    parser.add_argument("--out", type=user_path, required=True, help="folder for logs and results")
     names = [name for name, _, _ in STEPS]
     parser.add_argument("--only", nargs="+", default=names, choices=names, metavar="NAME", help=", ".join(names))
     options = parser.parse_args(args)

@@ -26,6 +26,7 @@ from torch import Tensor
 from benchmarks import alternatives
 from benchmarks.environment import environment
 from benchmarks.timing import Function, Quantiles, copy_bandwidth, graph_times, peak_bytes, wall_times
+from lightning_mlc.paths import user_path
 from mlc_kernels import mlc_loss, mlc_loss_from_hidden
 
 PHASES = ("forward", "backward", "both")
@@ -309,7 +310,9 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, default=0.3, help="for each provider, shape and phase, about")
-    parser.add_argument("--out", type=Path, required=True, help="folder for kernel.json, kernel.csv and kernel.png")
+    parser.add_argument(
+        "--out", type=user_path, required=True, help="folder for kernel.json, kernel.csv and kernel.png"
+    )
     options = parser.parse_args(args)
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
 

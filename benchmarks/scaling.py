@@ -35,6 +35,7 @@ from benchmarks.options import SMOLLM2
 from benchmarks.timing import synchronize
 from lightning_mlc.export import export
 from lightning_mlc.models.loading import load_causal_lm, load_tokenizer
+from lightning_mlc.paths import user_path
 
 STRATEGIES: dict[str, tuple[str, ...]] = {
     "DDP": DDP,
@@ -232,7 +233,9 @@ def plot(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
 
 def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for scaling.json, scaling.md and scaling.png")
+    parser.add_argument(
+        "--out", type=user_path, required=True, help="folder for scaling.json, scaling.md and scaling.png"
+    )
     parser.add_argument("--models", nargs="+", default=[*RANDOM, "SmolLM2-135M"], choices=[*RANDOM, "SmolLM2-135M"])
     parser.add_argument("--steps", type=int, default=3, help=f"optimizer steps that are measured, after {WARM_UP}")
     given = parser.parse_args(args)

@@ -32,6 +32,7 @@ from benchmarks.environment import environment
 from benchmarks.layouts import LAYOUTS, SEVERAL, command, kill, start, tail, workers
 from benchmarks.options import SMOLLM2
 from lightning_mlc.checkpoint_format import read_checkpoint
+from lightning_mlc.paths import user_path
 
 ENDS = ("SIGKILL to one", "SIGKILL to both", "SIGTERM to torchrun")
 SHARE = 0.4
@@ -218,7 +219,7 @@ def main() -> None:
         "--layout", choices=[name for name in LAYOUTS if name != "1 process"], default=f"FSDP2 x {SEVERAL}"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the moments at which the run is ended")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cpu"), help="folder for soak.json")
+    parser.add_argument("--out", type=user_path, default=Path("benchmarks/results/cpu"), help="folder for soak.json")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         found = soak(options.minutes, options.layout, options.seed, Path(scratch))

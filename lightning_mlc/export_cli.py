@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from lightning_mlc.paths import expand_all
+
 
 def run(args: Sequence[str]) -> None:
     """Export as ``args`` say.
@@ -39,6 +41,7 @@ def run(args: Sequence[str]) -> None:
     )
     options = parser.parse_args(args)
 
+    expand_all(options)
     from lightning_mlc.export import export
 
     folder, address = export(**vars(options))

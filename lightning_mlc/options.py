@@ -17,6 +17,7 @@ _OF_KEY = re.compile(r'^Parser key "([\w.\[\]-]+)":\s*(.*)')
 _UNION = re.compile(
     r"Does not validate against any of the Union subtypes.* Errors: - (.*?) - Expected a <class 'NoneType'>.*"
 )
+_TRUTH_VALUE = re.compile(r"Expected a <class 'str'>\. Got value: (True|False)\b")
 LONGEST = 300
 """Characters of a message at most."""
 
@@ -41,4 +42,7 @@ def explain(error: argparse.ArgumentError, parsers: Sequence[argparse.ArgumentPa
     option = None
     if of_key := _OF_KEY.match(message):
         option, message = of_key.groups()
+    if truth := _TRUTH_VALUE.search(message):
+        written = "yes or on" if truth[1] == "True" else "no or off"
+        return UserError(option, f"must be text, got {truth[1]}; YAML reads {written} so, put it in quotes")
     return UserError(option, message if len(message) <= LONGEST else f"{message[: LONGEST - 4].rstrip()} ...")

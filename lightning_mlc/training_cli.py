@@ -25,16 +25,17 @@ from lightning_mlc.checkpoints import AtomicCheckpointIO, Checkpoint, checkpoint
 from lightning_mlc.data import MultilingualData
 from lightning_mlc.ending import EndWhenAsked
 from lightning_mlc.errors import Interrupted, UserError
-from lightning_mlc.metrics_file import METRICS, MetricsFile
+from lightning_mlc.metrics_file import MetricsFile
 from lightning_mlc.module import AlignmentModule
 from lightning_mlc.objectives import Objective, Sum
 from lightning_mlc.options import explain
+from lightning_mlc.paths import expand_all, expanded
 from lightning_mlc.processes import is_first, lost_another
 from lightning_mlc.resumption import ExactResume
+from lightning_mlc.run_folder import CONFIG, RunFolder
 from lightning_mlc.sharding import require_supported
 from lightning_mlc.speed import Speed
 
-CONFIG = "config.yaml"
 OBJECTIVE = "model.objective"
 TOKENIZER_OPTIONS = ("name_or_path", "gguf_file", "revision", "trust_remote_code")
 
@@ -54,6 +55,11 @@ class SaveConfig(SaveConfigCallback):
 
 class TrainingCLI(LightningCLI):
     """One ``out`` folder per run, and YAML as the only truth about it."""
+
+    _begins = True
+    """Whether the run goes on from no checkpoint."""
+    _is_new = True
+    """Whether its folder must be new."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -91,6 +97,7 @@ class TrainingCLI(LightningCLI):
             self.config = parser.parse_args(args)
         except argparse.ArgumentError as error:
             raise self._explain(error, args) from error
+        expand_all(self.config[self.config.subcommand])
         _require_classes(self.config[self.config.subcommand])
         if isinstance(self.config[self.config.subcommand].seed_everything, bool):
             raise UserError("seed_everything", "give a number, so that splits and shuffling can be repeated")
@@ -118,6 +125,7 @@ class TrainingCLI(LightningCLI):
                     "or continue that run with --ckpt_path last",
                 )
             require_room(out, 0)
+        self._is_new = config.ckpt_path is None
         words = (None, "last", "best", "hpc", "registry", *(("auto",) if self.subcommand == "fit" else ()))
         if config.ckpt_path not in words and not Path(config.ckpt_path).exists():
             raise UserError("ckpt_path", f"there is no file {config.ckpt_path}; `fit` writes them to {out}/checkpoints")
@@ -127,7 +135,8 @@ class TrainingCLI(LightningCLI):
                 raise UserError("ckpt_path", f"there is no checkpoint in {checkpoint_folder(str(out))}")
             config.ckpt_path = str(found[-1].resolve()) if found else None
             if not found and is_first():
-                _clear(out)
+                _require_clearable(out)
+        self._begins = config.ckpt_path is None
 
     def instantiate_classes(self) -> None:
         try:
@@ -156,6 +165,8 @@ class TrainingCLI(LightningCLI):
         callbacks += [EndWhenAsked(), EvaluationReport(), ExactResume(int(config.seed_everything))]
         if self.subcommand == "fit":
             callbacks.append(Speed())
+            if not options.fast_dev_run:  # which writes nothing
+                callbacks.insert(0, RunFolder(self._is_new, self._begins))
         if options.enable_progress_bar is not False and not own_bar:
             callbacks.append(Progress())  # after those whose figures it shows
         if self.subcommand == "predict":
@@ -181,17 +192,14 @@ class TrainingCLI(LightningCLI):
         return keywords
 
 
-def _clear(out: Path) -> None:
-    """Make room for a run where one of the same command ended before its first checkpoint.
-
-    Raises:
-        UserError: What is there is something else.
+def _require_clearable(out: Path) -> None:
+    """Raises:
+    UserError: ``out`` has something else than a run that ended before its first checkpoint.
     """
     if not out.exists() or not any(out.iterdir()):
         return
     if not (out / CONFIG).is_file():
         raise UserError("out", f"{out} is not empty and has no {CONFIG}, so it is not of a run; give another --out")
-    (out / METRICS).unlink(missing_ok=True)
 
 
 def build_objective(node: Namespace, option: str = OBJECTIVE) -> Objective:
@@ -251,7 +259,9 @@ def _with_shipped_configs(args: Sequence[str]) -> list[str]:
             if position >= len(args):
                 continue
             value = args[position]
+        value = expanded(value, "--config")
         if Path(value).is_file():
+            resolved[position] = f"{option}={value}" if equals else value
             continue
         name = value.removeprefix("configs/").removesuffix(".yaml")
         shipped = shipped_configs()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -49,6 +50,28 @@ def test_wheel_holds_both_packages_and_what_the_quickstart_needs(wheel: Path) ->
     } <= names
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"mlc_kernels", "lightning_mlc"}
+
+
+def test_what_is_imported_is_declared(wheel: Path) -> None:
+    """Not only what something else happens to bring."""
+    with zipfile.ZipFile(wheel) as file:
+        metadata = next(name for name in file.namelist() if name.endswith(".dist-info/METADATA"))
+        required = re.findall(r"^Requires-Dist: ([\w.-]+)(.*)", file.read(metadata).decode(), re.MULTILINE)
+    base = {name.lower() for name, rest in required if "extra ==" not in rest}
+    extras = {name.lower() for name, rest in required if "extra ==" in rest}
+    of_bench = {name.lower() for name, rest in required if re.search("extra == .bench", rest)}
+    ours = {"lightning_mlc", "mlc_kernels", "benchmarks"}
+    optional = {"vllm"}  # with which one evaluates faster; it wants an environment of its own
+    for folder, declared in (("lightning_mlc", base | extras), ("kernels", base), ("benchmarks", base | of_bench)):
+        imported = set()
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Import):
+                    imported |= {alias.name.split(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                    imported.add(str(node.module).split(".")[0])
+        found = {"pyyaml" if name == "yaml" else name for name in imported - sys.stdlib_module_names - ours - optional}
+        assert found <= declared, f"{folder} imports {found - declared}"
 
 
 def test_wheel_works_away_from_the_clone(wheel: Path, tmp_path: Path) -> None:

@@ -26,20 +26,25 @@ from lightning_mlc.errors import Interrupted, UserError
 from lightning_mlc.evaluation.journal import write_whole
 from lightning_mlc.evaluation.local import chat_of
 from lightning_mlc.evaluation.systems import System
+from lightning_mlc.paths import user_path, user_text
 
 
 def parse(args: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=str(__doc__).split("\n")[0])
-    parser.add_argument("--config", type=Path, help="the grid, a YAML file such as those in benchmarks/studies")
-    parser.add_argument("--out", type=Path, help="folder of the study; one that there is goes on")
+    parser.add_argument("--config", type=user_path, help="the grid, a YAML file such as those in benchmarks/studies")
+    parser.add_argument("--out", type=user_path, help="folder of the study; one that there is goes on")
     parser.add_argument("--data", help="preference rows, as data.train_path; some of them are held out")
-    parser.add_argument("--model", help="folder, hub id or GGUF file; if not given, that of the grid's configs")
+    parser.add_argument(
+        "--model", type=user_text, help="folder, hub id or GGUF file; if not given, that of the grid's configs"
+    )
     parser.add_argument("--only", nargs="+", metavar="CELL", help="of the grid, these cells alone")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="of the grid, these seeds alone")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="how many share the work")
     parser.add_argument("--keep_weights", action="store_true", help="do not remove checkpoints that are measured")
-    parser.add_argument("--report", type=Path, metavar="FOLDER", help="write results and page of a study that was run")
-    parser.add_argument("--page", type=Path, default=PAGE, help="page with a place for the study")
+    parser.add_argument(
+        "--report", type=user_path, metavar="FOLDER", help="write results and page of a study that was run"
+    )
+    parser.add_argument("--page", type=user_path, default=PAGE, help="page with a place for the study")
     parser.add_argument("--check", action="store_true", help="only say whether the grid can be run")
     return parser.parse_args(args)
 

@@ -37,6 +37,7 @@ from lightning_mlc.data.tables import default_cache_dir, table_fingerprint, toke
 from lightning_mlc.data.tokenization import ChatTokenizer
 from lightning_mlc.data.windows import ByExamples, ByTokens, Cut, Division
 from lightning_mlc.errors import UserError
+from lightning_mlc.paths import expanded
 from lightning_mlc.processes import DataParallel
 
 logger = logging.getLogger("lightning_mlc")
@@ -137,7 +138,7 @@ class MultilingualData(LightningDataModule):
         self.max_response_length = max_response_length
         self.on_long_prompt: Literal["cut", "error"] = on_long_prompt
         self.num_workers = num_workers
-        self.cache_dir = default_cache_dir() if cache_dir is None else Path(cache_dir)
+        self.cache_dir = Path(expanded(str(default_cache_dir() if cache_dir is None else cache_dir), "data.cache_dir"))
         self.seed = seed
         self._tokenizer_options = {
             "name_or_path": name_or_path,

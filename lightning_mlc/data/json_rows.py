@@ -166,7 +166,8 @@ class _Window:
             row = _guarded(where, self._decode, self._text, lambda error: f"line {self.line(error.pos)}")
             if row is not None:
                 return dict(row)
-            self._read(max(CHUNK, len(self._text)))  # twice as much: a long row is not begun again too often
+            # Twice as much of the row: a long one is not begun again too often.
+            self._read(max(CHUNK, len(self._text) - self._position))
 
     def _decode(self, text: str) -> dict[str, Any] | None:
         """The row at the reader's position; None if more must be read for it."""

@@ -30,6 +30,9 @@ _BESIDE_LANGUAGES = frozenset({"id", "source", "tags"})
 """Columns of MultiJail that are no language."""
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
+_LEFT_OUT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
+"""Parts of a message beside its text. A row that has one is refused: to leave it out would train on something else."""
+
 _HALF = re.compile("[\ud800-\udfff]")
 """JSON can write them, and no tokenizer and no file can take them."""
 
@@ -266,6 +269,8 @@ def _messages(text: Any, role: str, what: str, where: str, may_be_empty: bool = 
     for turn in turns:
         if not isinstance(turn, Mapping):
             raise UserError(where, f"{what} must be a list of messages with 'role' and 'content'")
+        if left_out := [key for key in _LEFT_OUT if turn.get(key)]:
+            raise UserError(where, f"{what} has a message with '{left_out[0]}', which is not supported; remove it")
         content = _first_given(turn.get("content"), turn.get("value"))
         known = _ROLES.get(str(_first_given(turn.get("role"), turn.get("from"))))
         if known is None or not isinstance(content, str):

@@ -14,6 +14,7 @@ from lightning_mlc.data.csv_rows import csv_rows
 from lightning_mlc.data.json_rows import json_array, json_lines
 from lightning_mlc.data.records import Place, Row
 from lightning_mlc.errors import UserError, first_line
+from lightning_mlc.paths import expanded
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -36,7 +37,7 @@ def locate(path: str, option: str) -> Path | None:
         return None
     if path == SAMPLE and not Path(path).exists():
         return Path(str(files("lightning_mlc.data") / "sample" / "sample.jsonl"))
-    location = Path(path).expanduser()
+    location = Path(expanded(path, option))
     if not location.exists():
         raise UserError(
             option,

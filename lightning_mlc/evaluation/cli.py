@@ -17,6 +17,7 @@ from rich.console import Console
 from lightning_mlc.errors import Interrupted
 from lightning_mlc.evaluation.settings import Settings
 from lightning_mlc.options import explain
+from lightning_mlc.paths import expand_all, expanded
 
 DESCRIPTION = "is a model safe in every language, and what did it cost?"
 LISTS = tuple(name for name, kind in typing.get_type_hints(Settings).items() if "list" in str(kind))
@@ -25,6 +26,9 @@ SWITCHES = tuple(f"--{name}" for name, kind in typing.get_type_hints(Settings).i
 """Options that may stand alone."""
 BY_COMMA = ("languages", "seen", "judges")
 """Those whose values may be separated by commas, too."""
+
+NAMED = ("models", "judges")
+"""Those whose values may be ``NAME=PATH``."""
 
 
 def parser() -> ArgumentParser:
@@ -47,7 +51,15 @@ def parse(args: Sequence[str]) -> Settings:
     except argparse.ArgumentError as error:
         raise explain(error, [options], "lightning-mlc evaluate") from error
     given: dict[str, Any] = {field.name: config[field.name] for field in dataclasses.fields(Settings)}
+    expand_all(given)
+    for option in NAMED:
+        given[option] = [_expanded_after_name(text, option) for text in given[option]]
     return Settings(**given)
+
+
+def _expanded_after_name(text: str, option: str) -> str:
+    name, equals, rest = text.partition("=")
+    return f"{name}={expanded(rest, option)}" if equals else text
 
 
 def _with_lists(args: Sequence[str]) -> list[str]:
