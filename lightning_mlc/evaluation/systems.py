@@ -114,7 +114,9 @@ class System:
             folder = Path(location)
             if folder.is_dir():
                 gguf = keywords.get("gguf_file")
-                names = [gguf] if gguf else ["*.safetensors", "*.bin", "config.json", "tokenizer*", "chat_template*"]
+                if gguf:  # a name, which may hold what would be a pattern
+                    return {"files": fingerprint([folder / gguf])}
+                names = ["*.safetensors", "*.bin", "config.json", "tokenizer*", "chat_template*"]
                 return {"files": fingerprint(sorted(path for name in names for path in folder.glob(name)))}
             from lightning_mlc.models.loading import load_config
 

@@ -17,6 +17,7 @@ from benchmarks.study import __main__ as study
 from lightning_mlc import cli
 from lightning_mlc.errors import UserError
 from lightning_mlc.evaluation.cli import parse
+from lightning_mlc.evaluation.systems import System
 from lightning_mlc.paths import expand_all, expanded, user_path
 from lightning_mlc.run_folder import CONFIG, take
 from lightning_mlc.training_cli import make_cli
@@ -203,3 +204,11 @@ def test_a_second_run_damages_nothing(
     if more:
         steps = [row["step"] for row in metrics_rows(out) if row["train/loss"]]
         assert steps == ["0", "1"]
+
+
+def test_the_identity_of_a_model_whose_file_name_would_be_a_pattern(tmp_path: Path) -> None:
+    found = []
+    for content in (b"a", b"b"):
+        (tmp_path / "m[1].gguf").write_bytes(content)
+        found.append(System("m", str(tmp_path / "m[1].gguf")).identity["files"])
+    assert found[0] != found[1]
