@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
-import subprocess
-import sys
 import threading
+import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -141,17 +142,21 @@ def test_one_of_many_takes_a_new_folder(tmp_path: Path) -> None:
     os.close(taken[0])
 
 
+def hold(folder: Path, ready: Connection) -> None:
+    take(folder, is_new=True)
+    ready.send("taken")
+    time.sleep(600)
+
+
 def test_a_folder_is_free_once_its_run_has_ended_however_it_did(tmp_path: Path) -> None:
-    code = (
-        "import os, sys, pathlib, time; from lightning_mlc.run_folder import take;"
-        "take(pathlib.Path(sys.argv[1]), True); print('taken', flush=True); time.sleep(600)"
-    )
-    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"taken\n"
-        with pytest.raises(UserError, match=r"^out: another run is writing to .*; wait for its end, or give another"):
-            take(tmp_path, is_new=False, wait=0)
-        process.kill()
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=hold, args=(tmp_path, theirs))
+    process.start()
+    assert ours.recv() == "taken"
+    with pytest.raises(UserError, match=r"^out: another run is writing to .*; wait for its end, or give another"):
+        take(tmp_path, is_new=False, wait=0)
+    process.kill()
+    process.join()
     os.close(take(tmp_path, is_new=False, wait=0))
     with pytest.raises(UserError, match=r"^out: another run has begun in"):
         take(tmp_path, is_new=True)
