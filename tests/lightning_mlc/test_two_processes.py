@@ -44,7 +44,7 @@ def test_two_processes_share_the_pass_of_the_reference(tiny_model: Path, tmp_pat
             run(arguments)
             continue
         command = [sys.executable, "-m", "lightning_mlc", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stderr[-2000:]
     # One shard of the training rows, and one of each process of the validation rows.
     folders = (tmp_path / "cache" / "reference").iterdir()

@@ -392,7 +392,7 @@ def test_a_killed_pass_loses_no_more_than_the_last_shard(
     }
     arguments = ["fit", *(f"--{name}={value}" for name, value in options.items())]
     killed = subprocess.run(
-        [sys.executable, "-c", KILLED, *arguments], capture_output=True, text=True, timeout=300, env=dict(os.environ)
+        [sys.executable, "-c", KILLED, *arguments], capture_output=True, text=True, timeout=900, env=dict(os.environ)
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     assert len(shards(data_file)) == 3
