@@ -178,6 +178,7 @@ def cli(command: str, model: Path, file: Path, out: Path, *more: str) -> Any:
     return run([command, *(f"--{name}={value}" for name, value in options.items()), *more])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [
@@ -434,6 +435,7 @@ def test_progress_is_shown_where_the_trainer_shows_it(
 # ---- runs that go on, and runs that only measure -------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_resumed_run_finds_the_scores_of_the_initial_model_or_makes_them_again(
     tiny_model: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
