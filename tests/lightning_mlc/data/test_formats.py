@@ -243,7 +243,14 @@ def test_null_is_as_good_as_absent(tmp_path: Path, write: Writer) -> None:
         {"role": "user", "content": "c", "from": None, "value": None},
     ]
     common = {"prompt": messages, "prompt_en": None, "instruction": None, "prompt_sw": [messages[0]]}
-    single = {"chosen": None, "rejected": None, "response": None, "completion": "r", "label": None, "id": None}
+    single = {
+        "chosen": {"en": None, "sw": None},
+        "rejected": None,
+        "response": None,
+        "completion": "r",
+        "label": None,
+        "id": None,
+    }
     pair = {"chosen": {"en": "x", "sw": None}, "rejected": {"en": "y", "sw": None}, "response": None, "label": None}
     (example,) = load(write(tmp_path / "single", [common | single]))
     assert [turn["content"] for turn in example.prompts["en"]] == ["a", "b", "c"]
