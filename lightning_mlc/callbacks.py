@@ -87,11 +87,11 @@ class Progress(ProgressBar):
 
     def _latest(self, trainer: Trainer) -> str:
         """What the step that has just ended logged for the progress bar, and the latest speed."""
-        found = [
-            f"{FIGURES.get(name, name)} {float(value):.3f}" for name, value in trainer.progress_bar_metrics.items()
-        ]
-        speeds = [callback.latest for callback in trainer.callbacks if isinstance(callback, Speed)]  # type: ignore[attr-defined]
-        fast = [f"{speed['tokens_per_second']:,.0f} tokens/s" for speed in speeds if speed]
+        logged = trainer.progress_bar_metrics.items()
+        found = [f"{FIGURES.get(name, name)} {float(value):.3f}" for name, value in logged]
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        speeds = [callback.tokens_per_second(trainer) for callback in callbacks if isinstance(callback, Speed)]
+        fast = [f"{speed:,.0f} tokens/s" for speed in speeds if speed]
         self._figures = _joined(*found, *fast)
         return self._figures
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from lightning_mlc import __version__
 from lightning_mlc.errors import Interrupted, UserError
+from lightning_mlc.quiet import quiet_libraries
 
 COMMANDS = {
     "fit": "align a model: --config FILE, then any option as --key value",
@@ -54,27 +55,33 @@ def main(args: Sequence[str] | None = None) -> int:
         )
         return 2
     try:
-        if args[0] == "export":
-            from lightning_mlc.export_cli import run as export
-
-            export(args[1:])
-        elif args[0] == "estimate":
-            from lightning_mlc.estimate_cli import run as run_estimate
-
-            run_estimate(args[1:])
-        elif args[0] == "evaluate":
-            from lightning_mlc.evaluation.cli import run as evaluate
-
-            evaluate(args[1:])
-        else:
-            from lightning_mlc.training_cli import run
-
-            run(args)
+        with quiet_libraries():
+            _run(args)
     except UserError as error:
         if not error.is_shared or _is_first():
             print(f"error: {error}", file=sys.stderr)
         return 143 if isinstance(error, Interrupted) else 2
     return 0
+
+
+def _run(args: Sequence[str]) -> None:
+    """Run the command that ``args`` name."""
+    if args[0] == "export":
+        from lightning_mlc.export_cli import run as export
+
+        export(args[1:])
+    elif args[0] == "estimate":
+        from lightning_mlc.estimate_cli import run as run_estimate
+
+        run_estimate(args[1:])
+    elif args[0] == "evaluate":
+        from lightning_mlc.evaluation.cli import run as evaluate
+
+        evaluate(args[1:])
+    else:
+        from lightning_mlc.training_cli import run
+
+        run(args)
 
 
 def _is_first() -> bool:

@@ -119,8 +119,8 @@ class Track:
             return False
         # Rounding must not make a share of a whole number a little more than it.
         share = math.inf if self._total is None else SHARE * (self._total - self._first) - 1e-9
-        further = int(self._done) - int(self._said_at)
-        return passed >= SECONDS or (passed >= FEWEST_SECONDS and further >= max(1, share))
+        is_whole = self._done == int(self._done)
+        return passed >= SECONDS or (passed >= FEWEST_SECONDS and is_whole and self._done - self._said_at >= share)
 
     def _count(self) -> str:
         return f"{self._title}: {int(self._done)}{'' if self._total is None else f' of {self._total}'}{self._unit}"

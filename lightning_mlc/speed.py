@@ -156,6 +156,16 @@ class Speed(Callback):
         pl_module.log_dict({f"speed/{name}": value for name, value in self.latest.items()})
         self._work, self._seconds, self._running_since, self._most_held = Work(), 0.0, now, 0
 
+    def tokens_per_second(self, trainer: Trainer) -> float:
+        """The speed that was logged last, and before the first log that of this share times their number.
+
+        It does not wait for the device. 0 where nothing has been run.
+        """
+        if self.latest or self._running_since is None:
+            return self.latest.get("tokens_per_second", 0.0)
+        seconds = self._seconds + time.perf_counter() - self._running_since
+        return DataParallel.of(trainer).size * self._work.tokens / seconds
+
     def _figures(self, trainer: Trainer, seconds: float) -> dict[str, float]:
         on_cuda = trainer.strategy.root_device.type == "cuda"
         memory = self._most_held / torch.cuda.max_memory_allocated() if on_cuda else 0.0

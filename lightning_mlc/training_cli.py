@@ -26,6 +26,7 @@ from lightning_mlc.data import MultilingualData
 from lightning_mlc.ending import EndWhenAsked
 from lightning_mlc.errors import Interrupted, UserError
 from lightning_mlc.metrics_file import MetricsFile
+from lightning_mlc.model_line import ModelLine
 from lightning_mlc.module import AlignmentModule
 from lightning_mlc.objectives import Objective, Sum
 from lightning_mlc.options import explain
@@ -37,6 +38,8 @@ from lightning_mlc.sharding import require_supported
 from lightning_mlc.speed import Speed
 
 OBJECTIVE = "model.objective"
+NOISE = ("Tip", "GPU available", "TPU available", "Loading `train_dataloader` to estimate")
+"""How lines of Lightning begin that are advertisements, or that our line about the model makes needless."""
 TOKENIZER_OPTIONS = ("name_or_path", "gguf_file", "revision", "trust_remote_code")
 
 
@@ -162,7 +165,7 @@ class TrainingCLI(LightningCLI):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         callbacks = list(options.callbacks or [])
         own_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
-        callbacks += [EndWhenAsked(), EvaluationReport(), ExactResume(int(config.seed_everything))]
+        callbacks += [ModelLine(), EndWhenAsked(), EvaluationReport(), ExactResume(int(config.seed_everything))]
         if self.subcommand == "fit":
             callbacks.append(Speed())
             if not options.fast_dev_run:  # which writes nothing
@@ -305,7 +308,7 @@ def run(args: Sequence[str]) -> TrainingCLI:
     warnings.filterwarnings("ignore", message=".*Couldn't infer the batch indices.*")
     warnings.filterwarnings("ignore", message=".*activation_checkpointing_enable.*")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: "Tip" not in record.getMessage()  # advertisements
+        lambda record: not record.getMessage().lstrip("💡 ").startswith(NOISE)
     )
     try:
         return make_cli(args)
@@ -336,6 +339,7 @@ def make_cli(args: Sequence[str], kind: type[TrainingCLI] = TrainingCLI) -> Trai
             "num_sanity_val_steps": -1,
             "precision": "bf16-mixed",
             "log_every_n_steps": 1,
+            "enable_model_summary": False,  # see `ModelLine`
         },
         auto_configure_optimizers=False,
         # Errors are raised, and told in one line, rather than printed after some hundred lines of usage.

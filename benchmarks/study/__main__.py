@@ -27,6 +27,7 @@ from lightning_mlc.evaluation.journal import write_whole
 from lightning_mlc.evaluation.local import chat_of
 from lightning_mlc.evaluation.systems import System
 from lightning_mlc.paths import user_path, user_text
+from lightning_mlc.quiet import quiet_libraries
 
 
 def parse(args: Sequence[str] | None) -> argparse.Namespace:
@@ -54,7 +55,8 @@ def main(args: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message=".*generation flags are not valid.*")
     logging.getLogger("transformers.generation.configuration_utils").setLevel(logging.ERROR)
     try:
-        return _main(options, sys.argv[1:] if args is None else args)
+        with quiet_libraries():
+            return _main(options, sys.argv[1:] if args is None else args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 143 if isinstance(error, Interrupted) else 2

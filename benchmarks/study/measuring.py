@@ -31,6 +31,7 @@ from lightning_mlc.evaluation.systems import System
 from lightning_mlc.metrics import collinearity
 from lightning_mlc.metrics.verdicts import MISSING, OUTCOMES
 from lightning_mlc.models.policy import resolve_layer
+from lightning_mlc.progress import track
 
 Prompts = Sequence[Mapping[str, list[Message]]]
 """N prompts by language."""
@@ -122,15 +123,17 @@ class Measurer:
     ) -> list[list[list[Likelihood] | None]]:
         places = self._places(prompts)
         texts = [prompts[i][self.languages[j]] for i, j in places]
-        scored = scorer.score(texts, [responses[i] for i, _ in places], (), ended)
-        return self._grid(prompts, {places[index]: found for index, found in scored})
+        with track("  likelihoods", len(places), "prompts") as work:
+            scored = work.each(scorer.score(texts, [responses[i] for i, _ in places], (), ended))
+            return self._grid(prompts, {places[index]: found for index, found in scored})
 
     @torch.inference_mode()
     def _layers(self, local: LocalModel) -> dict[str, dict[str, list[float | None]]]:
         """By layer: collinearity of each prompt's hidden states, raw and without what all prompts share."""
         places = self._places(self.prompts)
         texts = [self.prompts[i][self.languages[j]] for i, j in places]
-        flat = prompt_states(local, texts, self.settings.batch_tokens, lambda _: None)
+        with track("  hidden states", len(places), "prompts") as work:
+            flat = prompt_states(local, texts, self.settings.batch_tokens, work.advance)
         depth = flat.shape[1] - 1
         states = flat.new_zeros(len(self.prompts), len(self.languages), *flat.shape[1:])
         mask = torch.zeros(states.shape[:2], dtype=torch.bool)
@@ -157,8 +160,9 @@ class Measurer:
             places = self._places(prompts)
             texts = [prompts[i][self.languages[j]] for i, j in places]
             exchanges: list[Exchange | None] = [None] * len(places)
-            for index, response in generator.generate(texts, ()):
-                exchanges[index] = Exchange(texts[index], response.text, self.languages[places[index][1]])
+            with track("  responses", len(places), "prompts") as work:
+                for index, response in work.each(generator.generate(texts, ())):
+                    exchanges[index] = Exchange(texts[index], response.text, self.languages[places[index][1]])
             for judge in self.judges:
                 verdicts = dict(judge.judge([exchange for exchange in exchanges if exchange is not None], ()))
                 say = _labels if name == "verdicts" else _refused

@@ -37,6 +37,7 @@ from lightning_mlc.checkpoints import checkpoint_files
 from lightning_mlc.errors import Interrupted, UserError
 from lightning_mlc.evaluation.journal import write_whole
 from lightning_mlc.evaluation.systems import System
+from lightning_mlc.progress import SECONDS, say
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,8 @@ class Runner:
     def _fit(self, task: Task, run: Path, log: Path, lock: int) -> float:
         """Train in a process of its own, from the last checkpoint if there is one. Returns the seconds it took."""
         assert task.seed is not None
-        own = {**self._own, "out": str(run), "seed_everything": task.seed}
+        # Lines of progress go into the log, whatever the grid says of bars: they change no result.
+        own = {**self._own, "out": str(run), "seed_everything": task.seed, "trainer.enable_progress_bar": "true"}
         if checkpoint_files(run):
             own["ckpt_path"] = "last"
         elif run.exists():
@@ -172,7 +174,7 @@ class Runner:
                 pass_fds=[lock],
             )
             try:
-                status = process.wait()
+                status = _followed(process, log, task.name)
             except BaseException:  # stopped: let it write its checkpoint
                 process.send_signal(signal.SIGTERM)
                 process.wait()
@@ -241,6 +243,24 @@ def stopped_by_signals() -> Iterator[None]:
         raise Interrupted(None, "stopped; what is done is kept, so run the same command again to go on") from error
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _followed(process: subprocess.Popen[bytes], log: Path, name: str) -> int:
+    """Wait for ``process``, and say every 30 seconds how far its training is. Returns its status."""
+    said = ""
+    while True:
+        try:
+            return process.wait(timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            if (line := progress_line(log)) and line != said:
+                said = line
+                say(f"  {name}: {line}")
+
+
+def progress_line(log: Path) -> str | None:
+    """The last line of ``log`` that says how far training or validation is."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((line for line in reversed(lines) if line.startswith(("training:", "validation"))), None)
 
 
 def _last_line(log: Path) -> str:

@@ -98,19 +98,19 @@ def run(args: Sequence[str]) -> None:
     settings = parse(args)
     warnings.filterwarnings("ignore", message=".*generation flags are not valid.*")
     logging.getLogger("transformers.generation.configuration_utils").setLevel(logging.ERROR)
-    console = Console()
     # Imported here: a wrong option is told before torch is loaded.
     from lightning_mlc.evaluation.report import write_report
     from lightning_mlc.evaluation.results import collect
     from lightning_mlc.evaluation.study import Study
     from lightning_mlc.evaluation.summary import print_summary
+    from lightning_mlc.progress import terminal
 
-    study = Study(settings, console)
+    study = Study(settings, terminal())
     try:
         study.run()
     except KeyboardInterrupt as error:
         raise Interrupted(None, "stopped; what is done is kept, so run the same command again to go on") from error
     results = collect(study)
     written = write_report(study, results)
-    print_summary(results, console)
+    print_summary(results, Console())
     print("wrote", *written, sep="\n  ")

@@ -39,6 +39,7 @@ from lightning_mlc.evaluation.representations import compare
 from lightning_mlc.evaluation.roster import MARGIN, endpoint_of, make_judges
 from lightning_mlc.evaluation.settings import Settings
 from lightning_mlc.evaluation.systems import System, parse_systems
+from lightning_mlc.progress import say
 
 
 class Study:
@@ -297,8 +298,8 @@ class _Lazy:
     @cached_property
     def loaded(self) -> LocalModel:
         room = self._study.settings.max_new_tokens
-        with self._study.console.status(f"{self._system.label}: loading"):
-            return load(self._system, chat_of(self._system, room), self._study.device, self._study.dtype)
+        say(f"{self._system.label}: loading")
+        return load(self._system, chat_of(self._system, room), self._study.device, self._study.dtype)
 
 
 @contextmanager
