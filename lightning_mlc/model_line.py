@@ -13,6 +13,12 @@ from lightning_mlc.progress import say
 class ModelLine(Callback):
     """Says once what model there is, before anything is run. Lightning's summary is a table of our own wrappers."""
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Of a large model, or one on the hub, it takes minutes until there is something to say of it."""
+        assert isinstance(pl_module, AlignmentModule)
+        if pl_module.policy is None:
+            say(f"model {pl_module.source}: loading")
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, AlignmentModule)
         say(model_line(trainer, pl_module))

@@ -39,7 +39,8 @@ def test_a_run_without_a_terminal_can_be_followed(
 ) -> None:
     out, err = fit(tiny_model, tmp_path, capsys)
     lines = err.splitlines()
-    model = next(line for line in lines if line.startswith("model "))
+    loading, model = (line for line in lines if line.startswith("model "))
+    assert loading == f"model {tiny_model}: loading"
     assert model.startswith(
         f"model {tiny_model}: {PARAMETERS:,} parameters, all trained, float32 (trainer.precision 32-true), on cpu, "
         "packed rows; "
