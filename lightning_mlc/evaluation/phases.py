@@ -31,7 +31,7 @@ def fill(journal: Journal, jobs: Sequence[Job], produce: Produce, title: str, co
         Unanswered: Some of it did not come.
     """
     done = answered(journal, jobs)
-    with track(title, len(jobs), done=len(done), console=console) as progress:
+    with track(title, len(jobs), "prompts", done=len(done), console=console) as progress:
         try:
             for index, result in produce(done):
                 journal.add(jobs[index], result)

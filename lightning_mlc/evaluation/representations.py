@@ -105,7 +105,7 @@ def compare(
         Plain values: ``languages``, ``prompts`` (with two or more languages), ``raw``, ``centred`` and, where there
         is one, ``extracted`` with its ``layer``.
     """
-    with track(f"{system.label}: hidden states", len(asked), console=console) as progress:
+    with track(f"{system.label}: hidden states", len(asked), "prompts", console=console) as progress:
         flat = prompt_states(local, [text for _, text in asked], batch_tokens, progress.advance)
     rows = {place: index for index, place in enumerate(dict.fromkeys((key.set, key.id) for key, _ in asked))}
     columns = {language: index for index, language in enumerate(languages)}
