@@ -25,7 +25,7 @@ OVERLAYS = {
     "strategy/ddp",
     "strategy/fsdp2",
 }
-QUICK = {"dpo_mlc", "sft_mlc", "kto_mlc"}
+QUICK = {"dpo_mlc", "sft_mlc"}
 """Of these a step runs in the quick round; the others are parsed in it, by test_every_key_is_an_option."""
 SECTIONS = {"trainer", "model", "data", "logger"}
 """Keys that only hold others, and say so by their name; like ``class_path`` and ``init_args``."""

@@ -93,6 +93,7 @@ def estimated(bare: tuple[Path, int], batch: Batch, setup: Setup, **options: Any
 ONE = Setup("32-true", processes=1, accumulate=1, strategy="single")
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_counted(bare: tuple[Path, int], batch: Batch) -> None:
     size = 4 * bare[1]
     one = dict(estimated(bare, batch, ONE).parts)
@@ -108,6 +109,7 @@ def test_what_is_kept_is_counted(bare: tuple[Path, int], batch: Batch) -> None:
     assert "reference" not in scores
 
 
+@pytest.mark.slow
 def test_shards_are_counted(bare: tuple[Path, int], batch: Batch) -> None:
     size = 4 * bare[1]
     setup = replace(ONE, processes=4, strategy="fsdp2")
@@ -129,6 +131,7 @@ def test_adapters_alone_have_gradients(bare: tuple[Path, int], batch: Batch) -> 
     assert "reference" not in found.parts
 
 
+@pytest.mark.slow
 def test_activations_grow_and_shrink_as_they_do(bare: tuple[Path, int], batch: Batch) -> None:
     def activations(**options: Any) -> int:
         return estimated(bare, batch, ONE, **options).parts["activations"]

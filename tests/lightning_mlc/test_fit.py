@@ -158,6 +158,7 @@ def test_export_never_overwrites(finished: tuple[Path, Path, Path], capsys: pyte
     assert "exists" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_sft(tiny_model: Path, tmp_path: Path) -> None:
     """Instruction data; the same rows as pairs give the same run, for SFT leaves the rejected response out."""
     runs = {}
@@ -178,7 +179,7 @@ def slow(*values: Any) -> Any:
 @pytest.mark.parametrize(
     ("objective", "names"),
     [
-        (["--model.objective=KTO"], {"kl"}),
+        slow(["--model.objective=KTO"], {"kl"}),
         slow(["--model.objective=ORPO"], {"nll_loss", "log_odds_ratio", "log_odds_chosen"}),
         slow(["--model.objective=SimPO", "--model.objective.gamma=0.3"], set()),
         slow(["--model.objective=CPO"], {"nll_loss"}),
@@ -513,7 +514,7 @@ def test_fast_dev_run_writes_nothing(tiny_model: Path, pairs_file: Path, tmp_pat
     assert [path.name for path in tmp_path.rglob("*")] == ["pairs.jsonl"]
 
 
-@pytest.mark.parametrize("more", [["--trainer.precision=bf16-true"], ["--model.gradient_checkpointing=true"]])
+@pytest.mark.parametrize("more", [["--trainer.precision=bf16-true"], slow(["--model.gradient_checkpointing=true"])])
 def test_other_ways_to_run(tiny_model: Path, pairs_file: Path, tmp_path: Path, more: list[str]) -> None:
     cli = run(arguments("fit", tiny_model, pairs_file, tmp_path / "out", *more))
     dtype = torch.bfloat16 if "bf16-true" in more[0] else torch.float32
@@ -530,7 +531,7 @@ PEERS = {
 
 
 @pytest.mark.parametrize("objective", [slow("DPO"), "null"])
-@pytest.mark.parametrize("term", ["pairwise_cosine", slow("source_cosine"), "mpo", slow("dco")])
+@pytest.mark.parametrize("term", ["pairwise_cosine", *map(slow, ("source_cosine", "mpo", "dco"))])
 def test_every_peer_of_mlc(tiny_model: Path, tmp_path: Path, term: str, objective: str) -> None:
     """Through the command: it is in the total with its weight, and goes down where nothing pulls the other way."""
     names, weight = PEERS[term]

@@ -131,7 +131,10 @@ UNPAIRED: dict[str, Objective] = {
 @pytest.mark.parametrize(
     ("objective", "center", "labelled"),
     [
-        *((objective, False, False) for objective in OBJECTIVES.values()),
+        *(
+            pytest.param(objective, False, False, marks=[] if name in ("sft", "dpo") else pytest.mark.slow)
+            for name, objective in OBJECTIVES.items()
+        ),
         *((objective, False, True) for objective in UNPAIRED.values()),
         (SFT(), True, False),
         (DPO(), True, False),

@@ -90,6 +90,7 @@ def test_linear_layers_take_four_bits_and_little_more(model_folder: Path) -> Non
 
 @needs_bitsandbytes
 @pytest.mark.parametrize("form", ["nf4", "int8"])
+@pytest.mark.slow
 def test_from_training_to_an_ordinary_model(
     model_folder: Path, tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -135,6 +136,7 @@ def test_from_training_to_an_ordinary_model(
 
 
 @needs_bitsandbytes
+@pytest.mark.slow
 def test_adapters_on_a_model_that_is_stored_quantised(model_folder: Path, tmp_path: Path) -> None:
     stored = tmp_path / "stored"
     quantized: Any = LoRA(quantize="nf4").load_base(ModelSource(str(model_folder)), torch.bfloat16, CPU)
@@ -149,6 +151,7 @@ def test_adapters_on_a_model_that_is_stored_quantised(model_folder: Path, tmp_pa
     assert "quantization_config" not in json.loads((tmp_path / "hf" / "config.json").read_text())
 
 
+@pytest.mark.slow
 def test_adapters_are_exported_alone_without_quantisation_too(
     tiny_model: Path, pairs_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -57,6 +57,7 @@ def test_our_folder_is_no_package() -> None:
 
 
 @needs_hugging_face_kernels
+@pytest.mark.slow
 def test_does_not_hide_the_hugging_face_package_kernels() -> None:
     """From the root of a clone, `import kernels` must find the installed package and not our folder."""
     found = run("import kernels; print(kernels.__file__)").strip()

@@ -167,6 +167,7 @@ def test_killed_in_the_middle_and_run_again_gives_what_one_run_does(model: Path,
     assert (killed / "results.json").read_text() == (whole / "results.json").read_text()
 
 
+@pytest.mark.slow
 def test_a_second_run_computes_nothing_and_a_changed_setting_is_refused(
     model: Path,
     other: Path,
@@ -334,6 +335,7 @@ def test_a_guard_model_judges_here(model: Path, prompts: Path, tmp_path: Path) -
     assert "qwen3guard" in (out / "report.md").read_text()  # in the table of coverage
 
 
+@pytest.mark.slow
 def test_a_checkpoint_says_what_it_was_trained_on(tmp_path: Path, tiny_model: Path) -> None:
     data = write_jsonl(tmp_path / "pairs.jsonl", example_rows(8))
     run([

@@ -234,6 +234,7 @@ def test_adapters_share_the_scores_of_the_model_without_them(
     assert sizes == []
 
 
+@pytest.mark.slow
 def test_no_second_model_is_in_memory(tiny_model: Path, data_file: Path) -> None:
     def models() -> int:
         gc.collect()
