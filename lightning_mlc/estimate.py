@@ -27,7 +27,8 @@ from lightning_mlc.data.batches import Batch
 from lightning_mlc.errors import UserError, first_line
 from lightning_mlc.forward import run_batch
 from lightning_mlc.models.loading import dtype_of, frozen_dtype_of, load_causal_lm
-from lightning_mlc.models.policy import Policy, num_layers, resolve_layer
+from lightning_mlc.models.parts import num_layers
+from lightning_mlc.models.policy import Policy, Shortcuts, resolve_layer
 from lightning_mlc.models.tensors import replace_tensors
 from lightning_mlc.module import AlignmentModule
 from lightning_mlc.sharding import FSDP2
@@ -221,7 +222,8 @@ def _step_bytes(module: AlignmentModule, policy: Policy, batch: Batch, setup: Se
     if setup.precision.endswith("-mixed") and not setup.gathers_half:
         half = torch.bfloat16 if setup.precision == "bf16-mixed" else torch.float16
         autocast = torch.autocast("cpu", dtype=half)
-    policy.in_two_parts = True  # as nearly all are
+    if policy.decoder is not None:
+        policy.shortcuts = Shortcuts(True, True, True)  # as nearly all take
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             replace_tensors(policy, lambda tensor: _fake(tensor, setup.gathers_half))

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from lightning_mlc.models.policy import num_layers
+from lightning_mlc.models.parts import num_layers
 
 
 @dataclass(frozen=True)

@@ -25,14 +25,12 @@ from transformers import PreTrainedTokenizerBase
 from lightning_mlc import tensor_parallel
 from lightning_mlc.consistency import Consistency, ConsistencyTerm, Needs, Observed, Representation
 from lightning_mlc.data.batches import Batch
-from lightning_mlc.data.layout import Layout
 from lightning_mlc.data.records import DataKind
 from lightning_mlc.data.rows import CHOSEN, REJECTED
 from lightning_mlc.errors import UserError
 from lightning_mlc.forward import Grid, run_batch
 from lightning_mlc.metrics import Collinearity, ExampleMean, LanguageCosines, LanguageMean, language_differences
-from lightning_mlc.models.attention import packed_layout, packing_agrees
-from lightning_mlc.models.compiling import require_compiler, uncompiled
+from lightning_mlc.models.compiling import require_compiler
 from lightning_mlc.models.loading import (
     ModelSource,
     dtype_of,
@@ -41,10 +39,11 @@ from lightning_mlc.models.loading import (
     load_config,
     load_tokenizer,
 )
-from lightning_mlc.models.logprobs import head_agrees
 from lightning_mlc.models.lora import LoRA, add_lora
-from lightning_mlc.models.policy import Policy, num_layers, resolve_layer
+from lightning_mlc.models.parts import num_layers
+from lightning_mlc.models.policy import Policy, resolve_layer
 from lightning_mlc.models.quantization import require_quantizable, require_whole
+from lightning_mlc.models.self_check import Checked, self_check
 from lightning_mlc.models.turns import end_tokens
 from lightning_mlc.objectives import Objective, Responses, Scores
 from lightning_mlc.provenance import Provenance
@@ -172,6 +171,8 @@ class AlignmentModule(LightningModule):
         self._ends: list[int] = []
         """Ids that end a response, found with the tokenizer."""
         self._layer: int | None = None
+        self._checked: Checked | None = None
+        """How the model is to be run, once it has been tried."""
         self._window: dict[str, Tensor] = {}
         self._latest_consistency: dict[str, Tensor] = {}
         self._metrics: nn.ModuleDict = nn.ModuleDict()
@@ -259,10 +260,10 @@ class AlignmentModule(LightningModule):
         loaded_now = self.policy is None
         if self.policy is None:
             self.policy = self._load_policy()
-            self.trainer.datamodule.layout = self._choose_layout(self.policy)  # type: ignore[attr-defined]
+            checked = self._checked = self._check(self.policy)
+            self.trainer.datamodule.layout = checked.layout  # type: ignore[attr-defined]
             if self.consistency.needs.representations:
-                hidden_size = self.policy.causal_lm.config.get_text_config().hidden_size
-                self.representation = Representation(self.consistency, hidden_size)
+                self.representation = Representation(self.consistency, checked.width)
         if self._needs_reference(self.consistency.needs) and not self.trainer.predicting:
             # Without adapters only a model just loaded is the initial one; it may have been trained since.
             self._set_up_reference(self.policy if loaded_now or self.lora is not None else None)
@@ -317,33 +318,20 @@ class AlignmentModule(LightningModule):
     def _needs_reference(self, needs: Needs) -> bool:
         return needs.reference or (self.objective is not None and self.objective.needs_reference)
 
-    def _choose_layout(self, policy: Policy) -> Layout:
+    def _check(self, policy: Policy) -> Checked:
+        """Try the model just loaded; what it does right is set in ``policy``."""
+        longest = self.trainer.datamodule.longest_row()  # type: ignore[attr-defined]
         if self._sharding is None:
-            return self._layout_of(policy)
+            # Lightning moves it there in a moment. Some kinds of attention, and most models, need the device.
+            policy.to(self.trainer.strategy.root_device)
+            return self_check(policy, self._layer, longest, self.packing)
         # Only process 0 has weights to try things with, and all must run the same passes.
-        layout = None
-        if self.trainer.is_global_zero:
-            layout = replace(self._layout_of(policy), few_passes=True)
-            with uncompiled():
-                policy.in_two_parts = head_agrees(policy.causal_lm, torch.arange(8)[None])
-        layout, policy.in_two_parts = self._sharding.broadcast((layout, policy.in_two_parts))
-        assert layout is not None
-        return layout
-
-    def _layout_of(self, policy: Policy) -> Layout:
-        if self.packing is False:
-            return Layout()
-        with uncompiled():
-            agrees = packing_agrees(policy)
-        if agrees:
-            layout = packed_layout(str(policy.causal_lm.config._attn_implementation))
-            assert layout is not None
-            return layout
-        if self.packing:
-            raise UserError(
-                "model.packing", f"{self.source} cannot run packed rows (see above); set it to null or false"
-            )
-        return Layout()
+        checked = self_check(policy, self._layer, longest, self.packing) if self.trainer.is_global_zero else None
+        checked = self._sharding.broadcast(checked)
+        assert checked is not None
+        checked = replace(checked, layout=replace(checked.layout, few_passes=True))
+        checked.apply(policy)
+        return checked
 
     def _load_policy(self) -> Policy:
         model: Any
@@ -359,6 +347,8 @@ class AlignmentModule(LightningModule):
         if self.reference.mode == "precomputed" and not self._initial and not self.trainer.predicting:
             self._initial = describe_model(model, precision) if self.trainer.is_global_zero else {}
         policy = self.build_policy(model, self.activation_offload)
+        if self._checked is not None:  # a second copy of the model, as reference
+            self._checked.apply(policy)
         if self.compiles and not self.trainer.predicting:  # generation calls the layers in other ways
             policy.compile_layers()
         return policy

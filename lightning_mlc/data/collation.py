@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from lightning_mlc.data.batches import Batch, Normalizers
-from lightning_mlc.data.layout import Layout
+from lightning_mlc.data.layout import Layout, pad_in_chunks
 from lightning_mlc.data.rows import CHOSEN, MISMATCHED, NO_RESPONSE, REJECTED, Row, TokenRows
 
 EVALUATION_TOKENS = 4096
@@ -78,7 +78,7 @@ class Collator:
             for index, example in enumerate(examples)
             for language, prompt in zip(example["languages"], example["prompts"], strict=True)
         ]
-        return self._batch(examples, keys, normalizers, (), Layout().blocks(prompts, self.pad_id))
+        return self._batch(examples, keys, normalizers, (), pad_in_chunks(prompts, self.pad_id, side="left"))
 
     def _with_responses(self, example: Mapping[str, Any], prompt: list[int], index: int, language: int) -> list[Row]:
         chosen, rejected = example["chosen"], example["rejected"]

@@ -330,6 +330,12 @@ class MultilingualData(LightningDataModule):
                 f"{processes} processes; give more data or lower trainer.devices",
             )
 
+    def longest_row(self) -> int:
+        """Most tokens that a prompt has with all of its responses, in any split that is set up; no row is longer."""
+        counts = [TokenCounts.of(table, len(self.languages)) for table in self._tables.values()]
+        parts = [(c.prompts.max(initial=0), c.chosen.max(initial=0), c.rejected.max(initial=0)) for c in counts]
+        return max((int(sum(part)) for part in parts), default=0)
+
     def _require_room(self, costs: np.ndarray) -> None:
         totals = costs.sum(1)
         if self.tokens_per_batch is None or totals.max() <= self.tokens_per_batch:

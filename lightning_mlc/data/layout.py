@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from lightning_mlc.data.rows import Piece, Row, TokenRows, length_of
 
@@ -77,9 +77,11 @@ def _fill(pieces: Sequence[Piece], capacity: int) -> list[list[Piece]]:
     return rows
 
 
-def pad_in_chunks(rows: Sequence[Row], pad_id: int, max_tokens: int | None = None) -> tuple[TokenRows, ...]:
+def pad_in_chunks(
+    rows: Sequence[Row], pad_id: int, max_tokens: int | None = None, side: Literal["left", "right"] = "right"
+) -> tuple[TokenRows, ...]:
     """``rows`` as a few padded blocks of similar length, of at most ``max_tokens`` (but one row at least)."""
-    return tuple(TokenRows.pad(block, pad_id) for block in _alike(rows, len, _WASTE_PADDED, max_tokens))
+    return tuple(TokenRows.pad(block, pad_id, side) for block in _alike(rows, len, _WASTE_PADDED, max_tokens))
 
 
 _T = TypeVar("_T")

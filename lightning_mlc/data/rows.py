@@ -104,8 +104,12 @@ class TokenRows:
     """Tokens that are not padding."""
 
     @classmethod
-    def pad(cls, rows: Sequence[Row], pad_id: int, side: Literal["left", "right"] = "left") -> TokenRows:
-        """One sequence a row. To generate from prompts takes padding on the left; all else works with both."""
+    def pad(cls, rows: Sequence[Row], pad_id: int, side: Literal["left", "right"] = "right") -> TokenRows:
+        """One sequence a row.
+
+        To generate from prompts takes padding on the left. All else is padded on the right, for recurrent models see
+        what is on the left, padding too, and attention whose rows are masked as a whole may be NaN.
+        """
         width = max(len(row) for row in rows)
         canvas = _Canvas(len(rows), width, pad_id)
         for index, row in enumerate(rows):

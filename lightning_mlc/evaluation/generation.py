@@ -90,7 +90,7 @@ class TransformersGenerator:
     @torch.inference_mode()
     def _respond(self, prompts: Sequence[Sequence[int]]) -> list[Response]:
         tokenizer, model = self._local.chat.tokenizer, self._local.model
-        rows = TokenRows.pad([Row(prompt, (), 0, 0, NO_RESPONSE) for prompt in prompts], tokenizer.pad_token_id)
+        rows = TokenRows.pad([Row(prompt, (), 0, 0, NO_RESPONSE) for prompt in prompts], tokenizer.pad_token_id, "left")
         with out_of_memory():
             generated = model.generate(
                 input_ids=rows.input_ids.to(self._local.device),

@@ -19,8 +19,8 @@ from lightning_mlc.data.rows import Row
 from lightning_mlc.errors import UserError
 from lightning_mlc.evaluation.generation import Conversation, LocalModel, out_of_memory, plan
 from lightning_mlc.evaluation.local import NO_LIMIT
-from lightning_mlc.models.attention import packed_layout, packing_agrees
 from lightning_mlc.models.policy import Policy
+from lightning_mlc.models.self_check import self_check
 
 
 @dataclass(frozen=True)
@@ -125,10 +125,9 @@ class Scorer:
             whole = [ended] * len(ids) if isinstance(ended, bool) else ended
             kept = [(r if to_end else r[:-1])[: max(1, room)] for r, to_end in zip(ids, whole, strict=True)]
             pieces.append([Row(prompt, response, index, 0, kind, kind == 0) for kind, response in enumerate(kept)])
-        if self._layout is None:
-            own = packed_layout(str(self._local.model.config._attn_implementation))
-            self._layout = own if own is not None and packing_agrees(self._policy) else Layout()
         lengths = [len(piece[0].prompt) + sum(len(row.response) for row in piece) for piece in pieces]
+        if self._layout is None:
+            self._layout = self_check(self._policy, longest=max(lengths, default=None)).layout
         for batch in plan(lengths, self._batch_tokens, 0):
             if all(index in done for index in batch):
                 continue

@@ -45,8 +45,9 @@ def prompt_states(
                 use_cache=False,
                 output_hidden_states=True,
             )
-        # Padding is on the left, so every prompt ends at the last position.
-        ends = torch.stack([layer[:, -1].float().cpu() for layer in outputs.hidden_states], dim=1)
+        ends = torch.stack(
+            [layer.flatten(0, 1)[rows.prompt_end].float().cpu() for layer in outputs.hidden_states], dim=1
+        )
         for place, index in enumerate(batch):
             states[index] = ends[place]
         advance(len(batch))

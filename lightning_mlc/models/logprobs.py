@@ -6,21 +6,18 @@ of tokens after the other, and made again in the backward pass instead of being 
 
 What lies between a model's hidden states and its logits differs (soft-capping, scaling, a bias, adapters on
 ``lm_head``), so it is not rebuilt here: :func:`head_of` is the model's own forward pass with the decoder
-taken out, and :func:`head_agrees` compares it with the whole model once, before it is relied on.
+taken out. It is compared with the whole model once, before it is relied on (:mod:`lightning_mlc.models.self_check`).
 """
 
 from __future__ import annotations
 
 import copy
-import logging
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
-
-logger = logging.getLogger("lightning_mlc")
 
 CHUNK_ELEMENTS = 2**26
 """Logits of a chunk: 256 MiB in float32, 441 tokens of a vocabulary of 152,000. Large enough a product for a GPU."""
@@ -42,63 +39,44 @@ class _DecoderOutput:
 class _NoDecoder(nn.Module):
     """Returns the embeddings it is given as if they were the hidden states of the last layer."""
 
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__()
+        self._replaced = (decoder,)  # in a tuple, so as not to become a child
+
+    def __getattr__(self, name: str) -> Any:
+        # Some models look something up in their decoder.
+        return getattr(self.__dict__["_replaced"][0], name)
+
     def forward(self, *_arguments: Any, inputs_embeds: Tensor, **_keywords: Any) -> _DecoderOutput:
         return _DecoderOutput(inputs_embeds)
 
 
-def head_of(model: PreTrainedModel) -> PreTrainedModel:
-    """What ``model`` does between the hidden states (1, M, H) of its decoder and its logits (1, M, V).
+def head_of(model: PreTrainedModel, decoder: str) -> PreTrainedModel:
+    """What ``model`` does between the hidden states (1, M, H) of its ``decoder`` and its logits (1, M, V).
 
-    A shallow copy with the same parameters and without the decoder; call it with ``inputs_embeds``. It is
-    made anew for each pass, since adapters may have come or gone in between.
-
-    Raises:
-        ValueError: The decoder of ``model`` is not a module of its own.
+    A shallow copy with the same parameters and without the module called ``decoder``; call it with
+    ``inputs_embeds``. It is made anew for each pass, since adapters may have come or gone in between.
     """
-    prefix = model.base_model_prefix
-    if prefix not in model._modules:
-        raise ValueError(f"{type(model).__name__} has no separate decoder")
-    head = copy.copy(model)
-    head._modules = {**model._modules, prefix: _NoDecoder()}
+    head: PreTrainedModel = _without(model, decoder.split("."))
     return head
 
 
-@torch.no_grad()
-def head_agrees(model: PreTrainedModel, input_ids: Tensor) -> bool:
-    """Whether decoder and :func:`head_of`, run one after the other, give the logits of ``model`` itself.
-
-    Compared on ``input_ids`` (1, K) without padding, in evaluation mode, for dropout would make them differ.
-    Where they do not agree or cannot be run, the reason is logged.
-    """
-    was_training = model.training
-    model.eval()  # type: ignore[no-untyped-call]
-    try:
-        expected = model(input_ids=input_ids, use_cache=False).logits
-        states = model.base_model(input_ids=input_ids, use_cache=False)[0]
-        found = head_of(model)(inputs_embeds=states, use_cache=False).logits
-        # The same operations on the same shapes: all there may be between them is rounding.
-        bound = 16 * torch.finfo(expected.dtype).eps * float(expected.abs().max())
-        difference = float((found - expected).abs().max())
-        if difference <= bound:
-            return True
-        reason = f"logits differ by {difference:.2g}"
-    except Exception as error:  # foreign code, which may stumble over a missing decoder in any way
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    finally:
-        model.train(was_training)
-    logger.warning(
-        "%s cannot be run in two parts (%s): the logits of all responses are made at once, which takes more memory",
-        type(model).__name__,
-        reason,
-    )
-    return False
+def _without(module: Any, path: list[str]) -> Any:
+    if not path:
+        return _NoDecoder(module)
+    copied = copy.copy(module)
+    copied._modules = {**module._modules, path[0]: _without(module._modules[path[0]], path[1:])}
+    return copied
 
 
-def token_logps(model: PreTrainedModel, hidden: Tensor, labels: Tensor, chunk_elements: int) -> Tensor:
+def token_logps(
+    model: PreTrainedModel, decoder: str | None, hidden: Tensor, labels: Tensor, chunk_elements: int
+) -> Tensor:
     """Log-probability of each of M tokens, as :func:`head_of` ``model`` gives it.
 
     Args:
-        model: A causal LM for which :func:`head_agrees`.
+        model: A causal LM.
+        decoder: Name of its decoder, as :func:`~lightning_mlc.models.parts.find_decoder` gives it.
         hidden: (M, H), last hidden states where the tokens are predicted.
         labels: (M,) int64, the tokens.
         chunk_elements: How many logits may exist at a time (but one token's at least), as `CHUNK_ELEMENTS`.
@@ -107,7 +85,8 @@ def token_logps(model: PreTrainedModel, hidden: Tensor, labels: Tensor, chunk_el
         (M,) float32, or float64 where the logits are. If more than one chunk is needed, the backward pass
         computes each chunk again: a third product with ``lm_head`` beside the two of its gradients.
     """
-    head = head_of(model)
+    assert decoder is not None, "no shortcut is taken before it was tried"
+    head = head_of(model, decoder)
     size = max(1, chunk_elements // int(model.config.get_text_config().vocab_size))
     if len(labels) <= size:
         # A single chunk: to keep it breaks no bound and saves the work.

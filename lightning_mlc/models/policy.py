@@ -8,7 +8,7 @@ response tokens only and a chunk at a time, and prompts alone run neither ``lm_h
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -19,11 +19,26 @@ from transformers import PreTrainedModel
 from lightning_mlc.data.rows import TokenRows
 from lightning_mlc.errors import UserError
 from lightning_mlc.models.attention import attention_arguments
-from lightning_mlc.models.compiling import compile_layers, uncompiled
-from lightning_mlc.models.logprobs import CHUNK_ELEMENTS, head_agrees, logps_of, token_logps
+from lightning_mlc.models.compiling import compile_layers
+from lightning_mlc.models.logprobs import CHUNK_ELEMENTS, logps_of, token_logps
+from lightning_mlc.models.parts import find_decoder, find_layers, num_layers, submodule
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+
+class Shortcuts(NamedTuple):
+    """What a policy may do in a cheaper way than the plain one; each is on once it is known to give the same.
+
+    :func:`~lightning_mlc.models.self_check.self_check` finds out which do.
+    """
+
+    hooks: bool = False
+    """Take hidden states where they pass. Plain: ask the model for those of all layers."""
+    two_parts: bool = False
+    """Run the decoder, then the head for response tokens alone. Plain: make the logits of all tokens."""
+    early_end: bool = False
+    """End a pass over prompts alone at the layer asked for. Plain: run all layers."""
 
 
 class RowOutputs(NamedTuple):
@@ -46,8 +61,12 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self._accepted = frozenset(inspect.signature(self.causal_lm.forward).parameters)
-        self.in_two_parts: bool | None = None
-        """Whether decoder and head can be run one after the other; None until the first responses come."""
+        self.decoder_name = find_decoder(self.causal_lm)
+        """Name in the LM of what it runs between tokens and logits, if that is a module."""
+        self.shortcuts = Shortcuts()
+        """None is taken before it was tried."""
+        self.layer_returns = 0
+        """How many values a layer returns in a tuple, hidden states first; 0 where it returns them alone."""
         self._compiled = False
 
     @property
@@ -57,6 +76,11 @@ class Policy(nn.Module):
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         assert isinstance(inner, PreTrainedModel)
         return inner
+
+    @property
+    def decoder(self) -> nn.Module | None:
+        """What the LM runs between tokens and logits, if that is a module."""
+        return None if self.decoder_name is None else submodule(self.causal_lm, self.decoder_name)
 
     def compile_layers(self) -> None:
         """Compile the decoder layers in place, those of copies of this policy too."""
@@ -99,20 +123,19 @@ class Policy(nn.Module):
             states = None if layer is None else self._states_only(rows, layer)
             logps = torch.zeros(count, device=device)
         else:
-            # Asked first, for the answer may take a pass of its own, which must not be captured.
-            in_two_parts = self._runs_in_two_parts(rows)
-            top = num_layers(self.causal_lm.config) if pool else None
-            with self._capture(layer) as captured, self._capture(top) as last:
-                if in_two_parts:
-                    hidden = self._run(self.causal_lm.base_model, rows)[0]
-                    predicting = hidden.flatten(0, 1).index_select(0, rows.predictor)
-                    logps = token_logps(self.causal_lm, predicting, _labels(rows), CHUNK_ELEMENTS)
-                else:
-                    logits = self._run(self.model, rows).logits.flatten(0, 1)
-                    logps = logps_of(logits.index_select(0, rows.predictor), _labels(rows))
+            depth = num_layers(self.causal_lm.config)
+            wanted = [*([] if layer is None else [layer]), *([depth] if pool else [])]
+            if self.shortcuts.two_parts:
+                output, found = self._run(self._required_decoder(), rows, wanted)
+                predicting = output[0].flatten(0, 1).index_select(0, rows.predictor)
+                logps = token_logps(self.causal_lm, self.decoder_name, predicting, _labels(rows), CHUNK_ELEMENTS)
+            else:
+                output, found = self._run(self.model, rows, wanted)
+                logits = output.logits.flatten(0, 1)
+                logps = logps_of(logits.index_select(0, rows.predictor), _labels(rows))
             logps = _sum_by_sequence(logps, rows)
-            states = captured[0] if captured else None
-            pooled = _mean_by_sequence(last[0], rows) if last else None
+            states = None if layer is None else found[layer]
+            pooled = _mean_by_sequence(found[depth], rows) if pool else None
         if states is not None:
             # Gathered here and not in a hook: under gradient checkpointing a hook lies inside the region
             # that is run again in the backward pass, where it must add no operation.
@@ -143,96 +166,96 @@ class Policy(nn.Module):
         """The decoder's layers."""
         return self._layers()[2]
 
-    def _runs_in_two_parts(self, rows: TokenRows) -> bool:
-        if self.in_two_parts is None:
-            # A few tokens are enough, and any will do.
-            with uncompiled():
-                self.in_two_parts = head_agrees(self.causal_lm, rows.input_ids[:1, -8:])
-        return self.in_two_parts
+    def _required_decoder(self) -> nn.Module:
+        decoder = self.decoder
+        assert decoder is not None, "no shortcut is taken before it was tried"
+        return decoder
 
-    def _run(self, module: nn.Module, rows: TokenRows) -> Any:
+    def _run(self, module: nn.Module, rows: TokenRows, wanted: Sequence[int] = ()) -> tuple[Any, dict[int, Tensor]]:
+        """What ``module``, the LM or its decoder, returns; and the hidden states (R, T, H) of ``wanted`` layers."""
         keywords = attention_arguments(self.causal_lm.config, rows, self.causal_lm.dtype)
         if "position_ids" in self._accepted:
             keywords["position_ids"] = rows.position_ids
-        return module(input_ids=rows.input_ids, use_cache=False, **keywords)
+        if not wanted or self.shortcuts.hooks:
+            with self._capture(wanted) as found:
+                output = module(input_ids=rows.input_ids, use_cache=False, **keywords)
+            return output, found
+        output = module(input_ids=rows.input_ids, use_cache=False, output_hidden_states=True, **keywords)
+        return output, {layer: output.hidden_states[layer] for layer in wanted}
 
     @contextmanager
-    def _capture(self, layer: int | None) -> Iterator[list[Tensor]]:
-        """Collect the hidden states (R, T, H) of ``layer`` during the forward pass inside the context."""
-        captured: list[Tensor] = []
-        if layer is None:
-            yield captured
-            return
+    def _capture(self, wanted: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+        """Collect the hidden states of ``wanted`` layers during the forward pass inside the context."""
+        captured: dict[int, Tensor] = {}
+        handles = []
+        for layer in wanted:
 
-        def keep_input(_module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-            if not captured:
-                captured.append(inputs[0] if inputs else keywords["hidden_states"])
+            def keep_input(_module: nn.Module, inputs: Any, keywords: dict[str, Any], layer: int = layer) -> None:
+                if layer not in captured:
+                    captured[layer] = inputs[0] if inputs else keywords["hidden_states"]
 
-        def keep_output(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            captured.append(output[0])
+            def keep_output(_module: nn.Module, _inputs: Any, output: Any, layer: int = layer) -> None:
+                captured[layer] = output[0]
 
-        if layer == num_layers(self.causal_lm.config):
-            # What the decoder returns: after the last layer and the final norm.
-            handle = self.causal_lm.base_model.register_forward_hook(keep_output)
-        else:
-            # What goes into the next layer: also right where a model scales its embeddings first.
-            handle = self._layers()[2][layer].register_forward_pre_hook(keep_input, with_kwargs=True)
+            if layer == num_layers(self.causal_lm.config):
+                # What the decoder returns: after the last layer and the final norm.
+                handles.append(self._required_decoder().register_forward_hook(keep_output))
+            else:
+                # What goes into the next layer: also right where a model scales its embeddings first.
+                handles.append(self.layers[layer].register_forward_pre_hook(keep_input, with_kwargs=True))
         try:
             yield captured
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
     def _states_only(self, rows: TokenRows, layer: int) -> Tensor:
-        """(R, T, H), hidden states of ``layer``, of a pass that ends there."""
-        decoder = self.causal_lm.base_model
-        if layer == num_layers(self.causal_lm.config):
-            states: Tensor = self._run(decoder, rows)[0]
-            return states
+        """(R, T, H), hidden states of ``layer``, of a pass without logits that ends there if it can."""
+        if not self.shortcuts.early_end or layer == num_layers(self.causal_lm.config):
+            _, found = self._run(self.decoder or self.model, rows, [layer])
+            return found[layer]
         owner, name, layers = self._layers()
-        end = _End(layers[layer])
-        # The decoder runs what layers it finds in the place of its own; no architecture need be known for that.
+        end = _End(layers[layer], self.layer_returns)
         setattr(owner, name, nn.ModuleList([*layers[:layer], end]))
         try:
-            self._run(decoder, rows)
+            self._run(self._required_decoder(), rows)
         finally:
             setattr(owner, name, layers)
-        assert end.states is not None
+        if end.states is None:
+            raise RuntimeError("the pass does not come to the layer by way of the list of layers")
         return end.states
 
     def _layers(self) -> tuple[nn.Module, str, nn.ModuleList]:
         """The decoder's layers, the module that they are an attribute of, and its name."""
-        depth = num_layers(self.causal_lm.config)
-        for owner in self.causal_lm.base_model.modules():
-            for name, module in owner.named_children():
-                if isinstance(module, nn.ModuleList) and len(module) == depth:
-                    return owner, name, module
-        raise UserError(
-            "model.name_or_path",
-            f"cannot find the {depth} layers of {type(self.causal_lm).__name__}; "
-            "leave model.compile at false and model.consistency.layer at -1",
-        )
+        depth, decoder = num_layers(self.causal_lm.config), self.decoder
+        found = None if decoder is None else find_layers(decoder, depth)
+        if found is None:
+            raise UserError(
+                "model.name_or_path",
+                f"cannot find the {depth} layers of {type(self.causal_lm).__name__}; "
+                "leave model.compile at false and trainer.strategy at auto or ddp",
+            )
+        return found
 
 
 class _End(nn.Module):
     """Stands in the place of the first layer that need not be run, and keeps what went into it."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, returns: int) -> None:
         super().__init__()
         self._replaced = (layer,)  # in a tuple, so as not to become a child
+        self._returns = returns
         self.states: Tensor | None = None
 
     def __getattr__(self, name: str) -> Any:
         # Some decoders ask a layer for its type before they run it.
         return getattr(self.__dict__["_replaced"][0], name)
 
-    def forward(self, hidden_states: Tensor, *_arguments: Any, **_keywords: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, *_arguments: Any, **_keywords: Any) -> Any:
         self.states = hidden_states
-        return hidden_states
-
-
-def num_layers(config: Any) -> int:
-    """Number of decoder layers of a model with ``config`` (the text part of a multimodal one)."""
-    return int(config.get_text_config().num_hidden_layers)
+        if self._returns == 0:
+            return hidden_states
+        return (hidden_states, *[None] * (self._returns - 1))
 
 
 def resolve_layer(layer: int | float, depth: int) -> int:

@@ -22,9 +22,11 @@ from transformers import (
 )
 
 from lightning_mlc.data.rows import CHOSEN, Row, TokenRows
-from lightning_mlc.models.logprobs import head_agrees, logps_of, token_logps
+from lightning_mlc.models.logprobs import logps_of, token_logps
 from lightning_mlc.models.lora import LoRA, add_lora
+from lightning_mlc.models.parts import find_decoder
 from lightning_mlc.models.policy import Policy
+from lightning_mlc.models.self_check import self_check
 
 SIZES: dict[str, Any] = {
     "vocab_size": 261,
@@ -71,7 +73,9 @@ def whole_logps(model: Any) -> Tensor:
 
 def chunked_logps(model: Any, chunk_tokens: int) -> Tensor:
     hidden = model.base_model(input_ids=IDS, use_cache=False)[0][0, :-1]
-    return token_logps(model, hidden, IDS[0, 1:], chunk_elements=chunk_tokens * model.config.vocab_size)
+    return token_logps(
+        model, find_decoder(model), hidden, IDS[0, 1:], chunk_elements=chunk_tokens * model.config.vocab_size
+    )
 
 
 def gradients(model: Any, logps: Tensor) -> dict[str, Tensor]:
@@ -101,7 +105,7 @@ def test_every_size_of_chunk(tmp_path: Path, chunk_tokens: int) -> None:
 def test_every_head(tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture) -> None:
     model = load(kind, tmp_path)
     with caplog.at_level(logging.WARNING, "lightning_mlc"):
-        assert head_agrees(model, IDS), caplog.text
+        assert self_check(Policy(model)).shortcuts.two_parts, caplog.text
     assert_same(model, 7, rtol=1e-5)  # float32 sums in another order
 
 
@@ -149,7 +153,7 @@ def test_one_chunk_of_logits_at_a_time(tmp_path: Path) -> None:
 
     vocabulary = model.config.vocab_size
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        logps = token_logps(model, hidden, IDS[0, 1:], chunk_elements=4 * vocabulary)
+        logps = token_logps(model, "model", hidden, IDS[0, 1:], chunk_elements=4 * vocabulary)
     assert max(kept, default=0) < vocabulary
     assert made == [4 * vocabulary] * 4 + [3 * vocabulary]
     logps.sum().backward()
@@ -167,7 +171,7 @@ def test_adapters_on_lm_head(tmp_path: Path, checkpointing: bool) -> None:
         inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         inner.enable_input_require_grads()
         inner.train()
-    assert head_agrees(inner, IDS)
+    assert self_check(Policy(model)).shortcuts.two_parts
     assert inner.training == checkpointing
     assert_same(inner, 7, rtol=1e-5)
     assert any("lm_head.lora_A" in name for name in gradients(inner, chunked_logps(inner, 7)))
@@ -196,7 +200,6 @@ def test_a_model_whose_logits_depend_on_more_than_the_hidden_states_is_found_out
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = load("llama", tmp_path)
-    assert head_agrees(model, IDS)
     original = model.forward
 
     def sees_the_tokens(*arguments: Any, **keywords: Any) -> Any:
@@ -206,18 +209,19 @@ def test_a_model_whose_logits_depend_on_more_than_the_hidden_states_is_found_out
         return output
 
     model.forward = sees_the_tokens
-    assert not head_agrees(model, IDS)
-    assert "LlamaForCausalLM cannot be run in two parts" in caplog.text
+    assert not self_check(Policy(model)).shortcuts.two_parts
+    assert "LlamaForCausalLM is run the plain way (logits differ" in caplog.text
 
 
-def test_a_decoder_inside_another_module_falls_back(caplog: pytest.LogCaptureFixture) -> None:
-    """OPT reaches past its base model; its own logits are used, and are right."""
+def test_a_decoder_inside_another_module_is_found() -> None:
+    """OPT reaches past its base model."""
     torch.manual_seed(0)
     model: Any = AutoModelForCausalLM.from_config(
         OPTConfig(vocab_size=261, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4)
     ).eval()
     ids = IDS[0].tolist()
+    policy = Policy(model)
+    assert self_check(policy, 2).shortcuts.two_parts
     with torch.no_grad():
-        found = Policy(model)(TokenRows.pad([Row(ids[:1], ids[1:], 0, 0, CHOSEN)], 0))
+        found = policy(TokenRows.pad([Row(ids[:1], ids[1:], 0, 0, CHOSEN)], 0))
         torch.testing.assert_close(found.logps[0], whole_logps(model).sum())
-    assert "OPTForCausalLM cannot be run in two parts" in caplog.text

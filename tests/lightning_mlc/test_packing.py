@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Ma
 
 from lightning_mlc.data.layout import Layout
 from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, Row, TokenRows
-from lightning_mlc.models.attention import packed_layout, packing_agrees
+from lightning_mlc.models.attention import packed_layout
 from lightning_mlc.models.lora import LoRA, add_lora
 from lightning_mlc.models.policy import Policy
+from lightning_mlc.models.self_check import self_check
 
 SIZES: dict[str, Any] = {
     "vocab_size": 261,
@@ -110,6 +111,7 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], rtol: flo
 @pytest.mark.parametrize(("kind", "attention"), KINDS)
 def test_packed_rows_give_what_sequences_give_alone(tmp_path: Path, kind: str, attention: str, layer: int) -> None:
     policy = Policy(load(kind, tmp_path, attention))
+    self_check(policy, layer)
     rows = sequences()
     expected = one_by_one(policy, rows, layer)
     expected_gradients = gradients(policy, expected)
@@ -164,6 +166,8 @@ def test_prompts_run_no_layer_above_the_one_asked_for(tiny_model: Path, layer: i
     for index, module in enumerate(model.model.layers):
         module.register_forward_hook(lambda *_, index=index: runs.append(index))
     policy = Policy(model)
+    self_check(policy, layer)
+    runs.clear()
     policy(TokenRows.pad([Row((7, 8), (), 0, 1, NO_RESPONSE)], 0), layer)
     assert runs == list(range(layer))
     assert len(model.model.layers) == 3  # all of them are back in their place
@@ -175,33 +179,37 @@ def test_prompts_run_no_layer_above_the_one_asked_for(tiny_model: Path, layer: i
 def test_the_layers_are_back_after_a_failure(tiny_model: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     rows = TokenRows.pad([Row((7, 10_000), (), 0, 1, NO_RESPONSE)], 0)  # no such token
+    policy = Policy(model)
+    self_check(policy, 1)
     with pytest.raises(IndexError):
-        Policy(model)(rows, 1)
+        policy(rows, 1)
     assert len(model.model.layers) == 3
 
 
 def test_a_model_whose_tokens_see_all_before_them_is_not_packed(caplog: pytest.LogCaptureFixture) -> None:
     recurrent = MambaConfig(vocab_size=261, hidden_size=32, num_hidden_layers=2, state_size=4, pad_token_id=0)
     with caplog.at_level(logging.WARNING):
-        assert not packing_agrees(Policy(AutoModelForCausalLM.from_config(recurrent)))
+        assert not self_check(Policy(AutoModelForCausalLM.from_config(recurrent))).layout.packed
     assert "MambaForCausalLM cannot run packed rows" in caplog.text
     caplog.clear()
-    assert packing_agrees(Policy(AutoModelForCausalLM.from_config(LlamaConfig(**SIZES))))
+    assert self_check(Policy(AutoModelForCausalLM.from_config(LlamaConfig(**SIZES)))).layout.packed
     assert not caplog.records
 
 
 def test_a_mask_that_is_not_heeded_is_noticed(tmp_path: Path) -> None:
     """That of the responses is enough: here both see their prompt, and the second one the first."""
     model = load("llama", tmp_path, "sdpa", torch.float32)
-    assert packing_agrees(Policy(model))
+    assert self_check(Policy(model)).layout.packed
     decode = model.model.forward
 
-    def deaf(attention_mask: Tensor, **rest: Any) -> Any:
-        width = attention_mask.shape[-1]
-        return decode(attention_mask=torch.ones(1, 1, width, width, dtype=torch.bool).tril(), **rest)
+    def deaf(attention_mask: Tensor | None = None, **rest: Any) -> Any:
+        if attention_mask is not None and attention_mask.ndim == 4:
+            width = attention_mask.shape[-1]
+            attention_mask = torch.ones(1, 1, width, width, dtype=torch.bool).tril()
+        return decode(attention_mask=attention_mask, **rest)
 
     model.model.forward = deaf
-    assert not packing_agrees(Policy(model))
+    assert not self_check(Policy(model)).layout.packed
 
 
 ON_A_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="flex and flash attention train on a GPU only")

@@ -14,6 +14,7 @@ from lightning_mlc.data.layout import Layout
 from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, Row, TokenRows
 from lightning_mlc.errors import UserError
 from lightning_mlc.models.policy import Policy, resolve_layer
+from lightning_mlc.models.self_check import self_check
 
 ROWS = [
     Row([1, 2, 3], [4, 5], 0, 0, CHOSEN),
@@ -33,6 +34,7 @@ def test_padded_rows_equal_rows_alone(tmp_path: Path, kind: str, side: Literal["
     model = load(save_model(tmp_path / kind, kind))
     policy = Policy(model)
     for layer in range(4):
+        self_check(policy, layer)
         with torch.no_grad():
             found = policy(TokenRows.pad(ROWS, pad_id=0, side=side), layer, pool=True)
         for index, row in enumerate(ROWS):
@@ -66,7 +68,7 @@ def test_means_over_sequences_that_share_rows_and_prompts(tiny_model: Path, shar
 def test_logits_are_made_for_response_tokens_only(tiny_model: Path) -> None:
     model = load(tiny_model)
     policy = Policy(model)
-    policy(TokenRows.pad(ROWS, 0))  # the first pass with responses also checks that the model comes apart
+    self_check(policy, 3)
     calls: list[int] = []
     model.lm_head.register_forward_hook(lambda _module, inputs, _output: calls.append(inputs[0].shape[1]))
     policy(TokenRows.pad(ROWS[3:], 0), 3)
@@ -77,13 +79,13 @@ def test_logits_are_made_for_response_tokens_only(tiny_model: Path) -> None:
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_model_that_does_not_come_apart_makes_its_own_logits(
-    tiny_model: Path, side: Literal["left", "right"], monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, side: Literal["left", "right"]
 ) -> None:
     rows = TokenRows.pad(ROWS, 0, side=side)
-    apart = Policy(load(tiny_model))(rows, 2)
-    monkeypatch.setattr("lightning_mlc.models.policy.head_agrees", lambda *_: False)
-    model = load(tiny_model)
-    whole = Policy(model)(rows, 2)
+    policy = Policy(load(tiny_model))
+    whole = policy(rows, 2, pool=True)
+    assert all(self_check(policy, 2).shortcuts)
+    apart = policy(rows, 2, pool=True)
     for found, expected in zip(whole, apart, strict=True):
         torch.testing.assert_close(found, expected)
 
@@ -94,7 +96,7 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_model: Path, layer: int
     for checkpointing in (False, True):
         model = load(tiny_model).train()
         policy = Policy(model)
-        policy(TokenRows.pad(ROWS, 0))  # the first pass with responses also checks that the model comes apart
+        self_check(policy, layer)
         forwards: list[int] = []
         model.model.layers[0].mlp.register_forward_pre_hook(lambda *_, seen=forwards: seen.append(1))
         if checkpointing:

@@ -9,7 +9,7 @@ PROMPT = Row([4, 5, 6, 7], [], 1, 2, NO_RESPONSE)
 
 
 def test_left_padding() -> None:
-    rows = TokenRows.pad(PAIR, pad_id=9)
+    rows = TokenRows.pad(PAIR, pad_id=9, side="left")
     assert rows.input_ids.tolist() == [[9, 9, 1, 2, 3], [1, 2, 5, 6, 7]]
     assert rows.attention_mask.tolist() == [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]
     assert rows.position_ids.tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 3, 4]]
@@ -23,7 +23,7 @@ def test_left_padding() -> None:
 
 
 def test_right_padding() -> None:
-    rows = TokenRows.pad([PAIR[0], PROMPT], 9, side="right")
+    rows = TokenRows.pad([PAIR[0], PROMPT], 9)
     assert rows.input_ids.tolist() == [[1, 2, 3, 9], [4, 5, 6, 7]]
     assert rows.prompt_end.tolist() == [1, 7]
     assert (rows.response.tolist(), rows.predictor.tolist()) == ([2], [1])

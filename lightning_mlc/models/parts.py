@@ -1,0 +1,110 @@
+"""The parts of a causal LM that the training step runs apart: decoder, layers, and what text never reaches.
+
+Names and attributes do not tell them reliably: OPT's LM calls the decoder inside its base model, Llama 4's text
+model names a base model that it does not have, and a multimodal model has a second stack of layers.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+from transformers import PreTrainedModel
+
+LAYER_NAMES = ("layers", "h", "blocks", "block", "layer")
+"""What models call the list of their layers. Some have other lists of that length."""
+
+
+class _Called(Exception):
+    """The module that was called first."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+
+def find_decoder(model: PreTrainedModel) -> str | None:
+    """Name of the module that ``model`` calls first and that has its layers; None if there is none.
+
+    It gives the hidden states to what makes logits of them. Found by calling ``model``, up to that call and no
+    further: nothing is computed, so the model may be on the ``meta`` device.
+    """
+
+    def stop(module: nn.Module, _inputs: Any) -> None:
+        if module is not model:
+            raise _Called(module)
+
+    handle = register_module_forward_pre_hook(stop)
+    try:
+        model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=model.device), use_cache=False)
+    except _Called as called:
+        first = called.module
+    except Exception:  # foreign code, which may need more than tokens
+        return None
+    else:
+        return None
+    finally:
+        handle.remove()
+    name = next((name for name, module in model.named_modules() if module is first), None)
+    return name if name and _find_layers(first, num_layers(model.config)) else None
+
+
+def submodule(model: nn.Module, name: str) -> nn.Module:
+    """The module ``name`` (``model.decoder``, say) inside ``model``."""
+    return functools.reduce(getattr, name.split("."), model)
+
+
+def text_part(decoder: nn.Module) -> nn.Module:
+    """The part of ``decoder`` that text runs through: all of it, unless it is multimodal."""
+    whole: Any = decoder
+    found: Any = whole.get_decoder() if isinstance(decoder, PreTrainedModel) else decoder
+    return found if any(module is found for module in decoder.modules()) else decoder
+
+
+def find_layers(decoder: nn.Module, depth: int) -> tuple[nn.Module, str, nn.ModuleList] | None:
+    """The ``depth`` layers of a decoder, with the module that they are an attribute of and its name."""
+    return _find_layers(text_part(decoder), depth) or _find_layers(decoder, depth)
+
+
+def _find_layers(part: nn.Module, depth: int) -> tuple[nn.Module, str, nn.ModuleList] | None:
+    found = [
+        (owner, name, module)
+        for owner in part.modules()
+        for name, module in owner.named_children()
+        if isinstance(module, nn.ModuleList) and len(module) == depth
+    ]
+    usual = (place for place in found if place[1] in LAYER_NAMES)
+    return next(usual, found[0] if found else None)
+
+
+def beyond_text(model: PreTrainedModel) -> list[str]:
+    """Names of the outermost modules with parameters that text never reaches, such as a vision tower."""
+    name = find_decoder(model)
+    if name is None:
+        return []
+    decoder = submodule(model, name)
+    part = text_part(decoder)
+    if part is decoder:
+        return []
+    embeddings = model.get_input_embeddings()
+    inside = {id(p) for module in (part, embeddings) if module is not None for p in module.parameters()}
+    found: list[str] = []
+    for path, module in decoder.named_modules():
+        own = [id(parameter) for parameter in module.parameters()]
+        if path and own and not inside & set(own) and not any(path.startswith(f"{outer}.") for outer in found):
+            found.append(path)
+    return [f"{name}.{path}" for path in found]
+
+
+def num_layers(config: Any) -> int:
+    """Number of decoder layers of a model with ``config`` (the text part of a multimodal one)."""
+    return int(config.get_text_config(decoder=True).num_hidden_layers)
+
+
+def token_embeddings(model: PreTrainedModel) -> int | None:
+    """Rows of the table that tokens are looked up in; None where there is none."""
+    table: Any = model.get_input_embeddings()
+    return operator.index(table.weight.shape[0]) if hasattr(table, "weight") else None
