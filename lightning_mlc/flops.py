@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from lightning_mlc.models.attention import LAYER_TYPES
 from lightning_mlc.models.parts import num_layers
 
 
@@ -53,9 +54,15 @@ class ModelFlops:
     """The same if they are trained, else 0."""
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> ModelFlops:
-        """Those of a causal LM, with adapters in it or without; of a mixture's experts, those that a token visits."""
+    def of(cls, model: PreTrainedModel) -> ModelFlops | None:
+        """Those of a causal LM, with adapters in it or without; of a mixture's experts, those that a token visits.
+
+        None where the formula does not hold: its layers are not all of attention, or differ in their width.
+        """
         config = model.config.get_text_config()
+        width = _attention_width(config)
+        if width is None:
+            return None
         weights = trained = 0.0
         lm: Any = model
         for module in lm.get_decoder().modules():
@@ -72,13 +79,12 @@ class ModelFlops:
                 weights += count
                 trained += count * parameter.requires_grad
         depth = num_layers(config)
-        heads = int(config.num_attention_heads)
         head = lm.get_output_embeddings().weight
         return cls(
             layers=depth,
             weights=weights / depth,
             trained_weights=trained / depth,
-            attention=heads * int(getattr(config, "head_dim", None) or config.hidden_size // heads),
+            attention=width,
             head_weights=head.numel(),
             trained_head_weights=head.numel() if head.requires_grad else 0,
         )
@@ -96,3 +102,18 @@ class ModelFlops:
 
     def _layers(self, size: Pass) -> int:
         return self.layers if size.layers is None else size.layers
+
+
+def _attention_width(config: Any) -> int | None:
+    """Width of the queries of each layer, all heads together; None if layers differ or have other parts."""
+    heads = getattr(config, "num_attention_heads", None)
+    kinds = getattr(config, "layer_types", None) or ()
+    # Layers of their own: states of Mamba and the like beside or instead of attention, heads that differ by layer.
+    others = any(key.startswith(("mamba", "ssm", "lru", "linear_", "global_head_dim")) for key in vars(config))
+    if not isinstance(heads, int) or others or not set(kinds) <= {*LAYER_TYPES, "chunked_attention"}:
+        return None
+    try:
+        head = getattr(config, "head_dim", None) or config.hidden_size // heads
+    except Exception:  # of transformers: layers have one each, and none in common
+        return None
+    return heads * head if isinstance(head, int) else None

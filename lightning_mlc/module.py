@@ -40,9 +40,10 @@ from lightning_mlc.models.loading import (
     load_tokenizer,
 )
 from lightning_mlc.models.lora import LoRA, add_lora
-from lightning_mlc.models.parts import num_layers
+from lightning_mlc.models.parts import beyond_text, num_layers, submodule
 from lightning_mlc.models.policy import Policy, resolve_layer
 from lightning_mlc.models.quantization import require_quantizable, require_whole
+from lightning_mlc.models.requirements import require_fitting
 from lightning_mlc.models.self_check import Checked, self_check
 from lightning_mlc.models.turns import end_tokens
 from lightning_mlc.objectives import Objective, Responses, Scores
@@ -214,6 +215,8 @@ class AlignmentModule(LightningModule):
             if self._sharding is not None:
                 self._sharding.require_splittable(config)
             self._layer = resolve_layer(self.consistency.layer, num_layers(config))
+            longest = data.longest_sequence()
+            require_fitting(self.source, config, self.lora, self.attn_implementation, data.highest_token(), longest)
             if self.compiles and stage != "predict":
                 require_compiler(device)
         self.languages = data.languages
@@ -357,6 +360,9 @@ class AlignmentModule(LightningModule):
         """``model`` as it is trained: with adapters, if any, and gradient checkpointing (``offload`` what it keeps)."""
         if self.lora is not None:
             model = add_lora(model, self.lora)
+        else:
+            for name in beyond_text(model):  # where there are no gradients, which DDP would wait for
+                submodule(model, name).requires_grad_(False)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False}, offload=offload)
             if self.lora is not None:

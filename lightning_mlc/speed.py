@@ -55,6 +55,8 @@ class Speed(Callback):
         self.latest: dict[str, float] = {}
         """The figures that were logged last, without ``speed/``."""
         self._handles: list[RemovableHandle] = []
+        self._counts_flops = True
+        """Whether the formula holds for the models; what depends on it is left out where it does not."""
         self._peak: int | None = None
         """Operations per second that the device can do at best, if known."""
         self._work = Work()
@@ -76,8 +78,10 @@ class Speed(Callback):
         arithmetic = ARITHMETIC.get(str(trainer.precision).split("-")[0])
         if arithmetic is not None:
             self._peak = peak_flops(trainer.strategy.root_device, arithmetic)
+        self._counts_flops = True
         for policy in pl_module.policies():
             flops = ModelFlops.of(policy.causal_lm)
+            self._counts_flops &= flops is not None
             self._handles.append(policy.register_forward_pre_hook(partial(self._before_pass, trainer)))
             self._handles.append(policy.register_forward_hook(partial(self._after_pass, trainer, flops)))
 
@@ -93,7 +97,7 @@ class Speed(Callback):
             self._allocated = torch.cuda.memory_allocated()
 
     def _after_pass(
-        self, trainer: Trainer, flops: ModelFlops, _policy: nn.Module, arguments: tuple[Any, ...], _output: Any
+        self, trainer: Trainer, flops: ModelFlops | None, _policy: nn.Module, arguments: tuple[Any, ...], _output: Any
     ) -> None:
         if not trainer.training:
             return
@@ -103,9 +107,9 @@ class Speed(Callback):
         head_tokens = len(rows.response)
         # Prompts alone end at the layer whose states are asked for.
         size = Pass(rows.num_tokens, rows.num_tokens / len(rows), head_tokens, None if head_tokens else layer)
-        operations = flops.forward(size)
+        operations = 0.0 if flops is None else flops.forward(size)
         if torch.is_grad_enabled():
-            operations += flops.backward(size)
+            operations += 0.0 if flops is None else flops.backward(size)
             self._work.tokens += rows.num_tokens
             self._work.computed += rows.input_ids.numel()
         self._work.flops += operations
@@ -176,12 +180,12 @@ class Speed(Callback):
         # Of the processes that split a pass, each counts all of it.
         tokens, computed, flops, translation_flops = (DataParallel.of(trainer).size * mean for mean in work)
         figures = {"tokens_per_second": tokens / seconds, "padding": 1 - tokens / computed}
-        if self._peak is not None:
+        if self._peak is not None and self._counts_flops:
             figures["model_flops_utilization"] = flops / seconds / (self._peak * trainer.world_size)
-        if self._has_translations:
+        if self._has_translations and self._counts_flops:
             figures["consistency_flops"] = translation_flops / flops
-            if on_cuda:
-                figures["consistency_memory"] = memory
+        if self._has_translations and on_cuda:
+            figures["consistency_memory"] = memory
         return figures
 
     def _is_logged(self, trainer: Trainer, step: int) -> bool:

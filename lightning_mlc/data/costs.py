@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow
 import pyarrow.compute
 from datasets import Dataset
 
@@ -14,6 +15,17 @@ EXPENSIVE = 3.0
 """From how many times the source's tokens a language is called expensive. Languages that a tokenizer covers stay
 below: for the sample's nine, SmolLM2's, which was made for English, takes 1.3 to 3.0 times as many. From here on, one
 translation costs more than both source prompts of its pair. Up to 15 times occur (arXiv 2305.15425)."""
+
+
+def highest_token(table: Dataset) -> int:
+    """Highest id in the prompts and responses of a tokenised table; -1 if it has none."""
+    found = []
+    for name in ("prompts", "chosen", "rejected", "translated_chosen", "translated_rejected"):
+        column = table.data.column(name)
+        while isinstance(column.type, pyarrow.ListType | pyarrow.LargeListType):
+            column = pyarrow.compute.list_flatten(column)
+        found.append(pyarrow.compute.max(column).as_py())
+    return max((int(token) for token in found if token is not None), default=-1)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from lightning_mlc.data.batches import Batch
 from lightning_mlc.data.collation import Collator, ResponsesIn
-from lightning_mlc.data.costs import EXPENSIVE, TokenCounts
+from lightning_mlc.data.costs import EXPENSIVE, TokenCounts, highest_token
 from lightning_mlc.data.languages import canonical_language, canonical_languages
 from lightning_mlc.data.layout import Layout
 from lightning_mlc.data.layouts import parse_rows
@@ -329,6 +329,16 @@ class MultilingualData(LightningDataModule):
                 f"{self.paths['train']} has {len(costs)} examples to train on, fewer than the "
                 f"{processes} processes; give more data or lower trainer.devices",
             )
+
+    def highest_token(self) -> int:
+        """Highest token id in any split that is set up, padding included."""
+        return max(self.pad_id, *(highest_token(table) for table in self._tables.values()))
+
+    def longest_sequence(self) -> int:
+        """Most tokens of a prompt with one response, in any split that is set up."""
+        counts = [TokenCounts.of(table, len(self.languages)) for table in self._tables.values()]
+        both = [(c.prompts.max(initial=0), max(c.chosen.max(initial=0), c.rejected.max(initial=0))) for c in counts]
+        return max((int(sum(part)) for part in both), default=0)
 
     def longest_row(self) -> int:
         """Most tokens that a prompt has with all of its responses, in any split that is set up; no row is longer."""

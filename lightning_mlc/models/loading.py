@@ -158,6 +158,8 @@ def load_causal_lm(
     model: PreTrainedModel = _from_pretrained(
         AutoModelForCausalLM.from_pretrained, source, "causal language model", **keywords
     )
+    if dtype == torch.float64 and model._can_set_experts_implementation():
+        model.set_experts_implementation("eager")  # the product for all experts at once has no float64
     return model
 
 

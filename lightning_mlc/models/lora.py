@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from lightning_mlc.errors import UserError
 from lightning_mlc.models.loading import ModelSource, load_causal_lm
+from lightning_mlc.models.parts import beyond_text
 from lightning_mlc.models.quantization import QuantizedFormat, keep_trainable, loading_options
 
 if TYPE_CHECKING:
@@ -65,21 +69,47 @@ def add_lora(model: PreTrainedModel, lora: LoRA) -> PeftModel:
     """``model`` frozen, with trainable adapters.
 
     Raises:
-        UserError: ``peft`` is not installed, or no module has a name in ``target_modules``.
+        UserError: ``peft`` is not installed, no module has a name in ``target_modules``, or one that has shares its
+            weight with another.
     """
     try:
         from peft import LoraConfig, get_peft_model
+        from peft.tuners.lora import LoraLayer
     except ImportError as error:
         raise UserError("model.lora", "needs the package peft; run `pip install peft`") from error
+    uses: dict[int, list[str]] = defaultdict(list)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        uses[id(parameter)].append(name.removesuffix(".weight"))
+    left_out = [rf"{re.escape(name)}(\..*)?" for name in (*beyond_text(model), *_not_only_linear(model))]
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # any number
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
+        exclude_modules="|".join(left_out) or None,
     )
     try:
         adapted: PeftModel = get_peft_model(model, config)
     except ValueError as error:
         raise UserError("model.lora.target_modules", f"{str(error).splitlines()[0]}") from error
+    for module in model.modules():
+        shared = uses[id(module.base_layer.weight)] if isinstance(module, LoraLayer) else []
+        if len(shared) > 1:
+            raise UserError(
+                "model.lora.target_modules",
+                f"{shared[0]} and {shared[1]} share one weight, and an adapter on it would be in one of them alone; "
+                "name other modules, or set model.lora to null",
+            )
     return adapted
+
+
+def _not_only_linear(model: PreTrainedModel) -> list[str]:
+    """Names of modules that are called linear and return more than a product, such as the router of Phi-MoE."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and type(module).forward is not nn.Linear.forward
+        and type(module).__module__.startswith(("transformers.models", "transformers_modules"))
+    ]

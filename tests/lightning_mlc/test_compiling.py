@@ -18,7 +18,7 @@ from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, Row
 from lightning_mlc.errors import UserError
 from lightning_mlc.models.compiling import require_compiler
 from lightning_mlc.models.lora import LoRA, add_lora
-from lightning_mlc.models.policy import Policy
+from lightning_mlc.models.policy import Policy, Shortcuts
 
 ROWS = [
     Row((1, 2, 3), (4, 5), 0, 0, CHOSEN),
@@ -60,6 +60,7 @@ def test_compiled_layers_give_the_same_results_and_gradients(tmp_path: Path) -> 
     # Layers of two kinds, with and without a sliding window, and capped scores.
     model = load(save_model(tmp_path / "model", "gemma2"))
     policy, plain = Policy(copy.deepcopy(model)), Policy(model)
+    policy.shortcuts = plain.shortcuts = Shortcuts(True, True, True)
     names = list(policy.state_dict())
     policy.compile_layers()
     assert list(policy.state_dict()) == names
@@ -84,6 +85,7 @@ def test_compiled_with_adapters_checkpointing_and_mixed_precision(tmp_path: Path
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
         policy = Policy(model)
+        policy.shortcuts = Shortcuts(True, True, True)
         if compiled:
             policy.compile_layers()
         with torch.autocast("cpu", torch.bfloat16):

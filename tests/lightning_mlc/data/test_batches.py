@@ -141,7 +141,7 @@ def test_unpaired_examples_have_the_row_that_they_have() -> None:
         assert places(batch.responses) == places_of
         # A response to another prompt, after the prompt in the source language only.
         assert places(batch.mismatched) == {(0, 0, MISMATCHED), (1, 0, MISMATCHED)}
-        assert sorted(ids for rows in batch.mismatched for ids in rows.input_ids.tolist()) == [[0, 3, 7], [1, 9, 9]]
+        assert sorted(ids for rows in batch.mismatched for ids in rows.input_ids.tolist()) == [[1, 9, 9], [3, 7, 0]]
         assert batch.without_translations().mismatched == batch.mismatched
 
 

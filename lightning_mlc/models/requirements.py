@@ -1,0 +1,99 @@
+"""What a model must have for a run, found out from its configuration, before its weights are read."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from lightning_mlc.errors import UserError
+from lightning_mlc.models.loading import ModelSource, load_causal_lm
+from lightning_mlc.models.lora import LoRA, add_lora
+from lightning_mlc.models.parts import token_embeddings
+
+logger = logging.getLogger("lightning_mlc")
+
+LENGTH_DEPENDENT = ("dynamic", "longrope")
+"""Kinds of rotary positions whose frequencies depend on the longest sequence of a pass."""
+
+
+def require_fitting(
+    source: ModelSource,
+    config: PreTrainedConfig,
+    lora: LoRA | None,
+    attn_implementation: str | None,
+    highest_token: int,
+    longest_sequence: int,
+) -> None:
+    """Refuse what the model of ``source`` cannot be given.
+
+    Args:
+        source: The model.
+        config: Its configuration.
+        lora: Adapters that it is to get.
+        attn_implementation: As in ``model.attn_implementation``.
+        highest_token: Highest id in the data.
+        longest_sequence: Most tokens of a prompt and a response.
+
+    Raises:
+        UserError: It has fewer embeddings or positions than the data needs, or shares weights that are to be adapted.
+    """
+    _remark_on_positions(config, longest_sequence)
+    try:
+        shell = load_causal_lm(source, torch.float32, attn_implementation, weights=False)
+    except UserError:
+        raise
+    except Exception:  # foreign code, which may want more than shapes; the weights are then read without this check
+        return
+    rows = token_embeddings(shell)
+    if rows is not None and highest_token >= rows:
+        raise UserError(
+            "model.name_or_path",
+            f"the tokenizer gives ids up to {highest_token}, and {source} embeds {rows} tokens (0 to {rows - 1}); "
+            "give the model its own tokenizer, or resize its embeddings",
+        )
+    places = learnt_positions(shell)
+    if places is not None and longest_sequence > places:
+        raise UserError(
+            "data.max_prompt_length",
+            f"a prompt and its response have up to {longest_sequence} tokens, and {source} has learnt {places} "
+            f"positions; choose max_prompt_length and max_response_length that are {places} together",
+        )
+    if lora is not None:
+        add_lora(shell, lora)
+
+
+def learnt_positions(model: PreTrainedModel) -> int | None:
+    """How many places of a sequence ``model`` has something for in a table; None where it computes them."""
+    sizes = []
+    for name, module in model.named_modules():
+        own: Any = module
+        last = name.rpartition(".")[2]
+        if isinstance(module, nn.Embedding) and ("pos" in last or last == "wpe"):
+            sizes.append(module.num_embeddings - int(getattr(own, "offset", 0)))
+        table = getattr(own, "embed_positions", getattr(own, "pos_encoding", None))  # GPT-J, CTRL
+        if isinstance(table, torch.Tensor) and table.ndim == 2:
+            sizes.append(table.shape[0])
+    return min(sizes, default=None)
+
+
+def _remark_on_positions(config: PreTrainedConfig, longest_sequence: int) -> None:
+    config = config.get_text_config()
+    parameters = getattr(config, "rope_parameters", None) or {}
+    nested = [value for value in parameters.values() if isinstance(value, dict)]
+    for rope in (parameters, *nested):
+        kind = rope.get("rope_type", rope.get("type"))
+        own = getattr(config, "original_max_position_embeddings", None) or config.max_position_embeddings
+        original = int(rope.get("original_max_position_embeddings") or own)
+        if kind in LENGTH_DEPENDENT and longest_sequence > original:
+            logger.warning(
+                "positions of kind %s depend on the longest sequence of a pass beyond %d tokens; the data has up to "
+                "%d: results of longer sequences, and of those that are run with them, depend on the batch",
+                kind,
+                original,
+                longest_sequence,
+            )
+            return
