@@ -81,6 +81,7 @@ def record(variant: str, model: Path, options: Sequence[str], out: Path) -> dict
     command += [
         "--data.train_path=sample",
         "--data.val_share=0",
+        "--trainer.precision=bf16-mixed",
         "--trainer.enable_progress_bar=false",
         "--trainer.log_every_n_steps=1",
     ]

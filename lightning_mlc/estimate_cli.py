@@ -12,6 +12,7 @@ from lightning_mlc.data.batches import Batch
 from lightning_mlc.estimate import GB, GPUS, RESERVED, Estimate, Setup, cells, estimate, largest_batch, setup_of
 from lightning_mlc.models.attention import packed_layout
 from lightning_mlc.module import AlignmentModule
+from lightning_mlc.precision_option import settle
 from lightning_mlc.sharding import require_supported
 from lightning_mlc.training_cli import TrainingCLI, make_cli
 
@@ -21,6 +22,7 @@ class EstimateCLI(TrainingCLI):
 
     def before_instantiate_classes(self) -> None:
         """Nothing will be written, so nothing need be checked."""
+        settle(self.config[self.subcommand], runs=False)
 
     def instantiate_classes(self) -> None:
         self.config_init = self.parser.instantiate_classes(self.config)

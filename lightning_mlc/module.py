@@ -47,6 +47,7 @@ from lightning_mlc.models.requirements import require_fitting
 from lightning_mlc.models.self_check import Checked, self_check
 from lightning_mlc.models.turns import end_tokens
 from lightning_mlc.objectives import Objective, Responses, Scores
+from lightning_mlc.processes import require_same
 from lightning_mlc.provenance import Provenance
 from lightning_mlc.recipe import describe_run
 from lightning_mlc.reference import (
@@ -185,6 +186,7 @@ class AlignmentModule(LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         precision = str(self.trainer.precision)
         dtype_of(precision)
+        require_same("trainer.precision", precision)
         device = self.trainer.strategy.root_device
         require_supported(self.trainer.strategy)
         if self._sharding is not None:

@@ -68,6 +68,22 @@ def raise_together(error: UserError | None) -> None:
             raise shared from error
 
 
+def require_same(option: str, value: str) -> None:
+    """Refuse to go on if ``value``, of an ``option`` that each process settles by itself, differs. To be called by all.
+
+    Raises:
+        UserError: Some process has another value.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    found: list[str] = [""] * distributed.get_world_size()
+    distributed.all_gather_object(found, value)
+    if len(different := sorted(set(found))) > 1:
+        error = UserError(option, f"is {' on some and '.join(different)} on other processes; give it explicitly")
+        error.is_shared = True
+        raise error
+
+
 def lost_another(error: BaseException) -> bool:
     """Whether ``error`` says that another process is gone, rather than that something is wrong in this one."""
     return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))

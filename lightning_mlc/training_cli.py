@@ -31,6 +31,7 @@ from lightning_mlc.module import AlignmentModule
 from lightning_mlc.objectives import Objective, Sum
 from lightning_mlc.options import explain
 from lightning_mlc.paths import expand_all, expanded
+from lightning_mlc.precision_option import PrecisionTrainer, settle
 from lightning_mlc.processes import is_first, lost_another
 from lightning_mlc.resumption import ExactResume
 from lightning_mlc.run_folder import CONFIG, RunFolder
@@ -140,6 +141,7 @@ class TrainingCLI(LightningCLI):
             if not found and is_first():
                 _require_clearable(out)
         self._begins = config.ckpt_path is None
+        settle(config)
 
     def instantiate_classes(self) -> None:
         try:
@@ -334,10 +336,10 @@ def make_cli(args: Sequence[str], kind: type[TrainingCLI] = TrainingCLI) -> Trai
         args=_with_torch_optimizers(_with_shipped_configs(args)),
         seed_everything_default=42,
         save_config_callback=SaveConfig,
+        trainer_class=PrecisionTrainer,
         trainer_defaults={
             "use_distributed_sampler": False,
             "num_sanity_val_steps": -1,
-            "precision": "bf16-mixed",
             "log_every_n_steps": 1,
             "enable_model_summary": False,  # see `ModelLine`
         },

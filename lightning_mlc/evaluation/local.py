@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Literal
 
@@ -13,6 +14,9 @@ from lightning_mlc.evaluation.generation import Conversation, LocalModel
 from lightning_mlc.evaluation.journal import Key
 from lightning_mlc.evaluation.systems import System, naming_models
 from lightning_mlc.models.loading import load_config
+from lightning_mlc.precision import USUAL_WIDTH, Choice, Device, decide, slow_bfloat16, try_both
+
+logger = logging.getLogger(__name__)
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 NO_LIMIT = 2**31
@@ -34,8 +38,24 @@ def choose_device(device: str) -> torch.device:
 
 
 def choose_dtype(dtype: DType, device: torch.device) -> str:
-    """``auto`` is bfloat16 on a GPU and float32 elsewhere."""
-    return dtype if dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
+    """``auto`` is bfloat16 where the device computes it faster, else float32."""
+    return dtype if dtype != "auto" else explain_dtype(device).dtype
+
+
+def explain_dtype(device: torch.device) -> Choice:
+    """What ``auto`` is on ``device``, as ``trainer.precision: auto`` decides it, and why.
+
+    There is no trial: an evaluation that goes on where it was stopped must come to the same answer.
+    """
+    index = None if device.index is None else [device.index]
+    return decide(Device.of(device.type, index))
+
+
+def warn_of_slow_dtype(dtype: DType, device: torch.device) -> None:
+    """Warn if bfloat16 was asked for on a CPU that is slow at it."""
+    warning = slow_bfloat16(dtype, Device.of(device.type), lambda: try_both(USUAL_WIDTH))
+    if warning is not None:
+        logger.warning("dtype: %s", warning)
 
 
 def context_length(system: System) -> int:

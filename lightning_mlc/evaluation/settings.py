@@ -34,7 +34,8 @@ class Settings:
         engine: What runs local models: ``transformers``, ``vllm``, or ``auto`` for vLLM where it is installed with a
             GPU (checkpoints and GGUF files always take transformers).
         device: ``auto`` for an accelerator if there is one, or a torch device such as ``cpu`` or ``cuda:1``.
-        dtype: Precision of local models; ``auto`` is bfloat16 on a GPU and float32 elsewhere.
+        dtype: Precision of local models; ``auto`` is bfloat16 where the device computes it faster, else
+            float32, as ``trainer.precision: auto`` decides it (on a CPU by its units alone, without a trial).
         openings: JSON file with lists of texts, ``refusals`` and ``compliances``, for the judge ``margin``; null for
             those that come with it.
         reference: Name of one of the models. Reward margins are then those of DPO with it as reference, for beta = 1;

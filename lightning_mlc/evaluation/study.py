@@ -32,7 +32,15 @@ from lightning_mlc.evaluation.generation import Generator, LocalModel, Transform
 from lightning_mlc.evaluation.journal import Job, Journal, Key, digest, write_whole
 from lightning_mlc.evaluation.judges.base import Exchange, Judge
 from lightning_mlc.evaluation.likelihood import Likelihood, Openings, Scorer
-from lightning_mlc.evaluation.local import chat_of, check_lengths, choose_device, choose_dtype, load
+from lightning_mlc.evaluation.local import (
+    chat_of,
+    check_lengths,
+    choose_device,
+    choose_dtype,
+    explain_dtype,
+    load,
+    warn_of_slow_dtype,
+)
 from lightning_mlc.evaluation.phases import answered, fill
 from lightning_mlc.evaluation.prompts import EvaluationRow, choose_languages, conversations, read_prompt_sets
 from lightning_mlc.evaluation.representations import compare
@@ -75,6 +83,7 @@ class Study:
         self.judges = make_judges(settings)
         self.device = choose_device(settings.device)
         self.dtype = choose_dtype(settings.dtype, self.device)
+        warn_of_slow_dtype(settings.dtype, self.device)
         self.identities = {system.label: system.identity for system in self.systems}
         if not self.judges and not self.local:
             raise UserError("judges", "endpoints give no likelihoods; add a judge of responses, such as refusal")
@@ -169,6 +178,8 @@ class Study:
         """
         for system in self.systems:  # settings of another run are told before anything takes time
             self._check(system)
+        if self.local and self.settings.dtype == "auto":
+            self.console.print(f"dtype: {self.dtype}, because {explain_dtype(self.device).reason}", soft_wrap=True)
         unanswered: list[str] = []
         for system in self.systems:
             with _noting(unanswered):

@@ -193,7 +193,7 @@ def dtype_of(precision: str) -> torch.dtype:
         "64-true": torch.float64,
     }
     if precision not in dtypes:
-        raise UserError("trainer.precision", f"{precision} is not supported; choose one of {', '.join(dtypes)}")
+        raise UserError("trainer.precision", f"{precision} is not supported; choose auto or one of {', '.join(dtypes)}")
     return dtypes[precision]
 
 
