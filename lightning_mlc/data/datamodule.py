@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
+import tempfile
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow
 import torch
 import torch.utils.data
 from datasets import Dataset
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_only
+from pyarrow.compute import greater, list_value_length
 from torch.utils.data import DataLoader
 
 from lightning_mlc.data.batches import Batch
@@ -23,9 +25,9 @@ from lightning_mlc.data.costs import EXPENSIVE, TokenCounts, highest_token
 from lightning_mlc.data.languages import canonical_language, canonical_languages
 from lightning_mlc.data.layout import Layout
 from lightning_mlc.data.layouts import parse_rows
-from lightning_mlc.data.mismatches import Mismatch, mismatches
+from lightning_mlc.data.mismatches import Mismatches, mismatches
 from lightning_mlc.data.reading import locate, read_rows
-from lightning_mlc.data.records import KIND_NAMES, DataKind, Example
+from lightning_mlc.data.records import KIND_NAMES, DataKind
 from lightning_mlc.data.sampling import (
     EvaluationBatches,
     MicroBatch,
@@ -33,6 +35,7 @@ from lightning_mlc.data.sampling import (
     TrainingBatches,
     plan_epoch,
 )
+from lightning_mlc.data.spool import Spool
 from lightning_mlc.data.tables import default_cache_dir, table_fingerprint, tokenised_table
 from lightning_mlc.data.tokenization import ChatTokenizer
 from lightning_mlc.data.windows import ByExamples, ByTokens, Cut, Division
@@ -44,6 +47,8 @@ logger = logging.getLogger("lightning_mlc")
 
 Split = Literal["train", "val", "test", "predict"]
 
+SOME = 5
+"""Rows that a message names at most."""
 SCORING_EXAMPLES = 32
 """Training examples of a batch that is only scored; its rows are run in blocks of ``EVALUATION_TOKENS`` tokens."""
 
@@ -68,6 +73,8 @@ class MultilingualData(LightningDataModule):
         max_response_length: Longest response in tokens; what is longer is cut.
         on_long_prompt: ``cut`` shortens the user's last message until the prompt fits, ``error`` refuses it.
         num_workers: Worker processes that prepare batches; 0 does it in the training process.
+        num_proc: Processes that tokenise, before training starts; null takes one per core, and fewer for few rows.
+            The batches do not depend on it.
         cache_dir: Where tokenised tables are kept; null takes ``~/.cache/lightning_mlc``.
         seed: Seed of the held-out split and of the order of the examples.
         name_or_path: Where the tokenizer is. This and what follows are options of the model.
@@ -92,6 +99,7 @@ class MultilingualData(LightningDataModule):
         max_response_length: int = 512,
         on_long_prompt: Literal["cut", "error"] = "cut",
         num_workers: int = 0,
+        num_proc: int | None = None,
         cache_dir: str | None = None,
         seed: int = 42,
         name_or_path: str | None = None,
@@ -107,6 +115,7 @@ class MultilingualData(LightningDataModule):
             ("max_prompt_length", max_prompt_length, 1),
             ("max_response_length", max_response_length, 1),
             ("num_workers", num_workers, 0),
+            ("num_proc", num_proc, 1),
             ("seed", seed, 0),
         ):
             if value is not None and value < least:
@@ -138,6 +147,7 @@ class MultilingualData(LightningDataModule):
         self.max_response_length = max_response_length
         self.on_long_prompt: Literal["cut", "error"] = on_long_prompt
         self.num_workers = num_workers
+        self.num_proc = num_proc
         self.cache_dir = Path(expanded(str(default_cache_dir() if cache_dir is None else cache_dir), "data.cache_dir"))
         self.seed = seed
         self._tokenizer_options = {
@@ -164,7 +174,7 @@ class MultilingualData(LightningDataModule):
         self._chat: ChatTokenizer | None = None
         self._tables: dict[str, Dataset] = {}
         self._rows: dict[str, list[int]] = {}
-        self._mismatches: dict[str, list[Mismatch] | None] = {}
+        self._mismatches: dict[str, Mismatches | None] = {}
 
     # ---- from files to tables -----------------------------------------------------------------------
 
@@ -181,7 +191,7 @@ class MultilingualData(LightningDataModule):
                 self._rows[split] = list(range(len(self._tables[split])))
         if "train" in self._tables and "val" not in self._tables:
             self._rows["train"], self._rows["val"] = self._split()
-            self._tables["val"], self._mismatches["val"] = self._tables["train"], self._mismatches["train"]
+            self._tables["val"] = self._tables["train"]
         if "predict" not in self._tables and "val" in self._tables:
             self._rows["predict"], self._tables["predict"] = self._rows["val"], self._tables["val"]
         if stage == "predict" and not self._rows.get("predict"):
@@ -210,31 +220,34 @@ class MultilingualData(LightningDataModule):
             return
         for split, path in missing.items():
             locate(path, f"data.{split}_path")
-        read = {
-            split: list(parse_rows(read_rows(path, f"data.{split}_path"), self.source_language, path))
-            for split, path in missing.items()
-        }
-        first = next(iter(read.values()))
-        if not self.languages:
-            self.languages = self._choose_languages(first)
-            self.kind = first[0].kind
-        for split, examples in read.items():
-            if examples[0].kind != self.kind:
-                raise UserError(
-                    f"data.{split}_path",
-                    f"{missing[split]} has {KIND_NAMES[examples[0].kind]}, the other data "
-                    f"{KIND_NAMES[self.kind]}; give data of one kind",
+        self.cache_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".reading-", dir=self.cache_dir) as folder:
+            spools = {
+                split: Spool.write(
+                    parse_rows(read_rows(path, f"data.{split}_path"), self.source_language, path), Path(folder) / split
                 )
-        chat = self._chat_tokenizer()
-        for split, examples in read.items():
-            _remark_on_empty_responses(examples)
-            table = tokenised_table(examples, self.languages, chat, self.cache_dir, Path(missing[split]).name)
-            self._tables[split] = table
-            self._mismatches[split] = mismatches(examples, self.source_language)
-            self._remark_on_cuts(table)
+                for split, path in missing.items()
+            }
+            first = next(iter(spools.values()))
+            if not self.languages:
+                self.languages = self._choose_languages(first.languages)
+                self.kind = first.kind
+            for split, spool in spools.items():
+                if spool.kind != self.kind:
+                    raise UserError(
+                        f"data.{split}_path",
+                        f"{missing[split]} has {KIND_NAMES[spool.kind]}, the other data "
+                        f"{KIND_NAMES[self.kind]}; give data of one kind",
+                    )
+            chat = self._chat_tokenizer()
+            for split, spool in spools.items():
+                name = Path(missing[split]).name
+                table = tokenised_table(spool, self.languages, chat, self.cache_dir, self.num_proc, name)
+                self._tables[split] = table
+                self._remark_on_responses(table)
+                self._remark_on_cuts(table)
 
-    def _choose_languages(self, examples: list[Example]) -> tuple[str, ...]:
-        found = dict.fromkeys(language for example in examples for language in example.prompts)
+    def _choose_languages(self, found: Collection[str]) -> tuple[str, ...]:
         if self._asked is not None:
             for language in self._asked:
                 if language not in found:
@@ -257,26 +270,34 @@ class MultilingualData(LightningDataModule):
         return self._chat
 
     @rank_zero_only
+    def _remark_on_responses(self, table: Dataset) -> None:
+        empty = _flagged(table, table.data.column("empty_response"))
+        if len(empty):
+            told = _some(len(empty), table[empty[:SOME]]["where"])
+            logger.warning("%d examples have an empty response, which teaches silence: %s", len(empty), told)
+
+    @rank_zero_only
     def _remark_on_cuts(self, table: Dataset) -> None:
-        cut = [
-            f"{where} ({', '.join(languages)})"
-            for where, languages in zip(table["where"], table["cut_prompts"], strict=True)
-            if languages
-        ]
-        if cut:
+        cut = _flagged(table, greater(list_value_length(table.data.column("cut_prompts")), 0))
+        if len(cut):
+            first = table[cut[:SOME]]
+            names = [
+                f"{where} ({', '.join(languages)})"
+                for where, languages in zip(first["where"], first["cut_prompts"], strict=True)
+            ]
             logger.warning(
                 "%d examples have a prompt longer than data.max_prompt_length=%d tokens, which was cut: %s",
                 len(cut),
                 self.max_prompt_length,
-                _some(cut),
+                _some(len(cut), names),
             )
-        responses = [where for where, was_cut in zip(table["where"], table["cut_response"], strict=True) if was_cut]
-        if responses:
+        responses = _flagged(table, table.data.column("cut_response"))
+        if len(responses):
             logger.warning(
                 "%d examples have a response longer than data.max_response_length=%d tokens, which was cut: %s",
                 len(responses),
                 self.max_response_length,
-                _some(responses),
+                _some(len(responses), table[responses[:SOME]]["where"]),
             )
 
     def _split(self) -> tuple[list[int], list[int]]:
@@ -284,25 +305,22 @@ class MultilingualData(LightningDataModule):
         table = self._tables["train"]
         if self.val_share == 0:
             return list(range(len(table))), []
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for row, prompts in enumerate(table["prompts"]):
-            groups.setdefault(tuple(prompts[0]), []).append(row)
-        order = np.random.default_rng(self.seed).permutation(len(groups))
-        members = list(groups.values())
+        # Groups are numbered in the order in which they come, and only numbers are held.
+        prompts = table.data.column("same_prompt").to_numpy()
+        _, first, group_of = np.unique(prompts, return_index=True, return_inverse=True)
+        sizes = np.bincount(group_of)
+        by_appearance = np.argsort(first)
+        order = by_appearance[np.random.default_rng(self.seed).permutation(len(first))]
         wanted = max(1, round(self.val_share * len(table)))
-        held_out: list[int] = []
-        for group in order:
-            if len(held_out) >= wanted:
-                break
-            held_out += members[group]
-        train = sorted(set(range(len(table))) - set(held_out))
-        if not train:
+        taken = int(np.searchsorted(np.cumsum(sizes[order]), wanted)) + 1
+        is_held_out = np.isin(group_of, order[:taken])
+        if is_held_out.all():
             raise UserError(
                 "data.val_share",
                 f"{self.paths['train']} has too few different prompts to hold any out; "
                 "give data.val_path or set data.val_share to 0",
             )
-        return train, sorted(held_out)
+        return np.flatnonzero(~is_held_out).tolist(), np.flatnonzero(is_held_out).tolist()
 
     # ---- from tables to batches ---------------------------------------------------------------------
 
@@ -446,13 +464,22 @@ class MultilingualData(LightningDataModule):
         Raises:
             UserError: Some example has none.
         """
-        for split, found in self._mismatches.items():
-            if found is None and split != "predict":
+        for split in self._tables:
+            if split != "predict" and self._mismatches_of(split) is None:
                 raise UserError(
                     f"data.{split}_path",
                     "each row needs another one with a different prompt and a different response, "
                     "which model.objective compares it with; add such rows, or choose another objective",
                 )
+
+    def _mismatches_of(self, split: str) -> Mismatches | None:
+        """For all rows of the table of ``split``; only an objective that needs them pays for them."""
+        table = self._tables[split]
+        fingerprint = table_fingerprint(table)
+        if fingerprint not in self._mismatches:
+            columns = (table.data.column(name).to_numpy() for name in ("prompt_text", "chosen_text", "rejected_text"))
+            self._mismatches[fingerprint] = mismatches(*columns)
+        return self._mismatches[fingerprint]
 
     # ---- what a pass over all responses needs (see `lightning_mlc.reference`) -------------------------
 
@@ -524,7 +551,7 @@ class MultilingualData(LightningDataModule):
                 self._tables[split],
                 self._rows[split],
                 collate,
-                self._mismatches[split] if self.with_mismatched and split != "predict" else None,
+                self._mismatches_of(split) if self.with_mismatched and split != "predict" else None,
             ),
             sampler=sampler,
             batch_size=None,  # the sampler yields whole micro-batches
@@ -538,7 +565,7 @@ class _MicroBatches(torch.utils.data.Dataset[Batch]):
     """Looks micro-batches up in a table."""
 
     def __init__(
-        self, table: Dataset, rows: list[int], collate: Callable[..., Batch], mismatches: list[Mismatch] | None
+        self, table: Dataset, rows: list[int], collate: Callable[..., Batch], mismatches: Mismatches | None
     ) -> None:
         self._table = table
         self._rows = rows
@@ -550,21 +577,16 @@ class _MicroBatches(torch.utils.data.Dataset[Batch]):
         examples: list[Any] = [self._table[key] for key in keys]
         if self._mismatches is not None:
             for key, example in zip(keys, examples, strict=True):
-                other, response = self._mismatches[key]
+                other, response = self._mismatches.of(key)
                 example["mismatched"] = self._table[other][response]
         return self._collate(examples, keys, micro_batch.normalizers)
 
 
-@rank_zero_only
-def _remark_on_empty_responses(examples: list[Example]) -> None:
-    empty = [
-        example.where
-        for example in examples
-        if not all(text.strip() for text in (*example.responses, *itertools.chain(*example.translated.values())))
-    ]
-    if empty:
-        logger.warning("%d examples have an empty response, which teaches silence: %s", len(empty), _some(empty))
+def _flagged(table: Dataset, flags: pyarrow.ChunkedArray) -> np.ndarray:
+    """The rows of ``table`` where ``flags`` are true."""
+    return np.flatnonzero(flags.to_numpy())
 
 
-def _some(names: list[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def _some(count: int, first: list[str]) -> str:
+    """The ``first`` names of so many, and how many more there are."""
+    return ", ".join(first) + (f" and {count - len(first)} more" if count > len(first) else "")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Literal, NamedTuple
 
-from lightning_mlc.data.records import Example
+import numpy as np
 
 
 class Mismatch(NamedTuple):
@@ -19,44 +19,60 @@ class Mismatch(NamedTuple):
     response: Literal["chosen", "rejected"]
 
 
-def mismatches(examples: Sequence[Example], source_language: str) -> list[Mismatch] | None:
+class Mismatches(NamedTuple):
+    """The mismatched responses of N examples."""
+
+    rows: np.ndarray
+    """(N,) int64, the row each is taken from."""
+    rejected: np.ndarray
+    """(N,) bool, whether it is that row's rejected response."""
+
+    def of(self, row: int) -> Mismatch:
+        """That of the example in ``row``."""
+        return Mismatch(int(self.rows[row]), "rejected" if self.rejected[row] else "chosen")
+
+
+def mismatches(prompts: np.ndarray, chosen: np.ndarray, rejected: np.ndarray) -> Mismatches | None:
     """The mismatched response of each example; None if one of them has none.
 
     It is that of the next example (after the last comes the first) that answers another prompt in the source
     language, and differently from the example's own responses. Of a pair it is the chosen one for every other
     example and the rejected one for the others, if that differs: as many of each as there are among the responses.
+
+    Args:
+        prompts: (N,) int64, equal for equal prompts in the source language.
+        chosen: (N,) int64, equal for equal chosen responses; 0 where there is none.
+        rejected: (N,) int64, the same of rejected responses.
     """
-    prompts = [repr(example.prompts[source_language]) for example in examples]
-    responses = [example.responses for example in examples]
-    same_prompt, same_responses = _lengths_of_runs(prompts), _lengths_of_runs(responses)
-    count = len(examples)
-    found = []
+    of_prompt: list[int] = prompts.tolist()
+    responses: list[tuple[int, int]] = list(zip(chosen.tolist(), rejected.tolist(), strict=True))
+    same_prompt, same_responses = _lengths_of_runs(of_prompt), _lengths_of_runs(responses)
+    count = len(of_prompt)
+    rows, is_rejected = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=bool)
     for row, own in enumerate(responses):
         other = row + 1
         while other < row + count:
             index = other % count
             # Whole runs are skipped: data sorted by prompt or by response would take quadratic time.
-            if prompts[index] == prompts[row]:
+            if of_prompt[index] == of_prompt[row]:
                 other += same_prompt[index]
             elif responses[index] == own:
                 other += same_responses[index]
-            elif (response := _differing(examples[index], own, row)) is None:
+            elif (which := _differing(responses[index], own, row)) is None:
                 other += 1
             else:
-                found.append(Mismatch(index, response))
+                rows[row], is_rejected[row] = index, which
                 break
         else:
             return None
-    return found
+    return Mismatches(rows, is_rejected)
 
 
-def _differing(example: Example, own: tuple[str, ...], row: int) -> Literal["chosen", "rejected"] | None:
-    chosen: Literal["chosen", "rejected"] = "chosen"
-    rejected: Literal["chosen", "rejected"] = "rejected"
-    for name in (chosen, rejected) if row % 2 == 0 else (rejected, chosen):
-        response = getattr(example, name)
-        if response is not None and response not in own:
-            return name
+def _differing(others: tuple[int, int], own: tuple[int, int], row: int) -> bool | None:
+    """Whether the rejected (or else the chosen) of the ``others`` is to be taken; None if neither can be."""
+    for which in (False, True) if row % 2 == 0 else (True, False):
+        if others[which] and others[which] not in own:
+            return which
     return None
 
 

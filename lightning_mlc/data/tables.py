@@ -8,21 +8,23 @@ import logging
 import os
 import shutil
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, Sequence, Value, disable_progress_bars, enable_progress_bars, load_from_disk
+import pyarrow
+from datasets import Dataset, Features, Sequence, Value
 from transformers import PreTrainedTokenizerBase
 
-from lightning_mlc.data.records import Example
+from lightning_mlc.data.preparation import Encoder, encode_in_order, processes_for
+from lightning_mlc.data.spool import Spool
 from lightning_mlc.data.tokenization import ChatTokenizer
-from lightning_mlc.models.turns import end_of_turn
+from lightning_mlc.models.templates import TemplateProblem
+from lightning_mlc.progress import track
 
-FORMAT = 2
+FORMAT = 3
 """Raised when the columns of a table, or what they mean, change."""
 
-_IDS = Sequence(Value("int64"))
+_IDS = Sequence(Value("int32"))
 COLUMNS = Features(
     {
         "id": Value("string"),
@@ -36,9 +38,16 @@ COLUMNS = Features(
         "translated_rejected": Sequence(_IDS),
         "cut_prompts": Sequence(Value("string")),
         "cut_response": Value("bool"),
+        "empty_response": Value("bool"),
+        "same_prompt": Value("int64"),
+        "prompt_text": Value("int64"),
+        "chosen_text": Value("int64"),
+        "rejected_text": Value("int64"),
     }
 )
 """Types of the columns. Not inferred: a column may be empty in all of the first rows."""
+TABLE = "table.arrow"
+"""The file of a table, in its folder."""
 
 logger = logging.getLogger("lightning_mlc")
 
@@ -51,46 +60,67 @@ def default_cache_dir() -> Path:
 
 
 def tokenised_table(
-    examples: list[Example], languages: tuple[str, ...], chat: ChatTokenizer, cache_dir: Path, name: str
+    spool: Spool,
+    languages: tuple[str, ...],
+    chat: ChatTokenizer,
+    cache_dir: Path,
+    num_proc: int | None = None,
+    name: str = "data",
 ) -> Dataset:
-    """The table of ``examples``, from the cache if it is there.
+    """The table of the examples in ``spool``, from the cache if it is there.
 
-    Columns: ``id``, ``where``, ``languages`` (indices), ``prompts`` (ids for each), ``chosen`` and
-    ``rejected`` (empty where there is none), ``translated`` (indices of the languages with responses of their own),
-    ``translated_chosen`` and ``translated_rejected`` (ids for each), ``cut_prompts``, ``cut_response``.
+    Its columns are what :meth:`~lightning_mlc.data.tokenization.ChatTokenizer.encode_all` gives. It is mapped from
+    disk, not held in memory.
+
+    Args:
+        spool: The examples.
+        languages: Those to use, the source language first.
+        chat: Tokenises.
+        cache_dir: Where tables are kept.
+        num_proc: Processes that tokenise; None takes as many as the number of rows and of cores suggests. The table
+            does not depend on it.
+        name: What the data is called where progress is shown.
+
+    Raises:
+        UserError: A row cannot be tokenised.
     """
-    folder = cache_dir / "tokenised" / _fingerprint(examples, languages, chat)
+    folder = cache_dir / "tokenised" / _fingerprint(spool, languages, chat)
     if folder.is_dir():
         try:
-            return load_from_disk(str(folder))
+            return _load(folder, spool.rows)
         except Exception:  # whatever is wrong with a cache, it can be built again
             logger.warning("the cache %s cannot be read and is built again", folder)
             shutil.rmtree(folder, ignore_errors=True)
-    source = Dataset.from_dict({"index": list(range(len(examples)))})
-    # The function closes over examples that `datasets` cannot hash; our own fingerprint stands for them.
-    table = source.map(
-        lambda row: chat.encode(examples[row["index"]], languages),
-        remove_columns=["index"],
-        features=COLUMNS,
-        desc=f"Tokenising {name}",
-        new_fingerprint=folder.name,
-        load_from_cache_file=False,
-        keep_in_memory=True,
-    )
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Renamed into place once complete: neither a second process nor an interrupt leaves half a table.
     unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
     try:
-        disable_progress_bars()  # one bar is enough
-        table.save_to_disk(str(unfinished))
+        _write(unfinished / TABLE, spool, Encoder(chat, languages, COLUMNS.arrow_schema), num_proc, name)
         unfinished.rename(folder)
     except OSError:
         if not folder.is_dir():  # else another process was faster
             raise
     finally:
-        enable_progress_bars()
         shutil.rmtree(unfinished, ignore_errors=True)
-    return load_from_disk(str(folder))
+    return _load(folder, spool.rows)
+
+
+def _write(path: Path, spool: Spool, encoder: Encoder, num_proc: int | None, name: str) -> None:
+    with (
+        pyarrow.OSFile(str(path), "wb") as file,
+        pyarrow.ipc.new_stream(file, encoder.schema) as writer,
+        track(f"tokenising {name}", spool.rows, "rows") as work,
+    ):
+        for batch in encode_in_order(encoder, spool.read(), processes_for(spool.rows, num_proc)):
+            writer.write_batch(batch)
+            work.advance(len(batch))
+
+
+def _load(folder: Path, rows: int) -> Dataset:
+    table = Dataset.from_file(str(folder / TABLE))
+    if len(table) != rows or table.features != COLUMNS:
+        raise ValueError(f"{len(table)} rows")
+    return table
 
 
 def table_fingerprint(table: Dataset) -> str:
@@ -98,16 +128,25 @@ def table_fingerprint(table: Dataset) -> str:
     return Path(table.cache_files[0]["filename"]).parent.name
 
 
-def _fingerprint(examples: list[Example], languages: tuple[str, ...], chat: ChatTokenizer) -> str:
-    digest = hashlib.sha256()
+def _fingerprint(spool: Spool, languages: tuple[str, ...], chat: ChatTokenizer) -> str:
     settings = [FORMAT, languages, chat.max_prompt_length, chat.max_response_length, chat.on_long_prompt]
-    digest.update(json.dumps([*settings, _tokenizer_state(chat.tokenizer)]).encode())
-    for example in examples:
-        digest.update(json.dumps(asdict(example), sort_keys=True).encode())
-    return digest.hexdigest()[:32]
+    parts = [*settings, _tokenizer_state(chat), spool.digest]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> Any:
+def _tokenizer_state(chat: ChatTokenizer) -> list[Any]:
+    return [_vocabulary(chat.tokenizer), chat.tokenizer.chat_template, chat.end, _rendered(chat)]
+
+
+def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> Any:
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    vocabulary = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
-    return [vocabulary, tokenizer.chat_template, end_of_turn(tokenizer)]
+    return backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
+
+
+def _rendered(chat: ChatTokenizer) -> str:
+    """What the template makes of a conversation, which may depend on more than its text: a library's version, say."""
+    messages = [{"role": "user", "content": "prompt"}]
+    try:
+        return chat.template.render([messages], header=True)[0]
+    except TemplateProblem as problem:
+        return problem.told("it")

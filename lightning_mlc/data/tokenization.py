@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from lightning_mlc.data.records import Example, Message
-from lightning_mlc.errors import UserError, first_line
+from lightning_mlc.errors import UserError
+from lightning_mlc.models.templates import ChatTemplate, TemplateProblem, contains
 from lightning_mlc.models.turns import end_of_turn
 
 
@@ -18,8 +20,28 @@ class PromptTooLong(UserError):
     """A prompt that is not to be cut has more tokens than it may have."""
 
 
+class _Prompt(NamedTuple):
+    """A rendered prompt, before anything is cut."""
+
+    messages: list[Message]
+    where: str
+    text: str
+    """With the generation header."""
+    ids: list[int]
+
+
 class ChatTokenizer:
-    """Tokenises prompts so that they end with the generation header, and responses so that they end their turn."""
+    """Tokenises prompts so that they end with the generation header, and responses so that they end their turn.
+
+    Args:
+        tokenizer: The tokenizer, with its chat template.
+        max_prompt_length: Longest prompt in tokens, its chat template included.
+        max_response_length: Longest response in tokens; what is longer is cut.
+        on_long_prompt: ``cut`` shortens the user's last message until the prompt fits, ``error`` refuses it.
+
+    Raises:
+        UserError: There is no chat template, or no token that could end a response.
+    """
 
     def __init__(
         self,
@@ -28,83 +50,135 @@ class ChatTokenizer:
         max_response_length: int,
         on_long_prompt: Literal["cut", "error"],
     ) -> None:
-        if tokenizer.chat_template is None:
+        self.template = ChatTemplate(tokenizer)
+        end = end_of_turn(tokenizer)
+        if end is None:
             raise UserError(
                 "model.name_or_path",
-                f"the tokenizer of {tokenizer.name_or_path} has no chat template; use a chat "
-                "(instruct) model, or put a chat_template.jinja into its folder",
+                f"the tokenizer of {tokenizer.name_or_path} has no EOS token, and its chat template ends no turn with "
+                "a special token; set eos_token in its tokenizer_config.json",
             )
+        self.end = end
+        """The token that ends a response."""
         self.tokenizer = tokenizer
         self.max_prompt_length = max_prompt_length
         self.max_response_length = max_response_length
         self.on_long_prompt = on_long_prompt
 
+    # ---- examples -----------------------------------------------------------------------------------
+
     def encode(self, example: Example, languages: tuple[str, ...]) -> dict[str, Any]:
-        """Token ids of an example: ``prompts`` with their ``languages`` (indices), ``chosen``, ``rejected``.
+        """What :meth:`encode_all` gives for one example."""
+        return self.encode_all([example], languages)[0]
+
+    def encode_all(self, examples: Sequence[Example], languages: tuple[str, ...]) -> list[dict[str, Any]]:
+        """Token ids of each example: ``prompts`` with their ``languages`` (indices), ``chosen``, ``rejected``.
 
         ``translated`` are the other languages (indices) that have responses of their own, which are in
         ``translated_chosen`` and ``translated_rejected``.
-        ``cut_prompts`` lists the languages whose prompt was cut, ``cut_response`` says whether a response was.
+        ``cut_prompts`` lists the languages whose prompt was cut, ``cut_response`` says whether a response was,
+        ``empty_response`` whether one is empty. ``same_prompt`` is a number that is equal for equal tokens of the
+        source prompt; ``prompt_text``, ``chosen_text`` and ``rejected_text`` are the same of texts (0: there is none).
+
+        Args:
+            examples: Texts. They are rendered and encoded together, which is faster than one after the other.
+            languages: Those to use, the source language first.
+
+        Raises:
+            UserError: A prompt or a response cannot be rendered, or is too long; the message names its row.
         """
-        present = [index for index, language in enumerate(languages) if language in example.prompts]
-        prompts, cut = [], []
-        for index in present:
-            ids, was_cut = self.prompt(example.prompts[languages[index]], f"{example.where} ({languages[index]})")
-            prompts.append(ids)
-            if was_cut:
-                cut.append(languages[index])
-        source = example.prompts[languages[0]]
-        chosen = [] if example.chosen is None else self.response(source, example.chosen)
-        rejected = [] if example.rejected is None else self.response(source, example.rejected)
-        translated = [index for index in present if languages[index] in example.translated]
-        pairs = [
-            [self.response(example.prompts[languages[index]], text) for text in example.translated[languages[index]]]
-            for index in translated
+        present = [[i for i, language in enumerate(languages) if language in e.prompts] for e in examples]
+        prompts = iter(
+            self._prompts(
+                [
+                    (example.prompts[languages[i]], f"{example.where} ({languages[i]})")
+                    for example, indices in zip(examples, present, strict=True)
+                    for i in indices
+                ],
+                header=True,
+            )
+        )
+        rendered = [{i: next(prompts) for i in indices} for indices in present]
+        answers = iter(
+            self._answers(
+                [
+                    (found[i], text)
+                    for example, found in zip(examples, rendered, strict=True)
+                    for i, text in _responses_of(example, languages, found)
+                ]
+            )
+        )
+        return [
+            self._row(example, languages, found, answers) for example, found in zip(examples, rendered, strict=True)
         ]
+
+    def _row(
+        self, example: Example, languages: tuple[str, ...], prompts: dict[int, _Prompt], answers: Iterable[list[int]]
+    ) -> dict[str, Any]:
+        fitted = {i: self._fit(prompt, header=True) for i, prompt in prompts.items()}
+        taken = iter(answers)
+        whole: list[list[int]] = [next(taken) for _ in _responses_of(example, languages, prompts)]
+        own = iter(whole)
+        chosen = [] if example.chosen is None else next(own)
+        rejected = [] if example.rejected is None else next(own)
+        translated = [i for i in prompts if languages[i] in example.translated]
+        pairs = [(next(own), next(own)) for _ in translated]
         limit = self.max_response_length
+        texts = (*example.responses, *itertools.chain(*example.translated.values()))
         return {
             "id": example.id,
-            "where": example.where,
-            "languages": present,
-            "prompts": prompts,
+            "where": str(example.where),
+            "languages": list(prompts),
+            "prompts": [ids for ids, _ in fitted.values()],
             "chosen": chosen[:limit],
             "rejected": rejected[:limit],
             "translated": translated,
             "translated_chosen": [pair[0][:limit] for pair in pairs],
             "translated_rejected": [pair[1][:limit] for pair in pairs],
-            "cut_prompts": cut,
-            "cut_response": any(len(ids) > limit for ids in (chosen, rejected, *itertools.chain(*pairs))),
+            "cut_prompts": [languages[i] for i, (_, was_cut) in fitted.items() if was_cut],
+            "cut_response": any(len(ids) > limit for ids in whole),
+            "empty_response": not all(text.strip() for text in texts),
+            "same_prompt": digest(repr(fitted[0][0])),
+            "prompt_text": digest(repr(example.prompts[languages[0]])),
+            "chosen_text": 0 if example.chosen is None else digest(example.chosen),
+            "rejected_text": 0 if example.rejected is None else digest(example.rejected),
         }
 
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
-
-    def _render(self, messages: list[Message], header: bool) -> str:
-        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=header, tokenize=False)
-        assert isinstance(text, str)
-        return text
+    # ---- prompts ------------------------------------------------------------------------------------
 
     def prompt(self, messages: list[Message], where: str, header: bool = True) -> tuple[list[int], bool]:
         """Ids of a prompt of at most ``max_prompt_length`` tokens, and whether it had to be cut.
 
         ``header`` asks the template for its generation header. The templates of some guard models have it anyway.
         """
+        (prompt,) = self._prompts([(messages, where)], header)
+        return self._fit(prompt, header)
+
+    def _prompts(self, asked: Sequence[tuple[list[Message], str]], header: bool) -> list[_Prompt]:
         try:
-            ids = self._ids(self._render(messages, header))
-        except TemplateError as error:  # no messages of a system, say
-            raise UserError(
-                where,
-                f"the chat template of the model refuses this prompt ({first_line(error)}); change the row, "
-                "or the template",
-            ) from error
-        limit = self.max_prompt_length
-        if len(ids) <= limit:
-            return ids, False
+            texts = self.template.render([messages for messages, _ in asked], header)
+        except TemplateProblem:
+            for messages, where in asked:  # one by one, to name the row
+                try:
+                    self.template.render([messages], header)
+                except TemplateProblem as error:
+                    raise UserError(
+                        where,
+                        f"the chat template of the model {error.told('this prompt')}; change the row, or the template",
+                    ) from error
+            raise
+        ids = self._ids(texts)
+        return [_Prompt(*given, text, its) for given, text, its in zip(asked, texts, ids, strict=True)]
+
+    def _fit(self, prompt: _Prompt, header: bool) -> tuple[list[int], bool]:
+        """The ids of ``prompt``, cut if they have to be, and whether they had to."""
+        limit, messages, where = self.max_prompt_length, prompt.messages, prompt.where
+        if len(prompt.ids) <= limit:
+            return prompt.ids, False
         if self.on_long_prompt == "error":
             raise PromptTooLong(
                 where,
-                f"the prompt has {len(ids)} tokens, data.max_prompt_length is {limit}; "
+                f"the prompt has {len(prompt.ids)} tokens, data.max_prompt_length is {limit}; "
                 "raise it, shorten the prompt, or set data.on_long_prompt to cut",
             )
         # What is cut is the end of the user's last message, in whole characters: the template around it,
@@ -113,7 +187,7 @@ class ChatTokenizer:
 
         def cut_to(characters: int) -> list[int]:
             shorter = [*messages[:-1], {**messages[-1], "content": text[:characters].rstrip() or " "}]
-            return self._ids(self._render(shorter, header))
+            return self._prompts([(shorter, where)], header)[0].ids
 
         fits, too_long = 0, len(text)
         while too_long - fits > 1:
@@ -123,22 +197,134 @@ class ChatTokenizer:
             else:
                 too_long = middle
         if fits == 0:
-            raise UserError(where, f"data.max_prompt_length {limit} leaves no room beside the chat template; raise it")
+            raise UserError(
+                where,
+                f"data.max_prompt_length {limit} leaves no room in addition to the chat template; raise it",
+            )
         return cut_to(fits), True
 
-    @cached_property
-    def end(self) -> str:
-        """The token that ends a response."""
-        return end_of_turn(self.tokenizer)
+    # ---- responses ----------------------------------------------------------------------------------
 
-    def response(self, prompt: list[Message], response: str) -> list[int]:
-        """Ids of what the model has to generate after the generation header: the response, then the end of its turn."""
-        header = self._render(prompt, header=True)
-        whole = self._render([*prompt, {"role": "assistant", "content": response}], header=False)
-        text = response
-        if whole.startswith(header):
+    def response(self, prompt: list[Message], response: str, where: str | None = None) -> list[int]:
+        """Ids of what the model has to generate after the generation header: the response, then the end of its turn.
+
+        They are those of the whole conversation after those of the prompt, where they share that beginning.
+        Elsewhere a token lies over the border (of a header's last space and the first word, say), or the template
+        renders the prompt differently once it is answered. Then the response is encoded by itself, as the middle of a
+        text: no token, and no mark of a text's beginning, reaches over the border. In both cases the tokens of the
+        prompt stay as they are in generation.
+
+        Args:
+            prompt: The conversation before the response.
+            response: The response; may be empty.
+            where: File and row, for errors.
+
+        Raises:
+            UserError: The template refuses the response, or leaves some of it out.
+        """
+        return self._answers([(self._prompts([(prompt, where or "")], header=True)[0], response)])[0]
+
+    def _answers(self, asked: Sequence[tuple[_Prompt, str]]) -> list[list[int]]:
+        wholes = self._finished(asked)
+        texts, together = [], []
+        for (prompt, response), whole in zip(asked, wholes, strict=True):
+            text, continues = self._answer(prompt, response, whole)
+            texts.append(text)
+            together.append(prompt.text + text if continues else "")
+        found = []
+        for (prompt, _), text, ids in zip(asked, texts, self._ids(together), strict=True):
+            border = len(prompt.ids)
+            shared = len(ids) > border and ids[:border] == prompt.ids
+            found.append(ids[border:] if shared else self._apart(text))
+        return found
+
+    def _finished(self, asked: Sequence[tuple[_Prompt, str]]) -> list[str]:
+        """The text of each conversation with its response."""
+        texts = []
+        for prompt, response in asked:
+            messages = [*prompt.messages, {"role": "assistant", "content": response}]
+            try:
+                texts.append(self.template.render_unchecked(messages, header=False))
+            except TemplateProblem as error:
+                raise UserError(
+                    prompt.where,
+                    f"the chat template of the model {error.told(_kind(response))}; change the row, or the template",
+                ) from error
+        return texts
+
+    def _answer(self, prompt: _Prompt, response: str, whole: str) -> tuple[str, bool]:
+        """The text to generate, to the end of the turn, and whether it continues the prompt's as it stands."""
+        block = self.template.opened_block
+        opened, continues = block.strip(), True
+        if whole.startswith(prompt.text):
+            body = whole[len(prompt.text) :]
             # Templates put more after the end (a line break, say), which nothing generates.
-            body, has_end, _ = whole[len(header) :].rpartition(self.end)
-            if has_end:
-                text = body
-        return self._ids(text + self.end)
+            text, has_end, _ = body.rpartition(self.end)
+            if not has_end:
+                last = body.rfind(response.strip())
+                text = body[: last + len(response.strip())] if last >= 0 else response
+            is_whole = contains(block + text, response)
+        elif opened:  # finished turns have not the block that the header opens, nor all that was in it
+            text, is_whole = response, True
+        else:
+            text, is_whole, continues = response, contains(whole, response), False
+        if not is_whole:
+            raise UserError(
+                prompt.where,
+                "the chat template of the model changes or leaves out some of the response; change the row, or the "
+                "template",
+            )
+        if opened:
+            if text.lstrip().startswith(opened):  # it is in the prompt already
+                text = text.removeprefix(block) if text.startswith(block) else text.lstrip().removeprefix(opened)
+            closed = f"{opened[0]}/{opened[1:]}"
+            if closed not in text:
+                raise UserError(
+                    prompt.where,
+                    f"the chat template opens {opened} before each response, and this response has no {closed}; "
+                    "give responses with both, or change the template",
+                )
+        return text + self.end, continues
+
+    def _apart(self, text: str) -> list[int]:
+        """Ids of ``text`` in the middle of a longer one."""
+        for before in self._anchors:
+            start, ids = self._ids([before, before + text])
+            if ids[: len(start)] == start:
+                return ids[len(start) :]
+        return self._ids([text])[0]
+
+    @cached_property
+    def _anchors(self) -> list[str]:
+        """Texts after which another is encoded as it is in the middle of one. SentencePiece marks its beginning."""
+        found = []
+        for before in (self.end, "\n", "."):
+            start, ids = self._ids([before, f"{before}x"])
+            if ids[: len(start)] == start and self.tokenizer.convert_ids_to_tokens(ids[len(start) :]) == ["x"]:
+                found.append(before)
+        return found
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        return ids
+
+
+def digest(text: str) -> int:
+    """64 bits of a hash of ``text``, as a signed number; never 0. Equal texts have equal ones in every process."""
+    found = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
+    return found or 1
+
+
+def _responses_of(example: Example, languages: tuple[str, ...], prompts: Iterable[int]) -> Iterable[tuple[int, str]]:
+    """The responses of ``example`` after the index of their language: the source's, then the translated pairs."""
+    for text in example.responses:
+        yield 0, text
+    for i in prompts:
+        for text in example.translated.get(languages[i], ()):
+            yield i, text
+
+
+def _kind(response: str) -> str:
+    return "this response" if response.strip() else "an empty response"

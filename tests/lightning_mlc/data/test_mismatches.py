@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from lightning_mlc.data.mismatches import Mismatch, mismatches
+from lightning_mlc.data import mismatches as module
+from lightning_mlc.data.mismatches import Mismatch
 from lightning_mlc.data.records import Example
+from lightning_mlc.data.tokenization import digest
+
+
+def mismatches(examples: list[Example], source: str) -> list[Mismatch] | None:
+    """Of the columns that a table of ``examples`` has."""
+    columns = [
+        (digest(repr(e.prompts[source])), *(0 if text is None else digest(text) for text in (e.chosen, e.rejected)))
+        for e in examples
+    ]
+    found = module.mismatches(*np.array(columns, dtype=np.int64).T)
+    return None if found is None else [found.of(row) for row in range(len(examples))]
 
 
 def pair(prompt: str, chosen: str, rejected: str) -> Example:
@@ -63,20 +76,22 @@ def test_sorted_data_takes_no_quadratic_time() -> None:
     """Refusals in the same words, then as many answers: each would be compared with each."""
     count, compared = 1000, 0
 
-    class Words(str):
-        __hash__ = str.__hash__
+    class Counted(int):
+        __hash__ = int.__hash__
 
         def __eq__(self, other: object) -> bool:
             nonlocal compared
             compared += 1
-            return str(self) == other
+            return int(self) == other
 
-    examples = [labelled(f"p{row}", Words("No."), True) for row in range(count)]
-    examples += [labelled("q", Words(f"a{row}"), False) for row in range(count)]
-    found = mismatches(examples, "en")
+    none, prompts = [0] * count, [*range(1, count + 1), *[-1] * count]
+    refusals, answers = [Counted(7) for _ in range(count)], [Counted(100 + row) for row in range(count)]
+    columns = (prompts, [*refusals, *none], [*none, *answers])
+    mismatched = module.mismatches(*(np.array(column, dtype=object) for column in columns))
+    assert mismatched is not None
+    found = [mismatched.of(row) for row in range(2 * count)]
     assert (
         2 * count - 1 <= compared < 20 * count
     )  # each with the next at least; each with each are some 500 times as many
-    assert found is not None
     assert found[0] == found[count - 1] == Mismatch(count, "rejected")
     assert found[count] == found[-1] == Mismatch(0, "chosen")

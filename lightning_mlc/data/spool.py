@@ -1,0 +1,73 @@
+"""Examples on their way from a file to a table: on disk, for a large file does not fit into memory as objects."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+
+from lightning_mlc.data.records import DataKind, Example
+
+ROWS = 256
+"""Examples that are written, and later tokenised, together."""
+
+_SCHEMA = pyarrow.schema([("example", pyarrow.binary())])
+
+
+@dataclass(frozen=True)
+class Spool:
+    """Examples in a file of Arrow's, and what is known of all of them."""
+
+    path: Path
+    kind: DataKind
+    """What responses they have."""
+    languages: tuple[str, ...]
+    """Languages of their prompts, in the order in which they come."""
+    rows: int
+    """How many there are."""
+    digest: str
+    """Hash of all they consist of, in their order."""
+
+    @classmethod
+    def write(cls, examples: Iterable[Example], path: Path) -> Spool:
+        """Write ``examples``, at least one, to ``path``. No more than ``ROWS`` of them are held.
+
+        Raises:
+            UserError: One of ``examples`` cannot be had.
+        """
+        hashed = hashlib.sha256()
+        languages: dict[str, None] = {}
+        kind: DataKind | None = None
+        rows = 0
+        with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, _SCHEMA) as writer:
+            left = iter(examples)
+            while part := list(islice(left, ROWS)):
+                texts = []
+                for example in part:
+                    kind = kind or example.kind
+                    languages |= dict.fromkeys(example.prompts)
+                    texts.append(json.dumps(vars(example), sort_keys=True).encode())
+                    hashed.update(texts[-1])
+                rows += len(texts)
+                writer.write_batch(pyarrow.record_batch([pyarrow.array(texts, pyarrow.binary())], schema=_SCHEMA))
+        assert kind is not None, "parse_rows refuses a source without rows"
+        return cls(path, kind, tuple(languages), rows, hashed.hexdigest())
+
+    def read(self) -> Iterator[list[bytes]]:
+        """The examples, ``ROWS`` at a time, each as :func:`example_of` takes it."""
+        with pyarrow.OSFile(str(self.path), "rb") as file, pyarrow.ipc.open_stream(file) as reader:
+            for batch in reader:
+                yield batch.column(0).to_pylist()
+
+
+def example_of(written: bytes) -> Example:
+    """An example as :meth:`Spool.read` gives it."""
+    fields: dict[str, Any] = json.loads(written)
+    fields["translated"] = {language: tuple(pair) for language, pair in fields["translated"].items()}
+    return Example(**fields)

@@ -1,0 +1,157 @@
+"""Chat templates: from messages to text. The text is the same on every day, and every message is in it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cache, cached_property
+
+from transformers import PreTrainedTokenizerBase
+
+from lightning_mlc.errors import UserError, first_line
+
+Message = dict[str, str]
+
+_DATE = {
+    "%-d": "26", "%d": "26", "%a": "Fri", "%A": "Friday", "%b": "Jul", "%B": "July", "%-m": "7", "%m": "07",
+    "%Y": "2024", "%y": "24", "%j": "208", "%H": "00", "%I": "12", "%M": "00", "%S": "00", "%p": "AM",
+    "%F": "2024-07-26", "%Z": "", "%z": "",
+}  # fmt: skip
+"""The day that every template is told: 26 July 2024, which Llama 3's takes where it cannot ask for one."""
+_STRFTIME_NOW = (
+    "{% macro strftime_now(format) %}{{ format"
+    + "".join(f" | replace('{code}', '{text}')" for code, text in _DATE.items())
+    + " }}{% endmacro %}\n"
+)
+"""What takes the place of the clock. transformers hands a template no function of a caller's, but a macro is text."""
+
+
+class TemplateProblem(Exception):
+    """A conversation that a chat template cannot render, or renders without one of its messages.
+
+    Args:
+        does: What the template does, without its object: ``refuses``.
+        reason: Why, in its own words.
+    """
+
+    def __init__(self, does: str, reason: str = "") -> None:
+        super().__init__(does, reason)
+        self.does = does
+        self.reason = reason
+
+    def told(self, given: str) -> str:
+        """What the template does to what it was ``given`` (``this prompt``), for a message."""
+        return f"{self.does} {given}" + (f" ({self.reason})" if self.reason else "")
+
+
+class ChatTemplate:
+    """The chat template of a tokenizer.
+
+    Args:
+        tokenizer: The tokenizer.
+
+    Raises:
+        UserError: It has no chat template, or several of which none is the default.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        templates = tokenizer.chat_template
+        if not templates:
+            raise UserError(
+                "model.name_or_path",
+                f"the tokenizer of {tokenizer.name_or_path} has no chat template; use a chat "
+                "(instruct) model, or put a chat_template.jinja into its folder",
+            )
+        if isinstance(templates, dict) and "default" not in templates:
+            raise UserError(
+                "model.name_or_path",
+                f"the tokenizer of {tokenizer.name_or_path} has no default chat template, only "
+                f"{', '.join(templates)}; put the one to use into its folder as chat_template.jinja",
+            )
+        text: str = templates["default"] if isinstance(templates, dict) else templates
+        self._tokenizer = tokenizer
+        self._text = _STRFTIME_NOW + text if "strftime_now" in text else text
+        self._in_parts = cache(self._find_form)
+
+    def render(self, conversations: Sequence[Sequence[Message]], header: bool) -> list[str]:
+        """The text of each of ``conversations``, with the generation header if ``header``.
+
+        Raises:
+            TemplateProblem: The template refuses one of them, or leaves a message out.
+        """
+        parts = [self._in_parts(tuple(message["role"] for message in messages)) for messages in conversations]
+        given = [_in_parts(m) if p else list(m) for m, p in zip(conversations, parts, strict=True)]
+        texts = self._apply(given, header)
+        for messages, text in zip(conversations, texts, strict=True):
+            for number, message in enumerate(messages, start=1):
+                if not contains(text, message["content"]):
+                    raise TemplateProblem(
+                        f"changes or leaves out some of the text of message {number} ({message['role']}) of"
+                    )
+        return texts
+
+    def render_unchecked(self, messages: Sequence[Message], header: bool) -> str:
+        """The text of one conversation, whether or not the template puts all of the last message into it.
+
+        Raises:
+            TemplateProblem: The template refuses it.
+        """
+        parts = self._in_parts(tuple(message["role"] for message in messages))
+        return self._apply([_in_parts(messages) if parts else list(messages)], header)[0]
+
+    @cached_property
+    def opened_block(self) -> str:
+        """How the generation header ends where it opens a block in which a model thinks (``<think>`` and a line break).
+
+        Empty where it opens none. It is such a block by its name, or because finished turns do not have it.
+        """
+        asked = [{"role": "user", "content": "prompt"}]
+        try:
+            header = self.render_unchecked(asked, header=True)
+            whole = self.render_unchecked([*asked, {"role": "assistant", "content": "response"}], header=False)
+        except TemplateProblem:
+            return ""
+        tag = re.search(r"(<(?P<name>[\w:]+)>|\[(?P<NAME>[A-Z]+)\])\s*$", header)
+        if tag is None:
+            return ""
+        name = (tag["name"] or tag["NAME"]).lower()
+        is_there = header.count(tag[1]) == whole.count(tag[1])
+        return "" if is_there and not re.search("think|thought|reason", name) else tag[0]
+
+    def _find_form(self, roles: tuple[str, ...]) -> bool:
+        """Whether the template wants the content of such messages as a list of parts."""
+        marked = [{"role": role, "content": f"message{n}text"} for n, role in enumerate(roles, start=1)]
+        problem = None
+        for parts in (False, True):
+            try:
+                (text,) = self._apply([_in_parts(marked) if parts else marked], header=False)
+            except TemplateProblem as error:
+                problem = problem or error
+                continue
+            missing = next((message for message in marked if message["content"] not in text), None)
+            if missing is None:
+                return parts
+            problem = problem or TemplateProblem(f"has no place for the message of the {missing['role']} in")
+        assert problem is not None
+        raise problem
+
+    def _apply(self, conversations: Sequence[Sequence[object]], header: bool) -> list[str]:
+        try:
+            texts = self._tokenizer.apply_chat_template(
+                conversations,  # type: ignore[arg-type]
+                chat_template=self._text,
+                add_generation_prompt=header,
+                tokenize=False,
+            )
+        except Exception as error:  # a template is a program: besides jinja2's, any error of Python may come
+            raise TemplateProblem("refuses", first_line(error)) from error
+        return list(texts)
+
+
+def contains(text: str, content: str) -> bool:
+    """Whether ``content`` is in ``text``, apart from white space, which templates trim and add."""
+    return content.strip() in text or "".join(content.split()) in "".join(text.split())
+
+
+def _in_parts(messages: Sequence[Message]) -> list[dict[str, object]]:
+    return [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
