@@ -299,7 +299,9 @@ class PredictionWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        if self._path is None:  # another process writes the same
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        # Another process writes the same: one of the same share, or the one whose batch this repeats.
+        if self._path is None or data.is_repeat("predict", batch_idx):
             return
         with self._path.open("a", encoding="utf-8") as file:
             for record in prediction:

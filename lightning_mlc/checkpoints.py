@@ -29,9 +29,12 @@ from lightning_mlc.checkpoint_format import (
     remove,
     unfinished_name,
 )
-from lightning_mlc.errors import UserError
+from lightning_mlc.errors import UserError, did_you_mean
 from lightning_mlc.module import AlignmentModule
 from lightning_mlc.processes import raise_together
+
+VALIDATION = "val/"
+"""How the names of validation metrics begin."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -77,6 +80,8 @@ class Checkpoint(ModelCheckpoint):
     _in_optimizer_step = False
     _validation_follows = False
     _due = False
+    _is_monitored = False
+    """Whether what it monitors has been seen."""
 
     @property
     def state_key(self) -> str:
@@ -104,6 +109,20 @@ class Checkpoint(ModelCheckpoint):
             self._last_global_step_saved = trainer.global_step
             self._last_checkpoint_saved = str(trainer.ckpt_path)
 
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # The validation before training shows what there is; Lightning would tell after hours, at the first save.
+        if self.monitor is not None and self.monitor.startswith(VALIDATION):
+            self._require_monitored(trainer)
+
+    def _require_monitored(self, trainer: Trainer) -> None:
+        known = [name for name in self._monitor_candidates(trainer) if "/" in name]
+        if self.monitor is not None and self.monitor not in self._monitor_candidates(trainer):
+            few = ", ".join(sorted(known)[:4])
+            raise UserError(
+                "checkpoint.monitor",
+                f"there is no metric {self.monitor}" + did_you_mean(self.monitor, known, f"; there are {few}, ..."),
+            )
+
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         self._in_optimizer_step = True
 
@@ -114,6 +133,9 @@ class Checkpoint(ModelCheckpoint):
         assert isinstance(pl_module, AlignmentModule)
         if not pl_module.ends_window(batch_idx):  # where `train_time_interval` would save, gradients and all
             return
+        if self.monitor is not None and not self.monitor.startswith(VALIDATION) and not self._is_monitored:
+            self._require_monitored(trainer)
+            self._is_monitored = True
         self._validation_follows = _validation_follows(trainer)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         self._validation_follows = False
@@ -166,8 +188,9 @@ class Checkpoint(ModelCheckpoint):
         return resumed is not None and self.dirpath is not None and resumed.parent == Path(self.dirpath).resolve()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        # Weights may be half updated; or the file that could not be written is this one.
-        if self._in_optimizer_step or (isinstance(exception, UserError) and str(exception).startswith("checkpoint:")):
+        # Weights may be half updated; or the file that could not be written, or has no name yet, is this one.
+        told = isinstance(exception, UserError) and exception.option in ("checkpoint", "checkpoint.monitor")
+        if self._in_optimizer_step or told:
             return
         # To save takes all processes, and one that failed alone would wait for the others for ever.
         if trainer.world_size > 1 and not isinstance(exception, SIGTERMException):

@@ -14,17 +14,18 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from lightning_mlc.checkpoint_format import read_checkpoint
 from lightning_mlc.checkpoints import find_checkpoint
 from lightning_mlc.errors import UserError, first_line
 from lightning_mlc.hub import push, require_pushable
 from lightning_mlc.model_card import CALLBACKS, measured_in, model_card
-from lightning_mlc.models.loading import ModelSource, load_tokenizer
+from lightning_mlc.models.loading import ModelSource, load_config, load_tokenizer
 from lightning_mlc.models.lora import LoRA, add_lora
 from lightning_mlc.models.quantization import is_quantized
 from lightning_mlc.models.turns import end_tokens
+from lightning_mlc.proof import make_writable, prove, prove_adapters, require_merged, shared_weight, trial_logits
 from lightning_mlc.provenance import Provenance
 
 _PREFIX = "policy.model."
@@ -54,12 +55,15 @@ def export(
         push_to_hub: Repository to upload the folder to.
         trust_remote_code: Run Python code that the model's repository carries. A checkpoint alone cannot ask for it.
 
+    Before the folder takes its name, it is loaded again and compared with the model in memory
+    (:mod:`lightning_mlc.proof`), and merged adapters with those that were trained.
+
     Returns:
         ``out``, and the address of the repository.
 
     Raises:
-        UserError: The checkpoint cannot be read, is not ours, has no adapters or none that can be merged, or
-            ``out`` is not empty or cannot be written.
+        UserError: The checkpoint cannot be read, is not ours, has no adapters or none that can be merged, what was
+            written is not the model that was trained, or ``out`` is not empty or cannot be written.
     """
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -83,6 +87,7 @@ def export(
     # What its responses were trained to end with is what generation has to end at.
     ends = end_tokens(model, text)
     model.generation_config.eos_token_id = ends[0] if len(ends) == 1 else ends
+    make_writable(model.generation_config)
     card = model_card(provenance, measured_in(checkpoint), push_to_hub or folder.resolve().name, adapters)
 
     with _as_a_whole(folder) as unfinished:
@@ -91,6 +96,12 @@ def export(
         record = json.dumps(provenance.without_paths().as_dict(), indent=2)
         (unfinished / Provenance.FILE).write_text(record + "\n", encoding="utf-8")
         (unfinished / "README.md").write_text(card, encoding="utf-8")
+        if not adapters:
+            prove(model, unfinished, trust_remote_code)
+        elif provenance.lora is not None:
+            lora = LoRA(**provenance.lora)
+            dtype = model.dtype if lora.quantize is None else getattr(torch, provenance.config["dtype"])
+            prove_adapters(model, unfinished, lora, source, dtype)
     return folder, None if push_to_hub is None else push(folder, push_to_hub)
 
 
@@ -174,22 +185,33 @@ def _with_adapters(provenance: Provenance, source: ModelSource, weights: dict[st
     missing = adapted.load_state_dict(weights, strict=False)
     if missing.unexpected_keys:
         raise UserError("--ckpt_path", f"the checkpoint does not fit {source}: {missing.unexpected_keys[0]}")
-    return adapted.merge_and_unload() if merge else adapted
+    if not merge:
+        return adapted
+    trained, shared = trial_logits(adapted), shared_weight(adapted)
+    merged = adapted.merge_and_unload()
+    require_merged(merged, trained, shared)
+    return merged
 
 
 def _rebuild(provenance: Provenance, source: ModelSource, weights: dict[str, torch.Tensor]) -> Any:
     dtype = next(value.dtype for value in weights.values() if value.is_floating_point())
     settings = dict(provenance.config)
     auto: Any = AutoModelForCausalLM  # transformers leaves this method untyped
+    kind = settings.pop("model_type")
     try:
-        config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        if kind in CONFIG_MAPPING or not source.trust_remote_code:
+            config = AutoConfig.for_model(kind, **settings)
+        else:  # with code of its own, which is where the model was trained from
+            own = load_config(source)
+            config = type(own).from_dict(settings)
+            config.name_or_path = own.name_or_path
         model = auto.from_config(config, dtype=dtype, trust_remote_code=source.trust_remote_code)
         model.load_state_dict(weights, strict=True)
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(
             "ckpt_path", f"the checkpoint does not fit the model it says it is of ({first_line(error)})"
         ) from error
-    return model
+    return model.eval()
 
 
 def _umask() -> int:

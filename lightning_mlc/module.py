@@ -57,7 +57,7 @@ from lightning_mlc.reference import (
     describe_model,
     precompute,
 )
-from lightning_mlc.schedules import Warmup
+from lightning_mlc.schedules import Warmup, by_step
 from lightning_mlc.sharding import FSDP2, require_supported
 
 PROGRESS = {"loss": "loss", "mlc/loss": "mlc", "rewards/accuracies": "acc"}
@@ -390,9 +390,9 @@ class AlignmentModule(LightningModule):
             )
         if self.scheduler_callable is None:
             return optimizer
-        scheduler = self.scheduler_callable(optimizer)
+        scheduler = by_step(self.scheduler_callable(optimizer))
         if isinstance(scheduler, Warmup):
-            scheduler.set_total_steps(int(self.trainer.estimated_stepping_batches))
+            scheduler.set_total_steps(self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # ---- training -----------------------------------------------------------------------------------
@@ -694,7 +694,9 @@ class AlignmentModule(LightningModule):
             self._ends = end_tokens(self.policy.causal_lm, self._tokenizer)
         records = []
         for rows in batch.prompts:
-            generated = self.policy.generate(rows, self.max_new_tokens, self._ends, together=self._sharding is not None)
+            generated = self.policy.generate(
+                rows, self.max_new_tokens, self._ends, self._tokenizer.pad_token_id, self._sharding is not None
+            )
             responses = self._tokenizer.batch_decode(generated[:, rows.input_ids.shape[1] :], skip_special_tokens=True)
             for example, language, leads, response in zip(
                 rows.example.tolist(), rows.language.tolist(), rows.leads.tolist(), responses, strict=True

@@ -36,7 +36,9 @@ def describe_run(module: AlignmentModule, trainer: Trainer) -> dict[str, Any]:
         "objective": None if module.objective is None else describe_objective(module.objective),
         "consistency": describe_consistency(module.consistency),
         "reference": _reference(module.reference) if module.uses_reference else None,
-        "optimizer": None if optimizer is None else {"name": type(optimizer).__name__, **_plain(optimizer.defaults)},
+        "optimizer": None
+        if optimizer is None
+        else {"name": type(optimizer).__name__, **_plain(optimizer.defaults, type(optimizer))},
         "schedule": schedules[0] if schedules else None,
         "gradient_clip_val": trainer.gradient_clip_val,
         "steps": trainer.global_step,
@@ -74,7 +76,7 @@ def describe_consistency(settings: Consistency) -> dict[str, Any]:
     """The terms that are on, and what their representations are; empty if none is."""
     if not settings.terms:
         return {}
-    described: dict[str, Any] = {term.name: _plain(dataclasses.asdict(term)) for term in settings.terms}
+    described: dict[str, Any] = {term.name: _plain(dataclasses.asdict(term), type(term)) for term in settings.terms}
     if settings.needs.representations:
         described |= {name: getattr(settings, name) for name in _REPRESENTATION}
     return described | {"every_n_steps": settings.every_n_steps}
@@ -89,12 +91,18 @@ def _schedule(scheduler: Any) -> dict[str, Any]:
     return {"name": type(scheduler).__name__, **{name: getattr(scheduler, name) for name in options}}
 
 
-def _plain(options: dict[str, Any]) -> dict[str, Any]:
-    """Those of ``options`` that are numbers, words or some of them, and are not off."""
+def _plain(options: dict[str, Any], owner: type) -> dict[str, Any]:
+    """Those of ``options`` of ``owner`` that are numbers, words, switches or some of them.
+
+    A switch that is off is left out where that is its default, as most of an optimizer's are.
+    """
     kept = (bool, int, float, str)
+    parameters = inspect.signature(owner).parameters
     found: dict[str, Any] = {}
     for name, value in options.items():
-        if isinstance(value, kept) and value is not False:
+        if value is False and name in parameters and parameters[name].default is False:
+            continue
+        if isinstance(value, kept):
             found[name] = value
         elif isinstance(value, list | tuple) and all(isinstance(item, kept) for item in value):
             found[name] = list(value)

@@ -40,6 +40,10 @@ class Epoch:
     """Of each process."""
     tensor_parallel: int = 1
     """Processes that run the same examples."""
+    data: str | None = None
+    """The fingerprint of the training data; None in checkpoints of earlier versions, which are taken as they are."""
+    order: str | None = None
+    """A digest of what else the order of the examples follows from; None as above."""
 
     @classmethod
     def of(cls, trainer: Trainer, micro_batches: int) -> Epoch:
@@ -54,6 +58,8 @@ class Epoch:
             strategy=type(trainer.strategy).__name__.removesuffix("Strategy"),
             micro_batches=micro_batches,
             tensor_parallel=share.processes,
+            data=data.fingerprint("train"),
+            order=data.order_digest(),
         )
 
     @property
@@ -68,6 +74,19 @@ class Epoch:
         """Examples of an optimizer step; under a budget of tokens, micro-batches."""
         return (1 if self.tokens_per_batch else self.batch_size) * self.accumulate * self.processes
 
+    def changes(self, before: Epoch) -> str:
+        """In which of what an epoch's examples and their order follow from ``before`` differs; empty if in nothing."""
+        told = [
+            f"{name} was {getattr(before, name)}, is {getattr(self, name)}"
+            for name in ("seed", "examples", "tokens_per_batch")
+            if getattr(self, name) != getattr(before, name)
+        ]
+        if before.data is not None and self.data != before.data:
+            told.append("data.train_path, its tokenizer or the length limits give other examples")
+        elif before.order is not None and self.order != before.order:
+            told.append("the split, or what an example costs, has changed")
+        return ", ".join(told)
+
     def done(self, before: Epoch, processed: int) -> int:
         """Micro-batches of this epoch that hold what the first ``processed`` of the same epoch held ``before``.
 
@@ -76,13 +95,11 @@ class Epoch:
         """
         if processed == before.micro_batches:
             return self.micro_batches
-        order = ("seed", "examples", "tokens_per_batch")
-        if changed := [name for name in order if getattr(self, name) != getattr(before, name)]:
-            told = ", ".join(f"{name} was {getattr(before, name)}, is {getattr(self, name)}" for name in changed)
+        if told := self.changes(before):
             raise UserError(
                 "ckpt_path",
-                f"the checkpoint is in the middle of an epoch whose examples would come in another order "
-                f"({told}), so that some would be left out or trained on twice; go on as before, or start a new run",
+                f"the checkpoint is in the middle of an epoch of other examples, or in another order ({told}): "
+                "some would be left out or trained on twice; go on as before, or start a new run",
             )
         # A checkpoint is written at a step's end.
         taken = processed // before.accumulate * before.step
@@ -121,8 +138,10 @@ class ExactResume(Callback):
         # Lightning has not counted them yet.
         before, now = Epoch(**checkpoint[self.KEY]), Epoch.of(trainer, _data(trainer).micro_batches_of_epoch())
         error = None
+        loop = checkpoint["loops"]["fit_loop"]
         try:
-            _count_anew(checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"], before, now)
+            _require_more_to_do(trainer, loop)
+            _count_anew(loop["epoch_loop.batch_progress"], before, now)
         except UserError as found:
             error = found
         raise_together(error)
@@ -151,6 +170,20 @@ def _data(trainer: Trainer) -> MultilingualData:
     return data
 
 
+def _require_more_to_do(trainer: Trainer, loop: dict[str, Any]) -> None:
+    """Raises:
+    UserError: The checkpoint, whose progress ``loop`` is, is beyond the run's last epoch.
+    """
+    begun = int(loop["epoch_progress"]["current"]["started"])
+    if trainer.max_epochs is not None and -1 < trainer.max_epochs < begun:
+        raise UserError(
+            "trainer.max_epochs",
+            f"is {trainer.max_epochs}, and the checkpoint is of epoch {begun}; give more, or start a new run",
+        )
+    if begun == trainer.max_epochs and loop["epoch_loop.batch_progress"]["is_last_batch"] and is_first():
+        logger.warning("ckpt_path: the checkpoint is of a run that is done; give more trainer.max_epochs to go on")
+
+
 def _count_anew(progress: dict[str, Any], before: Epoch, now: Epoch) -> None:
     """Count the micro-batches of ``progress``, a checkpoint's, as those of ``now``."""
     current, total = progress["current"], progress["total"]
@@ -163,6 +196,8 @@ def _count_anew(progress: dict[str, Any], before: Epoch, now: Epoch) -> None:
 
 
 def _tell_differences(before: Epoch, now: Epoch) -> None:
+    if told := now.changes(before):  # accepted, so at the end of an epoch
+        logger.warning("ckpt_path: the next epoch trains on other examples, or in another order (%s)", told)
     if (before.layout, before.step) == (now.layout, now.step):
         return
     if before.step == now.step:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from lightning_mlc.errors import UserError
 
@@ -40,10 +40,20 @@ class Warmup(LambdaLR):
         self.total_steps = total_steps
         super().__init__(optimizer, self._share)
 
-    def set_total_steps(self, total_steps: int) -> None:
-        """Give the length of the run, unless the configuration did, and apply the first step's rate."""
+    def set_total_steps(self, total_steps: float) -> None:
+        """Give the length of the run, unless the configuration did, and apply the first step's rate.
+
+        Raises:
+            UserError: The run has no end that is known.
+        """
         if self.total_steps is None:
-            self.total_steps = total_steps
+            if not math.isfinite(total_steps):
+                raise UserError(
+                    "model.scheduler.total_steps",
+                    "is not set, and the run has no known number of steps (trainer.max_epochs is -1); "
+                    "give it, or trainer.max_steps",
+                )
+            self.total_steps = int(total_steps)
             for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
                 group["lr"] = base * self._share(self.last_epoch)
             self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
@@ -59,3 +69,18 @@ class Warmup(LambdaLR):
         progress = min(1.0, (step - warmup) / max(1, self.total_steps - warmup))
         shape = 1 - progress if self.decay == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
         return self.final + (1 - self.final) * shape
+
+
+def by_step(scheduler: Any) -> Any:
+    """``scheduler``, which is to be stepped after every optimizer step.
+
+    Raises:
+        UserError: It cannot be, because it follows a metric.
+    """
+    if isinstance(scheduler, ReduceLROnPlateau):
+        raise UserError(
+            "model.scheduler",
+            "ReduceLROnPlateau follows a metric, and rates here change by the step; take "
+            "lightning_mlc.schedules.Warmup, or another scheduler of torch.optim.lr_scheduler",
+        )
+    return scheduler

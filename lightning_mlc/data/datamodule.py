@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import tempfile
 from collections.abc import Callable, Collection
@@ -185,6 +186,12 @@ class MultilingualData(LightningDataModule):
     def setup(self, stage: str) -> None:
         if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
             raise UserError("trainer.overfit_batches", "is not supported; give a small data.train_path instead")
+        # Lightning's own sampler would divide by the processes what is already this process's share.
+        if self.trainer is not None and self.trainer._accelerator_connector.use_distributed_sampler:
+            raise UserError(
+                "trainer.use_distributed_sampler",
+                "is not supported: examples are already divided among the processes; leave it out, or set it to false",
+            )
         self._load(self._needed_paths())
         for split in ("train", "val", "test", "predict"):
             if split in self._tables and split not in self._rows:  # a second command may come with the same data
@@ -419,6 +426,17 @@ class MultilingualData(LightningDataModule):
         limit = None if self.trainer is None else self.trainer.limit_train_batches
         return len(plan_epoch(self._cut(division)(0), self._sizes("train"), division, limit))
 
+    def order_digest(self) -> str:
+        """A digest of what, with seed, budget and processes, the order of the training examples follows from.
+
+        These are the rows of the table; under a budget of tokens also what each costs, which length limits, languages,
+        objective and consistency terms change.
+        """
+        sha = hashlib.sha256(np.asarray(self._rows["train"], np.int64).tobytes())
+        if self.tokens_per_batch is not None:
+            sha.update(np.asarray(self._costs(self._counts("train")).sum(1), np.int64).tobytes())
+        return sha.hexdigest()[:20]
+
     @property
     def _data_parallel(self) -> DataParallel:
         return DataParallel() if self.trainer is None else DataParallel.of(self.trainer)
@@ -457,6 +475,11 @@ class MultilingualData(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         return self._evaluation_loader("predict", self._collator().prediction)
+
+    def is_repeat(self, split: Split, batch_idx: int) -> bool:
+        """Whether this process's evaluation batch ``batch_idx`` of ``split`` repeats one of another process."""
+        share = self._data_parallel
+        return batch_idx * share.size + share.rank >= -(-len(self._rows[split]) // self.val_batch_size)
 
     def check_mismatches(self) -> None:
         """Refuse data without mismatched responses, for an objective that needs them.

@@ -18,6 +18,7 @@ from lightning_mlc.data.records import Message
 from lightning_mlc.data.rows import NO_RESPONSE, Row, TokenRows
 from lightning_mlc.data.tokenization import ChatTokenizer
 from lightning_mlc.errors import UserError
+from lightning_mlc.models.greedy import generate_greedily
 from lightning_mlc.models.turns import end_tokens
 
 Conversation = list[Message]
@@ -92,30 +93,13 @@ class TransformersGenerator:
         tokenizer, model = self._local.chat.tokenizer, self._local.model
         rows = TokenRows.pad([Row(prompt, (), 0, 0, NO_RESPONSE) for prompt in prompts], tokenizer.pad_token_id, "left")
         with out_of_memory():
-            generated = model.generate(
-                input_ids=rows.input_ids.to(self._local.device),
-                attention_mask=rows.attention_mask.to(self._local.device),
-                max_new_tokens=self._max_new_tokens,
-                eos_token_id=self._ends,
-                pad_token_id=tokenizer.pad_token_id,
-                **GREEDY,
+            generated = generate_greedily(
+                model, rows.to(self._local.device), self._max_new_tokens, self._ends, tokenizer.pad_token_id
             )
         new = generated[:, rows.input_ids.shape[1] :].cpu()
         texts = tokenizer.batch_decode(new, skip_special_tokens=True)
         finished = torch.isin(new, torch.tensor(self._ends)).any(1).tolist()
         return [Response(text.strip(), ended) for text, ended in zip(texts, finished, strict=True)]
-
-
-GREEDY = {
-    "do_sample": False,
-    "num_beams": 1,
-    # What a model's own generation config would otherwise bring in.
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "temperature": 1.0,
-    "top_p": 1.0,
-    "top_k": 50,
-}
 
 
 class VLLMGenerator:

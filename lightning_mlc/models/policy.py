@@ -20,6 +20,7 @@ from lightning_mlc.data.rows import TokenRows
 from lightning_mlc.errors import UserError
 from lightning_mlc.models.attention import attention_arguments
 from lightning_mlc.models.compiling import compile_layers
+from lightning_mlc.models.greedy import generate_greedily
 from lightning_mlc.models.logprobs import CHUNK_ELEMENTS, logps_of, token_logps
 from lightning_mlc.models.parts import find_decoder, find_layers, num_layers, submodule
 
@@ -142,24 +143,11 @@ class Policy(nn.Module):
             states = states.flatten(0, 1).index_select(0, rows.prompt_end)
         return RowOutputs(logps, rows.response_tokens.float(), states, pooled)
 
-    def generate(self, rows: TokenRows, max_new_tokens: int, ends: list[int], together: bool) -> Tensor:
-        """(N, T + S) int64: the prompts ``rows`` (N, T, padded on the left) and greedy responses of S tokens at most.
-
-        Args:
-            rows: Prompts, one a row.
-            max_new_tokens: Longest response.
-            ends: Ids that end one.
-            together: Whether processes meet in every pass, and so go on until the last response of any is complete.
-        """
-        generated: Tensor = self.causal_lm.generate(  # type: ignore[operator]
-            input_ids=rows.input_ids,
-            attention_mask=rows.attention_mask,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=ends,
-            do_sample=False,
-            synced_gpus=together,
-        )
-        return generated
+    def generate(
+        self, rows: TokenRows, max_new_tokens: int, ends: list[int], pad: int | None, together: bool
+    ) -> Tensor:
+        """See :func:`~lightning_mlc.models.greedy.generate_greedily`."""
+        return generate_greedily(self.causal_lm, rows, max_new_tokens, ends, pad, together)
 
     @property
     def layers(self) -> nn.ModuleList:

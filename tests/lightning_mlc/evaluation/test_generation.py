@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import save_model
+from transformers import GenerationConfig
 
+from lightning_mlc.data.rows import NO_RESPONSE, Row, TokenRows
 from lightning_mlc.errors import UserError
 from lightning_mlc.evaluation.generation import (
     LocalModel,
@@ -22,6 +24,8 @@ from lightning_mlc.evaluation.generation import (
 from lightning_mlc.evaluation.journal import Key
 from lightning_mlc.evaluation.local import chat_of, check_lengths, context_length
 from lightning_mlc.evaluation.systems import System
+from lightning_mlc.models.greedy import generate_greedily
+from lightning_mlc.models.policy import Policy
 from lightning_mlc.models.turns import end_tokens
 
 TEXTS = ["a", "bb " * 5, "ccc", "দাম না দিয়ে", "e" * 40, "ff", "g " * 11]
@@ -54,6 +58,23 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     # A scale at which the responses differ from prompt to prompt.
     kind, scale = request.param
     return local(save_model(tmp_path_factory.mktemp("models"), kind, initializer_range=scale))
+
+
+def test_nothing_of_the_models_own_settings_counts_in_predict_and_evaluate(model: LocalModel) -> None:
+    """All that transformers would take from the generation configuration, and leaves there."""
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    rows, ends = TokenRows.pad([Row(ids[0].tolist(), (), 0, 0, NO_RESPONSE)], 0), [3]
+    plain = generate_greedily(model.model, rows, 12, ends, 0)
+    own = model.model.generation_config
+    settings = {"repetition_penalty": 9.0, "no_repeat_ngram_size": 1, "min_new_tokens": 12, "suppress_tokens": [5, 6]}
+    model.model.generation_config = GenerationConfig(**settings, do_sample=True, temperature=9.0, num_beams=3)
+    try:
+        assert not torch.equal(model.model.generate(ids, max_new_tokens=12), plain)
+        assert torch.equal(generate_greedily(model.model, rows, 12, ends, 0), plain)
+        assert torch.equal(Policy(model.model).generate(rows, 12, ends, 0, together=False), plain)
+        assert model.model.generation_config.repetition_penalty == 9.0
+    finally:
+        model.model.generation_config = own
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 200, 10**6])
