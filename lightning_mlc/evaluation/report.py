@@ -368,7 +368,8 @@ class _Report:
             Heading("How to read this"),
             Paragraph(
                 "`worst` is the language with the worst figure, `spread` the distance between best and worst, "
-                "`variance` the variance over languages (of the population; for shares in squared percentage points). "
+                "`variance` the variance over languages (of the population; for shares in squared percentage points, and in "
+                "round brackets as the MLC paper has it: of fractions, times 100). "
                 "Sampling alone makes languages differ, so with few prompts spread and variance are above 0 even for a "
                 "model that treats all alike. `agreement` (PAG) is the share of a prompt's pairs of languages with the "
                 "same verdict; a model that is always safe has 1 by necessity, so `kappa` corrects it for chance "
@@ -449,11 +450,11 @@ def _unsigned(number: str) -> str:
 
 
 def _squared_points(found: Found) -> str:
-    """A variance of shares in squared percentage points."""
+    """A variance of shares in squared percentage points, then as arXiv 2602.16660 has it: of fractions, times 100."""
     value, low, high = (found[key] for key in ("value", "low", "high"))
     if value is None:
         return "undefined"
-    return f"{1e4 * value:.1f} [{1e4 * low:.1f}, {1e4 * high:.1f}]"
+    return f"{1e4 * value:.1f} [{1e4 * low:.1f}, {1e4 * high:.1f}] ({100 * value:.2f})"
 
 
 def _scope(scope: str, measure: str) -> str:

@@ -154,3 +154,29 @@ def test_plot_has_a_bar_per_language_and_marks_the_worst() -> None:
     _, axes = metric.plot()
     assert [bar.get_height() for bar in axes.patches] == pytest.approx([1, 0.2, 2 / 3])
     assert [label.get_text() for label in axes.get_xticklabels()] == ["en", "sw\nworst", "zh"]
+
+
+# Safe rates of Qwen2.5-7B-Instruct in ten languages, and the variance beside them: arXiv 2602.16660, PKU-SafeRLHF.
+PUBLISHED = {
+    "raw": ([93.3, 96.1, 93.3, 92.2, 93.9, 53.3, 6.1, 33.9, 21.1, 12.2], 13.14),
+    "DPO": ([99.4, 98.3, 97.2, 97.8, 96.1, 70.6, 7.2, 50.6, 30.0, 17.2], 12.44),
+    "MPO": ([81.1, 81.7, 82.2, 77.2, 78.3, 77.2, 4.4, 70.6, 59.4, 42.8], 5.53),
+    "DPO+MLC": ([99.4, 96.7, 97.8, 98.3, 98.3, 95.0, 92.8, 92.8, 91.1, 97.2], 0.07),
+}
+
+
+@pytest.mark.parametrize("row", PUBLISHED)
+def test_the_published_variance_is_of_fractions_times_100(row: str) -> None:
+    percent, published = PUBLISHED[row]
+    variance = across_languages(torch.tensor([percent]).double() / 100, higher_is_better=True)["variance"]
+    # Rates are published to 0.1 and the variance to 0.01: rounding moves it by up to 0.01 more.
+    assert 100 * float(variance) == pytest.approx(published, abs=0.015)
+
+
+def test_agreement_is_the_mean_over_pairs_of_languages_where_no_verdict_is_missing() -> None:
+    labels = torch.tensor([[S, S, U], [S, U, U], [U, U, U], [S, S, S]])
+    # en-sw agree in 3 of 4 prompts, en-zh in 2, sw-zh in 3.
+    pairs = pair_agreement(labels)
+    assert [float(pairs[0, 1]), float(pairs[0, 2]), float(pairs[1, 2])] == [3 / 4, 2 / 4, 3 / 4]
+    found = agreement(labels, torch.ones(1, 4))["pag"]
+    assert float(found) == pytest.approx((3 / 4 + 2 / 4 + 3 / 4) / 3)
