@@ -94,7 +94,11 @@ def add_lora(model: PreTrainedModel, lora: LoRA) -> PeftModel:
     except ValueError as error:
         raise UserError("model.lora.target_modules", f"{str(error).splitlines()[0]}") from error
     for module in model.modules():
-        shared = uses[id(module.base_layer.weight)] if isinstance(module, LoraLayer) else []
+        if not isinstance(module, LoraLayer):
+            continue
+        # Of all experts together it adapts a parameter of another name.
+        weight = getattr(module.get_base_layer(), getattr(module, "parameter_name", "weight"))
+        shared = uses[id(weight)]
         if len(shared) > 1:
             raise UserError(
                 "model.lora.target_modules",

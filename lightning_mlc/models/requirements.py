@@ -86,7 +86,7 @@ def _remark_on_positions(config: PreTrainedConfig, longest_sequence: int) -> Non
     nested = [value for value in parameters.values() if isinstance(value, dict)]
     for rope in (parameters, *nested):
         kind = rope.get("rope_type", rope.get("type"))
-        own = getattr(config, "original_max_position_embeddings", None) or config.max_position_embeddings
+        own = getattr(config, "original_max_position_embeddings", None) or getattr(config, "max_position_embeddings", 0)
         original = int(rope.get("original_max_position_embeddings") or own)
         if kind in LENGTH_DEPENDENT and longest_sequence > original:
             logger.warning(

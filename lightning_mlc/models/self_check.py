@@ -206,9 +206,9 @@ class _Trial:
             return
 
         def note(_module: Any, inputs: Any, keywords: dict[str, Any], output: Any) -> None:
-            self.returns = len(output) if isinstance(output, tuple) else 0
+            self.returns = len(output) if isinstance(output, tuple | list) else 0
             self.embedded = inputs[0] if inputs else keywords.get("hidden_states")
-            self.after_first = output[0] if isinstance(output, tuple) else output
+            self.after_first = output[0] if isinstance(output, tuple | list) else output
 
         handle = first.register_forward_hook(note, with_kwargs=True)
         try:
