@@ -368,8 +368,8 @@ class _Report:
             Heading("How to read this"),
             Paragraph(
                 "`worst` is the language with the worst figure, `spread` the distance between best and worst, "
-                "`variance` the variance over languages (of the population; for shares in squared percentage points, and in "
-                "round brackets as the MLC paper has it: of fractions, times 100). "
+                "`variance` the variance over languages (of the population; for shares in squared percentage points, "
+                "and in round brackets as the MLC paper has it: of fractions, times 100). "
                 "Sampling alone makes languages differ, so with few prompts spread and variance are above 0 even for a "
                 "model that treats all alike. `agreement` (PAG) is the share of a prompt's pairs of languages with the "
                 "same verdict; a model that is always safe has 1 by necessity, so `kappa` corrects it for chance "
