@@ -115,7 +115,10 @@ def shared_weight(adapted: Any) -> str | None:
     for name, parameter in adapted.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name.replace("base_model.model.", "").replace(".base_layer", ""))
     under = {
-        id(module.base_layer.weight) for module in adapted.modules() if hasattr(module, "base_layer") and module.lora_A
+        # Of all experts together an adapter has a parameter of another name.
+        id(getattr(module.get_base_layer(), getattr(module, "parameter_name", "weight")))
+        for module in adapted.modules()
+        if hasattr(module, "base_layer") and module.lora_A
     }
     twice = next((found for key, found in names.items() if key in under and len(found) > 1), None)
     return None if twice is None else f"{twice[0]} is also {twice[1]}"
