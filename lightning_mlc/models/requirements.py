@@ -87,7 +87,7 @@ def _remark_on_positions(config: PreTrainedConfig, longest_sequence: int) -> Non
     for rope in (parameters, *nested):
         kind = rope.get("rope_type", rope.get("type"))
         own = getattr(config, "original_max_position_embeddings", None) or getattr(config, "max_position_embeddings", 0)
-        original = int(rope.get("original_max_position_embeddings") or own)
+        original = int(rope.get("original_max_position_embeddings") or own or 0)
         if kind in LENGTH_DEPENDENT and longest_sequence > original:
             logger.warning(
                 "positions of kind %s depend on the longest sequence of a pass beyond %d tokens; the data has up to "

@@ -1,4 +1,4 @@
-"""Callbacks that end a run at a given place, for tests that resume it, and that say what it has trained on."""
+"""Callbacks for tests of several processes: they end a run at a given place, or put a process at odds with others."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.plugins.precision import MixedPrecision
 
 _save = torch.save
 
@@ -99,3 +100,14 @@ class Examples(Callback):
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         with self.path.open("a") as file:  # one write, so that processes do not mix their lines
             file.write(f"{trainer.global_step} {' '.join(batch.ids)}\n")
+
+
+class OtherPrecision(Callback):
+    """Process ``rank`` has settled on bf16-mixed, whatever the others have."""
+
+    def __init__(self, rank: int = 1) -> None:
+        self.rank = rank
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:  # before that of the module
+        if trainer.global_rank == self.rank:
+            trainer.strategy.precision_plugin = MixedPrecision("bf16-mixed", "cpu")

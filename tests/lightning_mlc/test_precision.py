@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from processes import Job, run_jobs
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_mlc import precision_option
@@ -315,3 +316,23 @@ def test_evaluation_agrees() -> None:
     device = torch.device("cpu")
     assert choose_dtype("auto", device) == decide(Device.of("cpu")).dtype
     assert choose_dtype("bfloat16", device) == "bfloat16"
+
+
+@pytest.mark.slow
+def test_processes_take_the_same_or_are_refused(tiny_model: Path, pairs_file: Path, tmp_path: Path) -> None:
+    """Two processes of torchrun over gloo; and two that have settled on different precisions."""
+    command = fit(tiny_model, pairs_file, tmp_path / "torchrun", "--trainer.devices=2")
+    differing = fit(
+        tiny_model, pairs_file, tmp_path / "differing", "--trainer.devices=2", "--trainer.precision=32-true"
+    )
+    callback = "--trainer.callbacks+=killing.OtherPrecision"
+    ended = run_jobs([Job(command), Job([*differing, callback])], tmp_path / "jobs")
+    assert [job.status for job in ended] == [0, 2]
+    expected = decide(Device.of("cpu")).precision
+    assert kept(tmp_path / "torchrun") == (expected, expected)
+    said = [path.read_text() for path in sorted((tmp_path / "jobs" / "job0").rglob("stdout.log"))]
+    assert [text.count("precision: ") for text in said] == [1, 0]
+    errors = [line for text in ended[1].stderr for line in text.splitlines() if line.startswith("error: ")]
+    assert errors == [
+        "error: trainer.precision: is 32-true on some and bf16-mixed on other processes; give it explicitly"
+    ]

@@ -40,6 +40,7 @@ def fit(model: Path, data: Path, out: Path, *more: str) -> list[str]:
         "data.train_path": data,
         "data.val_share": 0.25,
         "trainer.accelerator": "cpu",
+        "trainer.precision": "bf16-mixed",  # in which products with quantised weights are, whatever auto takes here
         "trainer.max_steps": 3,
         "trainer.enable_progress_bar": "false",
         "trainer.enable_model_summary": "false",
