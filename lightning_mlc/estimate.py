@@ -24,9 +24,11 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_mlc.data import MultilingualData
 from lightning_mlc.data.batches import Batch
+from lightning_mlc.data.layout import Layout
 from lightning_mlc.errors import UserError, first_line
 from lightning_mlc.forward import run_batch
-from lightning_mlc.models.loading import dtype_of, frozen_dtype_of, load_causal_lm
+from lightning_mlc.models.attention import LAYER_TYPES, packed_layout
+from lightning_mlc.models.loading import dtype_of, frozen_dtype_of, load_causal_lm, load_config
 from lightning_mlc.models.parts import num_layers
 from lightning_mlc.models.policy import Policy, Shortcuts, resolve_layer
 from lightning_mlc.models.tensors import replace_tensors
@@ -41,6 +43,8 @@ RESERVED = 0.1
 """Share of a GPU that an estimate leaves to the driver, communication buffers and fragmentation."""
 QUANTISED_BITS = {"nf4": 4.127, "int8": 8.0}
 """Bits of a weight, with its share of the scales: arXiv 2305.14314, section 3, "Double Quantization"."""
+EVERY_SHORTCUT = Shortcuts(True, True, True)
+"""What nearly all models take."""
 BATCHES = 500
 """Micro-batches that are looked at for the largest."""
 
@@ -131,13 +135,65 @@ def cells(batch: Batch) -> int:
     return sum(rows.input_ids.numel() for rows in every)
 
 
-def estimate(module: AlignmentModule, batch: Batch, setup: Setup) -> Estimate:
-    """What ``module``'s configuration takes when it is trained on ``batch``.
+class CannotRun(UserError):
+    """A model that cannot be run without values, in the way that was tried."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a model may be run."""
+
+    layout: Layout
+    shortcuts: Shortcuts
+
+    def __str__(self) -> str:
+        rows = "packed rows" if self.layout.packed else "padded rows"
+        return rows if any(self.shortcuts) else f"{rows}, the plain way"
+
+
+def ways(module: AlignmentModule) -> list[Way]:
+    """How ``module``'s model may be run, the way that most are run in first.
+
+    A run compares results to find out (:mod:`lightning_mlc.models.self_check`). Without values all that shows is
+    whether a way works at all.
+    """
+    types = set(getattr(load_config(module.source).get_text_config(), "layer_types", None) or LAYER_TYPES)
+    packed = packed_layout(module.attn_implementation or "sdpa") if types <= LAYER_TYPES else None
+    found = [] if packed is None or module.packing is False else [Way(packed, EVERY_SHORTCUT)]
+    if found and module.packing:
+        return found
+    return [*found, Way(Layout(), EVERY_SHORTCUT), Way(Layout(), Shortcuts())]
+
+
+def estimate_largest(module: AlignmentModule, data: MultilingualData, setup: Setup) -> tuple[Estimate, Batch, Way]:
+    """What ``module``'s configuration takes on the largest batch of ``data``, that batch, and how it is run.
 
     Raises:
-        UserError: The model cannot be run without values.
+        CannotRun: The model cannot be run without values in any way.
+    """
+    problem: CannotRun | None = None
+    for way in ways(module):
+        data.layout = way.layout
+        batch = largest_batch(data)
+        try:
+            return estimate(module, batch, setup, way.shortcuts), batch, way
+        except CannotRun as error:
+            problem = error  # that of the plain way is the model's own
+    assert problem is not None
+    raise problem
+
+
+def estimate(module: AlignmentModule, batch: Batch, setup: Setup, shortcuts: Shortcuts = EVERY_SHORTCUT) -> Estimate:
+    """What ``module``'s configuration takes when it is trained on ``batch``.
+
+    ``shortcuts`` are those that its model takes, if it has a decoder to take them with.
+
+    Raises:
+        CannotRun: The model cannot be run without values.
     """
     policy = _without_weights(module, setup.precision)
+    if policy.decoder is not None:
+        policy.shortcuts = shortcuts
     extractor = _extractor_size(module, policy)
     master = dtype_of(setup.precision).itemsize
     total = sum(parameter.numel() for parameter in policy.parameters())
@@ -222,8 +278,6 @@ def _step_bytes(module: AlignmentModule, policy: Policy, batch: Batch, setup: Se
     if setup.precision.endswith("-mixed") and not setup.gathers_half:
         half = torch.bfloat16 if setup.precision == "bf16-mixed" else torch.float16
         autocast = torch.autocast("cpu", dtype=half)
-    if policy.decoder is not None:
-        policy.shortcuts = Shortcuts(True, True, True)  # as nearly all take
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             replace_tensors(policy, lambda tensor: _fake(tensor, setup.gathers_half))
@@ -243,7 +297,7 @@ def _step_bytes(module: AlignmentModule, policy: Policy, batch: Batch, setup: Se
     except UserError:
         raise
     except Exception as error:  # foreign code, which may look at values that are not there
-        raise UserError(
+        raise CannotRun(
             "estimate",
             f"{type(policy.causal_lm).__name__} cannot be run without values "
             f"({first_line(error)}); its memory is not known",
@@ -254,6 +308,18 @@ def _step_bytes(module: AlignmentModule, policy: Policy, batch: Batch, setup: Se
 def _fake(tensor: Tensor, gathers_half: bool) -> Tensor:
     half = gathers_half and isinstance(tensor, nn.Parameter)
     return torch.empty(tensor.shape, dtype=torch.bfloat16 if half else tensor.dtype, device="cpu")
+
+
+def _grouped_product(
+    a: Tensor, b: Tensor, offs: Tensor | None = None, bias: Tensor | None = None, out_dtype: torch.dtype | None = None
+) -> Tensor:
+    """A tensor as ``torch.nn.functional.grouped_mm`` makes of ``a`` and ``b``, the product of all experts at once.
+
+    Without values torch refuses all dtypes but bfloat16, though the product itself takes float32.
+    """
+    rows, columns = a.shape[-2], b.shape[-1]
+    groups = [len(offs)] if offs is not None and a.ndim == b.ndim == 2 else list(a.shape[:-2]) if b.ndim == 3 else []
+    return a.new_empty([*groups, rows, columns], dtype=out_dtype or a.dtype)
 
 
 class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -267,7 +333,8 @@ class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         before = {self._key(tensor) for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
-        result = function(*args, **(kwargs or {}))
+        run = _grouped_product if function is torch.ops.aten._grouped_mm.default else function
+        result = run(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and self._key(tensor) not in before | self._seen:
                 self._add(tensor.untyped_storage())

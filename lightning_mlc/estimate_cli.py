@@ -9,8 +9,7 @@ from rich.table import Table
 
 from lightning_mlc.data import MultilingualData
 from lightning_mlc.data.batches import Batch
-from lightning_mlc.estimate import GB, GPUS, RESERVED, Estimate, Setup, cells, estimate, largest_batch, setup_of
-from lightning_mlc.models.attention import packed_layout
+from lightning_mlc.estimate import GB, GPUS, RESERVED, Estimate, Setup, Way, cells, estimate_largest, setup_of
 from lightning_mlc.module import AlignmentModule
 from lightning_mlc.precision_option import settle
 from lightning_mlc.sharding import require_supported
@@ -39,13 +38,11 @@ class EstimateCLI(TrainingCLI):
         data.setup("fit")
         module.choose_rows(data)
         data.plan_steps(translations=bool(module.consistency.terms))
-        packed = None if module.packing is False else packed_layout(module.attn_implementation or "sdpa")
-        data.layout = packed or data.layout
-        batch = largest_batch(data)
-        show(estimate(module, batch, setup), batch, setup, str(module.source))
+        found, batch, way = estimate_largest(module, data, setup)
+        show(found, batch, setup, way, str(module.source))
 
 
-def show(found: Estimate, batch: Batch, setup: Setup, name: str) -> None:
+def show(found: Estimate, batch: Batch, setup: Setup, way: Way, name: str) -> None:
     """Print ``found`` as a table."""
     console = Console()
     every = (*batch.responses, *batch.translations, *batch.prompts, *batch.mismatched)
@@ -53,7 +50,7 @@ def show(found: Estimate, batch: Batch, setup: Setup, name: str) -> None:
     console.print(f"{name}: {found.parameters / 1e6:,.1f} M parameters, {found.trained / 1e6:,.1f} M trained")
     console.print(
         f"{setup.processes} process{'es' if setup.processes > 1 else ''}, {setup.strategy}, {setup.precision}; "
-        f"micro-batch of {len(batch)}: {tokens} tokens, {cells(batch)} with padding"
+        f"micro-batch of {len(batch)}: {tokens} tokens, {cells(batch)} with padding; {way}"
     )
     table = Table("on each GPU", "GB", box=None, header_style="bold", pad_edge=False)
     table.columns[1].justify = "right"

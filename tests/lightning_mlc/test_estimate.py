@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import save_model
+from families.architectures import FAMILIES
+from families.trial import make_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -17,7 +19,16 @@ from lightning_mlc.cli import main
 from lightning_mlc.consistency import MLC, Consistency
 from lightning_mlc.data import MultilingualData
 from lightning_mlc.data.batches import Batch
-from lightning_mlc.estimate import Estimate, Setup, counting, estimate, largest_batch, optimizer_bytes
+from lightning_mlc.estimate import (
+    Estimate,
+    Setup,
+    counting,
+    estimate,
+    estimate_largest,
+    largest_batch,
+    optimizer_bytes,
+    ways,
+)
 from lightning_mlc.models.lora import LoRA
 from lightning_mlc.module import AlignmentModule
 from lightning_mlc.objectives import DPO, SFT
@@ -141,6 +152,44 @@ def test_activations_grow_and_shrink_as_they_do(bare: tuple[Path, int], batch: B
     assert activations(consistency=Consistency(mlc=MLC(weight=0))) < 0.8 * whole
     # A state after the first of three layers: the translations' share of the other two is gone.
     assert activations(consistency=Consistency(layer=1, extractor="none")) < 0.9 * whole
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [("Mixtral", "packed rows"), ("BLOOM", "padded rows")],
+)
+def test_what_trains_has_an_estimate(name: str, how: str, tmp_path: Path) -> None:
+    """A mixture of experts, and a model that takes no mask of packed rows."""
+    family = next(family for family in FAMILIES if family.name == name)
+    folder = make_model(family, tmp_path / "model")
+    data = MultilingualData("sample", batch_size=1, name_or_path=str(folder), cache_dir=str(tmp_path / "cache"))
+    data.prepare_data()
+    data.setup("fit")
+    module = AlignmentModule(str(folder), DPO(), Consistency(extractor="none"), optimizer=torch.optim.AdamW)
+    found, batch, way = estimate_largest(module, data, ONE)
+    assert str(way) == how
+    assert found == estimate(module, batch, ONE, way.shortcuts)
+    count = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(folder).parameters())
+    assert (found.parameters, found.parts["gradients"]) == (count, 4 * count)
+
+
+def test_products_of_all_experts_have_the_size_that_they_have() -> None:
+    offsets = torch.tensor([2, 5], dtype=torch.int32)
+    wide, deep = torch.ones(5, 16), torch.ones(2, 16, 32)
+    for a, b in ((wide, deep), (wide.T, torch.ones(5, 32))):
+        expected = torch._grouped_mm(a, b, offs=offsets)
+        with counting() as count:
+            found = torch._grouped_mm(a, b, offs=offsets)
+        assert (found.shape, found.dtype, count.live) == (expected.shape, expected.dtype, 4 * expected.numel())
+
+
+def test_packing_that_is_asked_for_is_not_given_up(bare: tuple[Path, int]) -> None:
+    def found(packing: bool | None) -> list[str]:
+        return [str(way) for way in ways(AlignmentModule(str(bare[0]), DPO(), packing=packing))]
+
+    assert found(None) == ["packed rows", "padded rows", "padded rows, the plain way"]
+    assert found(True) == ["packed rows"]
+    assert found(False) == ["padded rows", "padded rows, the plain way"]
 
 
 def test_the_command_reads_no_weights(bare: tuple[Path, int], capsys: pytest.CaptureFixture[str]) -> None:
