@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
@@ -91,11 +92,12 @@ def test_wheel_works_away_from_the_clone(wheel: Path, tmp_path: Path) -> None:
 
 def test_constraints_are_within_the_ranges_that_setup_declares() -> None:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
-    pinned = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    pins = (line.split("==") for line in lines if line and not line.startswith("#"))
+    pinned = {canonicalize_name(name): pin for name, pin in pins}
     declared = [Requirement(text) for text in re.findall(r'"([a-z]\S*[<>=]=\S+?)"', (ROOT / "setup.py").read_text())]
     assert len(declared) > 10
     for requirement in declared:
-        assert requirement.specifier.contains(pinned[requirement.name]), requirement
+        assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
 
 
 @pytest.mark.parametrize("package", ["lightning", "pytorch-lightning"])

@@ -135,7 +135,15 @@ def _fingerprint(spool: Spool, languages: tuple[str, ...], chat: ChatTokenizer) 
 
 
 def _tokenizer_state(chat: ChatTokenizer) -> list[Any]:
-    return [_vocabulary(chat.tokenizer), chat.tokenizer.chat_template, chat.end, _rendered(chat)]
+    tokenizer = chat.tokenizer
+    # The last is an option of tokenizer_config.json that the vocabulary's file does not have.
+    return [
+        _vocabulary(tokenizer),
+        tokenizer.chat_template,
+        chat.end,
+        _rendered(chat),
+        bool(tokenizer.split_special_tokens),
+    ]
 
 
 def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import cache, cached_property
+from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
@@ -71,7 +71,7 @@ class ChatTemplate:
         text: str = templates["default"] if isinstance(templates, dict) else templates
         self._tokenizer = tokenizer
         self._text = _STRFTIME_NOW + text if "strftime_now" in text else text
-        self._in_parts = cache(self._find_form)
+        self._forms: dict[tuple[str, ...], bool] = {}
 
     def render(self, conversations: Sequence[Sequence[Message]], header: bool) -> list[str]:
         """The text of each of ``conversations``, with the generation header if ``header``.
@@ -79,7 +79,7 @@ class ChatTemplate:
         Raises:
             TemplateProblem: The template refuses one of them, or leaves a message out.
         """
-        parts = [self._in_parts(tuple(message["role"] for message in messages)) for messages in conversations]
+        parts = [self._wants_parts(messages) for messages in conversations]
         given = [_in_parts(m) if p else list(m) for m, p in zip(conversations, parts, strict=True)]
         texts = self._apply(given, header)
         for messages, text in zip(conversations, texts, strict=True):
@@ -96,8 +96,8 @@ class ChatTemplate:
         Raises:
             TemplateProblem: The template refuses it.
         """
-        parts = self._in_parts(tuple(message["role"] for message in messages))
-        return self._apply([_in_parts(messages) if parts else list(messages)], header)[0]
+        given = _in_parts(messages) if self._wants_parts(messages) else list(messages)
+        return self._apply([given], header)[0]
 
     @cached_property
     def opened_block(self) -> str:
@@ -117,6 +117,13 @@ class ChatTemplate:
         name = (tag["name"] or tag["NAME"]).lower()
         is_there = header.count(tag[1]) == whole.count(tag[1])
         return "" if is_there and not re.search("think|thought|reason", name) else tag[0]
+
+    def _wants_parts(self, messages: Sequence[Message]) -> bool:
+        # A dictionary, because a wrapper of functools cannot be pickled, and processes may be spawned with this.
+        roles = tuple(message["role"] for message in messages)
+        if roles not in self._forms:
+            self._forms[roles] = self._find_form(roles)
+        return self._forms[roles]
 
     def _find_form(self, roles: tuple[str, ...]) -> bool:
         """Whether the template wants the content of such messages as a list of parts."""

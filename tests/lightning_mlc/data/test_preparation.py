@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import pickle
+import select
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 from conftest import TEMPLATE, byte_tokenizer, example_rows, labelled_rows, save_model, translated_rows, write_jsonl
 
 from lightning_mlc.data import MultilingualData
 from lightning_mlc.data.layouts import parse_rows
-from lightning_mlc.data.preparation import MOST_PROCESSES, processes_for
+from lightning_mlc.data.preparation import MOST_PROCESSES, Encoder, encode_in_order, processes_for
 from lightning_mlc.data.reading import read_rows
 from lightning_mlc.data.records import Example
 from lightning_mlc.data.spool import ROWS, Spool, example_of
-from lightning_mlc.data.tables import TABLE, table_fingerprint, tokenised_table
+from lightning_mlc.data.tables import COLUMNS, TABLE, table_fingerprint, tokenised_table
 from lightning_mlc.data.tokenization import ChatTokenizer, PromptTooLong
 from lightning_mlc.errors import UserError
 
@@ -92,6 +99,44 @@ def test_kinds_of_errors_cross_processes(tmp_path: Path, many: Spool) -> None:
         tokenised_table(many, ("en", "sw", "zh"), strict, tmp_path / "cache", num_proc=2)
 
 
+def test_what_encodes_can_be_sent_to_a_process_that_was_not_forked(many: Spool) -> None:
+    """As on macOS and Windows; also after it was used."""
+    encoder = Encoder(chat(), ("en", "sw", "zh"), COLUMNS.arrow_schema)
+    part = next(many.read())
+    here = encoder.encode(part)
+    assert pickle.loads(pickle.dumps(encoder)).encode(part).equals(here)
+
+
+class Stuck(Encoder):
+    """Tells through a pipe that it works, and never comes to an end."""
+
+    def encode(self, written: list[bytes]) -> pyarrow.RecordBatch:
+        os.write(int(self.languages[0]), b".")
+        while True:
+            time.sleep(60)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_processes_end_with_the_one_that_started_them() -> None:
+    """However that one ends. They would wait for work for ever, and hold its memory."""
+    end, begin = os.pipe()
+    stuck = Stuck(chat(), (str(begin),), COLUMNS.arrow_schema)
+    parts: list[list[bytes]] = [[], []]
+    context = multiprocessing.get_context("fork")
+    starter = context.Process(target=lambda: list(encode_in_order(stuck, parts, 2)))
+    starter.start()
+    os.close(begin)
+    try:
+        assert os.read(end, 1) + os.read(end, 1) == b".."
+        starter.kill()
+        starter.join()
+        # The pipe ends when nobody is left who could write to it.
+        assert select.select([end], [], [], 30)[0] == [end]
+        assert os.read(end, 1) == b""
+    finally:
+        os.close(end)
+
+
 def test_few_rows_take_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightning_mlc.data.preparation._cores", lambda: 64)
     assert [processes_for(rows, None) for rows in (1, 3999, 4000, 10**6)] == [1, 1, 2, MOST_PROCESSES]
@@ -121,6 +166,18 @@ def test_a_table_of_another_rendering_is_not_taken(tmp_path: Path) -> None:
         tokenizer.bos_token = f"<|{name}|>"
         tables.append(tokenised_table(spool, ("en",), ChatTokenizer(tokenizer, 60, 30, "cut"), tmp_path))
     assert table_fingerprint(tables[0]) != table_fingerprint(tables[1])
+
+
+def test_a_table_of_other_options_is_not_taken(tmp_path: Path) -> None:
+    """Whether the names of special tokens are such tokens, or text, in a text."""
+    spool = spool_of([{**row, "chosen": "<|user|>"} for row in example_rows(2)], tmp_path)
+    lengths = []
+    for split in (False, True):
+        tokenizer = byte_tokenizer()
+        tokenizer.split_special_tokens = split
+        table = tokenised_table(spool, ("en",), ChatTokenizer(tokenizer, 200, 30, "cut"), tmp_path)
+        lengths.append(len(table[0]["chosen"]))
+    assert lengths == [len(["<|user|>", "<|end|>"]), len("<|user|><|end|>")]
 
 
 @pytest.mark.parametrize(("seed", "share"), [(1, 0.1), (2, 0.3), (3, 0.5)])
