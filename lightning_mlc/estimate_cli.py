@@ -11,7 +11,7 @@ from lightning_mlc.data import MultilingualData
 from lightning_mlc.data.batches import Batch
 from lightning_mlc.estimate import GB, GPUS, RESERVED, Estimate, Setup, Way, cells, estimate_largest, setup_of
 from lightning_mlc.module import AlignmentModule
-from lightning_mlc.precision_option import settle
+from lightning_mlc.precision_option import settle, tell
 from lightning_mlc.sharding import require_supported
 from lightning_mlc.training_cli import TrainingCLI, make_cli
 
@@ -21,12 +21,13 @@ class EstimateCLI(TrainingCLI):
 
     def before_instantiate_classes(self) -> None:
         """Nothing will be written, so nothing need be checked."""
-        settle(self.config[self.subcommand], runs=False)
+        self._precision_line = settle(self.config[self.subcommand], runs=False)
 
     def instantiate_classes(self) -> None:
         self.config_init = self.parser.instantiate_classes(self.config)
         self.model = self._get(self.config_init, "model")
         self.datamodule = self._get(self.config_init, "data")
+        tell(self._precision_line)
 
     def _run_subcommand(self, subcommand: str) -> None:
         module, data = self.model, self.datamodule

@@ -49,8 +49,8 @@ class PrecisionTrainer(Trainer):
         super().__init__(precision=precision, **kwargs)  # type: ignore[arg-type]  # `settle` has replaced auto
 
 
-def settle(config: Namespace, runs: bool = True) -> None:
-    """Put a precision in the place of ``auto`` in ``config``, that of a subcommand, and say on the first process why.
+def settle(config: Namespace, runs: bool = True) -> str | None:
+    """Put a precision in the place of ``auto`` in ``config``, that of a subcommand.
 
     An explicit precision stays. If it is another one than the checkpoint's, or bfloat16 on a CPU that is slow at it,
     one line says so. A precision plugin (``trainer.plugins``, or of the strategy) wins over ``auto``.
@@ -58,6 +58,9 @@ def settle(config: Namespace, runs: bool = True) -> None:
     Args:
         config: The options of the subcommand, links applied.
         runs: Whether something is run here. If not, ``auto`` without a GPU means the GPUs of ``estimate``'s table.
+
+    Returns:
+        A line for :func:`tell`, once nothing else is found wrong; None if nothing need be said.
 
     Raises:
         UserError: There is no such precision.
@@ -68,8 +71,8 @@ def settle(config: Namespace, runs: bool = True) -> None:
     if _has_precision_plugin(options):
         if options.precision == AUTO:
             options.precision = None
-            _tell("precision: that of the precision plugin, which was given explicitly")
-        return
+            return "precision: that of the precision plugin, which was given explicitly"
+        return None
     before = _precision_of(config.ckpt_path)
     device = Device.of(_accelerator(options.accelerator), options.devices)
 
@@ -85,16 +88,17 @@ def settle(config: Namespace, runs: bool = True) -> None:
             several = has_several_processes(options.devices, options.num_nodes)
             choice = decide(device, None if several else trial)
         options.precision = choice.precision
-        _tell(f"precision: {choice.precision}, because {choice.reason}")
-        return
+        return f"precision: {choice.precision}, because {choice.reason}"
     if before is not None and unified(options.precision) != before:
-        _tell(f"precision: {options.precision}, as the configuration says; the checkpoint was trained in {before}")
+        return f"precision: {options.precision}, as the configuration says; the checkpoint was trained in {before}"
     if runs and is_first() and (warning := slow_bfloat16(options.precision, device, trial)) is not None:
         logger.warning("trainer.precision: %s", warning)
+    return None
 
 
-def _tell(line: str) -> None:
-    if is_first():
+def tell(line: str | None) -> None:
+    """Print ``line``, if there is one, on the first process."""
+    if line is not None and is_first():
         print(line)
 
 

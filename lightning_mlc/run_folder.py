@@ -19,6 +19,8 @@ WAIT = 15.0
 """Seconds: workers that prepare batches hold the lock of a run that was killed for as long as they take to notice."""
 
 logger = logging.getLogger("lightning_mlc")
+_held: list[int] = []
+"""Descriptors of the locks that this process holds."""
 
 
 class RunFolder(Callback):
@@ -32,14 +34,13 @@ class RunFolder(Callback):
     def __init__(self, is_new: bool, begins: bool) -> None:
         self._is_new = is_new
         self._begins = begins
-        self._lock: int | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         error = None
         if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir)
             try:
-                self._lock = take(folder, self._is_new)
+                _held.append(take(folder, self._is_new))
             except UserError as found:
                 error = found
             else:
@@ -48,18 +49,17 @@ class RunFolder(Callback):
         raise_together(error)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._give_back()
+        give_back()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Not yet: checkpoints are written after this. The lock goes with this object."""
 
-    def __del__(self) -> None:
-        self._give_back()
+def give_back() -> None:
+    """Unlock what this process has locked.
 
-    def _give_back(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+    A command calls it at its end. A callback cannot do it after an error, because checkpoints are written after the
+    hooks for errors have run.
+    """
+    while _held:
+        os.close(_held.pop())
 
 
 def take(folder: Path, is_new: bool, wait: float | None = None) -> int:

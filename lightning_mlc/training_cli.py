@@ -31,10 +31,10 @@ from lightning_mlc.module import AlignmentModule
 from lightning_mlc.objectives import Objective, Sum
 from lightning_mlc.options import explain
 from lightning_mlc.paths import expand_all, expanded
-from lightning_mlc.precision_option import PrecisionTrainer, settle
+from lightning_mlc.precision_option import PrecisionTrainer, settle, tell
 from lightning_mlc.processes import is_first, lost_another
 from lightning_mlc.resumption import ExactResume
-from lightning_mlc.run_folder import CONFIG, RunFolder
+from lightning_mlc.run_folder import CONFIG, RunFolder, give_back
 from lightning_mlc.sharding import require_supported
 from lightning_mlc.speed import Speed
 
@@ -141,7 +141,7 @@ class TrainingCLI(LightningCLI):
             if not found and is_first():
                 _require_clearable(out)
         self._begins = config.ckpt_path is None
-        settle(config)
+        self._precision_line = settle(config)
 
     def instantiate_classes(self) -> None:
         try:
@@ -156,6 +156,7 @@ class TrainingCLI(LightningCLI):
                 # The parts of a sum are made before it, and do not know their place in it.
                 build_objective(objective)
             raise told from None
+        tell(self._precision_line)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand]
@@ -326,6 +327,8 @@ def run(args: Sequence[str]) -> TrainingCLI:
             "another process of the run has ended, and this one with it; see there for the reason, and continue with "
             "the same command and --ckpt_path last",
         ) from error
+    finally:
+        give_back()
 
 
 def make_cli(args: Sequence[str], kind: type[TrainingCLI] = TrainingCLI) -> TrainingCLI:

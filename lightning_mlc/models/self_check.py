@@ -219,6 +219,12 @@ class _Trial:
     def _require_causal(self) -> None:
         """Two sequences that begin alike: the logits at the end of what they share."""
         first, second = (self.plain[0, 0, kind].next for kind in (CHOSEN, REJECTED))
+        if not (first.isfinite().all() and second.isfinite().all()):
+            raise UserError(
+                "model.name_or_path",
+                f"the logits of {self.name} are not finite: its weights are damaged, or too large for "
+                f"{str(self.model.dtype).removeprefix('torch.')}",
+            )
         if (difference := _difference(first, second)) > _CERTAIN * self.tolerance:
             raise UserError(
                 "model.name_or_path",

@@ -28,7 +28,7 @@ from lightning_mlc.precision import (
     slow_bfloat16,
     try_both,
 )
-from lightning_mlc.precision_option import settle
+from lightning_mlc.precision_option import settle, tell
 from lightning_mlc.training_cli import run
 
 FAST, EVEN, SLOW = Trial(3.0, 1.0), Trial(1.0, 1.0), Trial(1.0, 3.1)
@@ -226,13 +226,13 @@ def test_a_run_keeps_what_was_chosen_and_goes_on_with_it(
 
     given = [f"--ckpt_path={out / 'checkpoints' / 'last.ckpt'}", "--trainer.accelerator=cpu"]
     measured = options_of(*given, command="validate")
-    settle(measured)
+    tell(settle(measured))
     assert (measured.trainer.precision, lines_of(capsys)) == (
         other,
         [f"precision: {other}, because the checkpoint was trained in it"],
     )
     explicit = options_of(*given, "--trainer.precision=64-true")
-    settle(explicit)
+    tell(settle(explicit))
     assert explicit.trainer.precision == "64-true"
     assert lines_of(capsys) == [f"precision: 64-true, as the configuration says; the checkpoint was trained in {other}"]
 
@@ -261,27 +261,27 @@ def test_a_trial_is_of_the_model_s_width_and_warns_once(
     monkeypatch.setattr(precision_option, "try_both", record)
     monkeypatch.setattr(Device, "of", classmethod(lambda cls, *_: cpu("avx512_bf16")))
     given = f"--model.name_or_path={tiny_model}"
-    settle(options_of(given, "--trainer.precision=bf16-true"))
+    tell(settle(options_of(given, "--trainer.precision=bf16-true")))
     assert [record.getMessage() for record in caplog.records if "precision" in record.getMessage()] == [
         "trainer.precision: bf16-true is slow on this CPU (bfloat16 took 3.1 times as long as float32 in a trial); "
         "32-true or auto is faster"
     ]
     assert widths == {32: 1}
     config = options_of(given)
-    settle(config)
+    tell(settle(config))
     assert (config.trainer.precision, widths) == ("32-true", {32: 2})
-    settle(options_of(given, "--trainer.devices=2"))  # which would time it differently in each
+    tell(settle(options_of(given, "--trainer.devices=2")))  # which would time it differently in each
     assert widths == {32: 2}
 
 
 def test_a_precision_plugin_wins(capsys: pytest.CaptureFixture[str]) -> None:
     plugin = "--trainer.plugins+=lightning.pytorch.plugins.precision.DoublePrecision"
     config = options_of(plugin)
-    settle(config)
+    tell(settle(config))
     assert config.trainer.precision is None
     assert lines_of(capsys) == ["precision: that of the precision plugin, which was given explicitly"]
     config = options_of("--trainer.plugins+=lightning.pytorch.plugins.io.TorchCheckpointIO")
-    settle(config)
+    tell(settle(config))
     assert config.trainer.precision in ("32-true", "bf16-mixed")
 
 

@@ -206,6 +206,13 @@ def test_an_encoder_is_refused() -> None:
         self_check(Policy(model))
 
 
+def test_logits_that_are_not_finite_are_refused() -> None:
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**GROUPED))
+    model.model.norm.weight.data.fill_(float("nan"))
+    with pytest.raises(UserError, match=r"^model\.name_or_path: the logits of LlamaForCausalLM are not finite"):
+        self_check(Policy(model.eval()))
+
+
 def test_padding_that_matters_is_refused() -> None:
     """No plain way is left for a batch."""
     model = build("llama")
