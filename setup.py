@@ -50,6 +50,7 @@ setup(
         "huggingface_hub>=1",
         "matplotlib>=3.8",
         "rich>=13",
+        "tqdm>=4.60",
         "triton; sys_platform == 'linux'",
     ],
     extras_require={
