@@ -33,7 +33,7 @@ from lightning_mlc.quiet import quiet_libraries
 def parse(args: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=str(__doc__).split("\n")[0])
     parser.add_argument("--config", type=user_path, help="the grid, a YAML file such as those in benchmarks/studies")
-    parser.add_argument("--out", type=user_path, help="folder of the study; one that there is goes on")
+    parser.add_argument("--out", type=user_path, help="folder of the study; an existing study is resumed")
     parser.add_argument("--data", help="preference rows, as data.train_path; some of them are held out")
     parser.add_argument(
         "--model", type=user_text, help="folder, hub id or GGUF file; if not given, that of the grid's configs"
