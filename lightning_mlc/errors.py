@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 
 LONGEST_REASON = 200
 """Characters of another library's message that are quoted at most."""
@@ -34,6 +35,15 @@ class UserError(Exception):
 
 class Interrupted(UserError):
     """The run was asked to end before it was done. The command exits with status 143, as after SIGTERM itself."""
+
+
+@contextmanager
+def renamed(options: Collection[str], option: str) -> Iterator[None]:
+    """Errors inside that are of one of ``options`` are of ``option``, because that is where the user gave it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(option if error.option in options else error.option, error.text) from error
 
 
 def first_line(error: BaseException) -> str:

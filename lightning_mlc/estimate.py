@@ -27,7 +27,7 @@ from lightning_mlc.data.batches import Batch
 from lightning_mlc.data.layout import Layout
 from lightning_mlc.errors import UserError, first_line
 from lightning_mlc.forward import run_batch
-from lightning_mlc.models.attention import LAYER_TYPES, packed_layout
+from lightning_mlc.models.attention import packed_layout_of
 from lightning_mlc.models.loading import dtype_of, frozen_dtype_of, load_causal_lm, load_config
 from lightning_mlc.models.parts import num_layers
 from lightning_mlc.models.policy import Policy, Shortcuts, resolve_layer
@@ -157,8 +157,7 @@ def ways(module: AlignmentModule) -> list[Way]:
     A run compares results to find out (:mod:`lightning_mlc.models.self_check`). Without values all that shows is
     whether a way works at all.
     """
-    types = set(getattr(load_config(module.source).get_text_config(), "layer_types", None) or LAYER_TYPES)
-    packed = packed_layout(module.attn_implementation or "sdpa") if types <= LAYER_TYPES else None
+    packed = packed_layout_of(load_config(module.source), module.attn_implementation or "sdpa")
     found = [] if packed is None or module.packing is False else [Way(packed, EVERY_SHORTCUT)]
     if found and module.packing:
         return found

@@ -108,9 +108,7 @@ class TrainingCLI(LightningCLI):
 
     def _explain(self, error: argparse.ArgumentError, args: list[str]) -> UserError:
         command = f"lightning-mlc {args[0]}"
-        found = explain(
-            error, [self._subcommand_parsers[args[0]]] if args[0] in self._subcommand_parsers else [], command
-        )
+        found = explain(error, [self._subcommand_parsers[args[0]]], command)
         if found.option == "model.name_or_path" and "--model.name_or_path" not in args:
             return UserError(found.option, f"is not set; give it, or a configuration: {command} --config FILE")
         return found
@@ -186,7 +184,7 @@ class TrainingCLI(LightningCLI):
         try:
             return super()._instantiate_trainer(config, callbacks)
         except (ValueError, MisconfigurationException) as error:  # options that Lightning itself refuses
-            raise UserError("trainer", f"{' '.join(str(error).split())}") from error
+            raise UserError("trainer", " ".join(str(error).split())) from error
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         keywords = super()._prepare_subcommand_kwargs(subcommand)

@@ -216,7 +216,7 @@ def check_cells(grid: Grid, own: Mapping[str, Any]) -> dict[str, Any]:
                 raise
             if told.option == "model.name_or_path":
                 raise UserError("--model", f"{told.text} (no configs of the grid name one)") from error
-            raise UserError(f"cells.{cell}", f"{told}") from error
+            raise UserError(f"cells.{cell}", str(told)) from error
         models[cell] = cli.config.fit.model.name_or_path
     return models
 

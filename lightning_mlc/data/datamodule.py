@@ -361,15 +361,20 @@ class MultilingualData(LightningDataModule):
 
     def longest_sequence(self) -> int:
         """Most tokens of a prompt with one response, in any split that is set up."""
-        counts = [TokenCounts.of(table, len(self.languages)) for table in self._tables.values()]
-        both = [(c.prompts.max(initial=0), max(c.chosen.max(initial=0), c.rejected.max(initial=0))) for c in counts]
-        return max((int(sum(part)) for part in both), default=0)
+        return max((prompt + max(chosen, rejected) for prompt, chosen, rejected in self._longest()), default=0)
 
     def longest_row(self) -> int:
         """Most tokens that a prompt has with all of its responses, in any split that is set up; no row is longer."""
-        counts = [TokenCounts.of(table, len(self.languages)) for table in self._tables.values()]
-        parts = [(c.prompts.max(initial=0), c.chosen.max(initial=0), c.rejected.max(initial=0)) for c in counts]
-        return max((int(sum(part)) for part in parts), default=0)
+        return max((sum(tokens) for tokens in self._longest()), default=0)
+
+    def _longest(self) -> list[tuple[int, int, int]]:
+        """Most tokens of a prompt, of a chosen response and of a rejected one, in each table of a split."""
+        tables = {id(table): table for table in self._tables.values()}  # splits may share one
+        counts = [TokenCounts.of(table, len(self.languages)) for table in tables.values()]
+        return [
+            (int(c.prompts.max(initial=0)), int(c.chosen.max(initial=0)), int(c.rejected.max(initial=0)))
+            for c in counts
+        ]
 
     def _require_room(self, costs: np.ndarray) -> None:
         totals = costs.sum(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -10,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from lightning_mlc.data.hashing import digest
 from lightning_mlc.data.records import Example, Message
 from lightning_mlc.errors import UserError
 from lightning_mlc.models.templates import ChatTemplate, TemplateProblem, contains
@@ -309,12 +309,6 @@ class ChatTokenizer:
             return []
         ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
         return ids
-
-
-def digest(text: str) -> int:
-    """64 bits of a hash of ``text``, as a signed number; never 0. Equal texts have equal ones in every process."""
-    found = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
-    return found or 1
 
 
 def _responses_of(example: Example, languages: tuple[str, ...], prompts: Iterable[int]) -> Iterable[tuple[int, str]]:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from lightning_mlc.data.tokenization import ChatTokenizer, PromptTooLong
-from lightning_mlc.errors import UserError
+from lightning_mlc.errors import UserError, first_line
 from lightning_mlc.evaluation.generation import Conversation, LocalModel
 from lightning_mlc.evaluation.journal import Key
 from lightning_mlc.evaluation.systems import System, naming_models
@@ -34,7 +34,7 @@ def choose_device(device: str) -> torch.device:
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        raise UserError("device", f"cannot use {device} ({str(error).splitlines()[0]})") from error
+        raise UserError("device", f"cannot use {device} ({first_line(error)})") from error
 
 
 def choose_dtype(dtype: DType, device: torch.device) -> str:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
-from lightning_mlc.errors import UserError
+from lightning_mlc.errors import UserError, renamed
 from lightning_mlc.evaluation.endpoint import Endpoint, EndpointGenerator
 from lightning_mlc.evaluation.engines import engine_of, local_generator
 from lightning_mlc.evaluation.generation import Generator
@@ -58,7 +57,7 @@ def make_judges(settings: Settings) -> list[Judge]:
         if system.is_endpoint and not is_address(spec):
             raise UserError("judges", f"write an endpoint as {name}=http://HOST/v1#MODEL, got {spec}")
         form = FORMATS[name]
-        with _naming_judges():
+        with renamed(("models",), "judges"):  # a judge is a system, whose errors name the option `models`
             identity = system.identity | _circumstances(system, form, settings)
         judges.append(PromptedJudge(name, form, identity, _generator(system, form, settings)))
     if len({judge.name for judge in judges}) < len(judges):
@@ -86,15 +85,6 @@ def _circumstances(system: System, form: Format, settings: Settings) -> dict[str
         "engine": engine_of(system, settings),
         "chat_template": digest(str(template)),
     }
-
-
-@contextmanager
-def _naming_judges() -> Iterator[None]:
-    """A judge is a system, whose errors name the option ``models``; here the option is ``judges``."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError("judges" if error.option == "models" else error.option, error.text) from error
 
 
 def _generator(system: System, form: Format, settings: Settings) -> Callable[[], Generator]:

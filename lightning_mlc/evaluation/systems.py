@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from lightning_mlc.errors import UserError
+from lightning_mlc.errors import UserError, renamed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -229,11 +229,6 @@ def fingerprint(paths: Sequence[Path]) -> str:
 OPTIONS_OF_FIT = ("model.name_or_path", "model.gguf_file", "--ckpt_path", "ckpt_path")
 
 
-@contextmanager
-def naming_models() -> Iterator[None]:
+def naming_models() -> AbstractContextManager[None]:
     """Errors of loading name the options of ``fit``; here the option is ``models``."""
-    try:
-        yield
-    except UserError as error:
-        named = "models" if error.option in OPTIONS_OF_FIT else error.option
-        raise UserError(named, error.text) from error
+    return renamed(OPTIONS_OF_FIT, "models")

@@ -28,6 +28,12 @@ def packed_layout(implementation: str) -> Layout | None:
     return None
 
 
+def packed_layout_of(config: PreTrainedConfig, implementation: str) -> Layout | None:
+    """How to pack rows of a model with ``config``; None where its attention or its kinds of layers rule that out."""
+    types = set(getattr(config.get_text_config(), "layer_types", None) or LAYER_TYPES)
+    return packed_layout(implementation) if types <= LAYER_TYPES else None
+
+
 def attention_arguments(config: PreTrainedConfig, rows: TokenRows, dtype: torch.dtype) -> dict[str, Any]:
     """What a decoder with ``config`` and weights in ``dtype`` is told about which tokens of ``rows`` see which."""
     packing = rows.packing

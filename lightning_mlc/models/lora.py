@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from lightning_mlc.errors import UserError
+from lightning_mlc.errors import UserError, first_line
 from lightning_mlc.models.loading import ModelSource, load_causal_lm
 from lightning_mlc.models.parts import beyond_text
 from lightning_mlc.models.quantization import QuantizedFormat, keep_trainable, loading_options
@@ -92,7 +92,7 @@ def add_lora(model: PreTrainedModel, lora: LoRA) -> PeftModel:
     try:
         adapted: PeftModel = get_peft_model(model, config)
     except ValueError as error:
-        raise UserError("model.lora.target_modules", f"{str(error).splitlines()[0]}") from error
+        raise UserError("model.lora.target_modules", first_line(error)) from error
     for module in model.modules():
         if not isinstance(module, LoraLayer):
             continue

@@ -23,7 +23,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from lightning_mlc.data.layout import Layout
 from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, Row
 from lightning_mlc.errors import UserError, first_line
-from lightning_mlc.models.attention import LAYER_TYPES, packed_layout
+from lightning_mlc.models.attention import LAYER_TYPES, packed_layout_of
 from lightning_mlc.models.compiling import uncompiled
 from lightning_mlc.models.logprobs import head_of
 from lightning_mlc.models.parts import num_layers
@@ -247,9 +247,9 @@ class _Trial:
         if packing is False:
             return None, ""
         implementation = str(self.model.config._attn_implementation)
-        types = set(getattr(self.model.config.get_text_config(), "layer_types", None) or LAYER_TYPES)
-        layout = packed_layout(implementation)
-        if layout is None or not types <= LAYER_TYPES:
+        layout = packed_layout_of(self.model.config, implementation)
+        if layout is None:
+            types = set(getattr(self.model.config.get_text_config(), "layer_types", None) or LAYER_TYPES)
             return None, f"attention {implementation}, layers {', '.join(sorted(types))}"
         longest = None if layout.one_row else self.longest
         beyond = [w for w in windows(self.model.config) if w >= LONGEST_TRIAL and (longest is None or w < longest)]

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from lightning_mlc.data import mismatches as module
+from lightning_mlc.data.hashing import digest
 from lightning_mlc.data.mismatches import Mismatch
 from lightning_mlc.data.records import Example
-from lightning_mlc.data.tokenization import digest
 
 
 def mismatches(examples: list[Example], source: str) -> list[Mismatch] | None:
