@@ -116,4 +116,16 @@ def _not_only_linear(model: PreTrainedModel) -> list[str]:
         if isinstance(module, nn.Linear)
         and type(module).forward is not nn.Linear.forward
         and type(module).__module__.startswith(("transformers.models", "transformers_modules"))
+        and not _returns_a_product(module)
     ]
+
+
+@torch.no_grad()
+def _returns_a_product(module: nn.Linear) -> bool:
+    """Found by calling it, because Falcon's linear layers, say, write the product out themselves."""
+    weight = module.weight
+    try:
+        found: Any = module(torch.zeros(1, module.in_features, dtype=weight.dtype, device=weight.device))
+    except Exception:  # foreign code, which may want more than states
+        return False
+    return isinstance(found, torch.Tensor) and found.shape == (1, module.out_features)
