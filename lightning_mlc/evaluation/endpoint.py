@@ -1,5 +1,8 @@
 """An OpenAI-compatible endpoint: greedy chat completions, several at a time, retried where that can help.
 
+Newer models refuse two parameters of a greedy request, a temperature of 0 and the old name of the limit. Both are
+learnt from the refusal. Answers without a temperature are sampled as the endpoint likes, which each of them says.
+
 What fails for a reason that may pass (a limit of the rate, a time-out, an error of the server) is asked again
 after a growing pause. What still fails is left out, and said at the end: nothing is made up for it, and the next
 run asks again. What the endpoint declines for good (its content filter, a prompt that is too long for it) is kept
@@ -16,17 +19,19 @@ import threading
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
 from lightning_mlc.errors import UserError, first_line
+from lightning_mlc.evaluation.decoding import Decoding
 from lightning_mlc.evaluation.generation import Conversation, Response
 from lightning_mlc.evaluation.keys import variable_of
+from lightning_mlc.progress import say
 
 PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 """Statuses worth another try."""
@@ -40,12 +45,42 @@ LIMITS = ("max_tokens", "max_completion_tokens")
 """What endpoints call the longest response: all but newer OpenAI models, and these."""
 UNSUPPORTED = "unsupported_parameter"
 """Code of a request with a parameter that a model does not know."""
+TEMPERATURE = "temperature"
 LONGEST_PAUSE = 60.0
 """Seconds between two tries where the server does not say."""
 LONGEST_WAIT = 600.0
 """Seconds that a server may ask to wait."""
 FEWEST = 8
 """So many declined requests before there is any answer are taken to say that all will be."""
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How an endpoint is asked: the parameters that not all of them take."""
+
+    limit: str = LIMITS[0]
+    is_greedy: bool = True
+    """Whether the temperature is 0, rather than what the endpoint takes by itself."""
+
+    @property
+    def decoding(self) -> Decoding:
+        return "greedy" if self.is_greedy else "default"
+
+    def parameters(self, max_new_tokens: int) -> dict[str, int]:
+        return ({TEMPERATURE: 0} if self.is_greedy else {}) | {self.limit: max_new_tokens}
+
+    def without_refused(self, details: Mapping[str, Any]) -> _Form:
+        """What to try after a refusal with these ``details``; the same form if they are of something else."""
+        name, said = details.get("param"), str(details.get("message"))
+        # Gateways may pass on nothing but the message. It may repeat a prompt too, so what is tried upon it is kept
+        # only once it was answered.
+        if self.is_greedy and (name == TEMPERATURE or (not name and TEMPERATURE in said)):
+            return replace(self, is_greedy=False)
+        old, new = LIMITS
+        is_unknown = details.get("code") == UNSUPPORTED or new in said
+        if self.limit == old and ((name == old and is_unknown) or (not name and new in said)):
+            return replace(self, limit=new)
+        return self
 
 
 @dataclass(frozen=True)
@@ -105,7 +140,9 @@ class EndpointGenerator:
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._opener = urllib.request.build_opener(_NoRedirects)
-        self._limit = LIMITS[0]
+        self._form: _Form | None = None
+        """That of the first request that was answered; from then on it is that of all."""
+        self._learning = threading.Lock()
         self._stop = threading.Event()
 
     def generate(self, conversations: Sequence[Conversation], done: Collection[int]) -> Iterator[tuple[int, Response]]:
@@ -179,17 +216,22 @@ class EndpointGenerator:
     def _ask(self, messages: Conversation) -> Response:
         pause = self._endpoint.first_pause
         tries = 0
+        form = self._form or _Form()
         while True:
-            limit, asked_for = self._limit, None
+            asked_for = None
             try:
-                return _response(self._send(messages, limit))
+                response = _response(self._send(messages, form))
+                self._learn(form)
+                return response._replace(decoding=form.decoding)
             except urllib.error.HTTPError as error:
                 details = _details(error)
                 if details.get("code") in FILTERED or details.get("type") in FILTERED:
                     return Response("", True, "content filter")
-                if limit == LIMITS[0] and details.get("param") == limit and details.get("code") == UNSUPPORTED:
-                    self._limit = LIMITS[1]
-                    continue
+                if error.code in OF_ONE_REQUEST:
+                    other = self._form or form.without_refused(details)
+                    if other != form:
+                        form = other
+                        continue
                 reason, asked_for = _reason(error, details), _retry_after(error)
                 if error.code in OF_ONE_REQUEST:
                     raise _Declined(reason) from error
@@ -212,13 +254,16 @@ class EndpointGenerator:
             pause *= 2
         raise _GivenUp(reason)
 
-    def _send(self, messages: Conversation, limit: str) -> Any:
-        body = {
-            "model": self._endpoint.model,
-            "messages": messages,
-            "temperature": 0,
-            limit: self._endpoint.max_new_tokens,
-        }
+    def _learn(self, form: _Form) -> None:
+        with self._learning:
+            if self._form is not None:
+                return
+            self._form = form
+        if not form.is_greedy:
+            say(f"{self._endpoint.spec} refuses a temperature of 0: its answers are sampled, and not greedy")
+
+    def _send(self, messages: Conversation, form: _Form) -> Any:
+        body = {"model": self._endpoint.model, "messages": messages, **form.parameters(self._endpoint.max_new_tokens)}
         headers = {"Content-Type": "application/json"}
         if self._endpoint.key:
             headers["Authorization"] = f"Bearer {self._endpoint.key}"
@@ -264,6 +309,8 @@ def _details(error: urllib.error.HTTPError) -> dict[str, Any]:
         found = body.get("error", body)
     except (OSError, http.client.HTTPException, ValueError, AttributeError):
         return {}
+    if isinstance(found, str):
+        return {"message": found}
     return found if isinstance(found, dict) else {}
 
 

@@ -18,6 +18,7 @@ from lightning_mlc.data.records import Message
 from lightning_mlc.data.rows import NO_RESPONSE, Row, TokenRows
 from lightning_mlc.data.tokenization import ChatTokenizer
 from lightning_mlc.errors import UserError
+from lightning_mlc.evaluation.decoding import Decoding
 from lightning_mlc.models.greedy import generate_greedily
 from lightning_mlc.models.turns import end_tokens
 
@@ -33,6 +34,7 @@ class Response(NamedTuple):
     """Whether the model ended it, rather than the limit of new tokens."""
     error: str | None = None
     """Why there is none: the endpoint declined this very request, for good."""
+    decoding: Decoding = "greedy"
 
 
 class Generator(Protocol):

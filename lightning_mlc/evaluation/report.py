@@ -32,6 +32,11 @@ ABOUT_JUDGES = {
     "llm": "a chat model, asked to grade.",
 }
 
+NOT_GREEDY = (
+    "the endpoint refuses a temperature of 0 and chooses tokens as it likes (decoding: default), so that another run "
+    "gives other figures."
+)
+
 
 def write_report(study: Study, results: Mapping[str, Any]) -> list[Path]:
     """Write ``results.json``, ``report.html``, ``report.md`` and the plots into the study's folder.
@@ -86,7 +91,9 @@ class _Report:
 
     def _named(self, judge: str) -> str:
         """How the judge was given on the command line, with the model that judged."""
-        return next(f"Given as `{one['named']}`." for one in self._results["judges"] if one["judge"] == judge)
+        own = next(one for one in self._results["judges"] if one["judge"] == judge)
+        sampled = f" Its answers are sampled: {NOT_GREEDY}" if "decoding" in own else ""
+        return f"Given as `{own['named']}`.{sampled}"
 
     # ---- sections -----------------------------------------------------------------------------------
 
@@ -107,9 +114,15 @@ class _Report:
                 f"{self._results['settings']['bootstrap']} resamples of the prompts. Responses are greedy, of at most "
                 f"{self._results['settings']['max_new_tokens']} tokens.{baseline}"
             ),
+            *self._sampled(),
             Table(["model", "what it is", "languages of its training"], rows, words=(0, 1, 2)),
             Table(["prompts", "kind", "number", "languages"], sets, words=(0, 1, 3)),
         ]
+
+    def _sampled(self) -> list[Block]:
+        """Which responses are not greedy, though all were asked for so."""
+        names = [f"`{model['name']}`" for model in self._results["models"] if model["decoding"] == "default"]
+        return [Paragraph(f"Not so those of {', '.join(names)}, which are sampled: {NOT_GREEDY}")] if names else []
 
     def _harmful(self, part: Mapping[str, Any]) -> list[Block]:
         name = part["name"]

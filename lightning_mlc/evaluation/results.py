@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_mlc import __version__
 from lightning_mlc.evaluation import figures
+from lightning_mlc.evaluation.decoding import Decoding, decoding_of, noted
 from lightning_mlc.evaluation.figures import Figure, Measure, Sample, Subject
 from lightning_mlc.evaluation.journal import Key
 from lightning_mlc.evaluation.judges.base import declined
@@ -74,7 +75,10 @@ def collect(study: Study) -> dict[str, Any]:
         "models": [_description(study, system) for system in study.systems],
         "sets": [_set(study, part) for part in study.sets],
         "languages": list(study.languages),
-        "judges": [judge.settings | {"named": named[judge.name]} for judge in study.judges],
+        "judges": [
+            judge.settings | {"named": named[judge.name]} | noted(_decoding_of_judge(study, judge.name))
+            for judge in study.judges
+        ],
         "settings": {
             "max_new_tokens": study.settings.max_new_tokens,
             "bootstrap": replicates,
@@ -180,7 +184,25 @@ def _description(study: Study, system: System) -> dict[str, Any]:
         "model": system.spec,
         "identity": study.identities[system.label],
         "seen": None if seen is None else list(seen),
+        "decoding": _decoding_of_model(study, system),
     }
+
+
+def _decoding_of_model(study: Study, system: System) -> Decoding | None:
+    """How the responses of ``system`` were chosen; None where nobody judges, and so none are asked for."""
+    if not study.judges:
+        return None
+    with study.responses(system) as journal:
+        return decoding_of(journal.records.values())
+
+
+def _decoding_of_judge(study: Study, judge: str) -> Decoding:
+    """How that judge's answers were chosen, about any model."""
+    found: list[dict[str, Any]] = []
+    for system in study.systems:
+        with study.verdicts(system, judge) as journal:
+            found += journal.records.values()
+    return decoding_of(found)
 
 
 def _set(study: Study, part: PromptSet) -> dict[str, Any]:

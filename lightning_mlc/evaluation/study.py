@@ -26,6 +26,7 @@ from rich.console import Console
 from lightning_mlc.data.languages import canonical_languages
 from lightning_mlc.data.records import Message
 from lightning_mlc.errors import UserError
+from lightning_mlc.evaluation.decoding import noted
 from lightning_mlc.evaluation.endpoint import EndpointGenerator, Unanswered
 from lightning_mlc.evaluation.engines import engine_of, local_generator
 from lightning_mlc.evaluation.generation import Generator, LocalModel, TransformersGenerator
@@ -102,7 +103,7 @@ class Study:
         """What ``system`` answers."""
         settings: dict[str, Any] = {
             "model": self.identities[system.label],
-            "decoding": "greedy",
+            "decoding": "greedy, or as its record says" if system.is_endpoint else "greedy",
             "max_new_tokens": self.settings.max_new_tokens,
         }
         if not system.is_endpoint:
@@ -255,7 +256,8 @@ class Study:
                 if len(done) == len(texts):
                     return
                 for index, response in self._generator(system, model).generate(texts, done):
-                    yield index, {"response": response.text, "finished": response.finished, "error": response.error}
+                    answer = {"response": response.text, "finished": response.finished, "error": response.error}
+                    yield index, answer | noted(response.decoding)
 
             fill(journal, self.prompt_jobs, produce, f"{system.label}: generate", self.console)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 from lightning_mlc.data.records import Message
+from lightning_mlc.evaluation.decoding import Decoding, noted
 
 Label = Literal["safe", "unsafe", "invalid"]
 
@@ -24,10 +25,12 @@ class Verdict:
     :func:`declined`."""
     detail: str | None = None
     """Categories that the judge names, or why there is no label."""
+    decoding: Decoding = "greedy"
+    """How a judging model chose the tokens of its answer."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as a journal keeps them."""
-        return {"label": self.label, "refused": self.refused, "detail": self.detail}
+        return {"label": self.label, "refused": self.refused, "detail": self.detail} | noted(self.decoding)
 
 
 def declined(verdicts: Sequence[tuple[Label | None, bool | None]]) -> list[bool | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lightning_mlc.evaluation.generation import Generator
@@ -54,4 +55,4 @@ class PromptedJudge:
         already = {places[index] for index in done if index in places}
         for place, response in self._generator.generate(conversations, already):
             verdict = Verdict(None, None, response.error) if response.error else self._form.read(response.text)
-            yield asked[place], verdict
+            yield asked[place], replace(verdict, decoding=response.decoding)

@@ -14,6 +14,8 @@ Answer = tuple[int, dict[str, str], Any]
 """Status, headers, body (text as it is, anything else as JSON)."""
 Behaviour = Callable[[str, int], Answer]
 """From the last message, and how often it was asked before, to an answer."""
+Refuses = Callable[[dict[str, Any]], Answer | None]
+"""From a whole request to how it is refused, or None; before it is counted as asked."""
 
 
 def completion(text: str | None, finish_reason: str = "stop") -> Answer:
@@ -38,7 +40,7 @@ class Served:
 
 
 @contextmanager
-def serve(behaviour: Behaviour) -> Iterator[Served]:
+def serve(behaviour: Behaviour, refuses: Refuses = lambda body: None) -> Iterator[Served]:
     lock = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
@@ -53,7 +55,7 @@ def serve(behaviour: Behaviour) -> Iterator[Served]:
                 served.at_once += 1
                 served.most_at_once = max(served.most_at_once, served.at_once)
             try:
-                status, headers, content = behaviour(text, before)
+                status, headers, content = refuses(body) or behaviour(text, before)
                 with lock:
                     served.at_once -= 1  # before the client can know of the answer, and send the next
                 data = (content if isinstance(content, str) else json.dumps(content)).encode()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -44,7 +44,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
             asked_for.append(timeout)
             return self.is_set()
 
-    monkeypatch.setattr(endpoint, "threading", SimpleNamespace(Event=Stop))
+    monkeypatch.setattr(endpoint, "threading", SimpleNamespace(Event=Stop, Lock=threading.Lock))
     return asked_for
 
 
@@ -237,7 +237,7 @@ def test_what_the_filter_declines_is_a_response_that_is_not_there(answer: Answer
         ),
         (failure(429, code="insufficient_quota"), "status 429 (code insufficient_quota)"),
         (failure(404, type="not_found"), "status 404 (type not_found)"),
-        (failure(400, param="temperature"), "status 400 (param temperature)"),
+        (failure(400, param="top_p"), "status 400 (param top_p)"),
         ((400, {}, "no json"), "status 400"),
     ],
 )
@@ -277,7 +277,7 @@ def test_answers_on_their_way_are_kept_where_the_endpoint_refuses_all_from_then_
             super().set()
             refused.set()
 
-    monkeypatch.setattr(endpoint, "threading", SimpleNamespace(Event=Stop))
+    monkeypatch.setattr(endpoint, "threading", SimpleNamespace(Event=Stop, Lock=threading.Lock))
 
     def behaviour(text: str, before: int) -> Answer:
         if text == "b":
@@ -333,6 +333,72 @@ def test_learning_the_limits_name_is_no_retry() -> None:
 
     with serve(behaviour) as served:
         assert dict(ask(served.url, ["a"], retries=0)) == {0: Response("a", True)}
+
+
+def newer(body: dict[str, Any]) -> Answer | None:
+    """As OpenAI's reasoning models refuse what they do not take."""
+    if "max_tokens" in body:
+        return failure(400, param="max_tokens", code="unsupported_parameter")
+    return failure(400, param="temperature", code="unsupported_value") if "temperature" in body else None
+
+
+def in_words(text: str) -> Callable[[dict[str, Any]], Answer | None]:
+    """As gateways refuse a temperature, with nothing but a message."""
+    return lambda body: (400, {}, {"error": {"message": text, "code": 400}}) if "temperature" in body else None
+
+
+@pytest.mark.parametrize(
+    "refuses",
+    [
+        newer,
+        in_words("`temperature` is deprecated for this model."),
+        lambda body: (400, {}, {"error": "temperature must be 1"}) if "temperature" in body else None,
+        lambda body: failure(422, param="temperature") if "temperature" in body else None,
+    ],
+    ids=["newer", "in words", "text alone", "422"],
+)
+def test_newer_models_are_asked_without_a_temperature_and_their_answers_say_so(
+    refuses: Callable[[dict[str, Any]], Answer | None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serve(echo, refuses) as served:
+        found = dict(ask(served.url, ["a", "b", "c"], retries=0, concurrency=1))
+    assert found == {index: Response(f"to {text}", True, None, "default") for index, text in enumerate("abc")}
+    greedy = [body["messages"][0]["content"] for body in served.bodies if "temperature" in body]
+    assert set(greedy) == {"a"}  # learnt once
+    assert [body["messages"][0]["content"] for body in served.bodies][-2:] == ["b", "c"]
+    said = [line for line in capsys.readouterr().err.splitlines() if "temperature" in line]
+    assert said == [f"{served.url}#the/model refuses a temperature of 0: its answers are sampled, and not greedy"]
+
+
+def test_requests_on_their_way_learn_it_too(capsys: pytest.CaptureFixture[str]) -> None:
+    together = threading.Barrier(3)
+
+    def refuses(body: dict[str, Any]) -> Answer | None:
+        if "temperature" in body:
+            together.wait(timeout=60)
+        return newer(body)
+
+    with serve(echo, refuses) as served:
+        found = dict(ask(served.url, ["a", "b", "c"], timeout=60.0))
+    assert {response.decoding for response in found.values()} == {"default"}
+    assert {response.text for response in found.values()} == {"to a", "to b", "to c"}
+    assert capsys.readouterr().err.count("sampled") == 1
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_prompt_about_temperature_that_is_declined_makes_nothing_less_greedy(first: bool) -> None:
+    """Messages repeat prompts: what one of them seems to say is believed only if it helps."""
+
+    def behaviour(text: str, before: int) -> Answer:
+        return (400, {}, {"error": {"message": f"no: {text}"}}) if "temperature" in text else completion(text)
+
+    texts = ["lower the temperature", "a"][:: 1 if first else -1]
+    with serve(behaviour) as served:
+        found = dict(ask(served.url, texts, concurrency=1))
+    assert found[texts.index("a")] == Response("a", True)
+    assert found[texts.index("lower the temperature")] == Response("", True, "status 400")
+    assert served.asked["lower the temperature"] == (2 if first else 1)
+    assert all("temperature" in body for body in served.bodies if body["messages"][0]["content"] == "a")
 
 
 def test_empty_answers_are_answers() -> None:

@@ -263,6 +263,40 @@ def test_endpoints_are_models_and_judges_and_what_fails_is_asked_next_time(
     assert results["representations"] == {}
 
 
+def test_sampled_answers_never_pass_for_greedy_ones(tmp_path: Path, model: Path) -> None:
+    """Of a model and of a judge that refuse a temperature of 0: records, results and report say so."""
+
+    def refuses(body: dict[str, Any]) -> Answer | None:
+        sampled = body["model"] in ("m", "j") and "temperature" in body
+        return failure(400, param="temperature", code="unsupported_value") if sampled else None
+
+    def behaviour(text: str, before: int) -> Answer:
+        return completion("Verdict: safe\nRefusal: no" if "ANSWER" in text else "An answer.")
+
+    rows, out = write_jsonl(tmp_path / "asked.jsonl", example_rows(2)), tmp_path / "out"
+    with serve(behaviour, refuses) as served:
+        args = ["evaluate", "--models", f"far={served.url}#m", f"near={served.url}#older", f"here={model}"]
+        args += [f"--prompts={rows}", f"--judges=refusal,llm={served.url}#j", f"--out={out}", *QUICK]
+        assert main(args) == 0
+    says = {
+        name: {record.get("decoding") for record in records(out / name / "responses.jsonl").values()}
+        for name in ("far", "near", "here")
+    }
+    assert says == {"far": {"default"}, "near": {None}, "here": {None}}
+    for name in ("far", "near"):
+        assert {record.get("decoding") for record in records(out / name / "verdicts-llm.jsonl").values()} == {"default"}
+        assert json.loads((out / name / "responses.settings.json").read_text())["decoding"] != "greedy"
+    results = json.loads((out / "results.json").read_text())
+    assert {one["name"]: one["decoding"] for one in results["models"]} == {
+        "far": "default", "near": "greedy", "here": "greedy"
+    }  # fmt: skip
+    assert {one["judge"]: one.get("decoding") for one in results["judges"]} == {"refusal": None, "llm": "default"}
+    report = (out / "report.md").read_text()
+    assert "Not so those of `far`, which are sampled: the endpoint refuses a temperature of 0" in report
+    assert "#j`. Its answers are sampled: " in report
+    assert "`refusal`. Its answers" not in report
+
+
 def test_one_text_in_two_languages_and_a_checkpoint_of_many_files_are_no_trouble(model: Path, tmp_path: Path) -> None:
     """Hidden states that do not differ have no centred variance, which the report says."""
     rows = write_jsonl(tmp_path / "same.jsonl", [{"prompt": {"en": "bag", "sw": "bag"}}])
