@@ -213,6 +213,9 @@ class EndpointGenerator:
                 + "; the answers that came are kept, so run the same command again",
             )
 
+    def close(self) -> None:
+        """Nothing is held between requests."""
+
     def _ask(self, messages: Conversation) -> Response:
         pause = self._endpoint.first_pause
         tries = 0

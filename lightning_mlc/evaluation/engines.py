@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from lightning_mlc.errors import UserError
-from lightning_mlc.evaluation.generation import Generator, TransformersGenerator, VLLMGenerator
+from lightning_mlc.evaluation.generation import Generator, TransformersGenerator, VLLMGenerator, free_memory
 from lightning_mlc.evaluation.local import chat_of, choose_device, choose_dtype, load
 from lightning_mlc.evaluation.settings import Settings
 from lightning_mlc.evaluation.systems import System
@@ -50,7 +50,8 @@ def local_generator(
         from vllm import LLM
 
         location, keywords = system.source.resolve()
-        return VLLMGenerator(
-            LLM(model=location, dtype=dtype, revision=keywords["revision"]), chat, max_new_tokens, header
-        )
+        revision = keywords["revision"]
+        free_memory()  # of a model that ran before: vLLM takes a share of all memory, and fails if that is not free
+        llm = LLM(model=location, dtype=dtype, revision=revision, tokenizer_revision=revision)
+        return VLLMGenerator(llm, chat, max_new_tokens, header)
     return TransformersGenerator(load(system, chat, device, dtype), max_new_tokens, settings.batch_tokens, header)

@@ -7,9 +7,11 @@ interrupted gives the same responses as one that was not: padding changes the la
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -42,6 +44,9 @@ class Generator(Protocol):
 
     def generate(self, conversations: Sequence[Conversation], done: Collection[int]) -> Iterator[tuple[int, Response]]:
         """The response to each of ``conversations`` whose index is not in ``done``, as they come."""
+
+    def close(self) -> None:
+        """Give back what it holds and nobody else does, a loaded model say. It is not asked again."""
 
 
 @dataclass
@@ -89,6 +94,9 @@ class TransformersGenerator:
             for index, response in zip(batch, responses, strict=True):
                 if index not in done:
                     yield index, response
+
+    def close(self) -> None:
+        del self._local  # which others may hold
 
     @torch.inference_mode()
     def _respond(self, prompts: Sequence[Sequence[int]]) -> list[Response]:
@@ -138,6 +146,24 @@ class VLLMGenerator:
             for index, output in zip(part, outputs, strict=True):
                 first = output.outputs[0]
                 yield index, Response(first.text.strip(), first.finish_reason == "stop")
+
+    def close(self) -> None:
+        """End the engine: else it keeps the share of the accelerator's memory that it took, most of it, until Python
+        collects it."""
+        llm, self._llm = self._llm, None
+        for end in ("shutdown", "llm_engine.engine_core.shutdown"):  # later and earlier versions
+            with suppress(AttributeError):
+                attrgetter(end)(llm)()
+                break
+        del llm
+        free_memory()
+
+
+def free_memory() -> None:
+    """Give unused memory of the accelerator back, so that others can have it: another process, or another library."""
+    gc.collect()
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
 
 
 def encode(chat: ChatTokenizer, conversations: Sequence[Conversation], header: bool = True) -> list[list[int]]:

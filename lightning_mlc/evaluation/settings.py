@@ -14,8 +14,9 @@ class Settings:
 
     Args:
         models: Models to evaluate and compare; the first is the baseline of all comparisons. Each is a folder, a hub
-            id, a GGUF file, ``package:NAME/FILE.gguf``, a ``.ckpt`` file of this project, or an OpenAI-compatible
-            endpoint, ``http://HOST/v1#MODEL``. ``NAME=MODEL`` gives one a name for reports.
+            id (``owner/name@revision`` pins one), a GGUF file, ``package:NAME/FILE.gguf``, a ``.ckpt`` file of this
+            project, or an OpenAI-compatible endpoint, ``http://HOST/v1#MODEL``. ``NAME=MODEL`` gives one a name for
+            reports.
         prompts: Harmful prompts: files in any layout of docs/data.md, MultiJail's CSV, saved datasets,
             ``hf://owner/name``, or ``sample``. Rows need no responses.
         ordinary: Prompts that a model should answer, to measure how often it declines them: files as above. Rows

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -255,9 +255,11 @@ class Study:
             def produce(done: Collection[int]) -> Iterator[tuple[int, Mapping[str, Any]]]:
                 if len(done) == len(texts):
                     return
-                for index, response in self._generator(system, model).generate(texts, done):
-                    answer = {"response": response.text, "finished": response.finished, "error": response.error}
-                    yield index, answer | noted(response.decoding)
+                # Closed at once: the likelihoods load the same model, and there may be room for one.
+                with closing(self._generator(system, model)) as generator:
+                    for index, response in generator.generate(texts, done):
+                        answer = {"response": response.text, "finished": response.finished, "error": response.error}
+                        yield index, answer | noted(response.decoding)
 
             fill(journal, self.prompt_jobs, produce, f"{system.label}: generate", self.console)
 

@@ -31,8 +31,9 @@ SAMPLE_BYTES = 4096
 class System:
     """A model as the command line names it.
 
-    ``spec`` is a Hugging Face folder or hub id, a ``.gguf`` file, ``package:NAME`` (with ``/FILE.gguf``), a
-    ``.ckpt`` file that ``fit`` wrote, or an OpenAI-compatible endpoint, ``http://HOST/v1#MODEL``.
+    ``spec`` is a Hugging Face folder or hub id (``owner/name@revision`` pins one), a ``.gguf`` file, ``package:NAME``
+    (with ``/FILE.gguf``), a ``.ckpt`` file that ``fit`` wrote, or an OpenAI-compatible endpoint,
+    ``http://HOST/v1#MODEL``.
     """
 
     label: str
@@ -61,7 +62,7 @@ class System:
         from lightning_mlc.models.loading import ModelSource
 
         provenance = self.provenance if self.is_checkpoint else None
-        return ModelSource(self.spec) if provenance is None else provenance.model_source()
+        return ModelSource.parse(self.spec) if provenance is None else provenance.model_source()
 
     @cached_property
     def provenance(self) -> Provenance | None:
@@ -118,9 +119,10 @@ class System:
                     return {"files": fingerprint([folder / gguf])}
                 names = ["*.safetensors", "*.bin", "config.json", "tokenizer*", "chat_template*"]
                 return {"files": fingerprint(sorted(path for name in names for path in folder.glob(name)))}
-            from lightning_mlc.models.loading import load_config
+            from lightning_mlc.models.loading import hub_commit, load_config
 
-            return {"hub": location, "commit": getattr(load_config(self.source), "_commit_hash", None)}
+            load_config(self.source)
+            return {"hub": location, "commit": hub_commit(self.source)}
 
     def load_model(self, dtype: str) -> Any:
         """The local model on the CPU, in eval mode.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -26,6 +27,7 @@ from lightning_mlc.errors import UserError, first_line
 PACKAGE_PREFIX = "package:"
 """``package:NAME`` names the folder of an installed Python package that carries model files."""
 
+CONFIG = "config.json"
 _T = TypeVar("_T")
 
 
@@ -37,6 +39,30 @@ class ModelSource:
     gguf_file: str | None = None
     revision: str | None = None
     trust_remote_code: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> ModelSource:
+        """``owner/name@revision``, where one text says all: a branch, tag or commit of the hub.
+
+        Only ids of the hub have revisions. A folder or file of this machine may have an ``@`` in its name.
+
+        Raises:
+            UserError: A folder of this machine is given with a revision, or the revision is empty.
+        """
+        whole = cls(text)
+        name, at, revision = text.rpartition("@")
+        if not at or Path(text).exists():
+            return whole
+        if name and Path(name).is_dir():
+            raise UserError(
+                "model.name_or_path",
+                f"{name} is a folder of this machine, which has no revisions; leave out @{revision}",
+            )
+        if whole.hub_id is None:
+            return whole
+        if not name or not revision:
+            raise UserError("model.name_or_path", f"{text} is no id with a revision; write owner/name@REVISION")
+        return cls(name, revision=revision)
 
     def __str__(self) -> str:
         return self.name_or_path if self.gguf_file is None else f"{self.name_or_path}/{self.gguf_file}"
@@ -124,6 +150,13 @@ def load_config(source: ModelSource) -> PreTrainedConfig:
     """
     config: PreTrainedConfig = _from_pretrained(AutoConfig.from_pretrained, source, "configuration")
     return config
+
+
+def hub_commit(source: ModelSource) -> str | None:
+    """The commit of the hub that ``source`` is at, once :func:`load_config` has read it; None elsewhere."""
+    location, keywords = source.resolve()
+    found = None if source.hub_id is None else try_to_load_from_cache(location, CONFIG, revision=keywords["revision"])
+    return Path(found).parent.name if isinstance(found, str) else None  # .../snapshots/COMMIT/config.json
 
 
 def load_causal_lm(

@@ -35,6 +35,8 @@ class PromptedJudge:
         return {"judge": self.name, "model": self._identity}
 
     def close(self) -> None:
+        if self._generator is not None:
+            self._generator.close()
         self._generator = None
 
     def judge(self, exchanges: Sequence[Exchange], done: Collection[int]) -> Iterator[tuple[int, Verdict]]:
