@@ -28,6 +28,7 @@ from lightning_mlc.report import (
     save,
     write_table_csv,
 )
+from lightning_mlc.report.measured import KEY, Measured
 from lightning_mlc.speed import Speed
 
 FIGURES = {"mlc": "MLC loss", "acc": "accuracy"}
@@ -149,6 +150,8 @@ class EvaluationReport(Callback):
     heatmap of the cosines between languages, and ``summary.json`` with time and memory.
     """
 
+    state_key = KEY
+
     def __init__(self) -> None:
         self.before: dict[str, float] | None = None
         self.before_cosines: list[list[float]] | None = None
@@ -162,7 +165,7 @@ class EvaluationReport(Callback):
         self._step_started = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"before": self.before, "before_cosines": self.before_cosines, "latest": self.latest}
+        return {**Measured(before=self.before, before_cosines=self.before_cosines, latest=self.latest)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.before = state_dict["before"]

@@ -20,13 +20,14 @@ from lightning_mlc.checkpoint_format import read_checkpoint
 from lightning_mlc.checkpoints import find_checkpoint
 from lightning_mlc.errors import UserError, first_line
 from lightning_mlc.hub import push, require_pushable
-from lightning_mlc.model_card import CALLBACKS, measured_in, model_card
+from lightning_mlc.model_card import model_card
 from lightning_mlc.models.loading import ModelSource, load_config, load_tokenizer
 from lightning_mlc.models.lora import LoRA, add_lora
 from lightning_mlc.models.quantization import is_quantized
 from lightning_mlc.models.turns import end_tokens
 from lightning_mlc.proof import make_writable, prove, prove_adapters, require_merged, shared_weight, trial_logits
 from lightning_mlc.provenance import Provenance
+from lightning_mlc.report.measured import CALLBACKS, measured_in
 
 _PREFIX = "policy.model."
 

@@ -12,10 +12,8 @@ from huggingface_hub import ModelCardData
 
 from lightning_mlc.models.loading import ModelSource
 from lightning_mlc.provenance import Provenance
+from lightning_mlc.report.measured import Measured
 from lightning_mlc.report.table import OVERALL, PER_LANGUAGE, SUMMARIES
-
-CALLBACKS = "callbacks"
-"""The entry of a checkpoint where :class:`~lightning_mlc.callbacks.EvaluationReport` keeps what was measured."""
 
 RECIPE = {
     "objective": "objective",
@@ -36,12 +34,12 @@ RECIPE = {
 """What of a recipe is shown, and what it is called."""
 
 
-def model_card(provenance: Provenance, measured: Mapping[str, Any] | None, name: str, adapters: bool = False) -> str:
+def model_card(provenance: Provenance, measured: Measured | None, name: str, adapters: bool = False) -> str:
     """The card of a model, in the Hugging Face format: YAML that a machine reads, then Markdown.
 
     Args:
         provenance: What the checkpoint says of it.
-        measured: ``before`` (results of the initial model) and ``latest`` (``step`` and ``results``), if there are any.
+        measured: What the run measured, if it did.
         name: What to call it: a repository's or folder's name.
         adapters: Whether it is adapters alone.
     """
@@ -61,12 +59,6 @@ def model_card(provenance: Provenance, measured: Mapping[str, Any] | None, name:
         else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def measured_in(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the run measured, as a ``checkpoint`` keeps it."""
-    found: dict[str, Any] | None = (checkpoint.get(CALLBACKS) or {}).get("EvaluationReport")
-    return found
 
 
 def _metadata(recipe: Mapping[str, Any], languages: Sequence[str], adapters: bool) -> str:
@@ -124,11 +116,10 @@ def _phrase(value: Any) -> str:
     return str(value)
 
 
-def _validation(measured: Mapping[str, Any] | None, languages: Sequence[str]) -> str:
-    latest = (measured or {}).get("latest")
-    if not latest:
+def _validation(measured: Measured | None, languages: Sequence[str]) -> str:
+    if measured is None or not (latest := measured.get("latest")):
         return "The run had no validation before this checkpoint."
-    before, after = (measured or {}).get("before"), latest["results"]
+    before, after = measured.get("before"), latest["results"]
     metrics = [metric for metric in PER_LANGUAGE if any(f"val/{metric}/{language}" in after for language in languages)]
 
     def cell(metric: str, form: str) -> str:
