@@ -65,10 +65,14 @@ class TrainingCLI(LightningCLI):
     _is_new = True
     """Whether its folder must be new."""
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
+    def __init__(self, *parts: Any, args: list[str], **options: Any) -> None:
+        self._asked = args[0]
+        super().__init__(*parts, args=args, **options)
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning calls it on the instance
+        """The subcommand that was asked for, because the options of all four take four times as long to collect."""
         settled = {"verbose", "weights_only", "return_predictions"}
-        return {name: skipped | settled for name, skipped in LightningCLI.subcommands().items()}
+        return {self._asked: LightningCLI.subcommands()[self._asked] | settled}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -348,6 +352,6 @@ def make_cli(args: Sequence[str], kind: type[TrainingCLI] = TrainingCLI) -> Trai
         # Errors are raised, and told in one line, rather than printed after some hundred lines of usage.
         parser_kwargs={
             "exit_on_error": False,
-            **{name: {"prog": f"lightning-mlc {name}", "exit_on_error": False} for name in TrainingCLI.subcommands()},
+            args[0]: {"prog": f"lightning-mlc {args[0]}", "exit_on_error": False},
         },
     )
