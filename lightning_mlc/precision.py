@@ -36,10 +36,13 @@ WITH_MATRIX_CORES = re.compile(r"gfx(908|90a|94\w|95\w|11\w\w|12\w\w)$")
 """AMD GPUs with matrix units for bfloat16: CDNA (MI100 and later), RDNA 3 and 4."""
 LEAST_CAPABILITY = (8, 0)
 """NVIDIA GPUs have units for bfloat16 from Ampere on."""
-TOKENS = 256
-"""Rows of the trial's product at most: the tokens of a small step."""
-OPERATIONS = 1.5e8
-"""Operations of one pass of the trial at most: 2 ms at 75 GFLOP/s, and 60 ms where bfloat16 is emulated."""
+TOKENS = 512
+"""Rows of the trial's product at most: the tokens of a step."""
+OPERATIONS = 1e9
+"""Operations of one pass of the trial at most: 13 ms at 75 GFLOP/s. With fewer, conversions would take the time, and
+AMX would look no faster than float32."""
+EMULATED_OPERATIONS = 1.5e8
+"""The same on a CPU without units for bfloat16: 2 ms, and 60 ms where it is emulated."""
 REPEATS = 3
 WORTHWHILE = 0.9
 """bfloat16 is taken where it needs less than this share of float32's time. It rounds more, so it must pay."""
@@ -122,20 +125,23 @@ class Trial:
         return self.bfloat16 / self.float32
 
     def __str__(self) -> str:
-        return f"bfloat16 took {self.ratio:.2g} times as long as float32 in a trial"
+        times = f"{self.ratio:.2g} times "
+        return f"bfloat16 took {'' if times == '1 times ' else times}as long as float32 in a trial"
 
 
-def try_both(width: int) -> Trial:
+def try_both(width: int, device: Device) -> Trial:
     """Time a linear layer of float32 weights on the CPU, plain and under autocast, as ``bf16-mixed`` runs it.
 
-    Best of ``REPEATS`` interleaved passes after one that does not count; 0.3 s of one core in all where bfloat16 is
-    emulated. Draws no random numbers.
+    Best of ``REPEATS`` interleaved passes after one that does not count; some 0.1 s of one core in all, 0.3 s where
+    bfloat16 is emulated. Draws no random numbers.
 
     Args:
         width: Width of the model's hidden states, and so the layer's inputs. It has as many tokens and outputs, in
-            equal numbers, as keep a pass within ``OPERATIONS``: few of either, and conversions would take the time.
+            equal numbers, as keep a pass within ``OPERATIONS``.
+        device: The CPU. One without units gets a smaller trial, because it takes many times as long.
     """
-    side = max(16, int((OPERATIONS / (6 * width)) ** 0.5))
+    operations = EMULATED_OPERATIONS if device.features == frozenset() else OPERATIONS
+    side = max(16, int((operations / (6 * width)) ** 0.5))
     tokens, outputs = min(side, TOKENS), min(side, width)
     with torch.enable_grad():
         states = torch.linspace(-1, 1, tokens * width).view(tokens, width).requires_grad_()

@@ -77,7 +77,7 @@ def settle(config: Namespace, runs: bool = True) -> str | None:
     device = Device.of(_accelerator(options.accelerator), options.devices)
 
     def trial() -> Trial:
-        return try_both(_hidden_size(config.model))
+        return try_both(_hidden_size(config.model), device)
 
     if options.precision == AUTO:
         if before is not None:

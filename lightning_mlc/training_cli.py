@@ -65,9 +65,9 @@ class TrainingCLI(LightningCLI):
     _is_new = True
     """Whether its folder must be new."""
 
-    def __init__(self, *parts: Any, args: list[str], **options: Any) -> None:
+    def __init__(self, args: list[str], **options: Any) -> None:
         self._asked = args[0]
-        super().__init__(*parts, args=args, **options)
+        super().__init__(AlignmentModule, MultilingualData, args=args, **options)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning calls it on the instance
         """The subcommand that was asked for, because the options of all four take four times as long to collect."""
@@ -336,9 +336,7 @@ def run(args: Sequence[str]) -> TrainingCLI:
 def make_cli(args: Sequence[str], kind: type[TrainingCLI] = TrainingCLI) -> TrainingCLI:
     """The command line of ``kind``, made of ``args`` (subcommand first) and run."""
     return kind(
-        AlignmentModule,
-        MultilingualData,
-        args=_with_torch_optimizers(_with_shipped_configs(args)),
+        _with_torch_optimizers(_with_shipped_configs(args)),
         seed_everything_default=42,
         save_config_callback=SaveConfig,
         trainer_class=PrecisionTrainer,

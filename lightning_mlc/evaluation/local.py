@@ -53,7 +53,8 @@ def explain_dtype(device: torch.device) -> Choice:
 
 def warn_of_slow_dtype(dtype: DType, device: torch.device) -> None:
     """Warn if bfloat16 was asked for on a CPU that is slow at it."""
-    warning = slow_bfloat16(dtype, Device.of(device.type), lambda: try_both(USUAL_WIDTH))
+    known = Device.of(device.type)
+    warning = slow_bfloat16(dtype, known, lambda: try_both(USUAL_WIDTH, known))
     if warning is not None:
         logger.warning("dtype: %s", warning)
 
