@@ -21,6 +21,7 @@ from lightning_mlc.models.loading import ModelSource, dtype_of, load_config
 from lightning_mlc.precision import (
     AUTO,
     HALF,
+    USUAL_WIDTH,
     Choice,
     Device,
     Trial,
@@ -131,4 +132,4 @@ def _precision_of(ckpt_path: Any) -> str | None:
 
 def _hidden_size(model: Namespace) -> int:
     source = ModelSource(model.name_or_path, model.gguf_file, model.revision, model.trust_remote_code)
-    return int(load_config(source).get_text_config().hidden_size)
+    return int(getattr(load_config(source).get_text_config(), "hidden_size", USUAL_WIDTH))

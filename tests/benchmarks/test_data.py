@@ -30,6 +30,7 @@ def test_memory_of_a_child_counts() -> None:
     assert anonymous_bytes(process.pid) == 0
 
 
+@pytest.mark.slow
 def test_a_case_is_measured(tmp_path: Path) -> None:
     found = measure(300, 2, str(save_model(tmp_path / "model")), None)
     assert (found["rows"], found["processes"]) == (300, 2)

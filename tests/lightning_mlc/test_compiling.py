@@ -114,6 +114,7 @@ def test_a_copy_is_compiled_and_has_its_own_weights(tiny_model: Path) -> None:
     assert not torch.equal(*found)
 
 
+@pytest.mark.slow
 def test_without_a_compiler() -> None:
     without = torch._inductor.config.patch({"cpp.cxx": ("/nowhere/g++",), "force_disable_caches": True})
     with (
