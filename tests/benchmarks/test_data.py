@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import save_model
 
 from benchmarks.data import anonymous_bytes, measure, summary, write_rows
