@@ -28,16 +28,10 @@ from lightning_mlc.models.compiling import uncompiled
 from lightning_mlc.models.logprobs import head_of
 from lightning_mlc.models.parts import num_layers
 from lightning_mlc.models.policy import Policy, Shortcuts
+from lightning_mlc.models.trials import difference, tolerance_of, trial_tokens
 
 logger = logging.getLogger("lightning_mlc")
 
-TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 8e-2}
-"""How far results may differ, as a share of their size. Sums in another order round differently, a few units in the
-last place of each layer. Float32 has 2 ** -24, and 75 families differed by 4e-6 at most; parts of models compute in
-it under float64 too. Half precision has 2 ** -11 and 2 ** -8. A token that sees what it should not, or not what it
-should, changes results by a tenth of their size and more in a trained model."""
-QUANTISED = 8e-2
-"""The same with quantised weights, whose products are in half precision, and in 8 bits depend on the other rows."""
 _CERTAIN = 3.0
 """What has no plain way to fall back to, and is refused, must differ by more: rounding may change a token's expert."""
 LONGEST_TRIAL = 8192
@@ -149,11 +143,7 @@ class _Trial:
         """What the first layer was given, and what it gave."""
         self.sample: tuple[Tensor, Tensor] | None = None
         """Last hidden states and logits of one sequence."""
-        dtype = next((p.dtype for p in policy.parameters() if p.dtype.is_floating_point), torch.float32)
-        smallest = self.model.dtype if self.model.dtype in TOLERANCES else dtype
-        self.tolerance = max(TOLERANCES.get(smallest, QUANTISED), TOLERANCES.get(dtype, QUANTISED))
-        if getattr(self.model, "is_quantized", False):
-            self.tolerance = max(self.tolerance, QUANTISED)
+        self.tolerance = tolerance_of(self.model)
         self.plain = {(row.example, row.language, row.kind): self._alone(row) for row in self.rows}
 
     # ---- the plain way --------------------------------------------------------------------------------
@@ -225,11 +215,11 @@ class _Trial:
                 f"the logits of {self.name} are not finite: its weights are damaged, or too large for "
                 f"{str(self.model.dtype).removeprefix('torch.')}",
             )
-        if (difference := _difference(first, second)) > _CERTAIN * self.tolerance:
+        if (share := difference(first, second)) > _CERTAIN * self.tolerance:
             raise UserError(
                 "model.name_or_path",
                 f"tokens of {self.name} see those after them (the logits after a prompt change with the response by "
-                f"{difference:.1g} of their size): it is an encoder; give a causal language model",
+                f"{share:.1g} of their size): it is an encoder; give a causal language model",
             )
 
     # ---- ours -----------------------------------------------------------------------------------------
@@ -347,12 +337,7 @@ class _Trial:
 
 def trial_rows(config: PreTrainedConfig, exceed: int) -> list[Row]:
     """Two prompts, one of them with two responses: unequal in length, one sequence of more than ``exceed`` tokens."""
-    named = {**config.to_dict(), **config.get_text_config().to_dict()}  # placeholders of images, say
-    special = {id for key, id in named.items() if "_token_i" in key and isinstance(id, int)}
-    size = int(config.get_text_config().vocab_size)
-    usable = [i for i in range(size) if i not in special and i < size - 2] or list(range(size))
-    # Neighbours in the text are no neighbours in the vocabulary, and no prompt begins like another.
-    tokens = (usable[(7 + 31 * i) % len(usable)] for i in itertools.count())
+    tokens = trial_tokens(config)
 
     def take(count: int) -> tuple[int, ...]:
         return tuple(itertools.islice(tokens, count))
@@ -370,13 +355,8 @@ def _places(block: Any) -> list[tuple[int, int, int]]:
     return list(zip(block.example.tolist(), block.language.tolist(), block.kind.tolist(), strict=True))
 
 
-def _difference(found: Tensor, expected: Tensor) -> float:
-    difference = float((found.double() - expected).norm() / expected.norm().clamp(min=1e-6))
-    return difference if difference == difference else float("inf")
-
-
 def _note(worst: dict[str, float], name: str, found: Tensor, expected: Tensor) -> None:
-    worst[name] = max(worst[name], _difference(found, expected))
+    worst[name] = max(worst[name], difference(found, expected))
 
 
 @contextmanager
