@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -45,6 +45,9 @@ QUANTISED_BITS = {"nf4": 4.127, "int8": 8.0}
 """Bits of a weight, with its share of the scales: arXiv 2305.14314, section 3, "Double Quantization"."""
 EVERY_SHORTCUT = Shortcuts(True, True, True)
 """What nearly all models take."""
+IS_SO = False
+"""Answer to a model that asks whether something is so of all values of a tensor, as recurrent ones ask whether a batch
+has no padding, and then do less. The largest batch has some, as a rule."""
 BATCHES = 500
 """Micro-batches that are looked at for the largest."""
 
@@ -295,6 +298,12 @@ def _step_bytes(module: AlignmentModule, policy: Policy, batch: Batch, setup: Se
                 loss.backward()  # type: ignore[no-untyped-call]
     except UserError:
         raise
+    except DataDependentOutputException as error:
+        raise CannotRun(
+            "estimate",
+            f"{type(policy.causal_lm).__name__} decides by values what it computes, and an estimate has none; run "
+            "`fit` with --trainer.max_steps 1 instead, whose report/summary.json says how much memory it took",
+        ) from error
     except Exception as error:  # foreign code, which may look at values that are not there
         raise CannotRun(
             "estimate",
@@ -331,6 +340,8 @@ class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._seen: set[int] = set()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.ops.aten._local_scalar_dense.default and args[0].dtype == torch.bool:
+            return IS_SO
         before = {self._key(tensor) for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
         run = _grouped_product if function is torch.ops.aten._grouped_mm.default else function
         result = run(*args, **(kwargs or {}))

@@ -13,15 +13,18 @@ from conftest import save_model
 from families.architectures import FAMILIES
 from families.trial import make_model
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from transformers import AutoModelForCausalLM
 
 from lightning_mlc.cli import main
 from lightning_mlc.consistency import MLC, Consistency
 from lightning_mlc.data import MultilingualData
 from lightning_mlc.data.batches import Batch
+from lightning_mlc.errors import UserError
 from lightning_mlc.estimate import (
     Estimate,
     Setup,
+    Way,
     counting,
     estimate,
     estimate_largest,
@@ -156,10 +159,41 @@ def test_activations_grow_and_shrink_as_they_do(bare: tuple[Path, int], batch: B
 
 @pytest.mark.parametrize(
     ("name", "how"),
-    [("Mixtral", "packed rows"), ("BLOOM", "padded rows")],
+    [
+        ("Mixtral", "packed rows"),
+        ("BLOOM", "padded rows"),
+        pytest.param("GPT-Neo", "padded rows", marks=pytest.mark.slow),
+        pytest.param("Mamba 2", "padded rows", marks=pytest.mark.slow),
+        pytest.param("Falcon-H1", "padded rows", marks=pytest.mark.slow),
+    ],
 )
 def test_what_trains_has_an_estimate(name: str, how: str, tmp_path: Path) -> None:
-    """A mixture of experts, and a model that takes no mask of packed rows."""
+    """A mixture of experts, models that take no mask of packed rows, and models that ask whether there is padding."""
+    found, module, batch, way, folder = estimated_family(name, tmp_path)
+    assert str(way) == how
+    assert found == estimate(module, batch, ONE, way.shortcuts)
+    count = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(folder).parameters())
+    assert (found.parameters, found.parts["gradients"]) == (count, 4 * count)
+    assert found.parts["activations"] > 0
+
+
+def test_a_mask_without_values_has_padding_and_a_number_without_value_is_none() -> None:
+    """As recurrent models ask, which leave out the mask where all of it is 1."""
+    with FakeTensorMode(), counting():
+        mask = torch.ones(2, 3)
+        assert not torch.all(mask == 1)
+        with pytest.raises(DataDependentOutputException):
+            int(mask.sum())
+
+
+def test_what_decides_by_values_is_refused_in_a_line_that_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="JetMoeForCausalLM decides by values") as told:
+        estimated_family("JetMoE", tmp_path)
+    assert "`fit` with --trainer.max_steps 1" in str(told.value)
+    assert len(str(told.value)) < 300
+
+
+def estimated_family(name: str, tmp_path: Path) -> tuple[Estimate, AlignmentModule, Batch, Way, Path]:
     family = next(family for family in FAMILIES if family.name == name)
     folder = make_model(family, tmp_path / "model")
     data = MultilingualData("sample", batch_size=1, name_or_path=str(folder), cache_dir=str(tmp_path / "cache"))
@@ -167,10 +201,7 @@ def test_what_trains_has_an_estimate(name: str, how: str, tmp_path: Path) -> Non
     data.setup("fit")
     module = AlignmentModule(str(folder), DPO(), Consistency(extractor="none"), optimizer=torch.optim.AdamW)
     found, batch, way = estimate_largest(module, data, ONE)
-    assert str(way) == how
-    assert found == estimate(module, batch, ONE, way.shortcuts)
-    count = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(folder).parameters())
-    assert (found.parameters, found.parts["gradients"]) == (count, 4 * count)
+    return found, module, batch, way, folder
 
 
 def test_products_of_all_experts_have_the_size_that_they_have() -> None:
