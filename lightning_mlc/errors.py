@@ -60,6 +60,17 @@ def shortened(text: str, most: int = 60) -> str:
     return text if len(text) <= most else f"{text[: most - 4]} ..."
 
 
+def some_of(parts: Sequence[str], most: int, between: str = ", ") -> str:
+    """As many of ``parts`` as ``most`` characters have room for, one at least and shortened, and how many more."""
+    shown = [shortened(parts[0], most)] if parts else []
+    for part in parts[1:]:
+        if len(between.join([*shown, part])) > most:
+            break
+        shown.append(part)
+    left = len(parts) - len(shown)
+    return between.join(shown) + (f"{between}{left} more" if left else "")
+
+
 def did_you_mean(word: str, known: Sequence[str], otherwise: str) -> str:
     """How a message about an unknown ``word`` ends: with the nearest of those ``known``, or ``otherwise``."""
     near = difflib.get_close_matches(word, known, n=1)

@@ -27,7 +27,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from lightning_mlc.errors import UserError, first_line
+from lightning_mlc.errors import UserError, first_line, shortened, some_of
 from lightning_mlc.evaluation.decoding import Decoding
 from lightning_mlc.evaluation.generation import Conversation, Response
 from lightning_mlc.evaluation.keys import variable_of
@@ -204,13 +204,13 @@ class EndpointGenerator:
         if refusal is not None:
             raise refusal
         if failures:
-            reasons = "; ".join(f"{count} times {reason}" for reason, count in failures.most_common())
+            reasons = some_of([f"{count} times {reason}" for reason, count in failures.most_common()], 60, "; ")
             skipped = len(list(waiting))
             raise Unanswered(
                 self._endpoint.spec,
                 f"{sum(failures.values())} of {len(left)} requests got no answer ({reasons})"
                 + (f", {skipped} were not sent any more" if skipped else "")
-                + "; the answers that came are kept, so run the same command again",
+                + "; run the same command again for them",
             )
 
     def close(self) -> None:
@@ -282,7 +282,8 @@ class EndpointGenerator:
             wrong = "refused" if self._endpoint.key else "missing"
             return f"; the key is {wrong}, which {variable_of(self._endpoint.url)} sets for this host"
         if error.code in (301, 302, 303, 307, 308):
-            return f", which points to {urlsplit(error.headers.get('Location', '')).netloc or 'another path'}"
+            host = urlsplit(error.headers.get("Location", "")).netloc
+            return f", which points to {shortened(host, 50) or 'another path'}"
         return ""
 
 
@@ -319,7 +320,8 @@ def _details(error: urllib.error.HTTPError) -> dict[str, Any]:
 
 def _reason(error: urllib.error.HTTPError, details: dict[str, Any]) -> str:
     # The message itself may repeat the prompt, and is not shown.
-    said = ", ".join(f"{key} {details[key]}" for key in ("code", "type", "param") if details.get(key))
+    known = [key for key in ("code", "type", "param") if details.get(key)]
+    said = ", ".join(f"{key} {shortened(str(details[key]), 30)}" for key in known)
     return f"status {error.code}" + (f" ({said})" if said else "")
 
 
@@ -330,7 +332,7 @@ def _trouble(error: Exception) -> str:
         return "no answer in time"
     if isinstance(cause, OSError):
         return cause.strerror or first_line(cause)
-    return str(cause) or type(cause).__name__
+    return first_line(cause)
 
 
 def _retry_after(error: urllib.error.HTTPError) -> float | None:

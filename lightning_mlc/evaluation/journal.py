@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from lightning_mlc.errors import UserError
+from lightning_mlc.errors import UserError, shortened, some_of
 
 
 class Key(NamedTuple):
@@ -146,7 +146,8 @@ class Journal:
         if record is not None and record["input"] != job.input:
             raise UserError(
                 "out",
-                f"{self.path} has a result for '{job.key.id}' ({job.key.language}) of the set '{job.key.set}' "
+                f"{self.path} has a result for '{shortened(job.key.id, 30)}' ({job.key.language}) of the set "
+                f"'{shortened(job.key.set, 30)}' "
                 "from another text; the data has changed since, so give another --out",
             )
         return record is not None
@@ -169,5 +170,10 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def _difference(begun: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Which settings changed, and how: as much as a line has room for."""
     changed = [key for key in {**begun, **now} if begun.get(key) != now.get(key)]
-    return ", ".join(f"{key}: {begun.get(key)} there, {now.get(key)} here" for key in changed)
+    return some_of([f"{key}: {_brief(begun.get(key))} there, {_brief(now.get(key))} here" for key in changed], 120)
+
+
+def _brief(value: Any) -> str:
+    return shortened(str(value), 40)

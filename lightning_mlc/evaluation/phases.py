@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from lightning_mlc.errors import shortened
 from lightning_mlc.evaluation.endpoint import Unanswered
 from lightning_mlc.evaluation.journal import Job, Journal
 from lightning_mlc.progress import track
@@ -39,5 +40,7 @@ def fill(journal: Journal, jobs: Sequence[Job], produce: Produce, title: str, co
         except Unanswered as error:
             first = next(job.key for job in jobs if not journal.has(job))
             raise Unanswered(
-                title, f"{error} (the first without one is '{first.id}' ({first.language}) of the set '{first.set}')"
+                shortened(title, 50),
+                f"{error.text} (the first is '{shortened(first.id, 20)}' ({first.language}) of "
+                f"'{shortened(first.set, 20)}')",
             ) from error

@@ -194,7 +194,9 @@ class Study:
                     self._judge(system, judge)
             judge.close()  # models that judge need not all be in memory at once
         if unanswered:
-            raise UserError(None, "; ".join(unanswered))
+            for line in unanswered[1:]:
+                say(line)
+            raise UserError(None, unanswered[0])
 
     def _check(self, system: System) -> None:
         if self.judges:

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import urllib.error
+from collections.abc import Collection, Iterator
+from email.message import Message
+from pathlib import Path
+from typing import Any
 
-from lightning_mlc.errors import LONGEST_REASON, Interrupted, UserError, first_line
+import pytest
+from rich.console import Console
+
+from lightning_mlc.errors import LONGEST_REASON, Interrupted, UserError, first_line, shortened, some_of
+from lightning_mlc.evaluation.endpoint import Endpoint, EndpointGenerator
+from lightning_mlc.evaluation.journal import Job, Journal, Key
+from lightning_mlc.evaluation.phases import fill
+
+LONGEST = 300
+"""Characters of a message that somebody reads to its end."""
 
 
 def test_an_error_reads_as_its_option_then_its_text() -> None:
@@ -23,3 +38,87 @@ def test_another_librarys_message_is_cut() -> None:
     assert line.endswith("xxx ...")
     assert first_line(ValueError("  short\nmore")) == "short"
     assert first_line(ValueError()) == "ValueError"
+
+
+def test_of_many_parts_those_are_shown_that_there_is_room_for() -> None:
+    assert some_of(["one", "two"], 20) == "one, two"
+    assert some_of(["one", "two", "three"], 8) == "one, two, 1 more"
+    assert some_of(["x" * 50, "two", "three"], 20, "; ") == f"{'x' * 16} ...; 2 more"
+    assert some_of([], 20) == ""
+    assert shortened("x" * 60) == "x" * 60
+    assert len(shortened("x" * 61)) == 60
+
+
+LONG = "long " * 200
+
+
+def of_a_journal_of_other_settings(folder: Path) -> None:
+    path = folder / "verdicts-refusal.jsonl"
+    with Journal(path, {f"a setting {i}": f"{i} {LONG}" for i in range(40)}) as journal:
+        journal.add(Job(Key(LONG, LONG, "en"), "x"), {})
+    with Journal(path, {f"a setting {i}": f"{i + 1} {LONG}" for i in range(40)}):
+        pass
+
+
+def of_a_journal_of_other_texts(folder: Path) -> None:
+    with Journal(folder / "verdicts-refusal.jsonl", {}) as journal:
+        journal.add(Job(Key(LONG, LONG, "en"), "x"), {})
+        journal.has(Job(Key(LONG, LONG, "en"), "y"))
+
+
+def failing(status: int, **details: Any) -> Any:
+    """An endpoint that fails in many ways, and says much of each."""
+    count = iter(range(1000))
+
+    def send(*_: Any) -> Any:
+        number = next(count)
+        body = {"error": {key: f"{value} {number} {LONG}" for key, value in details.items()}}
+        raise _Told(status, body)
+
+    return send
+
+
+class _Told(urllib.error.HTTPError):
+    def __init__(self, status: int, body: Any) -> None:
+        headers = Message()
+        headers["Location"] = f"https://{'far.' * 100}example/v1"
+        super().__init__("http://h/v1", status, LONG, headers, None)
+        self.body = body
+
+    def read(self, *_: Any) -> bytes:
+
+        return json.dumps(self.body).encode()
+
+
+def of_an_endpoint(folder: Path, status: int) -> None:
+    generator = EndpointGenerator(Endpoint(f"https://host.example/v1#{'m' * 40}", 8, retries=0, concurrency=2))
+    generator._send = failing(status, code="code", type="type", param="param")  # type: ignore[method-assign]
+    jobs = [Job(Key(LONG, f"{i} {LONG}", "en"), "x") for i in range(12)]
+
+    def produce(done: Collection[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+        texts: Any = [[{"role": "user", "content": LONG}]] * len(jobs)
+        for index, response in generator.generate(texts, done):
+            yield index, {"response": response.text}
+
+    with Journal(folder / "responses.jsonl", {}) as journal:
+        fill(journal, jobs, produce, f"a model of a long name {LONG}: generate", Console(stderr=True))
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        of_a_journal_of_other_settings,
+        of_a_journal_of_other_texts,
+        lambda folder: of_an_endpoint(folder, 503),
+        lambda folder: of_an_endpoint(folder, 400),
+        lambda folder: of_an_endpoint(folder, 401),
+        lambda folder: of_an_endpoint(folder, 302),
+    ],
+    ids=["settings", "texts", "unanswered", "declined", "refused", "redirected"],
+)
+def test_no_message_is_longer_than_anybody_reads(told: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        told(Path("runs/evaluation/model"))
+    assert len(str(error.value)) <= LONGEST
+    assert len(str(error.value).splitlines()) == 1

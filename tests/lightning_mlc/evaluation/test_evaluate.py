@@ -350,7 +350,7 @@ def test_one_endpoint_that_fails_keeps_no_other_model_from_its_turn(
     said = capsys.readouterr().err
     assert "far: generate: " in said
     assert "3 of 14 requests got no answer (3 times status 500)" in said
-    assert "(the first without one is 'r2' (en) of the set 'asked')" in said
+    assert "(the first is 'r2' (en) of 'asked')" in said
     assert len(records(out / "far" / "verdicts-refusal.jsonl")) == 11
     for name in ("responses", "verdicts-refusal", "margins"):
         assert len(records(out / "here" / f"{name}.jsonl")) == 14
