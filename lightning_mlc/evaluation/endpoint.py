@@ -332,7 +332,7 @@ def _trouble(error: Exception) -> str:
         return "no answer in time"
     if isinstance(cause, OSError):
         return cause.strerror or first_line(cause)
-    return first_line(cause)
+    return first_line(cause) if isinstance(cause, BaseException) else shortened(cause)
 
 
 def _retry_after(error: urllib.error.HTTPError) -> float | None:
