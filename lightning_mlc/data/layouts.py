@@ -258,8 +258,9 @@ def _first_given(first: Any, second: Any) -> Any:
 def _messages(text: Any, role: str, what: str, where: str, may_be_empty: bool = False) -> list[Message]:
     """``text`` as messages: a string, one turn, or a list of turns in OpenAI's or ShareGPT's form."""
     if isinstance(text, str):
-        turns: list[Any] = [{"role": role, "content": text}]
-    elif isinstance(text, Mapping):
+        return [{"role": role, "content": _text(text, what, where, may_be_empty)}]
+    turns: list[Any]
+    if isinstance(text, Mapping):
         turns = [text]
     elif isinstance(text, list) and text:
         turns = text
@@ -275,9 +276,13 @@ def _messages(text: Any, role: str, what: str, where: str, may_be_empty: bool = 
         known = _ROLES.get(str(_first_given(turn.get("role"), turn.get("from"))))
         if known is None or not isinstance(content, str):
             raise UserError(where, f"{what} has a message without a known 'role' or without 'content'")
-        if not content.strip() and not may_be_empty:
-            raise UserError(where, f"{what} is empty; give a text, or null where there is none")
-        if has_half_a_character(content):
-            raise UserError(where, f"{what} has half a character (a lone surrogate such as \\ud83d); repair the text")
-        messages.append({"role": known, "content": content})
+        messages.append({"role": known, "content": _text(content, what, where, may_be_empty)})
     return messages
+
+
+def _text(content: str, what: str, where: str, may_be_empty: bool) -> str:
+    if not may_be_empty and not content.strip():
+        raise UserError(where, f"{what} is empty; give a text, or null where there is none")
+    if has_half_a_character(content):
+        raise UserError(where, f"{what} has half a character (a lone surrogate such as \\ud83d); repair the text")
+    return content

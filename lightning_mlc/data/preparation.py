@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import pyarrow
 
+from lightning_mlc.data.garbage import without_old_objects
 from lightning_mlc.data.spool import example_of
 from lightning_mlc.data.tokenization import ChatTokenizer
 from lightning_mlc.errors import UserError
@@ -59,7 +60,7 @@ def encode_in_order(encoder: Encoder, parts: Iterable[list[bytes]], processes: i
     Raises:
         UserError: A row is wrong: the first one of the part that is.
     """
-    with _without_threads():
+    with _without_threads(), without_old_objects():
         if processes == 1:
             yield from map(encoder.encode, parts)
             return

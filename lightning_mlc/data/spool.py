@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow
 
+from lightning_mlc.data.garbage import without_old_objects
 from lightning_mlc.data.records import DataKind, Example
 
 ROWS = 256
@@ -35,6 +36,7 @@ class Spool:
     """Hash of all they consist of, in their order."""
 
     @classmethod
+    @without_old_objects()
     def write(cls, examples: Iterable[Example], path: Path) -> Spool:
         """Write ``examples``, at least one, to ``path``. No more than ``ROWS`` of them are held.
 

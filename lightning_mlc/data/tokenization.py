@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from lightning_mlc.data.encoding import ChatEncoder
 from lightning_mlc.data.hashing import digest
 from lightning_mlc.data.records import Example, Message
 from lightning_mlc.errors import UserError
@@ -27,7 +28,21 @@ class _Prompt(NamedTuple):
     where: str
     text: str
     """With the generation header."""
-    ids: list[int]
+
+
+class _Answer(NamedTuple):
+    """What is to be generated after a prompt, as text."""
+
+    prompt: _Prompt
+    text: str
+    """The response, to the end of its turn."""
+    continues: bool
+    """Whether it continues the prompt's text as that stands."""
+
+    @property
+    def whole(self) -> str:
+        """The prompt and it, as one text; empty where that is none."""
+        return self.prompt.text + self.text if self.continues else ""
 
 
 class ChatTokenizer:
@@ -61,6 +76,7 @@ class ChatTokenizer:
         self.end = end
         """The token that ends a response."""
         self.tokenizer = tokenizer
+        self.encoder = ChatEncoder(tokenizer, "".join(self.template.sample))
         self.max_prompt_length = max_prompt_length
         self.max_response_length = max_response_length
         self.on_long_prompt = on_long_prompt
@@ -88,36 +104,39 @@ class ChatTokenizer:
             UserError: A prompt or a response cannot be rendered, or is too long; the message names its row.
         """
         present = [[i for i, language in enumerate(languages) if language in e.prompts] for e in examples]
-        prompts = iter(
-            self._prompts(
-                [
-                    (example.prompts[languages[i]], f"{example.where} ({languages[i]})")
-                    for example, indices in zip(examples, present, strict=True)
-                    for i in indices
-                ],
-                header=True,
-            )
+        prompts = self._prompts(
+            [
+                (example.prompts[languages[i]], f"{example.where} ({languages[i]})")
+                for example, indices in zip(examples, present, strict=True)
+                for i in indices
+            ],
+            header=True,
         )
-        rendered = [{i: next(prompts) for i in indices} for indices in present]
-        answers = iter(
-            self._answers(
-                [
-                    (found[i], text)
-                    for example, found in zip(examples, rendered, strict=True)
-                    for i, text in _responses_of(example, languages, found)
-                ]
-            )
+        in_order = iter(prompts)
+        rendered = [{i: next(in_order) for i in indices} for indices in present]
+        answers = self._answers(
+            [
+                (found[i], text)
+                for example, found in zip(examples, rendered, strict=True)
+                for i, text in _responses_of(example, languages, found)
+            ]
         )
+        ids = self._ids([*(prompt.text for prompt in prompts), *(answer.whole for answer in answers)])
+        left = iter(answers)
         return [
-            self._row(example, languages, found, answers) for example, found in zip(examples, rendered, strict=True)
+            self._row(example, languages, found, left, ids) for example, found in zip(examples, rendered, strict=True)
         ]
 
     def _row(
-        self, example: Example, languages: tuple[str, ...], prompts: dict[int, _Prompt], answers: Iterable[list[int]]
+        self,
+        example: Example,
+        languages: tuple[str, ...],
+        prompts: dict[int, _Prompt],
+        answers: Iterator[_Answer],
+        ids: Mapping[str, list[int]],
     ) -> dict[str, Any]:
-        fitted = {i: self._fit(prompt, header=True) for i, prompt in prompts.items()}
-        taken = iter(answers)
-        whole: list[list[int]] = [next(taken) for _ in _responses_of(example, languages, prompts)]
+        fitted = {i: self._fit(prompt, ids[prompt.text], header=True) for i, prompt in prompts.items()}
+        whole = [self._after_prompt(next(answers), ids) for _ in _responses_of(example, languages, prompts)]
         own = iter(whole)
         chosen = [] if example.chosen is None else next(own)
         rejected = [] if example.rejected is None else next(own)
@@ -152,7 +171,7 @@ class ChatTokenizer:
         ``header`` asks the template for its generation header. The templates of some guard models have it anyway.
         """
         (prompt,) = self._prompts([(messages, where)], header)
-        return self._fit(prompt, header)
+        return self._fit(prompt, self._encoded(prompt.text), header)
 
     def _prompts(self, asked: Sequence[tuple[list[Message], str]], header: bool) -> list[_Prompt]:
         try:
@@ -167,18 +186,17 @@ class ChatTokenizer:
                         f"the chat template of the model {error.told('this prompt')}; change the row, or the template",
                     ) from error
             raise
-        ids = self._ids(texts)
-        return [_Prompt(*given, text, its) for given, text, its in zip(asked, texts, ids, strict=True)]
+        return [_Prompt(*given, text) for given, text in zip(asked, texts, strict=True)]
 
-    def _fit(self, prompt: _Prompt, header: bool) -> tuple[list[int], bool]:
-        """The ids of ``prompt``, cut if they have to be, and whether they had to."""
+    def _fit(self, prompt: _Prompt, ids: list[int], header: bool) -> tuple[list[int], bool]:
+        """The ``ids`` of ``prompt``, cut if they have to be, and whether they had to."""
         limit, messages, where = self.max_prompt_length, prompt.messages, prompt.where
-        if len(prompt.ids) <= limit:
-            return prompt.ids, False
+        if len(ids) <= limit:
+            return ids, False
         if self.on_long_prompt == "error":
             raise PromptTooLong(
                 where,
-                f"the prompt has {len(prompt.ids)} tokens, data.max_prompt_length is {limit}; "
+                f"the prompt has {len(ids)} tokens, data.max_prompt_length is {limit}; "
                 "raise it, shorten the prompt, or set data.on_long_prompt to cut",
             )
         # What is cut is the end of the user's last message, in whole characters: the template around it,
@@ -187,7 +205,7 @@ class ChatTokenizer:
 
         def cut_to(characters: int) -> list[int]:
             shorter = [*messages[:-1], {**messages[-1], "content": text[:characters].rstrip() or " "}]
-            return self._prompts([(shorter, where)], header)[0].ids
+            return self._encoded(self._prompts([(shorter, where)], header)[0].text)
 
         fits, too_long = 0, len(text)
         while too_long - fits > 1:
@@ -222,38 +240,33 @@ class ChatTokenizer:
         Raises:
             UserError: The template refuses the response, or leaves some of it out.
         """
-        return self._answers([(self._prompts([(prompt, where or "")], header=True)[0], response)])[0]
+        (asked,) = self._prompts([(prompt, where or "")], header=True)
+        (answer,) = self._answers([(asked, response)])
+        return self._after_prompt(answer, self._ids([asked.text, answer.whole]))
 
-    def _answers(self, asked: Sequence[tuple[_Prompt, str]]) -> list[list[int]]:
+    def _answers(self, asked: Sequence[tuple[_Prompt, str]]) -> list[_Answer]:
         wholes = self._finished(asked)
-        texts, together = [], []
-        for (prompt, response), whole in zip(asked, wholes, strict=True):
-            text, continues = self._answer(prompt, response, whole)
-            texts.append(text)
-            together.append(prompt.text + text if continues else "")
-        found = []
-        for (prompt, _), text, ids in zip(asked, texts, self._ids(together), strict=True):
-            border = len(prompt.ids)
-            shared = len(ids) > border and ids[:border] == prompt.ids
-            found.append(ids[border:] if shared else self._apart(text))
-        return found
+        return [self._answer(*given, whole) for given, whole in zip(asked, wholes, strict=True)]
 
     def _finished(self, asked: Sequence[tuple[_Prompt, str]]) -> list[str]:
         """The text of each conversation with its response."""
-        texts = []
-        for prompt, response in asked:
-            messages = [*prompt.messages, {"role": "assistant", "content": response}]
-            try:
-                texts.append(self.template.render_unchecked(messages, header=False))
-            except TemplateProblem as error:
-                raise UserError(
-                    prompt.where,
-                    f"the chat template of the model {error.told(_kind(response))}; change the row, or the template",
-                ) from error
-        return texts
+        finished = [[*prompt.messages, {"role": "assistant", "content": response}] for prompt, response in asked]
+        try:
+            return self.template.render_unchecked(finished, header=False)
+        except TemplateProblem:
+            for messages, (prompt, response) in zip(finished, asked, strict=True):  # one by one, to name the row
+                try:
+                    self.template.render_unchecked([messages], header=False)
+                except TemplateProblem as error:
+                    what = "this response" if response.strip() else "an empty response"
+                    raise UserError(
+                        prompt.where,
+                        f"the chat template of the model {error.told(what)}; change the row, or the template",
+                    ) from error
+            raise
 
-    def _answer(self, prompt: _Prompt, response: str, whole: str) -> tuple[str, bool]:
-        """The text to generate, to the end of the turn, and whether it continues the prompt's as it stands."""
+    def _answer(self, prompt: _Prompt, response: str, whole: str) -> _Answer:
+        """What is to be generated after ``prompt``, where ``whole`` is the text of both."""
         block = self.template.opened_block
         opened, continues = block.strip(), True
         if whole.startswith(prompt.text):
@@ -284,31 +297,38 @@ class ChatTokenizer:
                     f"the chat template opens {opened} before each response, and this response has no {closed}; "
                     "give responses with both, or change the template",
                 )
-        return text + self.end, continues
+        return _Answer(prompt, text + self.end, continues)
+
+    def _after_prompt(self, answer: _Answer, ids: Mapping[str, list[int]]) -> list[int]:
+        """The ids of ``answer``, where ``ids`` has those of its prompt and of both."""
+        prompt, whole = ids[answer.prompt.text], ids[answer.whole]
+        border = len(prompt)
+        shared = len(whole) > border and whole[:border] == prompt
+        return whole[border:] if shared else self._apart(answer.text)
 
     def _apart(self, text: str) -> list[int]:
         """Ids of ``text`` in the middle of a longer one."""
         for before in self._anchors:
-            start, ids = self._ids([before, before + text])
+            start, ids = self.encoder.ids([before, before + text])
             if ids[: len(start)] == start:
                 return ids[len(start) :]
-        return self._ids([text])[0]
+        return self._encoded(text)
 
     @cached_property
     def _anchors(self) -> list[str]:
         """Texts after which another is encoded as it is in the middle of one. SentencePiece marks its beginning."""
         found = []
         for before in (self.end, "\n", "."):
-            start, ids = self._ids([before, f"{before}x"])
+            start, ids = self.encoder.ids([before, f"{before}x"])
             if ids[: len(start)] == start and self.tokenizer.convert_ids_to_tokens(ids[len(start) :]) == ["x"]:
                 found.append(before)
         return found
 
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-        return ids
+    def _ids(self, texts: Sequence[str]) -> dict[str, list[int]]:
+        return dict(zip(texts, self.encoder.ids(texts), strict=True))
+
+    def _encoded(self, text: str) -> list[int]:
+        return self.encoder.ids([text])[0]
 
 
 def _responses_of(example: Example, languages: tuple[str, ...], prompts: Iterable[int]) -> Iterable[tuple[int, str]]:
@@ -318,7 +338,3 @@ def _responses_of(example: Example, languages: tuple[str, ...], prompts: Iterabl
     for i in prompts:
         for text in example.translated.get(languages[i], ()):
             yield i, text
-
-
-def _kind(response: str) -> str:
-    return "this response" if response.strip() else "an empty response"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import chat_template_utils
 
 from lightning_mlc.errors import UserError, first_line
 
@@ -79,9 +81,7 @@ class ChatTemplate:
         Raises:
             TemplateProblem: The template refuses one of them, or leaves a message out.
         """
-        parts = [self._wants_parts(messages) for messages in conversations]
-        given = [_in_parts(m) if p else list(m) for m, p in zip(conversations, parts, strict=True)]
-        texts = self._apply(given, header)
+        texts = self.render_unchecked(conversations, header)
         for messages, text in zip(conversations, texts, strict=True):
             for number, message in enumerate(messages, start=1):
                 if not contains(text, message["content"]):
@@ -90,14 +90,25 @@ class ChatTemplate:
                     )
         return texts
 
-    def render_unchecked(self, messages: Sequence[Message], header: bool) -> str:
-        """The text of one conversation, whether or not the template puts all of the last message into it.
+    def render_unchecked(self, conversations: Sequence[Sequence[Message]], header: bool) -> list[str]:
+        """The same, whether or not the template puts all of the messages into it.
 
         Raises:
-            TemplateProblem: The template refuses it.
+            TemplateProblem: The template refuses one of them.
         """
-        given = _in_parts(messages) if self._wants_parts(messages) else list(messages)
-        return self._apply([given], header)[0]
+        given = [_in_parts(m) if self._wants_parts(m) else list(m) for m in conversations]
+        return self._apply(given, header)
+
+    @cached_property
+    def sample(self) -> tuple[str, str]:
+        """A prompt with the generation header, and the same with its response; empty where one of them is refused."""
+        asked = [{"role": "user", "content": "prompt"}]
+        try:
+            (header,) = self.render_unchecked([asked], header=True)
+            (whole,) = self.render_unchecked([[*asked, {"role": "assistant", "content": "response"}]], header=False)
+        except TemplateProblem:
+            return "", ""
+        return header, whole
 
     @cached_property
     def opened_block(self) -> str:
@@ -105,12 +116,7 @@ class ChatTemplate:
 
         Empty where it opens none. It is such a block by its name, or because finished turns do not have it.
         """
-        asked = [{"role": "user", "content": "prompt"}]
-        try:
-            header = self.render_unchecked(asked, header=True)
-            whole = self.render_unchecked([*asked, {"role": "assistant", "content": "response"}], header=False)
-        except TemplateProblem:
-            return ""
+        header, whole = self.sample
         tag = re.search(r"(<(?P<name>[\w:]+)>|\[(?P<NAME>[A-Z]+)\])\s*$", header)
         if tag is None:
             return ""
@@ -142,8 +148,22 @@ class ChatTemplate:
         assert problem is not None
         raise problem
 
+    def _compiled(self) -> Any:
+        """The template as transformers compiles it; None if the tokenizer has its own way to apply it.
+
+        ``apply_chat_template`` takes as long again to turn any kind of message into the plain ones that ours are. It is
+        asked for each time, because transformers keeps it, and because it cannot be sent to another process.
+        """
+        own = type(self._tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template
+        compiler = getattr(chat_template_utils, "_compile_jinja_template", None)
+        return None if own or compiler is None else compiler(self._text)
+
     def _apply(self, conversations: Sequence[Sequence[object]], header: bool) -> list[str]:
         try:
+            if (template := self._compiled()) is not None:
+                told: dict[str, Any] = {"tools": None, "documents": None, "add_generation_prompt": header}
+                told |= self._tokenizer.special_tokens_map
+                return [template.render(messages=messages, **told) for messages in conversations]
             texts = self._tokenizer.apply_chat_template(
                 conversations,  # type: ignore[arg-type]
                 chat_template=self._text,

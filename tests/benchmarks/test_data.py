@@ -13,11 +13,13 @@ from conftest import save_model
 from benchmarks.data import anonymous_bytes, measure, summary, write_rows
 
 
-def test_rows_are_those_of_the_sample_under_other_ids(tmp_path: Path) -> None:
+def test_rows_are_those_of_the_sample_and_no_text_comes_twice(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", 150)
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len({row["id"] for row in rows}) == 150
-    assert rows[0]["prompt"] == rows[65]["prompt"] == rows[130]["prompt"] != rows[1]["prompt"]
+    assert rows[0]["prompt"]["en"].removesuffix("(0)") == rows[65]["prompt"]["en"].removesuffix("(65)")
+    texts = [text for row in rows for text in (*row["prompt"].values(), row["chosen"], row["rejected"])]
+    assert len(set(texts)) == len(texts) == 150 * 12
 
 
 def test_memory_of_a_child_counts() -> None:

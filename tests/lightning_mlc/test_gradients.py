@@ -232,7 +232,7 @@ def test_kto_is_its_own_formula_over_the_responses_of_a_step(tiny_model: Path, t
 
     def log_ratio(prompt: dict[str, str], response: str) -> Tensor:
         ids = chat.prompt([{"role": "user", "content": prompt["en"]}], "")[0]
-        answer = chat._ids(response + "<|end|>")
+        (answer,) = chat.encoder.ids([response + "<|end|>"])
         assert moved.policy is not None
         assert moved._reference is not None
         logps = []
