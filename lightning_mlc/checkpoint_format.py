@@ -46,6 +46,12 @@ class Stored:
     name: str
 
 
+def bytes_of(path: Path) -> int:
+    """How large a checkpoint is, a file or a folder."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
 # ---- writing ----------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from lightning_mlc.checkpoint_format import read_checkpoint
+from lightning_mlc.checkpoint_format import bytes_of, read_checkpoint
 from lightning_mlc.checkpoints import find_checkpoint
 from lightning_mlc.errors import UserError, first_line
 from lightning_mlc.hub import push, require_pushable
@@ -25,6 +25,7 @@ from lightning_mlc.models.loading import ModelSource, load_config, load_tokenize
 from lightning_mlc.models.lora import LoRA, add_lora
 from lightning_mlc.models.quantization import is_quantized
 from lightning_mlc.models.turns import end_tokens
+from lightning_mlc.progress import say, size
 from lightning_mlc.proof import make_writable, prove, prove_adapters, require_merged, shared_weight, trial_logits
 from lightning_mlc.provenance import Provenance
 from lightning_mlc.report.measured import CALLBACKS, measured_in
@@ -74,6 +75,7 @@ def export(
     if push_to_hub is not None:
         require_pushable(push_to_hub)
     path = find_checkpoint(Path(ckpt_path))
+    say(f"reading {path}: {size(bytes_of(path))}")
     checkpoint = read_checkpoint(path, wanted={"state_dict", Provenance.KEY, CALLBACKS})
     provenance = Provenance.read(checkpoint)
     source = provenance.model_source(trust_remote_code)
@@ -91,12 +93,14 @@ def export(
     make_writable(model.generation_config)
     card = model_card(provenance, measured_in(checkpoint), push_to_hub or folder.resolve().name, adapters)
 
+    say(f"writing {folder}")
     with _as_a_whole(folder) as unfinished:
         model.save_pretrained(unfinished, **({} if max_shard_size is None else {"max_shard_size": max_shard_size}))
         text.save_pretrained(unfinished)
         record = json.dumps(provenance.without_paths().as_dict(), indent=2)
         (unfinished / Provenance.FILE).write_text(record + "\n", encoding="utf-8")
         (unfinished / "README.md").write_text(card, encoding="utf-8")
+        say("comparing what was written with the model that was trained")
         if not adapters:
             prove(model, unfinished, trust_remote_code)
         elif provenance.lora is not None:

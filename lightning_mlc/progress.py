@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,10 +18,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from lightning_mlc.heartbeat import Heartbeat
 from lightning_mlc.processes import is_first
 
 SECONDS = 30.0
-"""After so many seconds without a line there is one, as soon as something is done."""
+"""After so many seconds without a line there is one: as soon as something is done, or that nothing is done yet."""
 SHARE = 1 / 20
 """After such a share of the work there is one, too."""
 FEWEST_SECONDS = 5.0
@@ -56,8 +58,9 @@ class Track:
         self._unit = f" {unit}" if unit else ""
         self._first = self._done = done
         self._clock = clock
-        self._began = self._said = clock()
+        self._began = self._said = self._updated = clock()
         self._said_at = done
+        self._lock = threading.Lock()
         self._console = terminal() if console is None else console
         self._shown = shown and is_first() and self._total != 0
         self._task: TaskID | None = None
@@ -69,6 +72,8 @@ class Track:
         else:
             of_all = "" if not done else f", {'all' if done == self._total else int(done)} of them done"
             self._line(f"{title} begins" if self._total is None else f"{title}: {self._total}{self._unit}{of_all}")
+            if clock is time.monotonic:  # no thread keeps up with a clock that a test moves
+                _HEARTBEAT.watch(self)
 
     def advance(self, count: float = 1, figures: Figures | None = None) -> None:
         """``count`` more are done."""
@@ -76,10 +81,11 @@ class Track:
 
     def update(self, done: float, figures: Figures | None = None) -> None:
         """``done`` are done in all. What is begun of one may be counted as a part of it."""
-        self._done = done
-        if not self._shown or not self._is_due():
-            return
-        self._said, self._said_at = self._clock(), done
+        with self._lock:
+            self._done, self._updated = done, self._clock()
+            if not self._shown or not self._is_due():
+                return
+            self._said, self._said_at = self._updated, done
         more = "" if figures is None else figures()
         if self._task is not None:
             self._redraw(more)
@@ -96,7 +102,7 @@ class Track:
         """Everything is done that will be."""
         if not self._shown:
             return
-        self._shown = False
+        self._close()
         seconds = self._clock() - self._began
         if self._task is not None:
             self._redraw("" if figures is None else figures())
@@ -109,7 +115,30 @@ class Track:
         """Something went wrong, which is told elsewhere."""
         if self._shown and self._task is not None:
             _BARS.close(self._task)
-        self._shown = False
+        self._close()
+
+    def beat(self) -> None:
+        """Say that something takes long, if no line has come for 30 seconds, and nothing is done for five.
+
+        The latter leaves the line to work that tells of itself, which says more.
+        """
+        with self._lock:
+            now = self._clock()
+            silent = self._shown and self._task is None and now - self._said >= SECONDS
+            if not silent or now - self._updated < FEWEST_SECONDS:
+                return
+            self._said = now
+            self._line(f"{self._count()}, nothing new for {duration(now - self._updated)}")
+
+    def rest(self) -> None:
+        """Work inside it has told of itself until now."""
+        with self._lock:
+            self._said = self._updated = self._clock()
+
+    def _close(self) -> None:
+        with self._lock:
+            self._shown = False
+        _HEARTBEAT.close(self)
 
     def _is_due(self) -> bool:
         passed = self._clock() - self._said
@@ -183,6 +212,7 @@ class _Bars:
 
 
 _BARS = _Bars()
+_HEARTBEAT = Heartbeat()
 
 
 @contextmanager
@@ -199,7 +229,8 @@ def track(
 
     On a terminal there is a bar. Elsewhere there is a line at the start and, as soon as something is done, another
     one 30 seconds after the last, or at a further twentieth of the work, but then five seconds after the last at the
-    earliest. Work that took longer than that, or has figures to tell, ends with a line.
+    earliest. Where nothing is done for longer, a line says that. Work that took longer than five seconds, or has
+    figures to tell, ends with a line.
 
     Args:
         title: What is being done. No text of a prompt or response.
@@ -217,6 +248,13 @@ def track(
         work.stop()
         raise
     work.end()
+
+
+def size(count: int) -> str:
+    """Bytes in words: ``12 kB``, ``3.4 MB``, ``1.2 GB``."""
+    if count < 10**6:
+        return f"{count / 1000:.0f} kB"
+    return f"{count / 10**6:.1f} MB" if count < 10**9 else f"{count / 10**9:.1f} GB"
 
 
 def duration(seconds: float) -> str:

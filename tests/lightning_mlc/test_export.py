@@ -198,10 +198,22 @@ def test_refusals(
     whole: Path, tmp_path: Path, more: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert export(last(whole), tmp_path / "model", *more) == 2
-    told = capsys.readouterr().err
-    assert message in told
-    assert len(told.splitlines()) == 1
+    told = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("reading ")]
+    assert message in told[0]
+    assert len(told) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_it_says_what_takes_long(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = last(whole), tmp_path / "model"
+    assert export(path, out) == 0
+    said = capsys.readouterr().err.splitlines()
+    own = [line for line in said if line.split(" ")[0] in ("reading", "writing", "comparing")]
+    assert own == [
+        f"reading {path}: {path.resolve().stat().st_size / 1000:.0f} kB",
+        f"writing {out}",
+        "comparing what was written with the model that was trained",
+    ]
 
 
 # ---- the card ------------------------------------------------------------------------------------------------------

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import io
+import threading
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
 
-from lightning_mlc.progress import SECONDS_OF_BAR, Track, duration, say, track
+from lightning_mlc import progress
+from lightning_mlc.heartbeat import Heartbeat
+from lightning_mlc.progress import SECONDS_OF_BAR, Track, duration, say, size, track
 
 
 class Clock:
@@ -105,6 +110,110 @@ def test_part_of_a_piece_counts_for_the_time_alone() -> None:
     clock.now += 40
     work.update(0.5)
     assert stream.getvalue().splitlines()[1] == "work: 0 of 4 pieces, 4 min 40 s left"
+
+
+def test_work_that_takes_long_says_so_meanwhile() -> None:
+    stream, clock = io.StringIO(), Clock()
+    with track("training", 16, "steps", console=Console(file=stream), clock=clock) as work:
+        clock.now += 10
+        work.advance()
+        for _ in range(70):
+            clock.now += 1
+            work.beat()
+        work.advance()
+    assert stream.getvalue().splitlines() == [
+        "training: 16 steps",
+        "training: 1 of 16 steps, 2 min 30 s left",
+        "training: 1 of 16 steps, nothing new for 30 s",
+        "training: 1 of 16 steps, nothing new for 1 min 00 s",
+        "training: 2 of 16 steps, 9 min 20 s left",
+        "training: 2 of 16 steps in 1 min 20 s",
+    ]
+
+
+def test_work_that_tells_of_itself_is_left_to() -> None:
+    """Each step is done before it is time; the line of one that is done says more."""
+    stream, clock = io.StringIO(), Clock()
+    with track("training", 1000, "steps", console=Console(file=stream), clock=clock) as work:
+        for _ in range(60):
+            clock.now += 4
+            work.beat()
+            work.advance()
+    assert not [line for line in stream.getvalue().splitlines() if "nothing new" in line]
+
+
+def test_work_that_is_over_or_has_a_bar_says_nothing_more() -> None:
+    stream, terminal, clock = io.StringIO(), io.StringIO(), Clock()
+    with track("work", 4, console=Console(file=stream), clock=clock) as work:
+        pass
+    with track("work", 4, console=Console(file=terminal, force_terminal=True), clock=clock) as bar:
+        clock.now += 100
+        work.beat()
+        bar.beat()
+    assert stream.getvalue() == "work: 4\n"
+    assert "nothing new" not in terminal.getvalue()
+
+
+class Watched:
+    """Work that notes what is asked of it."""
+
+    def __init__(self) -> None:
+        self.beats, self.rests, self.has_beaten = 0, 0, threading.Event()
+
+    def beat(self) -> None:
+        self.beats += 1
+        self.has_beaten.set()
+
+    def rest(self) -> None:
+        self.rests += 1
+
+
+def hearts() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "heartbeat"}
+
+
+def test_a_thread_watches_the_innermost_work_and_ends_with_the_last() -> None:
+    outer, inner, heartbeat, others = Watched(), Watched(), Heartbeat(period=0.001), hearts()
+    heartbeat.watch(outer)
+    assert outer.has_beaten.wait(60)
+    (thread,) = hearts() - others
+    heartbeat.watch(inner)
+    assert inner.has_beaten.wait(60)
+    until_then = outer.beats  # the look that was under way is over, for a later one has come to the inner
+    inner.has_beaten.clear()
+    assert inner.has_beaten.wait(60)
+    assert (outer.beats, outer.rests) == (until_then, 0)
+    outer.has_beaten.clear()
+    heartbeat.close(inner)
+    assert outer.rests == 1
+    assert outer.has_beaten.wait(60)
+    heartbeat.close(outer)
+    thread.join(60)
+    assert not thread.is_alive()
+    heartbeat.watch(outer)  # and anew
+    outer.has_beaten.clear()
+    assert outer.has_beaten.wait(60)
+    heartbeat.close(outer)
+
+
+def test_work_that_is_forgotten_is_not_watched() -> None:
+    heartbeat, work, others = Heartbeat(period=0.001), Watched(), hearts()
+    heartbeat.watch(work)
+    assert work.has_beaten.wait(60)
+    (thread,) = hearts() - others
+    del work
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+def test_work_without_a_bar_is_watched_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, Any]] = []
+    stand_in = SimpleNamespace(watch=lambda work: seen.append(("watch", work)), close=lambda work: None)
+    monkeypatch.setattr(progress, "_HEARTBEAT", stand_in)
+    with track("work", 4, console=Console(file=io.StringIO())) as work:
+        assert seen == [("watch", work)]
+    with track("bar", 4, console=Console(file=io.StringIO(), force_terminal=True)):
+        assert len(seen) == 1
 
 
 def test_what_goes_wrong_ends_without_a_line() -> None:
@@ -211,3 +320,11 @@ def test_a_file_gets_lines_though_colours_are_forced(
 )
 def test_durations_are_in_words(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [(12_300, "12 kB"), (3_400_000, "3.4 MB"), (1_234_000_000, "1.2 GB")],
+)
+def test_sizes_are_in_words(count: int, words: str) -> None:
+    assert size(count) == words
