@@ -24,6 +24,7 @@ from lightning_mlc.model_card import model_card
 from lightning_mlc.models.loading import ModelSource, load_config, load_tokenizer
 from lightning_mlc.models.lora import LoRA, add_lora
 from lightning_mlc.models.quantization import is_quantized
+from lightning_mlc.models.tensors import precision_kept
 from lightning_mlc.models.turns import end_tokens
 from lightning_mlc.progress import say, size
 from lightning_mlc.proof import make_writable, prove, prove_adapters, require_merged, shared_weight, trial_logits
@@ -180,7 +181,9 @@ def _with_adapters(provenance: Provenance, source: ModelSource, weights: dict[st
     if merge and is_quantized(base.config):
         quantized: Any = base
         try:
-            base = quantized.dequantize(dtype).to(dtype=dtype, device="cpu")
+            base = quantized.dequantize(dtype)
+            with precision_kept(base):
+                base.to(dtype=dtype, device="cpu")
         except NotImplementedError as error:
             raise UserError(
                 "--ckpt_path",

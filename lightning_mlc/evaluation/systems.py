@@ -134,10 +134,13 @@ class System:
 
         from lightning_mlc.export import restore
         from lightning_mlc.models.loading import load_causal_lm
+        from lightning_mlc.models.tensors import precision_kept
 
         with naming_models():
             if self.is_checkpoint:
-                model = restore(self._checkpoint).to(getattr(torch, dtype))
+                model = restore(self._checkpoint)
+                with precision_kept(model):
+                    model.to(getattr(torch, dtype))
             else:
                 model = load_causal_lm(self.source, getattr(torch, dtype))
         return model.eval()

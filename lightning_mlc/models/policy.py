@@ -23,6 +23,7 @@ from lightning_mlc.models.compiling import compile_layers
 from lightning_mlc.models.greedy import generate_greedily
 from lightning_mlc.models.logprobs import CHUNK_ELEMENTS, logps_of, token_logps
 from lightning_mlc.models.parts import find_decoder, find_layers, num_layers, submodule
+from lightning_mlc.models.tensors import precision_kept
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -94,22 +95,9 @@ class Policy(nn.Module):
             self.compile_layers()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move or convert the model, but leave to ``transformers`` in which precision its constants are.
-
-        Lightning converts whatever is floating point when the whole model is in half precision. Rotary frequencies
-        would be rounded, and every position with them, unlike in the model that was loaded and the one exported.
-        """
-        constants = [
-            (module, name, buffer)
-            for module in self.modules()
-            for name, buffer in module.named_buffers(recurse=False)
-            if name in module._non_persistent_buffers_set
-        ]
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for module, name, before in constants:
-            after = getattr(module, name)
-            if after.dtype != before.dtype:
-                setattr(module, name, before.to(after.device))
+        """Move or convert the model. Lightning converts all of it where the precision is a half one."""
+        with precision_kept(self):
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def forward(self, rows: TokenRows, layer: int | None = None, pool: bool = False) -> RowOutputs:

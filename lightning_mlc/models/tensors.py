@@ -1,10 +1,16 @@
-"""Replace the tensors of a module."""
+"""Replace and convert the tensors of a module."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+HALF = (torch.bfloat16, torch.float16)
 
 
 def replace_tensors(module: nn.Module, make: Callable[[Tensor], Tensor]) -> None:
@@ -25,3 +31,46 @@ def replace_tensors(module: nn.Module, make: Callable[[Tensor], Tensor]) -> None
                         new = nn.Parameter(new, requires_grad=tensor.requires_grad)
                     made[id(tensor)] = new
                 tensors[name] = made[id(tensor)]  # type: ignore[assignment]
+
+
+@contextmanager
+def precision_kept(module: nn.Module) -> Iterator[None]:
+    """What is converted within it stays in the dtype that transformers' ``from_pretrained`` would have given it.
+
+    That is constants, and the weights that a model keeps in float32 beside those in half precision (the routers of some
+    mixtures of experts). Otherwise rotary frequencies would be rounded, and every position with them, unlike in the
+    model that was loaded and the one that is exported.
+    """
+    buffers = [
+        (owner, name, buffer)
+        for owner in module.modules()
+        for name, buffer in owner.named_buffers(recurse=False)
+        if name in owner._non_persistent_buffers_set
+    ]
+    weights = []
+    for owner, name, tensor in _kept_in_float32(module):
+        if isinstance(tensor, nn.Parameter):
+            weights.append((tensor, tensor.data))
+        else:
+            buffers.append((owner, name, tensor))
+    yield
+    for owner, name, before in buffers:
+        after = getattr(owner, name)
+        if after.dtype != before.dtype and (after.dtype in HALF or name in owner._non_persistent_buffers_set):
+            setattr(owner, name, before.to(after.device))
+    for weight, data in weights:
+        if weight.dtype in HALF:
+            weight.data = data.to(weight.device)
+
+
+def _kept_in_float32(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    """What is in float32 and what its model wants there, whatever the rest is in: the owner, a name, and the tensor."""
+    for model in module.modules():
+        patterns = model._keep_in_fp32_modules_strict if isinstance(model, PreTrainedModel) else None
+        if not patterns:
+            continue
+        wanted = re.compile("|".join(pattern.replace("*", ".*") for pattern in patterns))
+        for path, owner in model.named_modules():
+            for name, tensor in (*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False)):
+                if tensor.dtype == torch.float32 and wanted.search(f"{path}.{name}"):
+                    yield owner, name, tensor

@@ -183,6 +183,7 @@ def test_a_second_run_computes_nothing_and_a_changed_setting_is_refused(
         f"--prompts={prompts}",
         "--judges=refusal,margin",
         f"--out={out}",
+        "--dtype=float32",
         *QUICK,
     ]
     assert main(args) == 0
@@ -389,7 +390,7 @@ def test_a_checkpoint_says_what_it_was_trained_on(tmp_path: Path, tiny_model: Pa
     folder, out = tmp_path / "fit" / "model", tmp_path / "out"
     assert main(["export", f"--ckpt_path={path}", f"--out={folder}"]) == 0
     args = ["evaluate", "--models", str(path), str(folder), f"--prompts={data}", "--judges=margin", f"--out={out}"]
-    assert main([*args, *QUICK, STATES]) == 0
+    assert main([*args, *QUICK, STATES, "--dtype=bfloat16"]) == 0
     results = json.loads((out / "results.json").read_text())
     assert [(one["name"], one["seen"]) for one in results["models"]] == [
         ("fit-last", ["en", "sw"]),
