@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -20,7 +20,7 @@ from lightning_mlc.checkpoint_format import bytes_of, read_checkpoint
 from lightning_mlc.checkpoints import find_checkpoint
 from lightning_mlc.errors import UserError, first_line
 from lightning_mlc.hub import push, require_pushable
-from lightning_mlc.model_card import model_card
+from lightning_mlc.model_card import loading_call, model_card
 from lightning_mlc.models.loading import ModelSource, load_config, load_tokenizer
 from lightning_mlc.models.lora import LoRA, add_lora
 from lightning_mlc.models.quantization import is_quantized
@@ -34,6 +34,16 @@ from lightning_mlc.report.measured import CALLBACKS, measured_in
 _PREFIX = "policy.model."
 
 
+class Exported(NamedTuple):
+    """What an export wrote."""
+
+    folder: Path
+    address: str | None
+    """Of the repository it was pushed to."""
+    call: str
+    """The Python expression that loads it."""
+
+
 def export(
     ckpt_path: str | Path,
     out: str | Path,
@@ -42,7 +52,7 @@ def export(
     max_shard_size: str | None = None,
     push_to_hub: str | None = None,
     trust_remote_code: bool = False,
-) -> tuple[Path, str | None]:
+) -> Exported:
     """Write the model of a checkpoint to ``out``: safetensors, tokenizer, generation config, model card.
 
     The extractor stays behind. Weights keep the dtype they were trained in. LoRA adapters are merged; into
@@ -61,9 +71,6 @@ def export(
     Before the folder takes its name, it is loaded again and compared with the model in memory
     (:mod:`lightning_mlc.proof`), and merged adapters with those that were trained.
 
-    Returns:
-        ``out``, and the address of the repository.
-
     Raises:
         UserError: The checkpoint cannot be read, is not ours, has no adapters or none that can be merged, what was
             written is not the model that was trained, or ``out`` is not empty or cannot be written.
@@ -80,11 +87,11 @@ def export(
     checkpoint = read_checkpoint(path, wanted={"state_dict", Provenance.KEY, CALLBACKS})
     provenance = Provenance.read(checkpoint)
     source = provenance.model_source(trust_remote_code)
-    if push_to_hub is not None and adapters and source.is_local:
+    if push_to_hub is not None and adapters and source.hub_id is None:
         raise UserError(
             "--push_to_hub",
-            f"adapters belong to their base model, and {source.short_name} is a folder that nobody "
-            "else has; export without --adapters",
+            f"adapters belong to their base model, and {source.short_name} is not on the hub; "
+            "export without --adapters",
         )
     text = load_tokenizer(source if tokenizer is None else ModelSource(tokenizer, trust_remote_code=trust_remote_code))
     model = restore(checkpoint, merge=not adapters, trust_remote_code=trust_remote_code)
@@ -96,7 +103,11 @@ def export(
 
     say(f"writing {folder}")
     with _as_a_whole(folder) as unfinished:
-        model.save_pretrained(unfinished, **({} if max_shard_size is None else {"max_shard_size": max_shard_size}))
+        options: dict[str, Any] = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+        if adapters:
+            # Adapters alone are trained. To find out by itself, peft asks the hub for the base's configuration.
+            options["save_embedding_layers"] = False
+        model.save_pretrained(unfinished, **options)
         text.save_pretrained(unfinished)
         record = json.dumps(provenance.without_paths().as_dict(), indent=2)
         (unfinished / Provenance.FILE).write_text(record + "\n", encoding="utf-8")
@@ -108,7 +119,8 @@ def export(
             lora = LoRA(**provenance.lora)
             dtype = model.dtype if lora.quantize is None else getattr(torch, provenance.config["dtype"])
             prove_adapters(model, unfinished, lora, source, dtype)
-    return folder, None if push_to_hub is None else push(folder, push_to_hub)
+    address = None if push_to_hub is None else push(folder, push_to_hub)
+    return Exported(folder, address, loading_call(str(folder), source, adapters))
 
 
 @contextmanager
@@ -123,7 +135,9 @@ def _as_a_whole(folder: Path) -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         yield unfinished
-        unfinished.chmod(0o777 & ~_umask())
+        # A folder of tempfile and a file of safetensors are for their owner alone.
+        for path in (unfinished, *unfinished.rglob("*")):
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
         if folder.exists():
             folder.rmdir()
         unfinished.rename(folder)
@@ -189,7 +203,7 @@ def _with_adapters(provenance: Provenance, source: ModelSource, weights: dict[st
                 "--ckpt_path",
                 f"adapters cannot be merged into {source} as it is quantised; write them alone with --adapters",
             ) from error
-    adapted: Any = add_lora(base, lora)
+    adapted: Any = add_lora(base, lora, source.revision)
     missing = adapted.load_state_dict(weights, strict=False)
     if missing.unexpected_keys:
         raise UserError("--ckpt_path", f"the checkpoint does not fit {source}: {missing.unexpected_keys[0]}")

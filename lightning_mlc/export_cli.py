@@ -44,8 +44,7 @@ def run(args: Sequence[str]) -> None:
     expand_all(options)
     from lightning_mlc.export import export
 
-    folder, address = export(**vars(options))
-    loader = "peft.AutoPeftModelForCausalLM" if options.adapters else "AutoModelForCausalLM"
-    print(f"wrote {folder}: load it with {loader}.from_pretrained('{folder}')")
-    if address is not None:
-        print(f"pushed to {address}")
+    exported = export(**vars(options))
+    print(f"wrote {exported.folder}: load it with {exported.call}")
+    if exported.address is not None:
+        print(f"pushed to {exported.address}")

@@ -49,7 +49,7 @@ def model_card(provenance: Provenance, measured: Measured | None, name: str, ada
         f"---\n{_metadata(recipe, languages, adapters)}\n---",
         f"# {name}",
         _summary(provenance, recipe, languages),
-        "## How to load it\n\n" + _loading(name, adapters),
+        "## How to load it\n\n" + _loading(name, ModelSource(**provenance.source), adapters),
         "## Training\n\n" + _recipe({**recipe, "lora": provenance.lora}),
         "## Validation\n\n" + _validation(measured, languages),
         "Reward accuracy is how often the model prefers the good response to the bad one given the prompt in that "
@@ -59,6 +59,20 @@ def model_card(provenance: Provenance, measured: Measured | None, name: str, ada
         else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def loading_call(name: str, source: ModelSource, adapters: bool) -> str:
+    """The Python expression that loads the export ``name`` of a model trained from ``source``.
+
+    Adapters are loaded with their base, so they need what names it beside its place.
+    """
+    loader = "peft.AutoPeftModelForCausalLM" if adapters else "AutoModelForCausalLM"
+    options = [f'"{name}"', 'dtype="auto"']
+    if adapters and source.gguf_name is not None:
+        options.append(f'gguf_file="{source.gguf_name}"')
+    if source.trust_remote_code:
+        options.append("trust_remote_code=True")
+    return f"{loader}.from_pretrained({', '.join(options)})"
 
 
 def _metadata(recipe: Mapping[str, Any], languages: Sequence[str], adapters: bool) -> str:
@@ -87,13 +101,14 @@ def _summary(provenance: Provenance, recipe: Mapping[str, Any], languages: Seque
     return text + "."
 
 
-def _loading(name: str, adapters: bool) -> str:
-    package, loader = ("peft", "AutoPeftModelForCausalLM") if adapters else ("transformers", "AutoModelForCausalLM")
-    imports = "from transformers import AutoTokenizer\n" if adapters else ""
-    names = loader if adapters else f"{loader}, AutoTokenizer"
+def _loading(name: str, source: ModelSource, adapters: bool) -> str:
+    imports = (
+        "import peft\nfrom transformers import AutoTokenizer"
+        if adapters
+        else ("from transformers import AutoModelForCausalLM, AutoTokenizer")
+    )
     return (
-        f"```python\nfrom {package} import {names}\n{imports}\n"
-        f'model = {loader}.from_pretrained("{name}", dtype="auto")\n'
+        f"```python\n{imports}\n\nmodel = {loading_call(name, source, adapters)}\n"
         f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n```'
     )
 

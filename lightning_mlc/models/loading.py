@@ -68,9 +68,15 @@ class ModelSource:
         return self.name_or_path if self.gguf_file is None else f"{self.name_or_path}/{self.gguf_file}"
 
     @property
+    def gguf_name(self) -> str | None:
+        """Name, in its folder, of the GGUF file of the weights, which are quantised there and whole once loaded."""
+        named = self.name_or_path.endswith(".gguf")
+        return Path(self.name_or_path).name if named and self.gguf_file is None else self.gguf_file
+
+    @property
     def is_gguf(self) -> bool:
-        """Whether the weights come from a GGUF file: they are quantised there, and whole once loaded."""
-        return self.gguf_file is not None or self.name_or_path.endswith(".gguf")
+        """Whether the weights come from a GGUF file."""
+        return self.gguf_name is not None
 
     @property
     def is_local(self) -> bool:
@@ -94,9 +100,9 @@ class ModelSource:
         Raises:
             UserError: A package, folder or GGUF file does not exist.
         """
-        location, gguf_file = self.name_or_path, self.gguf_file
-        if location.endswith(".gguf") and gguf_file is None:
-            location, gguf_file = str(Path(location).parent), Path(location).name
+        location, gguf_file = self.name_or_path, self.gguf_name
+        if gguf_file is not None and self.gguf_file is None:
+            location = str(Path(location).parent)
         if location.startswith(PACKAGE_PREFIX):
             location = _package_folder(location.removeprefix(PACKAGE_PREFIX))
         looks_local = location.startswith(("/", "./", "../", "~")) or Path(location).is_dir()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -65,8 +68,16 @@ class LoRA:
         return model
 
 
-def add_lora(model: PreTrainedModel, lora: LoRA) -> PeftModel:
-    """``model`` frozen, with trainable adapters.
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Inside, ``peft`` may ask ``transformers`` for what has another name by now without a warning to our users."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        yield
+
+
+def add_lora(model: PreTrainedModel, lora: LoRA, revision: str | None = None) -> PeftModel:
+    """``model``, which is the ``revision`` of its repository, frozen, with trainable adapters.
 
     Raises:
         UserError: ``peft`` is not installed, no module has a name in ``target_modules``, or one that has shares its
@@ -90,7 +101,8 @@ def add_lora(model: PreTrainedModel, lora: LoRA) -> PeftModel:
         exclude_modules="|".join(left_out) or None,
     )
     try:
-        adapted: PeftModel = get_peft_model(model, config)
+        with quiet_peft():
+            adapted: PeftModel = get_peft_model(model, config, revision=revision)
     except ValueError as error:
         raise UserError("model.lora.target_modules", first_line(error)) from error
     for module in model.modules():

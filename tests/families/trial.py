@@ -282,7 +282,7 @@ def exported_agrees(folder: Path, module: Recorder) -> float:
     """How far the exported and reloaded model's logits are from the trained one's, as a share of their size."""
     assert module.policy is not None
     module.trainer.save_checkpoint(folder / "last.ckpt")
-    out, _ = export(folder / "last.ckpt", folder / "exported")
+    out = export(folder / "last.ckpt", folder / "exported").folder
     ids = torch.tensor([byte_tokenizer()("<|user|>May I take the red bag?<|end|>\n<|assistant|>")["input_ids"]])
     module.policy.eval()
     with torch.no_grad():

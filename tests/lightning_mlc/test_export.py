@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import shutil
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ import huggingface_hub
 import pytest
 import torch
 import yaml
-from conftest import TEMPLATE, example_rows, save_model, write_jsonl
+from conftest import TEMPLATE, byte_tokenizer, example_rows, save_model, write_jsonl
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -26,6 +27,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from lightning_mlc.checkpoint_format import read_checkpoint
 from lightning_mlc.cli import main
 from lightning_mlc.consistency import Consistency
+from lightning_mlc.export import restore
+from lightning_mlc.model_card import loading_call
+from lightning_mlc.models.loading import ModelSource
 from lightning_mlc.objectives import CPO, DPO, KTO, ORPO, SFT, SimPO, Sum
 from lightning_mlc.recipe import describe_consistency, describe_objective
 from lightning_mlc.training_cli import run
@@ -115,6 +119,54 @@ def test_merged_weights_are_the_base_and_the_product_of_the_adapters(adapted: Pa
     assert changed == 3 * 7
 
 
+@pytest.mark.parametrize("adapters", [False, True])
+def test_the_line_told_in_the_end_loads_the_model(
+    adapted: Path, tmp_path: Path, adapters: bool, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    import peft
+
+    assert export(last(adapted), tmp_path / "model", *(["--adapters"] if adapters else [])) == 0
+    told = capsys.readouterr().out.strip()
+    assert told.startswith(f"wrote {tmp_path / 'model'}: load it with ")
+    assert not [warning for warning in recwarn if issubclass(warning.category, FutureWarning | UserWarning)]
+    call = told.split("load it with ")[1]
+    model = eval(call, {"peft": peft, "AutoModelForCausalLM": AutoModelForCausalLM}).eval()  # ours, as a user would
+    trained = restore(read_checkpoint(last(adapted)), merge=False).eval()
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        found, right = model(ids).logits, trained(ids).logits
+        base = trained.get_base_model()
+        with trained.disable_adapter():
+            assert not torch.allclose(base(ids).logits, right, atol=0.01)  # there is something to lose
+    assert torch.equal(found, right) if adapters else torch.allclose(found, right, atol=1e-5)
+    assert call.split("(")[0].split(".")[-1] in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_adapters_say_all_that_names_their_base(tmp_path: Path) -> None:
+    """Else they would be put on another revision, or on weights that were never rounded."""
+    pytest.importorskip("peft")
+    run_folder = fit(tmp_path, save_model(tmp_path / "tiny"), "--model.lora.r=4", "--model.revision=v1.2")
+    assert export(last(run_folder), tmp_path / "model", "--adapters") == 0
+    assert json.loads((tmp_path / "model" / "adapter_config.json").read_text())["revision"] == "v1.2"
+    for source in (ModelSource("a/b", gguf_file="c.gguf"), ModelSource("/secret/c.gguf")):
+        expected = 'peft.AutoPeftModelForCausalLM.from_pretrained("out", dtype="auto", gguf_file="c.gguf")'
+        assert loading_call("out", source, adapters=True) == expected
+        assert "gguf" not in loading_call("out", source, adapters=False)
+
+
+def test_files_are_for_whom_the_umask_says(whole: Path, tmp_path: Path) -> None:
+    byte_tokenizer({"default": TEMPLATE, "other": TEMPLATE}).save_pretrained(tmp_path / "text")  # has a folder inside
+    before = os.umask(0o027)
+    try:
+        assert export(last(whole), tmp_path / "model", f"--tokenizer={tmp_path / 'text'}") == 0
+    finally:
+        os.umask(before)
+    written = [tmp_path / "model", *(tmp_path / "model").rglob("*")]
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in written}
+    assert modes == {path.name: 0o750 if path.is_dir() else 0o640 for path in written}
+    assert {"model.safetensors", "additional_chat_templates"} <= modes.keys()
+
+
 def test_large_models_are_written_as_several_files(whole: Path, tmp_path: Path) -> None:
     assert export(last(whole), tmp_path / "model", "--max_shard_size=40KB") == 0
     files = sorted((tmp_path / "model").glob("model-*.safetensors"))
@@ -125,6 +177,55 @@ def test_large_models_are_written_as_several_files(whole: Path, tmp_path: Path) 
     assert set(index["weight_map"].values()) == {file.name for file in files}
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype="auto").state_dict()
     assert all(torch.equal(value, loaded[name]) for name, value in stored(last(whole)).items())
+
+
+CONFIGURATION = """
+from transformers import LlamaConfig
+
+
+class TimesConfig(LlamaConfig):
+    model_type = "times"
+
+    def __init__(self, times=1.0, **rest):
+        self.times = times
+        super().__init__(**rest)
+"""
+MODELLING = """
+from transformers import LlamaForCausalLM
+
+from .configuration_times import TimesConfig
+
+
+class TimesForCausalLM(LlamaForCausalLM):
+    config_class = TimesConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model.embed_tokens.register_forward_hook(lambda *call: call[-1] * config.times)
+"""
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_model_with_code_of_its_own_takes_it_along(tmp_path: Path, lora: bool) -> None:
+    """Llama computes something else with these weights."""
+    folder = save_model(tmp_path / "tiny")
+    (folder / "configuration_times.py").write_text(CONFIGURATION)
+    (folder / "modeling_times.py").write_text(MODELLING)
+    config = json.loads((folder / "config.json").read_text())
+    places = {
+        "AutoConfig": "configuration_times.TimesConfig",
+        "AutoModelForCausalLM": "modeling_times.TimesForCausalLM",
+    }
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "times", "times": 3.0, "auto_map": places}))
+    run_folder = fit(tmp_path, folder, "--model.trust_remote_code=true", *(["--model.lora.r=4"] if lora else []))
+    assert export(last(run_folder), tmp_path / "model", "--trust_remote_code") == 0
+    shutil.rmtree(folder)
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype="auto", trust_remote_code=True)
+    assert type(exported).__name__ == "TimesForCausalLM"
+    assert exported.config.times == 3.0
+    if not lora:
+        assert all(torch.equal(value, exported.state_dict()[name]) for name, value in stored(last(run_folder)).items())
+    assert "trust_remote_code=True" in (tmp_path / "model" / "README.md").read_text()
 
 
 # ---- which checkpoint ----------------------------------------------------------------------------------------------
@@ -279,6 +380,21 @@ def test_every_objective_describes_its_options() -> None:
         "weights": [1.0, 0.5],
     }
     assert describe_consistency(Consistency())["mlc"] == {"weight": 0.8, "temperature": 0.2, "scale": "top"}
+
+
+def test_what_is_switched_off_is_in_the_card(whole: Path, tmp_path: Path) -> None:
+    """Unless it always is: of an optimizer most switches are."""
+    options = ["--model.optimizer.fused=false", "--model.optimizer.maximize=true", "--model.optimizer.amsgrad=false"]
+    options += ["--model.consistency.center=false", "--trainer.gradient_clip_val=0"]
+    run_folder = fit(tmp_path, whole.parent / "secret-place" / "tiny", *options)
+    assert export(last(run_folder), tmp_path / "model") == 0
+    rows = (tmp_path / "model" / "README.md").read_text(encoding="utf-8").splitlines()
+    optimizer = next(row for row in rows if row.startswith("| optimizer |"))
+    assert "fused False" in optimizer
+    assert "maximize True" in optimizer
+    assert "amsgrad" not in optimizer
+    assert any("center False" in row for row in rows if row.startswith("| consistency terms |"))
+    assert "| gradient norm clipped to | 0 |" in rows or "| gradient norm clipped to | 0.0 |" in rows
 
 
 # ---- the hub -------------------------------------------------------------------------------------------------------
