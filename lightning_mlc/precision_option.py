@@ -132,4 +132,7 @@ def _precision_of(ckpt_path: Any) -> str | None:
 
 def _hidden_size(model: Namespace) -> int:
     source = ModelSource(model.name_or_path, model.gguf_file, model.revision, model.trust_remote_code)
-    return int(getattr(load_config(source).get_text_config(), "hidden_size", USUAL_WIDTH))
+    try:
+        return int(getattr(load_config(source).get_text_config(), "hidden_size", USUAL_WIDTH))
+    except UserError:  # the run says so itself, in its turn: what is wrong with the data comes first
+        return USUAL_WIDTH
