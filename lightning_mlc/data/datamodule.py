@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import tempfile
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +35,7 @@ from lightning_mlc.data.sampling import (
     TrainingBatches,
     plan_epoch,
 )
+from lightning_mlc.data.scratch import scratch_folder
 from lightning_mlc.data.spool import Spool
 from lightning_mlc.data.tables import default_cache_dir, table_fingerprint, tokenised_table
 from lightning_mlc.data.tokenization import ChatTokenizer
@@ -227,11 +227,10 @@ class MultilingualData(LightningDataModule):
             return
         for split, path in missing.items():
             locate(path, f"data.{split}_path")
-        self.cache_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".reading-", dir=self.cache_dir) as folder:
+        with scratch_folder(self.cache_dir, "reading") as folder:
             spools = {
                 split: Spool.write(
-                    parse_rows(read_rows(path, f"data.{split}_path"), self.source_language, path), Path(folder) / split
+                    parse_rows(read_rows(path, f"data.{split}_path"), self.source_language, path), folder / split
                 )
                 for split, path in missing.items()
             }

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from datasets import Dataset, Features, Sequence, Value
 from transformers import PreTrainedTokenizerBase
 
 from lightning_mlc.data.preparation import Encoder, encode_in_order, processes_for
+from lightning_mlc.data.scratch import scratch_folder
 from lightning_mlc.data.spool import Spool
 from lightning_mlc.data.tokenization import ChatTokenizer
 from lightning_mlc.models.templates import TemplateProblem
@@ -82,7 +82,7 @@ def tokenised_table(
         name: What the data is called where progress is shown.
 
     Raises:
-        UserError: A row cannot be tokenised.
+        UserError: A row cannot be tokenised, or ``cache_dir`` cannot be written to.
     """
     folder = cache_dir / "tokenised" / _fingerprint(spool, languages, chat)
     if folder.is_dir():
@@ -91,17 +91,14 @@ def tokenised_table(
         except Exception:  # whatever is wrong with a cache, it can be built again
             logger.warning("the cache %s cannot be read and is built again", folder)
             shutil.rmtree(folder, ignore_errors=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Renamed into place once complete: neither a second process nor an interrupt leaves half a table.
-    unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
-    try:
+    with scratch_folder(folder.parent, "unfinished") as unfinished:
         _write(unfinished / TABLE, spool, Encoder(chat, languages, COLUMNS.arrow_schema), num_proc, name)
-        unfinished.rename(folder)
-    except OSError:
-        if not folder.is_dir():  # else another process was faster
-            raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        # Once complete: neither a second process nor an interrupt leaves half a table.
+        try:
+            unfinished.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was faster
+                raise
     return _load(folder, spool.rows)
 
 
