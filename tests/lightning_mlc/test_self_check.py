@@ -259,6 +259,16 @@ def test_states_that_do_not_pass_where_they_are_looked_for(caplog: pytest.LogCap
     torch.testing.assert_close(policy(block, 1).states[0], state, rtol=1e-4, atol=1e-5)
 
 
+def test_a_model_that_can_do_all_is_run_six_times() -> None:
+    """Each of four sequences alone, all of them packed, and their prompts packed: a pass reads all weights once."""
+    model = build("llama")
+    tokens: list[int] = []
+    model.model.register_forward_hook(lambda _module, _inputs, output: tokens.append(output[0].shape[:2].numel()))
+    self_check(Policy(model), 2)
+    assert len(tokens) == 6
+    assert sum(tokens) < 80
+
+
 def test_no_hooks_are_left_behind() -> None:
     """Those of ``output_hidden_states`` break the graph of a compiled layer."""
     model = build("llama")
