@@ -58,7 +58,7 @@ class Track:
         self._unit = f" {unit}" if unit else ""
         self._first = self._done = done
         self._clock = clock
-        self._began = self._said = self._updated = clock()
+        self._began = self._said = self._updated = self._heard = clock()
         self._said_at = done
         self._lock = threading.Lock()
         self._console = terminal() if console is None else console
@@ -124,7 +124,7 @@ class Track:
         """
         with self._lock:
             now = self._clock()
-            silent = self._shown and self._task is None and now - self._said >= SECONDS
+            silent = self._shown and self._task is None and now - max(self._said, self._heard) >= SECONDS
             if not silent or now - self._updated < FEWEST_SECONDS:
                 return
             self._said = now
@@ -133,7 +133,7 @@ class Track:
     def rest(self) -> None:
         """Work inside it has told of itself until now."""
         with self._lock:
-            self._said = self._updated = self._clock()
+            self._heard = self._updated = self._clock()  # its own lines, with its figures, come when they would
 
     def _close(self) -> None:
         with self._lock:

@@ -57,7 +57,9 @@ def generate_greedily(
         return torch.stack(found.logits, dim=1)
 
     with _without_own_settings(model):
-        if len(ids) == 1 or batches_agree(model, logits):
+        # Processes that meet in every pass try it together, whatever number of prompts each of them has.
+        agree = (together or len(ids) > 1) and batches_agree(model, logits)
+        if len(ids) == 1 or agree:
             generated: Tensor = run(ids, mask, max_new_tokens, ends)
             return generated
         if together:

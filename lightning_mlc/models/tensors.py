@@ -47,26 +47,26 @@ def precision_kept(module: nn.Module) -> Iterator[None]:
         for name, buffer in owner.named_buffers(recurse=False)
         if name in owner._non_persistent_buffers_set
     ]
-    weights = []
-    for owner, name, tensor in _kept_in_float32(module):
-        if isinstance(tensor, nn.Parameter):
-            weights.append((tensor, tensor.data))
-        else:
-            buffers.append((owner, name, tensor))
+    kept = [(half, owner, name, tensor.data) for half in HALF for owner, name, tensor in _kept_in_float32(module, half)]
     yield
     for owner, name, before in buffers:
         after = getattr(owner, name)
-        if after.dtype != before.dtype and (after.dtype in HALF or name in owner._non_persistent_buffers_set):
+        if after.dtype != before.dtype:
             setattr(owner, name, before.to(after.device))
-    for weight, data in weights:
-        if weight.dtype in HALF:
-            weight.data = data.to(weight.device)
+    for half, owner, name, data in kept:
+        after = getattr(owner, name)
+        if after.dtype == half:
+            after.data = data.to(after.device)
 
 
-def _kept_in_float32(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
-    """What is in float32 and what its model wants there, whatever the rest is in: the owner, a name, and the tensor."""
+def _kept_in_float32(module: nn.Module, half: torch.dtype) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    """What is in float32 and stays there in a model in ``half``: the owner, a name, and the tensor."""
     for model in module.modules():
-        patterns = model._keep_in_fp32_modules_strict if isinstance(model, PreTrainedModel) else None
+        if not isinstance(model, PreTrainedModel):
+            continue
+        patterns = [*(model._keep_in_fp32_modules_strict or ())]
+        if half == torch.float16:  # whose range some weights overflow
+            patterns += model._keep_in_fp32_modules or ()
         if not patterns:
             continue
         wanted = re.compile("|".join(pattern.replace("*", ".*") for pattern in patterns))

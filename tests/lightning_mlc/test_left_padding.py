@@ -119,3 +119,13 @@ def test_a_model_that_stumbles_over_a_batch_runs_prompts_alone(monkeypatch: pyte
 def test_a_model_shared_out_over_processes_is_refused_where_prompts_are_run_alone() -> None:
     with pytest.raises(UserError, match=r"RwkvForCausalLM generates from one prompt at a time, .* on one device"):
         generate_greedily(make("rwkv"), rows_of(PROMPTS), 2, [END], PAD, together=True)
+
+
+def test_processes_that_meet_try_a_model_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One may have a single prompt where another has several: both then have the same number of passes."""
+    tried: list[str] = []
+    monkeypatch.setattr(left_padding, "_agree", lambda *_: tried.append("") or True)
+    monkeypatch.setattr(GenerationMixin, "generate", lambda _, input_ids, **__: input_ids)
+    for model, prompts in ((make("llama"), PROMPTS[:1]), (make("llama"), PROMPTS)):
+        generate_greedily(model, rows_of(prompts), 2, [END], PAD, together=True)
+    assert len(tried) == 2

@@ -154,6 +154,20 @@ def test_work_that_is_over_or_has_a_bar_says_nothing_more() -> None:
     assert "nothing new" not in terminal.getvalue()
 
 
+def test_work_within_delays_no_line_of_the_outer_that_has_something_to_tell() -> None:
+    """Training that is validated every few seconds still tells its losses, but not that it waits for validation."""
+    stream, clock = io.StringIO(), Clock()
+    with track("training", 1000, "steps", console=Console(file=stream), clock=clock) as work:
+        for step in range(1, 32):
+            clock.now += 1
+            work.advance(figures=lambda step=step: f"loss {step}")
+            clock.now += 2
+            work.rest()
+            work.beat()
+    told = [line.partition(", loss ")[2].partition(",")[0] for line in stream.getvalue().splitlines()[1:-1]]
+    assert told == ["11", "21", "31"]
+
+
 class Watched:
     """Work that notes what is asked of it."""
 

@@ -16,7 +16,14 @@ from lightning_mlc.models.tensors import precision_kept
 
 
 @pytest.mark.parametrize(
-    ("kind", "dtype"), [("llama", torch.bfloat16), ("llama", torch.float64), ("deepseek_v3", torch.bfloat16)]
+    ("kind", "dtype"),
+    [
+        ("llama", torch.bfloat16),
+        ("llama", torch.float64),
+        ("deepseek_v3", torch.bfloat16),
+        ("gpt_oss", torch.float16),
+        ("rwkv", torch.float16),
+    ],
 )
 def test_converting_gives_what_loading_gives(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
     """Rotary frequencies stay in float32, and so do routers that a family keeps there beside half precision."""
