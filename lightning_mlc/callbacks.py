@@ -287,10 +287,17 @@ class PredictionWriter(BasePredictionWriter):
         if not share.is_first:
             return
         rank = f".rank{share.rank}" if share.size > 1 else ""
-        self._path = Path(trainer.default_root_dir) / f"predictions{rank}.jsonl"
-        if self._path.exists():
-            raise UserError("out", f"{self._path} exists; move it away or give another --out")
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        path = Path(trainer.default_root_dir) / f"predictions{rank}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.open("x").close()  # of two that begin at once, one is the first
+        except FileExistsError as error:
+            raise UserError("out", f"{path} exists; move it away or give another --out") from error
+        self._path = path
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self._path is not None and self._path.stat().st_size == 0:  # so that the same command can be given again
+            self._path.unlink()
 
     def write_on_batch_end(
         self,

@@ -117,10 +117,10 @@ class Checkpoint(ModelCheckpoint):
     def _require_monitored(self, trainer: Trainer) -> None:
         known = [name for name in self._monitor_candidates(trainer) if "/" in name]
         if self.monitor is not None and self.monitor not in self._monitor_candidates(trainer):
-            few = ", ".join(sorted(known)[:4])
+            few = f"there are {', '.join(sorted(known)[:4])}, ..." if known else "nothing is validated"
             raise UserError(
                 "checkpoint.monitor",
-                f"there is no metric {self.monitor}" + did_you_mean(self.monitor, known, f"; there are {few}, ..."),
+                f"there is no metric {self.monitor}" + did_you_mean(self.monitor, known, f"; {few}"),
             )
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:

@@ -6,8 +6,8 @@ sum the objective's losses and the consistency terms', divide each by the optimi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from lightning_mlc.consistency import Consistency, ConsistencyTerm, Needs, Obser
 from lightning_mlc.data.batches import Batch
 from lightning_mlc.data.records import DataKind
 from lightning_mlc.data.rows import CHOSEN, REJECTED
-from lightning_mlc.errors import UserError
+from lightning_mlc.errors import UserError, first_line
 from lightning_mlc.forward import Grid, run_batch
 from lightning_mlc.metrics import Collinearity, ExampleMean, LanguageCosines, LanguageMean, language_differences
 from lightning_mlc.models.compiling import require_compiler
@@ -380,7 +380,8 @@ class AlignmentModule(LightningModule):
             if extractor:
                 rate = {} if self.consistency.extractor_lr is None else {"lr": self.consistency.extractor_lr}
                 groups.append({"params": extractor, **rate})
-        optimizer = self.optimizer_callable(groups)
+        with _told_of("model.optimizer"):
+            optimizer = self.optimizer_callable(groups)
         mixed = str(self.trainer.precision).endswith("-mixed")
         if optimizer.defaults.get("fused") and mixed and self.trainer.gradient_clip_val:
             raise UserError(
@@ -390,10 +391,15 @@ class AlignmentModule(LightningModule):
             )
         if self.scheduler_callable is None:
             return optimizer
-        scheduler = by_step(self.scheduler_callable(optimizer))
+        with _told_of("model.scheduler"):
+            scheduler = by_step(self.scheduler_callable(optimizer))
         if isinstance(scheduler, Warmup):
             scheduler.set_total_steps(self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        with _told_of("model.scheduler"):  # some have an end, which is not the run's
+            super().lr_scheduler_step(scheduler, metric)
 
     # ---- training -----------------------------------------------------------------------------------
 
@@ -749,6 +755,14 @@ class AlignmentModule(LightningModule):
                     "configuration describes; use the model.consistency settings it was trained with",
                 )
 
+        for name, value in self.state_dict().items():
+            if name in stored and checkpoint["state_dict"][name].shape != value.shape:
+                raise UserError(
+                    "ckpt_path",
+                    f"{name} has the shape {tuple(checkpoint['state_dict'][name].shape)} in the checkpoint and "
+                    f"{tuple(value.shape)} here; use the model.consistency settings it was trained with",
+                )
+
     def _stored_keys(self) -> set[str]:
         """Keys of the state dict that belong into a checkpoint: under adapters, all but the frozen model's."""
         keys = set(self.state_dict())
@@ -757,6 +771,19 @@ class AlignmentModule(LightningModule):
         assert self.policy is not None
         adapters = {f"policy.{name}" for name, weight in self.policy.named_parameters() if weight.requires_grad}
         return {key for key in keys if key in adapters or not key.startswith("policy.")}
+
+
+@contextmanager
+def _told_of(option: str) -> Iterator[None]:
+    """Tell of ``option`` what torch refuses inside.
+
+    Raises:
+        UserError: It does.
+    """
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise UserError(option, f"{first_line(error)}; change its options, or take another") from error
 
 
 def wins(margins: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch.optim import Optimizer
+
 from lightning_mlc.consistency import Consistency
 from lightning_mlc.objectives import Objective
 from lightning_mlc.processes import DataParallel
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from lightning_mlc.module import AlignmentModule
 
 PACKAGES = ("lightning-mlc", "torch", "transformers", "lightning", "peft")
-_REPRESENTATION = ("layer", "extractor", "extractor_dim", "extractor_lr", "center")
+_REPRESENTATION = ("layer", "extractor", "extractor_dim", "extractor_bias", "extractor_lr", "center")
 
 
 def describe_run(module: AlignmentModule, trainer: Trainer) -> dict[str, Any]:
@@ -36,9 +38,7 @@ def describe_run(module: AlignmentModule, trainer: Trainer) -> dict[str, Any]:
         "objective": None if module.objective is None else describe_objective(module.objective),
         "consistency": describe_consistency(module.consistency),
         "reference": _reference(module.reference) if module.uses_reference else None,
-        "optimizer": None
-        if optimizer is None
-        else {"name": type(optimizer).__name__, **_plain(optimizer.defaults, type(optimizer))},
+        "optimizer": None if optimizer is None else describe_optimizer(optimizer),
         "schedule": schedules[0] if schedules else None,
         "gradient_clip_val": trainer.gradient_clip_val,
         "steps": trainer.global_step,
@@ -60,6 +60,11 @@ def describe_run(module: AlignmentModule, trainer: Trainer) -> dict[str, Any]:
         },
         "versions": {package: found for package in PACKAGES if (found := _version(package)) is not None},
     }
+
+
+def describe_optimizer(optimizer: Optimizer) -> dict[str, Any]:
+    """The name of ``optimizer`` and the options that it was made with, whatever a checkpoint has made of them since."""
+    return {"name": type(optimizer).__name__, **_plain(optimizer.defaults, type(optimizer))}
 
 
 def describe_objective(objective: Objective) -> dict[str, Any]:

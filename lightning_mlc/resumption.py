@@ -20,6 +20,8 @@ from lightning_mlc.data import MultilingualData
 from lightning_mlc.errors import UserError
 from lightning_mlc.metrics_file import MetricsFile
 from lightning_mlc.processes import DataParallel, is_first, raise_together
+from lightning_mlc.provenance import Provenance
+from lightning_mlc.recipe import describe_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +130,8 @@ class ExactResume(Callback):
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
+        self._optimizer: dict[str, Any] | None = None
+        """That of the checkpoint."""
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[self.KEY] = asdict(Epoch.of(trainer, int(trainer.num_training_batches)))
@@ -145,10 +149,13 @@ class ExactResume(Callback):
         except UserError as found:
             error = found
         raise_together(error)
+        self._optimizer = (Provenance.read(checkpoint).recipe or {}).get("optimizer")
         if is_first():
             _tell_differences(before, now)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._optimizer is not None:
+            _require_same_optimizer(self._optimizer, describe_optimizer(trainer.optimizers[0]))
         for its_logger in trainer.loggers:
             if isinstance(its_logger, MetricsFile):
                 its_logger.continue_from(trainer.global_step)
@@ -182,6 +189,24 @@ def _require_more_to_do(trainer: Trainer, loop: dict[str, Any]) -> None:
         )
     if begun == trainer.max_epochs and loop["epoch_loop.batch_progress"]["is_last_batch"] and is_first():
         logger.warning("ckpt_path: the checkpoint is of a run that is done; give more trainer.max_epochs to go on")
+
+
+def _require_same_optimizer(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises:
+    UserError: The checkpoint, with the optimizer ``before``, has no state for that of ``now``.
+    """
+    if before["name"] != now["name"]:
+        error = UserError(
+            "model.optimizer",
+            f"is {now['name']}, and the checkpoint has the state of {before['name']}; go on with that, or start a new "
+            "run from an export",
+        )
+        error.is_shared = True
+        raise error
+    changed = [name for name in before.keys() & now.keys() if before[name] != now[name]]
+    if changed and is_first():
+        told = ", ".join(f"{name} {before[name]} and not {now[name]}" for name in sorted(changed))
+        logger.warning("ckpt_path: the optimizer goes on with what the checkpoint has: %s", told)
 
 
 def _count_anew(progress: dict[str, Any], before: Epoch, now: Epoch) -> None:

@@ -265,7 +265,10 @@ def _messages(text: Any, role: str, what: str, where: str, may_be_empty: bool = 
     elif isinstance(text, list) and text:
         turns = text
     else:
-        raise UserError(where, f"{what} must be a string or a list of messages, got {type(text).__name__}")
+        got = "an empty list" if text == [] else type(text).__name__
+        raise UserError(
+            where, f"{what} must be a string or a list of messages, got {got}; give null where there is none"
+        )
     messages = []
     for turn in turns:
         if not isinstance(turn, Mapping):

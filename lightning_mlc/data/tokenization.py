@@ -290,7 +290,7 @@ class ChatTokenizer:
         if opened:
             if text.lstrip().startswith(opened):  # it is in the prompt already
                 text = text.removeprefix(block) if text.startswith(block) else text.lstrip().removeprefix(opened)
-            closed = f"{opened[0]}/{opened[1:]}"
+            closed = self.template.closed_block
             if closed not in text:
                 raise UserError(
                     prompt.where,

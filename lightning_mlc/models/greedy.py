@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
 from lightning_mlc.data.rows import TokenRows
-from lightning_mlc.errors import UserError
+from lightning_mlc.errors import UserError, first_line
 from lightning_mlc.models.left_padding import batches_agree
 
 
@@ -35,22 +35,30 @@ def generate_greedily(
         together: Whether processes meet in every pass, and so go on until the last response of any is complete.
 
     Raises:
-        UserError: The processes would have to meet in another number of passes, because prompts are run one at a time.
+        UserError: The model's code cannot generate. Or the processes would have to meet in another number of passes,
+            because prompts are run one at a time.
     """
 
     ids, mask = rows.input_ids, rows.attention_mask
 
     def run(ids: Tensor, mask: Tensor, new_tokens: int, ends: Sequence[int], **options: Any) -> Any:
-        return model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=new_tokens,
-            eos_token_id=list(ends) or None,
-            pad_token_id=pad,
-            do_sample=False,
-            synced_gpus=together,
-            **options,
-        )
+        try:
+            return model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=new_tokens,
+                eos_token_id=list(ends) or None,
+                pad_token_id=pad,
+                do_sample=False,
+                synced_gpus=together,
+                **options,
+            )
+        except (ValueError, TypeError, AttributeError, LookupError) as error:  # foreign code
+            raise UserError(
+                "model.name_or_path",
+                f"{type(model).__name__} can be trained and not generated from ({type(error).__name__}: "
+                f"{first_line(error)}); export it, and generate with what its authors use",
+            ) from error
 
     def logits(ids: Tensor, mask: Tensor, new_tokens: int) -> Tensor:
         found = run(ids, mask, new_tokens, (), output_logits=True, return_dict_in_generate=True)

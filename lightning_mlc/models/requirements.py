@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from lightning_mlc.errors import UserError
 from lightning_mlc.models.loading import ModelSource, load_causal_lm
 from lightning_mlc.models.lora import LoRA, add_lora
-from lightning_mlc.models.parts import token_embeddings
+from lightning_mlc.models.parts import beyond_text, token_embeddings
 
 logger = logging.getLogger("lightning_mlc")
 
@@ -69,7 +69,10 @@ def require_fitting(
 def learnt_positions(model: PreTrainedModel) -> int | None:
     """How many places of a sequence ``model`` has something for in a table; None where it computes them."""
     sizes = []
+    elsewhere = tuple(f"{name}." for name in beyond_text(model))  # places of an image, say
     for name, module in model.named_modules():
+        if f"{name}.".startswith(elsewhere):
+            continue
         own: Any = module
         last = name.rpartition(".")[2]
         if isinstance(module, nn.Embedding) and ("pos" in last or last == "wpe"):
@@ -77,6 +80,8 @@ def learnt_positions(model: PreTrainedModel) -> int | None:
         table = getattr(own, "embed_positions", getattr(own, "pos_encoding", None))  # GPT-J, CTRL
         if isinstance(table, torch.Tensor) and table.ndim == 2:
             sizes.append(table.shape[0])
+        if hasattr(own, "build_mpt_alibi_tensor"):  # MPT computes its table, of a size of its own
+            sizes.append(int(own.config.max_seq_len))
     return min(sizes, default=None)
 
 

@@ -167,6 +167,12 @@ class _Trial:
         states = self._states(output)
         if row.kind == REJECTED:  # a short one
             self.sample = states[-1][:, end:], output.logits[:, end:]
+        if self.states_matter and states[self.layer].ndim != 3:
+            raise UserError(
+                "model.consistency.layer",
+                f"layer {self.layer} of {self.name} has {states[self.layer].shape[-2]} hidden states for each token; "
+                "set it to -1, after the last layer, where they are one",
+            )
         logp = torch.stack(logps).sum()
         return _Plain(logp, logits[0].double(), states[self.layer][0, end].double(), states[-1][0].double().mean(0))
 

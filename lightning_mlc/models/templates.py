@@ -17,7 +17,10 @@ Message = dict[str, str]
 _DATE = {
     "%-d": "26", "%d": "26", "%a": "Fri", "%A": "Friday", "%b": "Jul", "%B": "July", "%-m": "7", "%m": "07",
     "%Y": "2024", "%y": "24", "%j": "208", "%H": "00", "%I": "12", "%M": "00", "%S": "00", "%p": "AM",
-    "%F": "2024-07-26", "%Z": "", "%z": "",
+    "%F": "2024-07-26", "%D": "07/26/24", "%x": "07/26/24", "%e": "26", "%h": "Jul", "%u": "5", "%w": "5", "%G": "2024",
+    "%V": "30", "%U": "29", "%W": "30", "%T": "00:00:00", "%X": "00:00:00", "%R": "00:00", "%-H": "0", "%-I": "12",
+    "%-M": "0", "%-S": "0", "%-y": "24", "%-j": "208", "%f": "000000", "%c": "Fri Jul 26 00:00:00 2024",
+    "%Z": "", "%z": "",
 }  # fmt: skip
 """The day that every template is told: 26 July 2024, which Llama 3's takes where it cannot ask for one."""
 _STRFTIME_NOW = (
@@ -117,12 +120,22 @@ class ChatTemplate:
         Empty where it opens none. It is such a block by its name, or because finished turns do not have it.
         """
         header, whole = self.sample
-        tag = re.search(r"(<(?P<name>[\w:]+)>|\[(?P<NAME>[A-Z]+)\])\s*$", header)
+        tag = re.search(r"(<(?P<name>[\w:]+)>|\[(?P<NAME>[A-Z]+)\]|(?:<\||◁)(?!(?i:end))\w+(?:\|>|▷))\s*$", header)
         if tag is None:
             return ""
-        name = (tag["name"] or tag["NAME"]).lower()
-        is_there = header.count(tag[1]) == whole.count(tag[1])
-        return "" if is_there and not re.search("think|thought|reason", name) else tag[0]
+        # Tokens such as <|assistant|>, which stand for a role, open a block only if their name says so.
+        is_there = header.count(tag[1]) == whole.count(tag[1]) or not (tag["name"] or tag["NAME"])
+        return "" if is_there and not re.search("think|thought|reason", tag[1].lower()) else tag[0]
+
+    @property
+    def closed_block(self) -> str:
+        """What ends the block that the generation header opens: ``</think>``, ``<|END_THINKING|>``."""
+        opened = self.opened_block.strip()
+        if begun := re.match(r"(\W+)(?:start|begin)(?=_)", opened, re.IGNORECASE):
+            end = "END" if opened.isupper() else "end"
+            return begun[1] + end + opened[begun.end() :]
+        before = re.match(r"<\||\W", opened)
+        return f"{before[0]}/{opened[before.end() :]}" if before else ""
 
     def _wants_parts(self, messages: Sequence[Message]) -> bool:
         # A dictionary, because a wrapper of functools cannot be pickled, and processes may be spawned with this.
@@ -136,15 +149,18 @@ class ChatTemplate:
         marked = [{"role": role, "content": f"message{n}text"} for n, role in enumerate(roles, start=1)]
         problem = None
         for parts in (False, True):
+            given = _in_parts(marked) if parts else marked
             try:
-                (text,) = self._apply([_in_parts(marked) if parts else marked], header=False)
+                (text,) = self._apply([given], header=False)
             except TemplateProblem as error:
                 problem = problem or error
                 continue
             missing = next((message for message in marked if message["content"] not in text), None)
-            if missing is None:
+            # One that takes parts for text may write them as Python does.
+            if missing is None and not (parts and any(str(message["content"]) in text for message in given)):
                 return parts
-            problem = problem or TemplateProblem(f"has no place for the message of the {missing['role']} in")
+            if missing is not None:
+                problem = problem or TemplateProblem(f"has no place for the message of the {missing['role']} in")
         assert problem is not None
         raise problem
 

@@ -385,7 +385,11 @@ def test_every_objective_describes_its_options() -> None:
 def test_what_is_switched_off_is_in_the_card(whole: Path, tmp_path: Path) -> None:
     """Unless it always is: of an optimizer most switches are."""
     options = ["--model.optimizer.fused=false", "--model.optimizer.maximize=true", "--model.optimizer.amsgrad=false"]
-    options += ["--model.consistency.center=false", "--trainer.gradient_clip_val=0"]
+    options += [
+        "--model.consistency.center=false",
+        "--model.consistency.extractor_bias=false",
+        "--trainer.gradient_clip_val=0",
+    ]
     run_folder = fit(tmp_path, whole.parent / "secret-place" / "tiny", *options)
     assert export(last(run_folder), tmp_path / "model") == 0
     rows = (tmp_path / "model" / "README.md").read_text(encoding="utf-8").splitlines()
@@ -393,7 +397,9 @@ def test_what_is_switched_off_is_in_the_card(whole: Path, tmp_path: Path) -> Non
     assert "fused False" in optimizer
     assert "maximize True" in optimizer
     assert "amsgrad" not in optimizer
-    assert any("center False" in row for row in rows if row.startswith("| consistency terms |"))
+    terms = next(row for row in rows if row.startswith("| consistency terms |"))
+    assert "center False" in terms
+    assert "extractor_bias False" in terms
     assert "| gradient norm clipped to | 0 |" in rows or "| gradient norm clipped to | 0.0 |" in rows
 
 

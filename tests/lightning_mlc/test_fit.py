@@ -15,9 +15,10 @@ import torch
 import yaml
 from conftest import columns, example_rows, labelled_rows, save_model, translated_rows, write_jsonl
 from lightning.pytorch import Callback
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaForCausalLM
 
 from lightning_mlc.cli import main
+from lightning_mlc.errors import UserError
 from lightning_mlc.training_cli import TrainingCLI, run
 
 
@@ -341,6 +342,21 @@ def test_test_and_predict(finished: tuple[Path, Path, Path], tmp_path: Path) -> 
     assert len(records) == 3 * 3  # validation rows x languages
     assert {record["language"] for record in records} == {"en", "sw", "zh"}
     assert all(isinstance(record["response"], str) for record in records)
+    with pytest.raises(UserError, match=r"^out: .*predictions\.jsonl exists"):
+        run(arguments("predict", model, data, tmp_path, checkpoint))
+    assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == len(records)
+
+
+def test_a_prediction_that_fails_at_once_leaves_nothing(
+    finished: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot(self: Any, **_keywords: Any) -> Any:
+        raise ValueError("no cache for it\nand more")
+
+    monkeypatch.setattr(LlamaForCausalLM, "generate", cannot)
+    with pytest.raises(UserError, match=r"^model\.name_or_path: .* \(ValueError: no cache for it\); export it"):
+        run(arguments("predict", finished[0], finished[1], tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_of_steps_ends_with_a_validation_of_its_last(finished: tuple[Path, Path, Path]) -> None:

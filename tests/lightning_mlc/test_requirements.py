@@ -17,6 +17,7 @@ from transformers import (
     GPTJConfig,
     LlamaConfig,
     MixtralConfig,
+    MptConfig,
     OPTConfig,
     PhimoeConfig,
     PreTrainedConfig,
@@ -57,6 +58,9 @@ POSITIONS: dict[str, Callable[[], PreTrainedConfig]] = {
     ),
     "ctrl, whose waves are a table": lambda: CTRLConfig(
         vocab_size=128, n_embd=32, n_layer=2, n_head=4, dff=48, n_positions=40
+    ),
+    "mpt, whose biases are a table": lambda: MptConfig(
+        vocab_size=128, d_model=32, n_layers=2, n_heads=4, max_seq_len=40
     ),
 }
 
@@ -146,9 +150,9 @@ def test_a_router_that_is_called_linear_is_not_adapted() -> None:
     loss.backward()
 
 
-def test_what_text_never_reaches_is_not_adapted_and_not_trained() -> None:
-    torch.manual_seed(0)
-    config = Gemma3Config(
+def multimodal() -> Gemma3Config:
+    """Its images have four places."""
+    return Gemma3Config(
         text_config={**SIZES, "head_dim": 8},
         vision_config={**SIZES, "image_size": 28, "patch_size": 14},
         mm_tokens_per_image=4,
@@ -156,7 +160,15 @@ def test_what_text_never_reaches_is_not_adapted_and_not_trained() -> None:
         boi_token_index=121,
         eoi_token_index=122,
     )
-    model: Any = AutoModelForCausalLM.from_config(config)
+
+
+def test_places_of_images_are_no_positions_of_text(tmp_path: Path) -> None:
+    require(tmp_path, multimodal(), length=100)
+
+
+def test_what_text_never_reaches_is_not_adapted_and_not_trained() -> None:
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(multimodal())
     assert beyond_text(model) == ["model.vision_tower", "model.multi_modal_projector"]
     model.train()(input_ids=torch.tensor([[5, 6, 7]]), token_type_ids=torch.zeros(1, 3).long()).logits.sum().backward()
     without = {name for name, parameter in model.named_parameters() if parameter.grad is None}

@@ -60,6 +60,9 @@ def told(capsys: pytest.CaptureFixture[str]) -> str:
         ),
         (["--checkpoint.monitor=val/nll/meam"], "checkpoint.monitor", "did you mean val/nll/mean?"),
         (["--checkpoint.monitor=train/lss"], "checkpoint.monitor", "did you mean train/loss?"),
+        (["--checkpoint.monitor=val/loss", "--data.val_share=0"], "checkpoint.monitor", "nothing is validated"),
+        (["--model.optimizer=LBFGS"], "model.optimizer", "LBFGS doesn't support per-parameter options"),
+        (["--model.optimizer.lr=-1"], "model.optimizer", "Invalid learning rate: -1"),
     ],
 )
 def test_what_a_run_cannot_do_is_told_at_its_start(
@@ -71,6 +74,14 @@ def test_what_a_run_cannot_do_is_told_at_its_start(
     assert found.startswith(f"{option}: ")
     assert text in found
     assert not list((tmp_path / "out").glob("checkpoints/*"))
+
+
+def test_a_schedule_that_ends_before_the_run_is_told(
+    tiny_model: Path, pairs_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    schedule = ["--model.scheduler=OneCycleLR", "--model.scheduler.max_lr=1", "--model.scheduler.total_steps=1"]
+    assert main(fit(tiny_model, pairs_file, tmp_path / "out", *schedule)) == 2
+    assert told(capsys).startswith("model.scheduler: Tried to step 2 times. The specified number of total steps is 1")
 
 
 def test_a_monitored_metric_that_is_there_is_taken(tiny_model: Path, pairs_file: Path, tmp_path: Path) -> None:
@@ -156,6 +167,37 @@ def test_a_checkpoint_of_an_earlier_version_does_not_say_and_is_taken(
     del checkpoint[ExactResume.KEY]["data"], checkpoint[ExactResume.KEY]["order"]
     torch.save(checkpoint, newest(out))
     assert main(budgeted(tiny_model, data, out, "--ckpt_path=last", "--trainer.max_steps=3")) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"model.optimizer": "RMSprop"}, "model.optimizer: is RMSprop, and the checkpoint has the state of SGD"),
+        (
+            {"model.consistency.extractor_dim": 8},
+            "ckpt_path: representation.extractor.weight has the shape (512, 32) in the checkpoint and (8, 32) here",
+        ),
+    ],
+)
+def test_parts_that_the_checkpoint_has_in_another_form_are_refused(
+    change: dict[str, Any], line: str, stopped: tuple[Path, Path], tiny_model: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    out, data = goes_on(stopped, "middle", tmp_path)
+    assert main(budgeted(tiny_model, data, out, "--ckpt_path=last", *(f"--{k}={v}" for k, v in change.items()))) == 2
+    assert told(capsys).startswith(line)
+
+
+def test_a_rate_that_the_checkpoint_overrules_is_told(
+    stopped: tuple[Path, Path], tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out, data = goes_on(stopped, "middle", tmp_path)
+    more = ["--ckpt_path=last", "--trainer.max_steps=3", "--model.optimizer.lr=0.5"]
+    with caplog.at_level(logging.WARNING):
+        assert main(budgeted(tiny_model, data, out, *more)) == 0
+    assert "the optimizer goes on with what the checkpoint has: lr 0.001 and not 0.5" in caplog.text
+    (group, *_) = torch.load(newest(out), weights_only=True)["optimizer_states"][0]["param_groups"]
+    assert group["lr"] == 0.001
 
 
 def test_a_run_beyond_its_last_epoch_is_told(

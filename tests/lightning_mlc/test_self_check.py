@@ -14,6 +14,7 @@ from transformers import (
     BambaConfig,
     BertConfig,
     BloomConfig,
+    DeepseekV4Config,
     Gemma3Config,
     GPTNeoConfig,
     Llama4TextConfig,
@@ -276,3 +277,27 @@ def test_no_hooks_are_left_behind() -> None:
     assert not any(module._forward_hooks for module in model.modules())
     output = model(torch.tensor([[5, 6, 7]]), output_hidden_states=True)
     assert len(output.hidden_states) == 4
+
+
+def test_a_layer_with_several_states_for_each_token_is_refused() -> None:
+    """DeepSeek V4 keeps several, and makes one of them after its last layer."""
+    torch.manual_seed(0)
+    config = DeepseekV4Config(
+        **GROUPED | {"num_hidden_layers": 2},
+        head_dim=16,
+        q_lora_rank=8,
+        o_groups=2,
+        o_lora_rank=8,
+        n_routed_experts=2,
+        num_experts_per_tok=1,
+        moe_intermediate_size=16,
+        index_n_heads=2,
+        index_head_dim=16,
+        hc_mult=3,
+    )
+    policy = Policy(AutoModelForCausalLM.from_config(config))
+    assert self_check(policy, 2).width == GROUPED["hidden_size"]
+    with pytest.raises(
+        UserError, match=r"^model\.consistency\.layer: layer 1 of .* has 3 hidden states for each token"
+    ):
+        self_check(policy, 1)

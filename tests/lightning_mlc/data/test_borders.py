@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from datetime import datetime
 from typing import Literal
 
 import pytest
@@ -163,6 +165,13 @@ def test_text_that_a_template_drops() -> None:
         chat.response(USER, "<t>hm</t> Hi", "row 1")
 
 
+def test_parts_that_are_written_as_python_does_are_no_text() -> None:
+    """A list of one part has five items at most, a text of five characters has lost the rest."""
+    chat = chat_of(template_of("{{ m['content'][:5] }}"))
+    with pytest.raises(UserError, match=r"^row 1: .* has no place for the message of the user in this prompt"):
+        chat.prompt(USER, "row 1")
+
+
 def test_white_space_that_a_template_trims_is_no_text() -> None:
     chat = chat_of(ZEPHYR.replace("m['content']", "m['content'] | trim"))
     assert text_of(chat, chat.response(USER, "\n Yes. ")) == "Yes.</s>"
@@ -191,6 +200,27 @@ def test_a_response_that_would_stay_in_the_block_is_refused(template: str) -> No
     with pytest.raises(UserError, match=r"^row 1: .* opens <think> before each response, .* has no </think>"):
         chat.response(USER, "Yes.", "row 1")
     assert text_of(chat, chat.response(USER, "<think>\nHm.</think>Yes.")) == "Hm.</think>Yes.</s>"
+
+
+@pytest.mark.parametrize(
+    ("opened", "closed"),
+    [
+        ("<|START_THINKING|>", "<|END_THINKING|>"),  # as Command A's
+        ("<|begin_of_thought|>", "<|end_of_thought|>"),
+        ("◁think▷", "◁/think▷"),
+        ("[THINK]", "[/THINK]"),
+    ],
+)
+def test_a_block_may_have_other_marks(opened: str, closed: str) -> None:
+    def chat_after(header: str) -> ChatTokenizer:
+        template = template_of("{{ m['content'] }}", header).replace("</s>", "<|end|>")
+        return ChatTokenizer(byte_tokenizer(template), 500, 500, "error")  # it knows any character
+
+    chat, shut = chat_after(opened), chat_after(opened + closed)
+    assert text_of(chat, chat.response(USER, f"{opened}Hm.{closed}Yes.")) == f"Hm.{closed}Yes.<|end|>"
+    with pytest.raises(UserError, match=re.escape(f"opens {opened} before each response, and this response has no")):
+        chat.response(USER, "Yes.", "row 1")
+    assert text_of(shut, shut.response(USER, "Yes.")) == "Yes.<|end|>"
 
 
 def test_a_template_that_closes_the_block_itself() -> None:
@@ -229,3 +259,10 @@ def test_a_template_is_told_the_same_date_every_day() -> None:
     chat = chat_of(template)
     text = text_of(chat, chat.prompt(USER, "row 1")[0])
     assert text.startswith("\n26 Jul 2024, Friday, 2024-07-26, July 26\n<|user|>")
+
+
+def test_a_template_may_ask_for_any_part_of_the_date() -> None:
+    codes = [f"%{code}" for code in "aAbBcdDeFhHIjmMpRSTuUVwWxXyYf"] + [f"%-{code}" for code in "dmHIMSyj"]
+    chat = chat_of("{{ strftime_now('" + "|".join(codes) + "') }}\n" + ZEPHYR)
+    (text,) = chat.template.render([USER], header=False)
+    assert text.partition("\n")[0] == datetime(2024, 7, 26).strftime("|".join(codes))
