@@ -113,9 +113,11 @@ class Track:
 
     def stop(self) -> None:
         """Something went wrong, which is told elsewhere."""
-        if self._shown and self._task is not None:
-            _BARS.close(self._task)
+        if not self._shown:
+            return
         self._close()
+        if self._task is not None:
+            _BARS.close(self._task)
 
     def beat(self) -> None:
         """Say that something takes long, if no line has come for 30 seconds, and nothing is done for five.

@@ -160,12 +160,25 @@ def test_work_within_delays_no_line_of_the_outer_that_has_something_to_tell() ->
     with track("training", 1000, "steps", console=Console(file=stream), clock=clock) as work:
         for step in range(1, 32):
             clock.now += 1
-            work.advance(figures=lambda step=step: f"loss {step}")
+            work.advance(figures=partial("loss {}".format, step))
             clock.now += 2
             work.rest()
             work.beat()
     told = [line.partition(", loss ")[2].partition(",")[0] for line in stream.getvalue().splitlines()[1:-1]]
     assert told == ["11", "21", "31"]
+
+
+def test_work_that_is_not_shown_has_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So where it fails, the outer work is as silent as before."""
+    rests: list[Track] = []
+    monkeypatch.setattr(Track, "rest", lambda work: rests.append(work))
+    with track("outer", 3, console=Console(file=io.StringIO())):
+        with pytest.raises(ValueError, match="inner"), track("hidden", 3, shown=False):
+            raise ValueError("inner")
+        assert rests == []
+        with track("shown", 3, console=Console(file=io.StringIO())):
+            pass
+        assert len(rests) == 1
 
 
 class Watched:
