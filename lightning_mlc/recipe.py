@@ -92,7 +92,7 @@ def _reference(settings: ReferenceSettings) -> dict[str, Any]:
 
 
 def _schedule(scheduler: Any) -> dict[str, Any]:
-    options = ("warmup", "decay", "final", "total_steps") if isinstance(scheduler, Warmup) else ()
+    options = ("warmup", "decay", "final", "total_steps", "from_zero") if isinstance(scheduler, Warmup) else ()
     return {"name": type(scheduler).__name__, **{name: getattr(scheduler, name) for name in options}}
 
 

@@ -20,6 +20,8 @@ class Warmup(LambdaLR):
         decay: Shape after the warm-up.
         final: Share of the learning rate that is left at the last step.
         total_steps: Optimizer steps of the run; null takes them from the trainer.
+        from_zero: Rise as the schedules of ``transformers`` do: from a rate of 0, which the first step wastes, over a
+            fraction of the run that is rounded up, not to the nearest step.
     """
 
     def __init__(
@@ -29,6 +31,7 @@ class Warmup(LambdaLR):
         decay: Literal["constant", "linear", "cosine"] = "cosine",
         final: float = 0.0,
         total_steps: int | None = None,
+        from_zero: bool = False,
     ) -> None:
         if warmup < 0:
             raise UserError("model.scheduler.warmup", f"must not be negative, got {warmup}")
@@ -38,6 +41,7 @@ class Warmup(LambdaLR):
         self.decay = decay
         self.final = final
         self.total_steps = total_steps
+        self.from_zero = from_zero
         super().__init__(optimizer, self._share)
 
     def set_total_steps(self, total_steps: float) -> None:
@@ -61,9 +65,10 @@ class Warmup(LambdaLR):
     def _share(self, step: int) -> float:
         if self.total_steps is None:
             return 1.0
-        warmup = round(self.warmup * self.total_steps) if self.warmup < 1 else int(self.warmup)
+        whole = math.ceil if self.from_zero else round
+        warmup = whole(self.warmup * self.total_steps) if self.warmup < 1 else int(self.warmup)
         if step < warmup:
-            return (step + 1) / (warmup + 1)
+            return step / warmup if self.from_zero else (step + 1) / (warmup + 1)
         if self.decay == "constant":
             return 1.0
         progress = min(1.0, (step - warmup) / max(1, self.total_steps - warmup))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import Trainer, TrainingArguments
 
 from lightning_mlc.errors import UserError
 from lightning_mlc.schedules import Warmup
@@ -40,6 +42,27 @@ def test_cosine_ends_at_the_final_share() -> None:
 
 def test_a_configured_length_wins_over_the_trainers() -> None:
     assert rates(2, warmup=0, decay="linear", total_steps=10) == pytest.approx([1.0, 0.9])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10, 33, 65])
+@pytest.mark.parametrize("decay", ["constant", "linear", "cosine"])
+def test_from_zero_it_is_the_schedule_of_transformers(decay: Any, steps: int, tmp_path: Path) -> None:
+    """As its trainer makes it, from the same share of warm-up."""
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        lr_scheduler_type="constant_with_warmup" if decay == "constant" else decay,
+        warmup_steps=0.1,
+        use_cpu=True,
+    )
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    trainer = Trainer(torch.nn.Linear(1, 1), arguments, optimizers=(optimizer, None))
+    theirs = trainer.create_scheduler(steps, optimizer)
+    expected = []
+    for _ in range(steps):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        theirs.step()
+    assert rates(steps, warmup=0.1, decay=decay, from_zero=True) == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
 
 def test_groups_keep_their_own_rates() -> None:

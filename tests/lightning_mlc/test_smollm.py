@@ -91,10 +91,12 @@ def test_its_weights_are_whole_even_where_packed_ones_could_be_run(
     assert "quantization_config" not in config
 
 
-def fit(out: Path, rate: float, *more: str) -> None:
+def fit(folder: Path, out: Path, rate: float, *more: str) -> None:
     """Two steps of the quickstart at a ``rate`` at which the weights visibly change."""
     options = {
         "out": out,
+        "model.name_or_path": folder,
+        "model.gguf_file": "null",
         "model.optimizer.init_args.lr": rate,
         "data.languages": "[en,sw]",
         "data.batch_size": 1,
@@ -108,11 +110,11 @@ def fit(out: Path, rate: float, *more: str) -> None:
     run(["fit", "--config=quickstart", *more, *(f"--{key}={value}" for key, value in options.items())])
 
 
-def test_the_model_of_the_quickstart_is_exported_as_it_was_trained(
+def test_its_weights_are_exported_as_they_were_trained(
     tmp_path: Path, folder: Path, untrained: Answer, ask: Callable[[Any], Answer]
 ) -> None:
     out = tmp_path / "out"
-    fit(out, 1e-4)
+    fit(folder, out, 1e-4)
     assert main(["export", f"--ckpt_path={out}", f"--out={tmp_path / 'model'}"]) == 0
     found = ask(AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype="auto"))
     right = ask(restore(read_checkpoint(out / "checkpoints" / "last.ckpt")))
@@ -128,7 +130,7 @@ def test_its_adapters_are_exported_as_they_were_trained(
 ) -> None:
     peft = pytest.importorskip("peft")
     out = tmp_path / "out"
-    fit(out, 1e-3, "--config=lora", f"--model.name_or_path={folder}", "--model.gguf_file=null")
+    fit(folder, out, 1e-3, "--config=lora")
     right = ask(restore(read_checkpoint(out / "checkpoints" / "last.ckpt"), merge=False))
     assert apart(right.logits, untrained.logits) > 0.05
     assert main(["export", f"--ckpt_path={out}", f"--out={tmp_path / 'merged'}"]) == 0
