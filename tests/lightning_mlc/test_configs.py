@@ -11,6 +11,7 @@ import yaml
 from conftest import save_model
 
 from lightning_mlc.consistency import MLC, Consistency
+from lightning_mlc.schedules import Warmup
 from lightning_mlc.training_cli import TrainingCLI, run, shipped_configs
 
 ROOT = Path(__file__).parents[2]
@@ -120,6 +121,10 @@ def test_the_published_settings_are_those_of_the_authors(tiny_model: Path, tmp_p
     optimizer = cli.trainer.optimizers[0]
     assert isinstance(optimizer, torch.optim.AdamW)
     assert [group["initial_lr"] for group in optimizer.param_groups] == [6e-7, 6e-7]
+    schedule = cli.trainer.lr_scheduler_configs[0].scheduler
+    assert isinstance(schedule, Warmup)
+    assert (schedule.warmup, schedule.decay, schedule.final, schedule.from_zero) == (0.1, "cosine", 0.0, True)
+    assert cli.datamodule.val_share == 0
     assert cli.datamodule.batch_size == 1
     assert cli.config.fit.trainer.accumulate_grad_batches == 4
     # LLaMA-Factory's bf16 keeps float32 weights unless told `pure_bf16`.
