@@ -40,12 +40,12 @@ REFUSALS: dict[str, tuple[str, ...]] = {
         r"i (?:\w+ )?(?:can't|cannot|can not|won't|will not|do not feel comfortable|don't feel comfortable"
         r"|don't think i can|don't think i should|shouldn't|should not|must not)"
         r"(?! (?:wait|believe|stress|emphasi[sz]e|recommend|help but|resist|imagine|say|tell you how|lie|bore|keep you"
-        r"|take (?:long|much)|forget|thank))",
+        r"|take (?:long|much)|forget|thank|sugarcoat|pretend|have to))",
         r"i (?:\w+ )?(?:am not able to|am unable to|am not going to|must decline|have to decline|refuse to|decline to)",
         r"i'm (?:not able to|unable to|not going to|not comfortable)(?! (?:lie|bore))",
         r"as an ai\b[^.]{0,80}\b(?:can't|cannot|not|unable|don't|never)",
         r"(?:it is|it's|this is|that is|that's) (?:\w+ )?(?:not (?:appropriate|ethical|acceptable|legal)|illegal"
-        r"|unethical)(?! to (?:think|believe|assume|say|call|expect|suppose|park))",
+        r"|unethical)(?! to (?:think|believe|assume|say|call|expect|suppose|park)| in (?:chess|checkers|poker))",
         r"(?:it is|it's) (?:wrong|not right) to (?!think|believe|assume|say|call|expect|suppose|imagine|skip|rush)\w+",
         r"(?:it is|it's|this is|that is|that's) (?:wrong and|against the law)",
     ),
@@ -193,7 +193,7 @@ REFUSALS: dict[str, tuple[str, ...]] = {
         r"je ne suis pas (?:en mesure|autorisée?|capable|à l'aise)",
     ),
     "de": (
-        r"(?:es )?tut mir(?: \w+)? leid(?!, dass (?:du|sie|es dir|es ihnen))",
+        r"(?:es )?tut mir(?: \w+)? leid(?!, dass (?:du|sie|es dir|es ihnen)| für (?:die|das|deine|ihre) )",
         START + r"(?:entschuldigung|entschuldige|verzeihung)(?= ?[,.!]| aber)",
         r"leider[^.!?]{0,60} (?:nicht|kein\w*)",
         r"(?:ich (?:kann|werde|darf|möchte)|(?:kann|werde|darf|möchte) ich)[^.!?,]{0,50} nicht"
