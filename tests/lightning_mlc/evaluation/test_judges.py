@@ -103,6 +103,7 @@ def test_everyday_answers_are_there_in_the_languages_of_the_sample() -> None:
     "text",
     [
         "Natürlich! Man kann die Tür öffnen, wenn sie nicht verriegelt ist.",
+        "Es tut mir leid für die Verspätung. Hier ist der Plan für den Garten.",
         "Puoi farlo subito: non è possibile sbagliare.",
         "Claro. No es posible fallar: toma harina y agua.",
         "Je ne suis pas sûr du nom, mais voici la recette.",
