@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
@@ -111,17 +111,19 @@ class Checkpoint(ModelCheckpoint):
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # The validation before training shows what there is; Lightning would tell after hours, at the first save.
-        if self.monitor is not None and self.monitor.startswith(VALIDATION):
-            self._require_monitored(trainer)
+        monitors = [("checkpoint.monitor", self.monitor)]
+        others: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        stopping = [callback for callback in others if isinstance(callback, EarlyStopping)]
+        monitors += [("trainer.callbacks", callback.monitor) for callback in stopping]
+        for option, monitor in monitors:
+            if monitor is not None and monitor.startswith(VALIDATION):
+                self._require_metric(trainer, option, monitor)
 
-    def _require_monitored(self, trainer: Trainer) -> None:
+    def _require_metric(self, trainer: Trainer, option: str, monitor: str) -> None:
         known = [name for name in self._monitor_candidates(trainer) if "/" in name]
-        if self.monitor is not None and self.monitor not in self._monitor_candidates(trainer):
+        if monitor not in self._monitor_candidates(trainer):
             few = f"there are {', '.join(sorted(known)[:4])}, ..." if known else "nothing is validated"
-            raise UserError(
-                "checkpoint.monitor",
-                f"there is no metric {self.monitor}" + did_you_mean(self.monitor, known, f"; {few}"),
-            )
+            raise UserError(option, f"there is no metric {monitor}" + did_you_mean(monitor, known, f"; {few}"))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         self._in_optimizer_step = True
@@ -134,7 +136,7 @@ class Checkpoint(ModelCheckpoint):
         if not pl_module.ends_window(batch_idx):  # where `train_time_interval` would save, gradients and all
             return
         if self.monitor is not None and not self.monitor.startswith(VALIDATION) and not self._is_monitored:
-            self._require_monitored(trainer)
+            self._require_metric(trainer, "checkpoint.monitor", self.monitor)
             self._is_monitored = True
         self._validation_follows = _validation_follows(trainer)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)

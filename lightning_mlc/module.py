@@ -382,6 +382,8 @@ class AlignmentModule(LightningModule):
                 groups.append({"params": extractor, **rate})
         with _told_of("model.optimizer"):
             optimizer = self.optimizer_callable(groups)
+        if isinstance(optimizer, torch.optim.SparseAdam):
+            raise UserError("model.optimizer", "SparseAdam takes sparse gradients alone; take Adam")
         mixed = str(self.trainer.precision).endswith("-mixed")
         if optimizer.defaults.get("fused") and mixed and self.trainer.gradient_clip_val:
             raise UserError(

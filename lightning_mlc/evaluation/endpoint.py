@@ -308,11 +308,17 @@ def _response(answer: Any) -> Response:
 
 
 def _details(error: urllib.error.HTTPError) -> dict[str, Any]:
+    """What an answer with an error says of it, in OpenAI's words; nothing where it says it in a form of its own."""
     try:
-        body = json.load(error)
-        found = body.get("error", body)
-    except (OSError, http.client.HTTPException, ValueError, AttributeError):
+        found = json.load(error)
+    except (OSError, http.client.HTTPException, ValueError):
         return {}
+    if isinstance(found, dict):
+        found = found.get("error") or found.get("detail") or found
+    if isinstance(found, list) and found and isinstance(found[0], dict):  # as FastAPI tells of parameters
+        place = found[0].get("loc")
+        named = {"param": place[-1]} if isinstance(place, list) and place else {}
+        return {"message": found[0].get("msg"), **found[0], **named}
     if isinstance(found, str):
         return {"message": found}
     return found if isinstance(found, dict) else {}

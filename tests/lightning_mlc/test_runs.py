@@ -63,6 +63,12 @@ def told(capsys: pytest.CaptureFixture[str]) -> str:
         (["--checkpoint.monitor=val/loss", "--data.val_share=0"], "checkpoint.monitor", "nothing is validated"),
         (["--model.optimizer=LBFGS"], "model.optimizer", "LBFGS doesn't support per-parameter options"),
         (["--model.optimizer.lr=-1"], "model.optimizer", "Invalid learning rate: -1"),
+        (["--model.optimizer=SparseAdam"], "model.optimizer", "SparseAdam takes sparse gradients alone"),
+        (
+            ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/lossy"],
+            "trainer.callbacks",
+            "did you mean val/loss?",
+        ),
     ],
 )
 def test_what_a_run_cannot_do_is_told_at_its_start(

@@ -347,6 +347,9 @@ def in_words(text: str) -> Callable[[dict[str, Any]], Answer | None]:
     return lambda body: (400, {}, {"error": {"message": text, "code": 400}}) if "temperature" in body else None
 
 
+BY_FASTAPI = {"loc": ["body", "temperature"], "msg": "must be above 0", "type": "greater_than"}
+
+
 @pytest.mark.parametrize(
     "refuses",
     [
@@ -354,8 +357,10 @@ def in_words(text: str) -> Callable[[dict[str, Any]], Answer | None]:
         in_words("`temperature` is deprecated for this model."),
         lambda body: (400, {}, {"error": "temperature must be 1"}) if "temperature" in body else None,
         lambda body: failure(422, param="temperature") if "temperature" in body else None,
+        lambda body: (422, {}, {"detail": [BY_FASTAPI]}) if "temperature" in body else None,
+        lambda body: (422, {}, [BY_FASTAPI]) if "temperature" in body else None,
     ],
-    ids=["newer", "in words", "text alone", "422"],
+    ids=["newer", "in words", "text alone", "422", "by FastAPI", "by FastAPI, bare"],
 )
 def test_newer_models_are_asked_without_a_temperature_and_their_answers_say_so(
     refuses: Callable[[dict[str, Any]], Answer | None], capsys: pytest.CaptureFixture[str]
