@@ -43,6 +43,7 @@ setup(
         "torchmetrics>=1.5",
         "numpy>=2",
         "jinja2>=3.1",
+        "tokenizers>=0.22",
         "datasets>=4",
         "pyarrow",
         "langcodes>=3.4",
