@@ -758,11 +758,13 @@ class AlignmentModule(LightningModule):
                 )
 
         for name, value in self.state_dict().items():
-            if name in stored and checkpoint["state_dict"][name].shape != value.shape:
+            found = checkpoint["state_dict"].get(name)
+            # What a folder of shards has is not read yet.
+            if isinstance(found, Tensor) and found.shape != value.shape:
                 raise UserError(
                     "ckpt_path",
-                    f"{name} has the shape {tuple(checkpoint['state_dict'][name].shape)} in the checkpoint and "
-                    f"{tuple(value.shape)} here; use the model.consistency settings it was trained with",
+                    f"{name} has the shape {tuple(found.shape)} in the checkpoint and {tuple(value.shape)} here; "
+                    "use the model.consistency settings it was trained with",
                 )
 
     def _stored_keys(self) -> set[str]:

@@ -51,7 +51,7 @@ def batches_agree(model: PreTrainedModel, logits: Logits) -> bool:
     return _KNOWN[model]
 
 
-@torch.inference_mode()
+@torch.no_grad()  # weights that processes share could not be gathered anew after inference mode
 def _agree(model: PreTrainedModel, logits: Logits) -> bool:
     if model.config.get_text_config().model_type in SEES_PADDING:
         return False
