@@ -33,7 +33,7 @@ SECONDS_BETWEEN_SAMPLES = 0.25
 
 
 def write_rows(path: Path, count: int) -> None:
-    """So many rows of the sample, each under an id of its own, with texts that no other row has."""
+    """Write ``count`` rows of the sample, each under an id of its own, with texts that no other row has."""
     sample = locate("sample", "--data")
     assert sample is not None
     rows = [json.loads(line) for line in sample.read_text(encoding="utf-8").splitlines()]
@@ -65,8 +65,28 @@ def prepare(path: str, processes: int, model: str, gguf: str | None, cache: str)
     }
 
 
+def measure_apart(rows: int, processes: int, model: str = MODEL, gguf: str | None = GGUF) -> float:
+    """Seconds in which ``processes`` programs, each alone with its part of the rows, are done with ``rows`` rows.
+
+    They share no work and no lock, so no way to divide the work could be faster: two cores of a virtual machine are
+    often less than twice as fast as one.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        children = []
+        for number in range(processes):
+            path = Path(folder) / f"rows-{number}.jsonl"
+            write_rows(path, rows // processes)
+            case = json.dumps([str(path), 1, model, gguf, f"{folder}/cache-{number}"])
+            command = [sys.executable, "-m", "benchmarks.data", "--case", case]
+            children.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        outputs = [child.communicate()[0] for child in children]
+    if any(child.returncode != 0 for child in children):
+        raise SystemExit(f"preparing {rows} rows in {processes} programs failed")
+    return max(float(json.loads(output.splitlines()[-1])["seconds"]) for output in outputs)
+
+
 def measure(rows: int, processes: int, model: str = MODEL, gguf: str | None = GGUF) -> dict[str, Any]:
-    """Time and memory of preparing so many ``rows``."""
+    """Time and memory of preparing ``rows`` rows; with several processes, also the time of as many programs apart."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
         write_rows(path, rows)
@@ -85,6 +105,8 @@ def measure(rows: int, processes: int, model: str = MODEL, gguf: str | None = GG
     start, end = found.pop("start"), found.pop("end")
     before = [held for at, held in samples if at <= start]
     during = [held for at, held in samples if start <= at <= end]
+    if processes > 1:
+        found["seconds_apart"] = measure_apart(rows, processes, model, gguf)
     return {
         "rows": rows,
         "processes": processes,
@@ -111,7 +133,8 @@ def summary(cases: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """By number of processes, between the smallest and the largest number of rows: what a further row costs.
 
     ``linearity`` is the time per row of the largest case over that of the one before it (1: linear), ``speedup`` the
-    time of one process over that of so many, in the largest case.
+    time of one process over that of several, in the largest case, and ``ceiling`` the speedup of as many programs that
+    share nothing: the most that the machine allows.
     """
     found = {}
     alone = [case for case in cases if case["processes"] == 1]
@@ -126,6 +149,8 @@ def summary(cases: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
         same = [case for case in alone if case["rows"] == last["rows"]]
         if same:
             found[str(processes)]["speedup"] = same[0]["seconds"] / last["seconds"]
+        if same and processes > 1:
+            found[str(processes)]["ceiling"] = same[0]["seconds"] / last["seconds_apart"]
     return found
 
 
