@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, PreTrainedConfig, Qwen2Config
 
-from lightning_mlc.models.loading import ModelSource, load_tokenizer
+from lightning_mlc.sources import ModelSource, load_tokenizer
 
 
 def _qwen(

@@ -21,10 +21,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from benchmarks import memory
 from benchmarks.environment import environment
+from lightning_mlc.commands.training import run
 from lightning_mlc.data.batches import Batch
-from lightning_mlc.estimate import estimate, setup_of
-from lightning_mlc.paths import user_path
-from lightning_mlc.training_cli import run
+from lightning_mlc.files.paths import user_path
+from lightning_mlc.training.memory import estimate, setup_of
 
 STEPS = 3
 GB = 10**9

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.environment import environment
-from lightning_mlc.paths import user_path
+from lightning_mlc.files.paths import user_path
 
 ROOT = Path(__file__).parents[1]
 KERNEL = ("-m", "benchmarks.kernel", "--seconds", "0.02", "--out")

@@ -26,7 +26,7 @@ from torch import Tensor
 from benchmarks import alternatives
 from benchmarks.environment import environment
 from benchmarks.timing import Function, Quantiles, copy_bandwidth, graph_times, peak_bytes, wall_times
-from lightning_mlc.paths import user_path
+from lightning_mlc.files.paths import user_path
 from mlc_kernels import mlc_loss, mlc_loss_from_hidden
 
 PHASES = ("forward", "backward", "both")

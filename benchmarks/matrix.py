@@ -24,8 +24,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from benchmarks.architectures import write_random_model
 from benchmarks.layouts import LAYOUTS, ON_GPU, command, kill, start, tail, workers
 from benchmarks.options import SMOLLM2
-from lightning_mlc.checkpoint_format import read_checkpoint
-from lightning_mlc.checkpoints import checkpoint_files
+from lightning_mlc.checkpoints.finding import checkpoint_files
+from lightning_mlc.checkpoints.format import read_checkpoint
 
 STAGES = ("fit", "kill", "resume", "export", "reload", "generate")
 

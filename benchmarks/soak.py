@@ -31,8 +31,8 @@ from benchmarks.architectures import write_random_model
 from benchmarks.environment import environment
 from benchmarks.layouts import LAYOUTS, SEVERAL, command, kill, start, tail, workers
 from benchmarks.options import SMOLLM2
-from lightning_mlc.checkpoint_format import read_checkpoint
-from lightning_mlc.paths import user_path
+from lightning_mlc.checkpoints.format import read_checkpoint
+from lightning_mlc.files.paths import user_path
 
 ENDS = ("SIGKILL to one", "SIGKILL to both", "SIGTERM to torchrun")
 SHARE = 0.4

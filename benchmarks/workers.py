@@ -31,13 +31,14 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from benchmarks import memory
 from benchmarks.published import Pair, PublishedStep
 from benchmarks.timing import synchronize
+from lightning_mlc.commands.training import run
 from lightning_mlc.data import MultilingualData
-from lightning_mlc.data.layouts import parse_rows
+from lightning_mlc.data.file_layouts import parse_rows
 from lightning_mlc.data.reading import read_rows
 from lightning_mlc.data.tokenization import ChatTokenizer
 from lightning_mlc.errors import UserError
-from lightning_mlc.models.loading import ModelSource, dtype_of, load_causal_lm, load_tokenizer
-from lightning_mlc.training_cli import run
+from lightning_mlc.models.loading import dtype_of, load_causal_lm
+from lightning_mlc.sources import ModelSource, load_tokenizer
 
 BETA, WEIGHT, TEMPERATURE, EXTRACTOR_DIM, CLIP = 0.1, 0.8, 0.2, 512, 1.0
 """The published settings, and the usual limit of the gradient's norm."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from lightning_mlc import __version__
 from lightning_mlc.errors import Interrupted, UserError
-from lightning_mlc.quiet import quiet_libraries
+from lightning_mlc.progress.quiet import quiet_libraries
 
 COMMANDS = {
     "fit": "align a model: --config FILE, then any option as --key value",
@@ -67,19 +67,19 @@ def main(args: Sequence[str] | None = None) -> int:
 def _run(args: Sequence[str]) -> None:
     """Run the command that ``args`` name."""
     if args[0] == "export":
-        from lightning_mlc.export_cli import run as export
+        from lightning_mlc.commands.export import run as export
 
         export(args[1:])
     elif args[0] == "estimate":
-        from lightning_mlc.estimate_cli import run as run_estimate
+        from lightning_mlc.commands.estimate import run as run_estimate
 
         run_estimate(args[1:])
     elif args[0] == "evaluate":
-        from lightning_mlc.evaluation.cli import run as evaluate
+        from lightning_mlc.commands.evaluate import run as evaluate
 
         evaluate(args[1:])
     else:
-        from lightning_mlc.training_cli import run
+        from lightning_mlc.commands.training import run
 
         run(args)
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class DataParallel:
     """Among whom examples are divided.
 
-    Processes that split a layer (:mod:`lightning_mlc.tensor_parallel`) run the same examples, and count as one. What
-    they compute of an example is the same on each, so a mean over all processes is the mean over the shares.
+    Processes that split a layer (:mod:`lightning_mlc.distributed.tensor_parallel`) run the same examples, and count as
+    one. What they compute of an example is the same on each, so a mean over all processes is the mean over the shares.
     """
 
     size: int = 1

@@ -95,7 +95,7 @@ def _fork(work: Callable[[], Any], rank: int, count: int, folder: Path) -> None:
 
 
 def _python(words: list[str], folder: Path, timeout: int) -> None:
-    paths = [ROOT, ROOT / "kernels", ROOT / "tests" / "lightning_mlc", os.environ.get("PYTHONPATH", "")]
+    paths = [ROOT, ROOT / "kernels", ROOT / "tests", os.environ.get("PYTHONPATH", "")]
     threads = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(
         [sys.executable, *words],
@@ -197,7 +197,7 @@ def _children() -> set[str]:
 
 
 def _run_all(listed: Path, ended: Path) -> None:
-    import lightning_mlc.training_cli  # noqa: F401 (once for all forks)
+    import lightning_mlc.commands.training  # noqa: F401 (once for all forks)
 
     found: list[Any] = []
     for number, job in enumerate(json.loads(listed.read_text())):

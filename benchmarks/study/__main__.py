@@ -24,10 +24,10 @@ from benchmarks.study.runs import Runner, claim, stopped_by_signals
 from benchmarks.study.split import Split, split
 from lightning_mlc.errors import Interrupted, UserError
 from lightning_mlc.evaluation.journal import write_whole
-from lightning_mlc.evaluation.local import chat_of
-from lightning_mlc.evaluation.systems import System
-from lightning_mlc.paths import user_path, user_text
-from lightning_mlc.quiet import quiet_libraries
+from lightning_mlc.evaluation.systems.local import chat_of
+from lightning_mlc.evaluation.systems.system import System
+from lightning_mlc.files.paths import user_path, user_text
+from lightning_mlc.progress.quiet import quiet_libraries
 
 
 def parse(args: Sequence[str] | None) -> argparse.Namespace:

@@ -16,9 +16,9 @@ from typing import Any
 
 import yaml
 
+from lightning_mlc.commands.estimate import EstimateCLI
+from lightning_mlc.commands.training import make_cli
 from lightning_mlc.errors import UserError, did_you_mean
-from lightning_mlc.estimate_cli import EstimateCLI
-from lightning_mlc.training_cli import make_cli
 
 BASE = "base"
 """The cell that is always there: the model before training."""

@@ -15,23 +15,23 @@ from typing import Any
 import torch
 
 from benchmarks.study.grid import EvaluationSettings
+from lightning_mlc.data.file_layouts import parse_rows
 from lightning_mlc.data.languages import canonical_languages
-from lightning_mlc.data.layouts import parse_rows
 from lightning_mlc.data.reading import read_rows
 from lightning_mlc.data.records import Message
-from lightning_mlc.evaluation.generation import LocalModel, TransformersGenerator
 from lightning_mlc.evaluation.judges.base import Exchange, Verdict, declined
+from lightning_mlc.evaluation.judges.roster import make_judges
 from lightning_mlc.evaluation.likelihood import Likelihood, Openings, Scorer
-from lightning_mlc.evaluation.local import chat_of, choose_device, choose_dtype, load
 from lightning_mlc.evaluation.prompts import ORDINARY, read_prompt_sets
 from lightning_mlc.evaluation.representations import prompt_states
-from lightning_mlc.evaluation.roster import make_judges
 from lightning_mlc.evaluation.settings import Settings
-from lightning_mlc.evaluation.systems import System
+from lightning_mlc.evaluation.systems.generation import LocalModel, TransformersGenerator
+from lightning_mlc.evaluation.systems.local import chat_of, choose_device, choose_dtype, load
+from lightning_mlc.evaluation.systems.system import System
 from lightning_mlc.metrics import collinearity
 from lightning_mlc.metrics.verdicts import MISSING, OUTCOMES
 from lightning_mlc.models.policy import resolve_layer
-from lightning_mlc.progress import track
+from lightning_mlc.progress.bars import track
 
 Prompts = Sequence[Mapping[str, list[Message]]]
 """N prompts by language."""

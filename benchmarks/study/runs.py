@@ -33,11 +33,11 @@ from typing import Any
 from benchmarks.environment import environment
 from benchmarks.study.grid import BASE, Grid
 from benchmarks.study.measuring import Measurer
-from lightning_mlc.checkpoints import checkpoint_files
+from lightning_mlc.checkpoints.finding import checkpoint_files
 from lightning_mlc.errors import Interrupted, UserError
 from lightning_mlc.evaluation.journal import write_whole
-from lightning_mlc.evaluation.systems import System
-from lightning_mlc.progress import SECONDS, say
+from lightning_mlc.evaluation.systems.system import System
+from lightning_mlc.progress.bars import SECONDS, say
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.study.grid import DataSettings
-from lightning_mlc.data.layouts import parse_rows
+from lightning_mlc.data.file_layouts import parse_rows
 from lightning_mlc.data.reading import read_rows
 from lightning_mlc.data.tokenization import ChatTokenizer
 from lightning_mlc.errors import UserError

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_mlc.evaluation.bootstrap import LEVEL, Estimate, Statistic
+from lightning_mlc.evaluation.reporting.bootstrap import LEVEL, Estimate, Statistic
 
 
 class Sample(NamedTuple):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_mlc.errors import UserError
-from lightning_mlc.forward import Grid
+from lightning_mlc.models.forward import Grid
 
 
 @dataclass(frozen=True)

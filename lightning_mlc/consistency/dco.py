@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_mlc.consistency.base import ConsistencyTerm, Needs, Observed
 from lightning_mlc.data.rows import CHOSEN, REJECTED
-from lightning_mlc.forward import Grid
+from lightning_mlc.models.forward import Grid
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from lightning_mlc.data.batches import Batch, Normalizers
-from lightning_mlc.data.layout import Layout, pad_in_chunks
+from lightning_mlc.data.row_layout import Layout, pad_in_chunks
 from lightning_mlc.data.rows import CHOSEN, MISMATCHED, NO_RESPONSE, REJECTED, Row, TokenRows
 
 EVALUATION_TOKENS = 4096

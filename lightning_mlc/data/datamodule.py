@@ -22,12 +22,12 @@ from torch.utils.data import DataLoader
 from lightning_mlc.data.batches import Batch
 from lightning_mlc.data.collation import Collator, ResponsesIn
 from lightning_mlc.data.costs import EXPENSIVE, TokenCounts, highest_token
+from lightning_mlc.data.file_layouts import parse_rows
 from lightning_mlc.data.languages import canonical_language, canonical_languages
-from lightning_mlc.data.layout import Layout
-from lightning_mlc.data.layouts import parse_rows
 from lightning_mlc.data.mismatches import Mismatches, mismatches
 from lightning_mlc.data.reading import locate, read_rows
 from lightning_mlc.data.records import KIND_NAMES, DataKind
+from lightning_mlc.data.row_layout import Layout
 from lightning_mlc.data.sampling import (
     EvaluationBatches,
     MicroBatch,
@@ -41,7 +41,7 @@ from lightning_mlc.data.tables import default_cache_dir, table_fingerprint, toke
 from lightning_mlc.data.tokenization import ChatTokenizer
 from lightning_mlc.data.windows import ByExamples, ByTokens, Cut, Division
 from lightning_mlc.errors import UserError
-from lightning_mlc.paths import expanded
+from lightning_mlc.files.paths import expanded
 from lightning_mlc.processes import DataParallel
 
 logger = logging.getLogger("lightning_mlc")
@@ -266,7 +266,7 @@ class MultilingualData(LightningDataModule):
     def _chat_tokenizer(self) -> ChatTokenizer:
         if self._chat is None:
             # Imported here: transformers takes seconds, and a wrong file should be told before that.
-            from lightning_mlc.models.loading import ModelSource, load_tokenizer
+            from lightning_mlc.sources import ModelSource, load_tokenizer
 
             if self._tokenizer_options["name_or_path"] is None:
                 raise UserError("model.name_or_path", "is not set; the tokenizer comes from there")

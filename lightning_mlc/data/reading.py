@@ -14,7 +14,7 @@ from lightning_mlc.data.csv_rows import csv_rows
 from lightning_mlc.data.json_rows import json_array, json_lines
 from lightning_mlc.data.records import Place, Row
 from lightning_mlc.errors import UserError, first_line
-from lightning_mlc.paths import expanded
+from lightning_mlc.files.paths import expanded
 
 if TYPE_CHECKING:
     from datasets import Dataset

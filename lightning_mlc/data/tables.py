@@ -17,9 +17,9 @@ from transformers import PreTrainedTokenizerBase
 from lightning_mlc.data.preparation import Encoder, encode_in_order, processes_for
 from lightning_mlc.data.scratch import scratch_folder
 from lightning_mlc.data.spool import Spool
+from lightning_mlc.data.templates import TemplateProblem
 from lightning_mlc.data.tokenization import ChatTokenizer
-from lightning_mlc.models.templates import TemplateProblem
-from lightning_mlc.progress import track
+from lightning_mlc.progress.bars import track
 
 FORMAT = 3
 """Raised when the columns of a table, or what they mean, change."""

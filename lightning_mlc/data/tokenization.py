@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from lightning_mlc.data.encoding import ChatEncoder
 from lightning_mlc.data.hashing import digest
 from lightning_mlc.data.records import Example, Message
+from lightning_mlc.data.templates import ChatTemplate, TemplateProblem, contains
+from lightning_mlc.data.turns import end_of_turn
 from lightning_mlc.errors import UserError
-from lightning_mlc.models.templates import ChatTemplate, TemplateProblem, contains
-from lightning_mlc.models.turns import end_of_turn
 
 
 class PromptTooLong(UserError):

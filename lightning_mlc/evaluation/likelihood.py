@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 
-from lightning_mlc.data.layout import Layout
-from lightning_mlc.data.layouts import has_half_a_character
+from lightning_mlc.data.file_layouts import has_half_a_character
+from lightning_mlc.data.row_layout import Layout
 from lightning_mlc.data.rows import Row
 from lightning_mlc.errors import UserError
-from lightning_mlc.evaluation.generation import Conversation, LocalModel, out_of_memory, plan
-from lightning_mlc.evaluation.local import NO_LIMIT
+from lightning_mlc.evaluation.systems.generation import Conversation, LocalModel, out_of_memory, plan
+from lightning_mlc.evaluation.systems.local import NO_LIMIT
 from lightning_mlc.models.policy import Policy
 from lightning_mlc.models.self_check import self_check
 

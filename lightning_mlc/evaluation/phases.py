@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import Console
 
 from lightning_mlc.errors import shortened
-from lightning_mlc.evaluation.endpoint import Unanswered
 from lightning_mlc.evaluation.journal import Job, Journal
-from lightning_mlc.progress import track
+from lightning_mlc.evaluation.systems.endpoint import Unanswered
+from lightning_mlc.progress.bars import track
 
 Produce = Callable[[Collection[int]], Iterator[tuple[int, Mapping[str, Any]]]]
 """From the indices of the jobs that are done to the results of the others, as they come."""

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning_mlc.data.file_layouts import id_of, pair_of, prompts_of_rows, repeated_id
 from lightning_mlc.data.languages import canonical_language, canonical_languages
-from lightning_mlc.data.layouts import id_of, pair_of, prompts_of_rows, repeated_id
 from lightning_mlc.data.reading import HUB, read_rows
 from lightning_mlc.data.records import Message, Place
 from lightning_mlc.errors import UserError

@@ -11,12 +11,12 @@ from rich.console import Console
 from torch import Tensor
 
 from lightning_mlc.data.rows import NO_RESPONSE, Row, TokenRows
-from lightning_mlc.evaluation.generation import Conversation, LocalModel, out_of_memory, plan
 from lightning_mlc.evaluation.journal import Key
-from lightning_mlc.evaluation.systems import System
+from lightning_mlc.evaluation.systems.generation import Conversation, LocalModel, out_of_memory, plan
+from lightning_mlc.evaluation.systems.system import System
 from lightning_mlc.metrics import collinearity
 from lightning_mlc.metrics.cosines import pair_cosines
-from lightning_mlc.progress import track
+from lightning_mlc.progress.bars import track
 from mlc_kernels import singular_values
 
 

@@ -26,14 +26,19 @@ from rich.console import Console
 from lightning_mlc.data.languages import canonical_languages
 from lightning_mlc.data.records import Message
 from lightning_mlc.errors import UserError
-from lightning_mlc.evaluation.decoding import noted
-from lightning_mlc.evaluation.endpoint import EndpointGenerator, Unanswered
-from lightning_mlc.evaluation.engines import engine_of, local_generator
-from lightning_mlc.evaluation.generation import Generator, LocalModel, TransformersGenerator
 from lightning_mlc.evaluation.journal import Job, Journal, Key, digest, write_whole
 from lightning_mlc.evaluation.judges.base import Exchange, Judge
+from lightning_mlc.evaluation.judges.roster import MARGIN, endpoint_of, make_judges
 from lightning_mlc.evaluation.likelihood import Likelihood, Openings, Scorer
-from lightning_mlc.evaluation.local import (
+from lightning_mlc.evaluation.phases import answered, fill
+from lightning_mlc.evaluation.prompts import EvaluationRow, choose_languages, conversations, read_prompt_sets
+from lightning_mlc.evaluation.representations import compare
+from lightning_mlc.evaluation.settings import Settings
+from lightning_mlc.evaluation.systems.decoding import noted
+from lightning_mlc.evaluation.systems.endpoint import EndpointGenerator, Unanswered
+from lightning_mlc.evaluation.systems.engines import engine_of, local_generator
+from lightning_mlc.evaluation.systems.generation import Generator, LocalModel, TransformersGenerator
+from lightning_mlc.evaluation.systems.local import (
     chat_of,
     check_lengths,
     choose_device,
@@ -42,13 +47,8 @@ from lightning_mlc.evaluation.local import (
     load,
     warn_of_slow_dtype,
 )
-from lightning_mlc.evaluation.phases import answered, fill
-from lightning_mlc.evaluation.prompts import EvaluationRow, choose_languages, conversations, read_prompt_sets
-from lightning_mlc.evaluation.representations import compare
-from lightning_mlc.evaluation.roster import MARGIN, endpoint_of, make_judges
-from lightning_mlc.evaluation.settings import Settings
-from lightning_mlc.evaluation.systems import System, parse_systems
-from lightning_mlc.progress import say
+from lightning_mlc.evaluation.systems.system import System, parse_systems
+from lightning_mlc.progress.bars import say
 
 
 class Study:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask
 from transformers import PreTrainedConfig
 
-from lightning_mlc.data.layout import Layout
+from lightning_mlc.data.row_layout import Layout
 from lightning_mlc.data.rows import Packing, TokenRows
 
 LAYER_TYPES = {"full_attention", "sliding_attention"}

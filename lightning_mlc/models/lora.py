@@ -15,9 +15,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lightning_mlc.errors import UserError, first_line
-from lightning_mlc.models.loading import ModelSource, load_causal_lm
+from lightning_mlc.models.loading import load_causal_lm
 from lightning_mlc.models.parts import beyond_text
 from lightning_mlc.models.quantization import QuantizedFormat, keep_trainable, loading_options
+from lightning_mlc.sources import ModelSource
 
 if TYPE_CHECKING:
     from peft import PeftModel

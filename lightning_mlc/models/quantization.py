@@ -14,7 +14,7 @@ import torch
 from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
 from lightning_mlc.errors import UserError
-from lightning_mlc.models.loading import ModelSource
+from lightning_mlc.sources import ModelSource
 
 QuantizedFormat = Literal["nf4", "int8"]
 """``nf4``: 4 bits a weight, with a scale for every 64 of them that is quantised too (section 3 of the paper).

@@ -10,9 +10,10 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lightning_mlc.errors import UserError
-from lightning_mlc.models.loading import ModelSource, load_causal_lm
+from lightning_mlc.models.loading import load_causal_lm
 from lightning_mlc.models.lora import LoRA, add_lora
 from lightning_mlc.models.parts import beyond_text, token_embeddings
+from lightning_mlc.sources import ModelSource
 
 logger = logging.getLogger("lightning_mlc")
 

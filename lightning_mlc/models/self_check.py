@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from lightning_mlc.data.layout import Layout
+from lightning_mlc.data.row_layout import Layout
 from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, Row
 from lightning_mlc.errors import UserError, first_line
 from lightning_mlc.models.attention import LAYER_TYPES, packed_layout_of

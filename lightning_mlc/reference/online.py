@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lightning_mlc.checkpoint_format import load_into
+from lightning_mlc.checkpoints.format import load_into
 from lightning_mlc.data.batches import Batch
-from lightning_mlc.forward import Grid, run_batch
+from lightning_mlc.distributed.sharding import move
+from lightning_mlc.models.forward import Grid, run_batch
 from lightning_mlc.models.policy import Policy
 from lightning_mlc.reference.scores import ReferenceScores
-from lightning_mlc.sharding import move
 
 
 @contextmanager
@@ -59,7 +59,7 @@ class OnlineReference:
         """Scores of ``batch`` of the data's ``split``. In evaluation, which repeats, they are computed once.
 
         ``translations`` asks for those of responses in the other languages too, ``pool`` for mean states (see
-        :class:`~lightning_mlc.forward.Grid`), which are not kept.
+        :class:`~lightning_mlc.models.forward.Grid`), which are not kept.
         """
         if split == "train" or pool:
             return self.score(batch, translations, pool)

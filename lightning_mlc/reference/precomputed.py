@@ -12,14 +12,14 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_mlc.data.batches import Batch
 from lightning_mlc.data.datamodule import MultilingualData, Split
+from lightning_mlc.distributed.sharding import FSDP2, move
 from lightning_mlc.errors import UserError
-from lightning_mlc.forward import Grid, run_batch
+from lightning_mlc.models.forward import Grid, run_batch
 from lightning_mlc.models.policy import Policy
-from lightning_mlc.progress import track
+from lightning_mlc.progress.bars import track
 from lightning_mlc.reference.online import as_reference
 from lightning_mlc.reference.scores import ReferenceScores
 from lightning_mlc.reference.store import ScoreStore
-from lightning_mlc.sharding import FSDP2, move
 
 SECONDS_PER_SHARD = 30.0
 """How much work a process that is killed can lose."""

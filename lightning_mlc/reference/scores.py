@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_mlc.data.batches import Batch
-from lightning_mlc.forward import Grid
+from lightning_mlc.models.forward import Grid
 
 
 class ReferenceScores(NamedTuple):
@@ -19,7 +19,7 @@ class ReferenceScores(NamedTuple):
     keys: Tensor
     """(N,) int64, ascending, each once: ``Batch.keys``."""
     logps: Tensor
-    """(N, L, K), as in :class:`~lightning_mlc.forward.Grid`."""
+    """(N, L, K), as in :class:`~lightning_mlc.models.forward.Grid`."""
     tokens: Tensor
     """(N, L, K), number of tokens; 0 where there is no such response."""
 

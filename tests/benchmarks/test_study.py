@@ -29,8 +29,8 @@ from benchmarks.study.runs import claim, is_claimed
 from benchmarks.study.split import split
 from benchmarks.study.uncertainty import Sample, interval, sample, student_quantile
 from lightning_mlc.errors import UserError
-from lightning_mlc.evaluation.local import chat_of
-from lightning_mlc.evaluation.systems import System
+from lightning_mlc.evaluation.systems.local import chat_of
+from lightning_mlc.evaluation.systems.system import System
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted((ROOT / "benchmarks" / "studies").glob("*.yaml"))

@@ -18,7 +18,7 @@ from benchmarks.architectures import ARCHITECTURES
 from benchmarks.published import IGNORED, Pair, collate
 from benchmarks.train_step import Measured, Parity, Target, disagreement, ratio, result, targets, verdicts
 from benchmarks.workers import Counts, Memory, Settings, Step, Turns, plan
-from lightning_mlc.models.loading import ModelSource
+from lightning_mlc.sources import ModelSource
 
 CPU = torch.device("cpu")
 

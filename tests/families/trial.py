@@ -20,11 +20,11 @@ from lightning_mlc.consistency import MLC, Consistency
 from lightning_mlc.data import MultilingualData
 from lightning_mlc.data.batches import Batch
 from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, TokenRows
-from lightning_mlc.export import export
+from lightning_mlc.export.folder import export
 from lightning_mlc.models.lora import LoRA
 from lightning_mlc.models.policy import RowOutputs
-from lightning_mlc.module import AlignmentModule
 from lightning_mlc.objectives import DPO
+from lightning_mlc.training.module import AlignmentModule
 
 WEIGHT = 2.0
 """Of the MLC loss: large enough to make up a good part of the gradient."""

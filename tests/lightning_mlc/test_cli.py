@@ -15,7 +15,7 @@ from conftest import example_rows, write_jsonl
 
 from lightning_mlc import __version__
 from lightning_mlc.cli import COMMANDS, main
-from lightning_mlc.training_cli import run, shipped_configs
+from lightning_mlc.commands.training import run, shipped_configs
 
 HEAVY = ("torch", "lightning", "transformers", "datasets", "matplotlib")
 

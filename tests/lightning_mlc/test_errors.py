@@ -14,9 +14,9 @@ import pytest
 from rich.console import Console
 
 from lightning_mlc.errors import LONGEST_REASON, Interrupted, UserError, first_line, shortened, some_of
-from lightning_mlc.evaluation.endpoint import Endpoint, EndpointGenerator
 from lightning_mlc.evaluation.journal import Job, Journal, Key
 from lightning_mlc.evaluation.phases import fill
+from lightning_mlc.evaluation.systems.endpoint import Endpoint, EndpointGenerator
 
 LONGEST = 300
 """Characters of a message that somebody reads to its end."""

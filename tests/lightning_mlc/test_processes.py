@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lightning_mlc.checkpoint_format import REST, remove
-from lightning_mlc.checkpoints import checkpoint_files
+from lightning_mlc.checkpoints.finding import checkpoint_files
+from lightning_mlc.checkpoints.format import REST, remove
 from lightning_mlc.cli import main
 from lightning_mlc.errors import UserError
 from lightning_mlc.processes import is_first, raise_together
@@ -43,7 +43,7 @@ def test_an_error_of_all_processes_is_told_by_one(
     def fail(_: object) -> None:
         raise_together(UserError("out", "something is wrong"))
 
-    monkeypatch.setattr("lightning_mlc.export_cli.run", fail)
+    monkeypatch.setattr("lightning_mlc.commands.export.run", fail)
     for rank, told in (("0", "error: out: something is wrong\n"), ("1", "")):
         monkeypatch.setenv("RANK", rank)
         assert main(["export"]) == 2

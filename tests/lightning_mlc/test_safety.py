@@ -17,11 +17,12 @@ import pytest
 import torch
 from conftest import example_rows, save_model, write_jsonl
 
+from lightning_mlc.checkpoints.provenance import Provenance
 from lightning_mlc.cli import main
+from lightning_mlc.commands.training import run
 from lightning_mlc.errors import UserError
-from lightning_mlc.models.loading import ModelSource, load_causal_lm, load_tokenizer
-from lightning_mlc.provenance import Provenance
-from lightning_mlc.training_cli import run
+from lightning_mlc.models.loading import load_causal_lm
+from lightning_mlc.sources import ModelSource, load_tokenizer
 
 
 class Payload:

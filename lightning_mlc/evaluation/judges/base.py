@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 from lightning_mlc.data.records import Message
-from lightning_mlc.evaluation.decoding import Decoding, noted
+from lightning_mlc.evaluation.systems.decoding import Decoding, noted
 
 Label = Literal["safe", "unsafe", "invalid"]
 

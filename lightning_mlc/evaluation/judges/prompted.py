@@ -6,9 +6,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lightning_mlc.evaluation.generation import Generator
 from lightning_mlc.evaluation.judges.base import Exchange, Verdict, unintelligible
 from lightning_mlc.evaluation.judges.formats import Format
+from lightning_mlc.evaluation.systems.generation import Generator
 
 
 class PromptedJudge:

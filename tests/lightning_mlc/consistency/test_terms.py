@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_mlc.consistency import DCO, MLC, MPO, ConsistencyTerm, Observed, PairwiseCosine, SourceCosine
-from lightning_mlc.forward import Grid
+from lightning_mlc.models.forward import Grid
 from mlc_kernels import mlc_loss
 
 

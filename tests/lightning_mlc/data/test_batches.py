@@ -9,7 +9,7 @@ import torch
 
 from lightning_mlc.data.batches import Normalizers
 from lightning_mlc.data.collation import Collator
-from lightning_mlc.data.layout import Layout
+from lightning_mlc.data.row_layout import Layout
 from lightning_mlc.data.rows import CHOSEN, MISMATCHED, NO_RESPONSE, REJECTED, TokenRows
 
 NORMALIZERS = Normalizers(1, 1, 1, 1, 1)

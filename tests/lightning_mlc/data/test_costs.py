@@ -14,7 +14,7 @@ from conftest import write_jsonl
 from lightning_mlc.data import MultilingualData
 from lightning_mlc.data.batches import Batch
 from lightning_mlc.data.collation import ResponsesIn
-from lightning_mlc.data.layout import Layout
+from lightning_mlc.data.row_layout import Layout
 from lightning_mlc.errors import UserError
 
 

@@ -13,12 +13,12 @@ from tokenizers import AddedToken, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from lightning_mlc.data.encoding import ChatEncoder, _borders
-from lightning_mlc.data.layouts import parse_rows
+from lightning_mlc.data.file_layouts import parse_rows
 from lightning_mlc.data.reading import read_rows
 from lightning_mlc.data.spool import Spool
 from lightning_mlc.data.tables import TABLE, table_fingerprint, tokenised_table
+from lightning_mlc.data.templates import ChatTemplate
 from lightning_mlc.data.tokenization import ChatTokenizer
-from lightning_mlc.models.templates import ChatTemplate
 
 from .test_borders import LLAMA_2, VICUNA, ZEPHYR, tokenizer_of
 

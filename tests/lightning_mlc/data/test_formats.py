@@ -15,7 +15,7 @@ from conftest import example_rows, write_jsonl
 from datasets import Dataset
 
 from lightning_mlc.data import json_rows, reading, uniqueness
-from lightning_mlc.data.layouts import parse_rows, prompts_of_rows
+from lightning_mlc.data.file_layouts import parse_rows, prompts_of_rows
 from lightning_mlc.data.reading import read_rows
 from lightning_mlc.data.records import Example
 from lightning_mlc.errors import UserError

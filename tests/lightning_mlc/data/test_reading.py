@@ -12,7 +12,7 @@ import pytest
 from conftest import example_rows, write_jsonl
 from datasets import Dataset, DatasetDict
 
-from lightning_mlc.data.layouts import parse_rows
+from lightning_mlc.data.file_layouts import parse_rows
 from lightning_mlc.data.reading import read_rows
 from lightning_mlc.data.records import Example
 from lightning_mlc.errors import UserError

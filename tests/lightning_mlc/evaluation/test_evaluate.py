@@ -21,16 +21,16 @@ from conftest import example_rows, save_model, write_jsonl
 sys.path.insert(0, str(Path(__file__).parent))
 from fake_endpoint import Answer, completion, failure, serve
 
+from lightning_mlc.checkpoints.provenance import Provenance
+from lightning_mlc.checkpoints.restore import restore
 from lightning_mlc.cli import main
+from lightning_mlc.commands.evaluate import parse
+from lightning_mlc.commands.training import run
 from lightning_mlc.consistency import Consistency
-from lightning_mlc.evaluation.cli import parse
-from lightning_mlc.evaluation.roster import make_judges
+from lightning_mlc.evaluation.judges.roster import make_judges
 from lightning_mlc.evaluation.settings import Settings
-from lightning_mlc.evaluation.systems import System
-from lightning_mlc.export import restore
-from lightning_mlc.models.loading import ModelSource
-from lightning_mlc.provenance import Provenance
-from lightning_mlc.training_cli import run
+from lightning_mlc.evaluation.systems.system import System
+from lightning_mlc.sources import ModelSource
 
 QUICK = ["--max_new_tokens=6", "--bootstrap=100", "--device=cpu", "--representation_prompts=0"]
 STATES = "--representation_prompts=4"
@@ -188,7 +188,7 @@ def test_a_second_run_computes_nothing_and_a_changed_setting_is_refused(
     ]
     assert main(args) == 0
     before = {path: path.read_bytes() for path in out.rglob("*.json*")}
-    from lightning_mlc.evaluation.systems import System
+    from lightning_mlc.evaluation.systems.system import System
 
     monkeypatch.setattr(System, "load_model", lambda *_: pytest.fail("the model is loaded again"))
     less = ["--languages=en,sw", "--limit=2"]

@@ -10,10 +10,10 @@ import torch
 from conftest import save_model
 
 from lightning_mlc.errors import UserError
-from lightning_mlc.evaluation.generation import LocalModel
 from lightning_mlc.evaluation.likelihood import Likelihood, Openings, Scorer
-from lightning_mlc.evaluation.local import chat_of, context_length, load
-from lightning_mlc.evaluation.systems import System
+from lightning_mlc.evaluation.systems.generation import LocalModel
+from lightning_mlc.evaluation.systems.local import chat_of, context_length, load
+from lightning_mlc.evaluation.systems.system import System
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("a", "bb cc", "দাম", "a longer one, by far")]
 RESPONSES = [("No.", "Yes, sure"), ("x", "y"), ("Sorry", ""), ("No.", "Yes, sure", "Maybe")]

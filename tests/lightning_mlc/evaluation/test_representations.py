@@ -9,10 +9,10 @@ import pytest
 import torch
 from conftest import save_model
 
-from lightning_mlc.evaluation.generation import LocalModel
-from lightning_mlc.evaluation.local import chat_of
 from lightning_mlc.evaluation.representations import extracted, prompt_states, sweep
-from lightning_mlc.evaluation.systems import System
+from lightning_mlc.evaluation.systems.generation import LocalModel
+from lightning_mlc.evaluation.systems.local import chat_of
+from lightning_mlc.evaluation.systems.system import System
 
 TEXTS = ["a", "bb cc dd", "দাম", "a longer one, by far"]
 CONVERSATIONS = [[{"role": "user", "content": text}] for text in TEXTS]

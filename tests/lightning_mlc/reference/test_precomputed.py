@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from lightning_mlc.commands.training import run
 from lightning_mlc.consistency import MLC, Consistency
 from lightning_mlc.data import MultilingualData
 from lightning_mlc.data import datamodule as datamodule_module
@@ -28,12 +29,11 @@ from lightning_mlc.data.rows import KINDS
 from lightning_mlc.errors import UserError
 from lightning_mlc.models.lora import LoRA
 from lightning_mlc.models.policy import Policy
-from lightning_mlc.module import AlignmentModule
 from lightning_mlc.objectives import DPO
 from lightning_mlc.reference import OnlineReference, PrecomputedReference, ReferenceSettings
 from lightning_mlc.reference import precomputed as precomputed_module
 from lightning_mlc.reference.scores import ReferenceScores
-from lightning_mlc.training_cli import run
+from lightning_mlc.training.module import AlignmentModule
 
 PRECOMPUTED = ReferenceSettings("precomputed")
 
@@ -359,7 +359,7 @@ KILLED = """
 import os, signal, sys
 from lightning_mlc.data import datamodule
 from lightning_mlc.reference import precomputed
-from lightning_mlc.training_cli import run
+from lightning_mlc.commands.training import run
 
 datamodule.SCORING_EXAMPLES, precomputed.SECONDS_PER_SHARD = 2, 0.0
 run_batch, batches = precomputed.run_batch, []

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_mlc.data.batches import Batch, Normalizers
-from lightning_mlc.forward import Grid
+from lightning_mlc.models.forward import Grid
 from lightning_mlc.reference.scores import ReferenceScores
 
 NORMALIZERS = Normalizers(1.0, 1.0, 1.0, 1.0, 1.0)

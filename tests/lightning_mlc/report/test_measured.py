@@ -9,8 +9,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 
-from lightning_mlc.callbacks import EvaluationReport
 from lightning_mlc.report.measured import measured_in
+from lightning_mlc.training.callbacks import EvaluationReport
 
 LATEST = {"step": 3, "results": {"val/nll/en": 2.5}}
 

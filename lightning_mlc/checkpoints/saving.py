@@ -1,0 +1,230 @@
+"""Checkpoints that a run can be killed around: written whole or not at all, and at places to resume from exactly.
+
+What makes a resumed run equal to one that was never interrupted: checkpoints hold weights, optimizer, scheduler
+and the loops' progress (Lightning); the order of the examples follows from seed and epoch
+(:mod:`lightning_mlc.data.sampling`); random numbers follow from seed, step and process
+(:mod:`lightning_mlc.training.resumption`); and what is saved is the state at the end of an optimizer step
+(:class:`Checkpoint`).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
+
+from lightning_mlc.checkpoints.finding import require_room
+from lightning_mlc.checkpoints.format import (
+    UNFINISHED,
+    read_checkpoint,
+    reason,
+    remove,
+    unfinished_name,
+)
+from lightning_mlc.errors import UserError, did_you_mean
+from lightning_mlc.lightning_internals import ends_window
+from lightning_mlc.processes import raise_together
+
+VALIDATION = "val/"
+"""How the names of validation metrics begin."""
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target and renames, so that a checkpoint is there as a whole or not at all.
+
+    Lightning's own writes the file a second time in memory, and then in the system's temporary folder, from where it is
+    copied if that is another file system: a kill in between leaves half a checkpoint under its final name.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        target = Path(path)
+        unfinished = unfinished_name(target)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with unfinished.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(target)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            unfinished.unlink(missing_ok=True)
+            raise UserError(
+                "checkpoint",
+                f"cannot write {target} ({reason(error)}); training stopped, the checkpoints before it "
+                "are whole: make room and continue with --ckpt_path last",
+            ) from error
+
+    def load_checkpoint(self, path: Any, *_arguments: Any, **_keywords: Any) -> dict[str, Any]:
+        """The checkpoint at ``path``, also if that is a folder of FSDP2, with nothing in it run."""
+        return read_checkpoint(Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove the file or folder at ``path``, which is no checkpoint any more as soon as that begins."""
+        remove(Path(path))
+
+
+class Checkpoint(ModelCheckpoint):
+    """Lightning's, which saves only what can be resumed from exactly, and leaves behind what one run would.
+
+    A step that is followed by validation is saved after that: resumed before it, Lightning would leave it out.
+    """
+
+    _in_optimizer_step = False
+    _validation_follows = False
+    _due = False
+    _is_monitored = False
+    """Whether what it monitors has been seen."""
+
+    @property
+    def state_key(self) -> str:
+        # Not by how often it saves: a run that goes on with another number replaces its earlier checkpoints too.
+        return f"{type(self).__qualname__}{{monitor={self.monitor}}}"
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        error = None
+        if trainer.is_global_zero and self.dirpath is not None:
+            folder = Path(self.dirpath)
+            weights = sum(p.numel() * p.element_size() for p in pl_module.parameters())
+            # Adam keeps two numbers for each weight that it trains, most others fewer.
+            trained = sum(p.numel() * p.element_size() for p in pl_module.parameters() if p.requires_grad)
+            try:
+                require_room(folder, weights + 2 * trained)
+                for unfinished in folder.glob(f".*{UNFINISHED}"):  # of a run that was killed
+                    remove(unfinished)
+            except UserError as found:
+                error = found
+        raise_together(error)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if self._resumes_own(trainer):  # whose newest checkpoint is there
+            self._last_global_step_saved = trainer.global_step
+            self._last_checkpoint_saved = str(trainer.ckpt_path)
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # The validation before training shows what there is; Lightning would tell after hours, at the first save.
+        monitors = [("checkpoint.monitor", self.monitor)]
+        others: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        stopping = [callback for callback in others if isinstance(callback, EarlyStopping)]
+        monitors += [("trainer.callbacks", callback.monitor) for callback in stopping]
+        for option, monitor in monitors:
+            if monitor is not None and monitor.startswith(VALIDATION):
+                self._require_metric(trainer, option, monitor)
+
+    def _require_metric(self, trainer: Trainer, option: str, monitor: str) -> None:
+        known = [name for name in self._monitor_candidates(trainer) if "/" in name]
+        if monitor not in self._monitor_candidates(trainer):
+            few = f"there are {', '.join(sorted(known)[:4])}, ..." if known else "nothing is validated"
+            raise UserError(option, f"there is no metric {monitor}" + did_you_mean(monitor, known, f"; {few}"))
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        self._in_optimizer_step = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._in_optimizer_step = False
+        if not ends_window(trainer, batch_idx):  # where `train_time_interval` would save, gradients and all
+            return
+        if self.monitor is not None and not self.monitor.startswith(VALIDATION) and not self._is_monitored:
+            self._require_metric(trainer, "checkpoint.monitor", self.monitor)
+            self._is_monitored = True
+        self._validation_follows = _validation_follows(trainer)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._validation_follows = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._due and not trainer.sanity_checking:
+            self._due = False
+            self._save_now(trainer)
+        super().on_validation_end(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Lightning would leave out the steps after the last that `every_n_train_steps` divides.
+        if self.monitor is None and not self._should_skip_saving_checkpoint(trainer):
+            self._save_now(trainer)
+        super().on_train_end(trainer, pl_module)
+
+    def _save_now(self, trainer: Trainer) -> None:
+        candidates = self._monitor_candidates(trainer)
+        self._save_topk_checkpoint(trainer, candidates)
+        self._save_last_checkpoint(trainer, candidates)
+
+    def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        if self._validation_follows:
+            self._due = True
+        else:
+            super()._save_topk_checkpoint(trainer, monitor_candidates)
+
+    def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        if not self._validation_follows:
+            super()._save_last_checkpoint(trainer, monitor_candidates)
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        error = None
+        try:
+            super()._save_checkpoint(trainer, filepath)
+        except UserError as found:
+            error = found
+            trainer.strategy.barrier()  # at which the processes that have nothing to write wait
+        raise_together(error)
+
+    def _should_remove_checkpoint(self, trainer: Trainer, previous: str, current: str) -> bool:
+        # Lightning's spares what a run was resumed from, so that each resumption would leave a checkpoint behind.
+        if previous != current and self._resumes_own(trainer) and Path(previous).resolve() == _resumed_from(trainer):
+            return True
+        return super()._should_remove_checkpoint(trainer, previous, current)
+
+    def _resumes_own(self, trainer: Trainer) -> bool:
+        """Whether the run goes on from a checkpoint in the folder that it writes to."""
+        resumed = _resumed_from(trainer)
+        return resumed is not None and self.dirpath is not None and resumed.parent == Path(self.dirpath).resolve()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # Weights may be half updated; or the file that could not be written, or has no name yet, is this one.
+        told = isinstance(exception, UserError) and exception.option in ("checkpoint", "checkpoint.monitor")
+        if self._in_optimizer_step or told:
+            return
+        # To save takes all processes, and one that failed alone would wait for the others for ever.
+        if trainer.world_size > 1 and not isinstance(exception, SIGTERMException):
+            return
+        _rewind_to_step(trainer)
+        if self.monitor is not None or not self._should_save_on_exception(trainer):
+            super().on_exception(trainer, pl_module, exception)
+        else:  # as at any other step, so that the run that goes on knows of it and replaces it
+            self._save_now(trainer)
+
+
+def _validation_follows(trainer: Trainer) -> bool:
+    """Whether Lightning validates after the batch that has just ended."""
+    loop: Any = trainer.fit_loop
+    if trainer._val_check_time_interval is not None or not sum(trainer.num_val_batches):  # type: ignore[attr-defined]
+        return False  # by time, processes might disagree
+    return bool(loop.epoch_loop._should_check_val_fx(loop._data_fetcher))
+
+
+def _resumed_from(trainer: Trainer) -> Path | None:
+    return None if trainer.ckpt_path is None else Path(trainer.ckpt_path).resolve()
+
+
+def _rewind_to_step(trainer: Trainer) -> None:
+    """Count only the micro-batches that the weights have seen: gradients of a step begun are not saved."""
+    loop = trainer.fit_loop.epoch_loop
+    progress: Any = loop.batch_progress
+    beyond = 0 if progress.is_last_batch else progress.current.processed % trainer.accumulate_grad_batches
+    for counts in (progress.current, progress.total):
+        counts.ready = counts.started = counts.completed = counts.processed = counts.processed - beyond
+    if trainer.validating:
+        # To Lightning the mark of a validation that was interrupted, which it then runs from the beginning.
+        evaluated: Any = loop.val_loop.batch_progress
+        for counts in (evaluated.current, evaluated.total):
+            counts.ready = counts.started = 1
+            counts.processed = counts.completed = 0
+        evaluated.is_last_batch = False

@@ -1,0 +1,73 @@
+"""``lightning-mlc estimate``: the options of ``fit``, and a table instead of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from lightning_mlc.commands.precision_option import settle, tell
+from lightning_mlc.commands.training import TrainingCLI, make_cli
+from lightning_mlc.data import MultilingualData
+from lightning_mlc.data.batches import Batch
+from lightning_mlc.distributed.sharding import require_supported
+from lightning_mlc.training.memory import GB, GPUS, RESERVED, Estimate, Setup, Way, cells, estimate_largest, setup_of
+from lightning_mlc.training.module import AlignmentModule
+
+
+class EstimateCLI(TrainingCLI):
+    """Reads a configuration as ``fit`` does, and runs nothing."""
+
+    def before_instantiate_classes(self) -> None:
+        """Nothing will be written, so nothing need be checked."""
+        self._precision_line = settle(self.config[self.subcommand], runs=False)
+
+    def instantiate_classes(self) -> None:
+        self.config_init = self.parser.instantiate_classes(self.config)
+        self.model = self._get(self.config_init, "model")
+        self.datamodule = self._get(self.config_init, "data")
+        tell(self._precision_line)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        module, data = self.model, self.datamodule
+        assert isinstance(module, AlignmentModule)
+        assert isinstance(data, MultilingualData)
+        require_supported(self.config_init[subcommand].trainer.strategy)
+        setup = setup_of(self.config_init[subcommand].trainer)
+        data.prepare_data()
+        data.setup("fit")
+        module.choose_rows(data)
+        data.plan_steps(translations=bool(module.consistency.terms))
+        found, batch, way = estimate_largest(module, data, setup)
+        show(found, batch, setup, way, str(module.source))
+
+
+def show(found: Estimate, batch: Batch, setup: Setup, way: Way, name: str) -> None:
+    """Print ``found`` as a table."""
+    console = Console()
+    every = (*batch.responses, *batch.translations, *batch.prompts, *batch.mismatched)
+    tokens = sum(rows.num_tokens for rows in every)
+    console.print(f"{name}: {found.parameters / 1e6:,.1f} M parameters, {found.trained / 1e6:,.1f} M trained")
+    console.print(
+        f"{setup.processes} process{'es' if setup.processes > 1 else ''}, {setup.strategy}, {setup.precision}; "
+        f"micro-batch of {len(batch)}: {tokens} tokens, {cells(batch)} with padding; {way}"
+    )
+    table = Table("on each GPU", "GB", box=None, header_style="bold", pad_edge=False)
+    table.columns[1].justify = "right"
+    for part, size in found.parts.items():
+        table.add_row(part, f"{size / GB:.2f}")
+    table.add_row("while gradients are computed", f"{sum(found.parts.values()) / GB:.2f}", style="bold")
+    table.add_row("while the optimizer runs", f"{found.optimizer_step / GB:.2f}", style="bold")
+    console.print(table)
+    fitting = [gpu for gpu, size in GPUS.items() if found.fits(size)]
+    console.print(f"fits, with {RESERVED:.0%} kept free: {', '.join(fitting) or 'none of ' + ', '.join(GPUS)}")
+
+
+def run(args: Sequence[str]) -> None:
+    """Print the estimate of the configuration that ``args``, options of ``fit``, describe.
+
+    Raises:
+        UserError: Something the user gave is wrong.
+    """
+    make_cli(["fit", *args], EstimateCLI)

@@ -1,0 +1,1 @@
+"""From the journals of an evaluation to figures, tables and pictures."""

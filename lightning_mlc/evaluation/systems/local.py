@@ -1,0 +1,107 @@
+"""Models that run in this process: loaded once, for all that is asked of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+from lightning_mlc.data.tokenization import ChatTokenizer, PromptTooLong
+from lightning_mlc.errors import UserError, first_line
+from lightning_mlc.evaluation.journal import Key
+from lightning_mlc.evaluation.systems.generation import Conversation, LocalModel
+from lightning_mlc.evaluation.systems.system import System, naming_models
+from lightning_mlc.models.precision import USUAL_WIDTH, Choice, Device, decide, slow_bfloat16, try_both
+from lightning_mlc.sources import load_config
+
+logger = logging.getLogger(__name__)
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+NO_LIMIT = 2**31
+"""For a model that does not say how long its context is."""
+
+
+def choose_device(device: str) -> torch.device:
+    """``auto`` is an accelerator if there is one, else the CPU.
+
+    Raises:
+        UserError: There is no such device.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError("device", f"cannot use {device} ({first_line(error)})") from error
+
+
+def choose_dtype(dtype: DType, device: torch.device) -> str:
+    """``auto`` is bfloat16 where the device computes it faster, else float32."""
+    return dtype if dtype != "auto" else explain_dtype(device).dtype
+
+
+def explain_dtype(device: torch.device) -> Choice:
+    """What ``auto`` is on ``device``, as ``trainer.precision: auto`` decides it, and why.
+
+    There is no trial: an evaluation that goes on where it was stopped must come to the same answer.
+    """
+    index = None if device.index is None else [device.index]
+    return decide(Device.of(device.type, index))
+
+
+def warn_of_slow_dtype(dtype: DType, device: torch.device) -> None:
+    """Warn if bfloat16 was asked for on a CPU that is slow at it."""
+    known = Device.of(device.type)
+    warning = slow_bfloat16(dtype, known, lambda: try_both(USUAL_WIDTH, known))
+    if warning is not None:
+        logger.warning("dtype: %s", warning)
+
+
+def context_length(system: System) -> int:
+    """Most tokens that a local model takes."""
+    with naming_models():
+        if system.is_checkpoint:
+            assert system.provenance is not None
+            config = system.provenance.config
+            length = (config.get("text_config") or config).get("max_position_embeddings", config.get("n_positions"))
+        else:
+            length = getattr(load_config(system.source).get_text_config(), "max_position_embeddings", None)
+    return NO_LIMIT if length is None else int(length)
+
+
+def chat_of(system: System, room: int = 0, on_long_prompt: Literal["cut", "error"] = "error") -> ChatTokenizer:
+    """How texts become tokens of a local model, with ``room`` left for what is generated.
+
+    Raises:
+        UserError: It has no chat template.
+    """
+    length = context_length(system)
+    with naming_models():
+        return ChatTokenizer(system.tokenizer, max(1, length - room), length, on_long_prompt)
+
+
+def check_lengths(
+    system: System, chat: ChatTokenizer, conversations: Sequence[tuple[Key, Conversation]], room: int
+) -> None:
+    """Refuse prompts that leave no ``room`` for a response, before a model is loaded.
+
+    Raises:
+        UserError: One is too long, or the chat template refuses it.
+    """
+    for key, messages in conversations:
+        where = f"prompts: '{key.id}' ({key.language}) of the set '{key.set}'"
+        try:
+            chat.prompt(messages, where)
+        except PromptTooLong as error:
+            raise UserError(
+                where,
+                f"is too long for {system.label}, which takes {chat.max_prompt_length + room} tokens, "
+                f"{room} of them for the response; remove the row, or give less max_new_tokens",
+            ) from error
+
+
+def load(system: System, chat: ChatTokenizer, device: torch.device, dtype: str) -> LocalModel:
+    """The model of ``system`` on its device."""
+    return LocalModel(system.load_model(dtype), chat, device).to_device()

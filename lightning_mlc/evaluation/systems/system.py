@@ -1,0 +1,239 @@
+"""What is evaluated: a model that runs here, or an endpoint that runs one elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from lightning_mlc.errors import UserError, renamed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from lightning_mlc.checkpoints.provenance import Provenance
+    from lightning_mlc.sources import ModelSource
+
+SAMPLES = 64
+SAMPLE_BYTES = 4096
+"""A large file is told by its size and so many samples of it: training changes all weights, not a few."""
+
+
+@dataclass(frozen=True)
+class System:
+    """A model as the command line names it.
+
+    ``spec`` is a Hugging Face folder or hub id (``owner/name@revision`` pins one), a ``.gguf`` file, ``package:NAME``
+    (with ``/FILE.gguf``), a ``.ckpt`` file that ``fit`` wrote, or an OpenAI-compatible endpoint,
+    ``http://HOST/v1#MODEL``.
+    """
+
+    label: str
+    """What reports call it, and the name of its folder."""
+    spec: str
+
+    @property
+    def is_endpoint(self) -> bool:
+        return self.spec.startswith(("http://", "https://"))
+
+    @property
+    def is_checkpoint(self) -> bool:
+        return not self.is_endpoint and self.spec.endswith(".ckpt")
+
+    @cached_property
+    def _checkpoint(self) -> dict[str, Any]:
+        from lightning_mlc.checkpoints.format import read_checkpoint
+        from lightning_mlc.checkpoints.provenance import Provenance
+
+        with naming_models():
+            return read_checkpoint(Path(self.spec), wanted={"state_dict", Provenance.KEY})
+
+    @property
+    def source(self) -> ModelSource:
+        """Where a local model's weights, or a checkpoint's tokenizer, are."""
+        from lightning_mlc.sources import ModelSource
+
+        provenance = self.provenance if self.is_checkpoint else None
+        return ModelSource.parse(self.spec) if provenance is None else provenance.model_source()
+
+    @cached_property
+    def provenance(self) -> Provenance | None:
+        """What a checkpoint or an exported folder says of itself; None of other models."""
+        from lightning_mlc.checkpoints.provenance import Provenance
+
+        if self.is_endpoint:
+            return None
+        if self.is_checkpoint:
+            return Provenance.read(self._checkpoint)
+        beside = Path(self.spec).expanduser() / Provenance.FILE
+        if not beside.is_file():
+            return None
+        try:
+            return Provenance(**json.loads(beside.read_text(encoding="utf-8")))
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                "models", f"{beside} is not what `lightning-mlc export` writes; export the model again"
+            ) from error
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of a local model.
+
+        Raises:
+            UserError: There is none.
+        """
+        from lightning_mlc.sources import load_tokenizer
+
+        with naming_models():
+            return load_tokenizer(self.source)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What tells this model from another one at the same place: the settings that its results depend on.
+
+        Raises:
+            UserError: There is no such model.
+        """
+        if self.is_endpoint:
+            return {"endpoint": self.spec}
+        if self.is_checkpoint:
+            _ = self.provenance  # a file that is no checkpoint is told first
+            path = Path(self.spec)
+            files = sorted(part for part in path.rglob("*") if part.is_file()) if path.is_dir() else [path]
+            return {"checkpoint": fingerprint(files)}
+        _ = self.provenance
+        with naming_models():
+            location, keywords = self.source.resolve()
+            folder = Path(location)
+            if folder.is_dir():
+                gguf = keywords.get("gguf_file")
+                if gguf:  # a name, which may hold what would be a pattern
+                    return {"files": fingerprint([folder / gguf])}
+                names = ["*.safetensors", "*.bin", "config.json", "tokenizer*", "chat_template*"]
+                return {"files": fingerprint(sorted(path for name in names for path in folder.glob(name)))}
+            from lightning_mlc.sources import hub_commit, load_config
+
+            load_config(self.source)
+            return {"hub": location, "commit": hub_commit(self.source)}
+
+    def load_model(self, dtype: str) -> Any:
+        """The local model on the CPU, in eval mode.
+
+        Raises:
+            UserError: It cannot be loaded.
+        """
+        import torch
+
+        from lightning_mlc.checkpoints.restore import restore
+        from lightning_mlc.models.loading import load_causal_lm
+        from lightning_mlc.models.tensors import precision_kept
+
+        with naming_models():
+            if self.is_checkpoint:
+                model = restore(self._checkpoint)
+                with precision_kept(model):
+                    model.to(getattr(torch, dtype))
+            else:
+                model = load_causal_lm(self.source, getattr(torch, dtype))
+        return model.eval()
+
+    def representation(self, hidden_size: int) -> tuple[int, Callable[[Tensor], Tensor]] | None:
+        """The layer and the extractor of a checkpoint; None of other models, and where it does not say.
+
+        The extractor takes hidden states (B, L, H) and centres them too, where the training did.
+        """
+        if not self.is_checkpoint or self.provenance is None or self.provenance.representation is None:
+            return None
+        from lightning_mlc.consistency import Consistency, Representation
+        from lightning_mlc.models.policy import resolve_layer
+
+        prefix = "representation."
+        state = self._checkpoint["state_dict"]
+        weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        if not weights:  # trained without a term that compares representations
+            return None
+        settings = Consistency(**self.provenance.representation)
+        representation = Representation(settings, hidden_size)
+        representation.load_state_dict(weights)
+        config = self.provenance.config
+        text = config.get("text_config") or config
+        depth = int(text["num_hidden_layers"] if "num_hidden_layers" in text else text["n_layer"])
+        return resolve_layer(settings.layer, depth), representation.float().extract
+
+
+def parse_systems(specs: Sequence[str]) -> list[System]:
+    """``LABEL=SPEC`` or ``SPEC``, which is then labelled after its last parts.
+
+    Raises:
+        UserError: Two have the same label, or an endpoint does not say which model.
+    """
+    systems: list[System] = []
+    for text in specs:
+        label, equals, spec = text.partition("=")
+        if not equals or "/" in label or ":" in label:
+            label, spec = _label(text), text
+        label = "".join(character if character.isalnum() or character in "-_." else "-" for character in label)
+        system = System(label, spec)
+        if system.is_endpoint and not is_address(spec):
+            raise UserError("models", f"write an endpoint as http://HOST/v1#MODEL, got {spec}")
+        if any(other.label == label for other in systems):
+            raise UserError("models", f"two are called '{label}'; name them: --models before={specs[0]} after={text}")
+        if not label.strip("-."):
+            raise UserError("models", f"'{text}' has no name; write NAME={spec}")
+        systems.append(system)
+    if not systems:
+        raise UserError("models", "is not set; give one or several models")
+    return systems
+
+
+def is_address(spec: str) -> bool:
+    """Whether ``spec`` names a host and a model there: ``http://HOST/v1#MODEL``."""
+    try:
+        parts = urlsplit(spec)
+        _ = parts.port  # a number, or none
+    except ValueError:
+        return False
+    return bool(parts.hostname and parts.fragment and not re.search(r"\s", spec))
+
+
+def _label(spec: str) -> str:
+    if spec.startswith(("http://", "https://")):
+        return spec.partition("#")[2].strip("/").rpartition("/")[2] or "endpoint"
+    path = Path(spec)
+    if path.suffix == ".ckpt" and path.parent.name == "checkpoints":  # runs/NAME/checkpoints/last.ckpt
+        return f"{path.parent.parent.name}-{path.stem}"
+    if path.name == "model" and path.parent.name:  # runs/NAME/model
+        return path.parent.name
+    return path.stem if path.suffix in (".ckpt", ".gguf") else path.name.rpartition(":")[2]
+
+
+def fingerprint(paths: Sequence[Path]) -> str:
+    """A digest of the files' names and contents, the large ones sampled."""
+    sha = hashlib.sha256()
+    for path in paths:
+        size = path.stat().st_size
+        sha.update(f"{path.name}:{size}\n".encode())
+        with path.open("rb") as file:
+            if size <= SAMPLES * SAMPLE_BYTES:
+                sha.update(file.read())
+                continue
+            for index in range(SAMPLES):
+                file.seek(index * (size - SAMPLE_BYTES) // (SAMPLES - 1))
+                sha.update(file.read(SAMPLE_BYTES))
+    return sha.hexdigest()[:20]
+
+
+OPTIONS_OF_FIT = ("model.name_or_path", "model.gguf_file", "--ckpt_path", "ckpt_path")
+
+
+def naming_models() -> AbstractContextManager[None]:
+    """Errors of loading name the options of ``fit``; here the option is ``models``."""
+    return renamed(OPTIONS_OF_FIT, "models")

@@ -1,0 +1,1 @@
+"""Paths and files, the same for every command."""

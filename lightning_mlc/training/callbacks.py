@@ -1,0 +1,322 @@
+"""What a run shows and leaves behind: progress, the before/after report, the predictions."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter, ProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from rich.console import Console
+
+from lightning_mlc.errors import UserError
+from lightning_mlc.lightning_internals import ends_window
+from lightning_mlc.processes import DataParallel
+from lightning_mlc.progress.bars import Track
+from lightning_mlc.report import (
+    before_after_tables,
+    plot_cosines,
+    plot_languages,
+    save,
+    write_table_csv,
+)
+from lightning_mlc.report.measured import KEY, Measured
+from lightning_mlc.training.module import AlignmentModule
+from lightning_mlc.training.speed import Speed
+
+FIGURES = {"mlc": "MLC loss", "acc": "accuracy"}
+"""How lines call what a module logs for the progress bar under a short name."""
+
+
+class Progress(ProgressBar):
+    """How far training, validation, test and prediction are: a bar on a terminal, plain lines elsewhere.
+
+    Args:
+        console: Where it is shown; standard error by default.
+        clock: Gives seconds.
+    """
+
+    def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._console = console
+        self._clock = clock
+        self._enabled = True
+        self._figures = ""
+        self._training: Track | None = None
+        self._evaluation: Track | None = None
+        """Validation, which may come in the midst of training, a test, or prediction."""
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def _track(self, title: str, total: float, unit: str, done: int = 0) -> Track:
+        return Track(title, total, unit, done, self._enabled, self._console, self._clock)
+
+    # ---- training -----------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._training = self._track("training", trainer.estimated_stepping_batches, "steps", trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, AlignmentModule)
+        if self._training is None:
+            return
+        if ends_window(trainer, batch_idx):
+            self._training.update(trainer.global_step, lambda: self._latest(trainer))
+            return
+        of = trainer.accumulate_grad_batches
+        begun = (batch_idx + 1) % of
+        within = f"micro-batch {begun} of {of} of the next"
+        self._training.update(trainer.global_step + begun / of, lambda: _joined(within, self._figures))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._training is not None:
+            self._training.end(lambda: self._latest(trainer))
+        self._training = None
+
+    def _latest(self, trainer: Trainer) -> str:
+        """What the step that has just ended logged for the progress bar, and the latest speed."""
+        logged = trainer.progress_bar_metrics.items()
+        found = [f"{FIGURES.get(name, name)} {float(value):.3f}" for name, value in logged]
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        speeds = [callback.tokens_per_second(trainer) for callback in callbacks if isinstance(callback, Speed)]
+        fast = [f"{speed:,.0f} tokens/s" for speed in speeds if speed]
+        self._figures = _joined(*found, *fast)
+        return self._figures
+
+    # ---- validation, test, prediction ---------------------------------------------------------------
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking:
+            self._evaluation = self._track("validation before training", sum(trainer.num_sanity_val_batches), "batches")
+            return
+        when = f" after step {trainer.global_step}" if trainer.state.fn == TrainerFn.FITTING else ""
+        self._evaluation = self._track(f"validation{when}", sum(trainer.num_val_batches), "batches")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._evaluation = self._track("test", sum(trainer.num_test_batches), "batches")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._evaluation = self._track("responses", sum(trainer.num_predict_batches), "batches")
+
+    def _advance(self, *_: Any, **__: Any) -> None:
+        if self._evaluation is not None:
+            self._evaluation.advance()
+
+    on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _advance
+
+    def _end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, AlignmentModule)
+        if self._evaluation is not None:
+            self._evaluation.end(None if trainer.predicting else lambda: _measured(pl_module.validation_results))
+        self._evaluation = None
+
+    on_validation_end = on_test_end = on_predict_end = _end
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        for track in (self._evaluation, self._training):
+            if track is not None:
+                track.stop()
+        self._training = self._evaluation = None
+
+
+def _joined(*parts: str) -> str:
+    return ", ".join(filter(None, parts))
+
+
+def _measured(results: Mapping[str, float]) -> str:
+    """What a validation or test found, in a few words: the report has the rest."""
+    names = {"loss": "loss", "mlc/loss": "MLC loss", "rewards/accuracies/mean": "accuracy"}
+    own = {name.partition("/")[2]: value for name, value in results.items()}
+    return _joined(*(f"{word} {own[name]:.3f}" for name, word in names.items() if name in own))
+
+
+class EvaluationReport(Callback):
+    """Measures the model before and after training, and says per language what has changed.
+
+    ``fit`` ends with the tables on the terminal and, in ``<out>/report``, the same as CSV, a bar chart, a
+    heatmap of the cosines between languages, and ``summary.json`` with time and memory.
+    """
+
+    state_key = KEY
+
+    def __init__(self) -> None:
+        self.before: dict[str, float] | None = None
+        self.before_cosines: list[list[float]] | None = None
+        self.measured_at: int | None = None
+        """Optimizer step of the latest validation in this run."""
+        self.latest: dict[str, Any] | None = None
+        """Step and results of the latest validation, also of the run that this one continues: for the model card."""
+        self._device = torch.device("cpu")
+        """Where it was trained: when the report is written, the model is on the CPU again."""
+        self._step_seconds: list[float] = []
+        self._step_started = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**Measured(before=self.before, before_cosines=self.before_cosines, latest=self.latest)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.before = state_dict["before"]
+        self.before_cosines = state_dict["before_cosines"]
+        self.latest = state_dict.get("latest")
+
+    # ---- measuring ----------------------------------------------------------------------------------
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, AlignmentModule)
+        if trainer.sanity_checking:
+            self.before = dict(pl_module.validation_results)
+            self.before_cosines = pl_module.validation_cosines
+            for logger in trainer.loggers:
+                logger.log_metrics(self.before, step=0)
+        elif trainer.state.fn == TrainerFn.FITTING:
+            self.measured_at = trainer.global_step
+            self.latest = {"step": trainer.global_step, "results": dict(pl_module.validation_results)}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._device = trainer.strategy.root_device
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._step_started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, AlignmentModule)
+        if ends_window(trainer, batch_idx):
+            self._step_seconds.append(time.perf_counter() - self._step_started)
+        if trainer.global_step == trainer.max_steps:
+            # Asking the loop to stop makes it validate first, so the last step is measured and saved
+            # even in the middle of an epoch.
+            trainer.should_stop = True
+
+    # ---- reporting ----------------------------------------------------------------------------------
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Not earlier: the progress bar would be drawn again below the tables."""
+        assert isinstance(pl_module, AlignmentModule)
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if stage == "fit":
+            self._report_fit(trainer, pl_module)
+        elif pl_module.validation_results:  # `validate` and `test` end with the same tables, without a before
+            _print_tables(None, pl_module)
+
+    def _report_fit(self, trainer: Trainer, pl_module: AlignmentModule) -> None:
+        out = Path(trainer.default_root_dir)
+        wrote = []
+        if self.measured_at is not None:
+            wrote = self._write(pl_module, out / "report", trainer)
+            _print_tables(self.before, pl_module)
+            if self.measured_at != trainer.global_step:
+                print(f"'after' is step {self.measured_at}: the {trainer.global_step} steps ended between validations")
+        checkpoint = getattr(trainer.checkpoint_callback, "last_model_path", "") or getattr(
+            trainer.checkpoint_callback, "best_model_path", ""
+        )
+        if checkpoint:
+            wrote.insert(0, _shown(Path(checkpoint)))
+        print("wrote", *wrote, sep="\n  ")
+        if checkpoint:
+            print(f"next\n  lightning-mlc export --ckpt_path {wrote[0]} --out {out / 'model'}")
+
+    def _write(self, module: AlignmentModule, folder: Path, trainer: Trainer) -> list[Path]:
+        folder.mkdir(parents=True, exist_ok=True)
+        after = module.validation_results
+        languages = module.languages
+        metric = "val/rewards/margins" if f"val/rewards/margins/{languages[0]}" in after else "val/nll"
+        write_table_csv(folder / "validation.csv", self.before, after)
+        save(plot_languages(self.before, after, languages, metric), folder / "languages.png")
+        save(plot_cosines(self.before_cosines, module.validation_cosines, languages), folder / "cosines.png")
+        summary = {
+            "steps": trainer.global_step,
+            "validated_at_step": self.measured_at,
+            "seconds_per_step": sum(self._step_seconds) / max(1, len(self._step_seconds)),
+            "peak_memory_bytes": peak_memory(self._device),
+            "device": str(self._device),
+            "languages": list(languages),
+            "before": self.before,
+            "after": after,
+            "cosines_before": self.before_cosines,
+            "cosines_after": module.validation_cosines,
+        }
+        (folder / "summary.json").write_text(json.dumps(summary, indent=2))
+        return [folder / name for name in ("validation.csv", "languages.png", "cosines.png", "summary.json")]
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes this process has held on ``device``: on a CPU, resident in memory."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _print_tables(before: dict[str, float] | None, module: AlignmentModule) -> None:
+    console = Console()
+    for table in before_after_tables(before, module.validation_results, module.languages, module.languages[0]):
+        console.print(table)
+
+
+def _shown(path: Path) -> Path:
+    """``path`` as short as it can be given on a command line."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Appends generated responses to ``<out>/predictions.jsonl`` as they come; none is printed."""
+
+    def __init__(self) -> None:
+        super().__init__(write_interval="batch")
+        self._path: Path | None = None
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        share = DataParallel.of(trainer)
+        if not share.is_first:
+            return
+        rank = f".rank{share.rank}" if share.size > 1 else ""
+        path = Path(trainer.default_root_dir) / f"predictions{rank}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.open("x").close()  # of two that begin at once, one is the first
+        except FileExistsError as error:
+            raise UserError("out", f"{path} exists; move it away or give another --out") from error
+        self._path = path
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self._path is not None and self._path.stat().st_size == 0:  # so that the same command can be given again
+            self._path.unlink()
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        # Another process writes the same: one of the same share, or the one whose batch this repeats.
+        if self._path is None or data.is_repeat("predict", batch_idx):
+            return
+        with self._path.open("a", encoding="utf-8") as file:
+            for record in prediction:
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        print(f"wrote\n  {self._path}")

@@ -1,0 +1,51 @@
+"""A key goes to the host that it is for."""
+
+from __future__ import annotations
+
+import pytest
+
+from lightning_mlc.errors import UserError
+from lightning_mlc.evaluation.systems.api_keys import key_of, variable_of
+
+OPENAI, OTHER = "https://api.openai.com/v1", "https://models.example.org/v1"
+HERE, NEAR = "http://localhost:8000/v1", "http://gpu-node:8000/v1"
+
+
+@pytest.fixture(autouse=True)
+def _general(monkeypatch: pytest.MonkeyPatch) -> None:
+    for url in (OPENAI, OTHER, HERE, NEAR):
+        monkeypatch.delenv(variable_of(url), raising=False)
+    monkeypatch.setenv("OPENAI_API_KEY", "general")
+
+
+@pytest.mark.parametrize(
+    ("urls", "given"),
+    [
+        ([OPENAI], {OPENAI: "general"}),
+        ([HERE], {HERE: "general"}),
+        (["http://127.0.0.1:1/v1"], {"http://127.0.0.1:1/v1": "general"}),
+        # Not to this machine too, which may only pass on what it is sent.
+        ([HERE, OPENAI], {HERE: None, OPENAI: "general"}),
+        # Not in clear text over a network.
+        ([NEAR], {NEAR: None}),
+        ([NEAR, OPENAI], {NEAR: None, OPENAI: "general"}),
+        # A model and a judge of one host.
+        ([OPENAI, OPENAI], {OPENAI: "general"}),
+    ],
+)
+def test_the_general_key_goes_to_one_host(urls: list[str], given: dict[str, str | None]) -> None:
+    assert {url: key_of(url, urls) for url in urls} == given
+
+
+def test_a_hosts_own_key_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY_GPU_NODE", "near")
+    monkeypatch.setenv("OPENAI_API_KEY_MODELS_EXAMPLE_ORG", "other")
+    urls = [OPENAI, OTHER, NEAR]
+    assert [key_of(url, urls) for url in urls] == ["general", "other", "near"]
+
+
+def test_a_key_that_could_be_for_either_is_sent_to_neither(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="OPENAI_API_KEY_API_OPENAI_COM and OPENAI_API_KEY_MODELS_EXAMPLE_ORG"):
+        key_of(OPENAI, [OPENAI, OTHER])
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert key_of(OPENAI, [OPENAI, OTHER]) is None

@@ -1,0 +1,115 @@
+"""Which package imports which. Dependencies point one way: no circle, and nothing imports what stands above it."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+GROUND = {"errors", "lightning_internals", "processes", "sources"}
+"""Modules at the top that every package may import. They import no package."""
+MAY_IMPORT = {
+    "report": set(),
+    "files": set(),
+    "progress": set(),
+    "metrics": {"report"},
+    "data": {"files", "progress"},
+    "objectives": {"data"},
+    "models": {"data", "objectives"},
+    "consistency": {"data", "metrics", "models"},
+    "checkpoints": {"consistency", "models"},
+    "distributed": {"checkpoints", "data", "models"},
+    "reference": {"checkpoints", "consistency", "data", "distributed", "models", "objectives", "progress"},
+    "export": {"checkpoints", "data", "models", "progress", "report"},
+    "evaluation": {"checkpoints", "consistency", "data", "metrics", "models", "progress", "report"},
+    "training": {
+        "checkpoints",
+        "consistency",
+        "data",
+        "distributed",
+        "metrics",
+        "models",
+        "objectives",
+        "progress",
+        "reference",
+        "report",
+    },
+    "commands": {
+        "checkpoints",
+        "data",
+        "distributed",
+        "evaluation",
+        "export",
+        "files",
+        "models",
+        "objectives",
+        "progress",
+        "training",
+    },
+    "cli": {"commands", "progress"},
+    "__main__": {"cli"},
+    # Former names, which stand in users' configurations.
+    "schedules": {"training"},
+    "sharding": {"distributed"},
+}
+"""What each package may import, besides the modules of the ground."""
+
+
+def modules() -> dict[str, Path]:
+    paths = {path for package in ("lightning_mlc", "kernels/mlc_kernels") for path in (ROOT / package).rglob("*.py")}
+    named = {path: path.relative_to(ROOT / "kernels" if "kernels" in path.parts else ROOT) for path in paths}
+    return {".".join(name.with_suffix("").parts).removesuffix(".__init__"): path for path, name in named.items()}
+
+
+MODULES = modules()
+
+
+def imported_by(module: str) -> set[str]:
+    """Modules of ours that ``module`` imports anywhere, for types only and inside functions, too."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else node.module for name in names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found & MODULES.keys()
+
+
+def room(module: str) -> str:
+    """The package or module at the top of ``lightning_mlc`` that ``module`` belongs to."""
+    return [*module.split("."), "__init__"][1]
+
+
+OURS = sorted(module for module in MODULES if module.startswith("lightning_mlc."))
+
+
+@pytest.mark.parametrize("package", sorted({room(module) for module in OURS}))
+def test_a_package_imports_only_what_the_table_says(package: str) -> None:
+    used = {
+        room(imported)
+        for module in OURS
+        if room(module) == package
+        for imported in imported_by(module)
+        if imported.startswith("lightning_mlc")
+    } - {package, "__init__"}
+    if package in GROUND:
+        assert used <= GROUND
+    else:
+        # Equal, so that the table does not allow what nothing needs.
+        assert used - GROUND == MAY_IMPORT[package]
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    graph = {module: imported_by(module) - {module} for module in MODULES}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError and names the circle
+
+
+def test_the_kernels_import_nothing_of_the_rest() -> None:
+    kernels = [module for module in MODULES if module.split(".")[0] == "mlc_kernels"]
+    assert len(kernels) > 5
+    assert {name for module in kernels for name in imported_by(module) if not name.startswith("mlc_kernels")} == set()
