@@ -12,7 +12,7 @@ from conftest import columns, example_rows, write_jsonl
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from lightning_mlc.cli import main
-from lightning_mlc.progress.bars import quiet
+from lightning_mlc.progress import quiet
 from lightning_mlc.progress.quiet import Lines, quiet_libraries
 
 # Parameters of the tiny model by hand: embeddings, layers of q, k, v, o, the MLP and two norms, the last norm.
