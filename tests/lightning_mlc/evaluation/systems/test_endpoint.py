@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from fake_endpoint import Answer, completion, failure, serve
 
 from lightning_mlc.errors import UserError
+from lightning_mlc.evaluation.systems import endpoint
 from lightning_mlc.evaluation.systems.endpoint import FEWEST, Endpoint, EndpointGenerator
 from lightning_mlc.evaluation.systems.generation import Response
-from lightning_mlc.evaluation.systems import endpoint
 
 
 @pytest.fixture(autouse=True)
