@@ -1,4 +1,4 @@
-"""Alignment objectives. One small module each, one interface: :class:`~lightning_mlc.objectives.base.Objective`."""
+"""Alignment objectives: one module each, all with the interface :class:`~lightning_mlc.objectives.base.Objective`."""
 
 from lightning_mlc.objectives.base import Objective, Responses, Scores, Term
 from lightning_mlc.objectives.combined import Sum

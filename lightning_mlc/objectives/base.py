@@ -1,4 +1,4 @@
-"""What an alignment objective is: per-example losses from log-probabilities, nothing more."""
+"""The interface of an alignment objective: it computes one loss per example from log-probabilities."""
 
 from __future__ import annotations
 
@@ -14,102 +14,138 @@ if TYPE_CHECKING:
     from lightning_mlc.data.records import DataKind
 
 MeanOver = Literal["examples", "responses", "tokens"]
-"""What a sum of losses is divided by: the examples, their responses, or the tokens of the chosen responses."""
+"""The sum of the losses is divided by the number of examples, of responses, or of tokens in chosen responses."""
 
 
 class Scores(NamedTuple):
-    """Log-probabilities of responses, one per example (or any other shape, the same for all fields)."""
+    """Log-probabilities of one kind of response: (B,), one per example. Any other shape works, if all fields have it.
+
+    An example without such a response has 0 in every field.
+    """
 
     logps: Tensor
-    """Summed log-probability of the response's tokens under the policy."""
+    """(B,) floating point: log-probability of the response under the policy, summed over its tokens."""
     tokens: Tensor
-    """Number of tokens of the response; 0 where an example has none, and then the log-probabilities are 0 too."""
+    """(B,): number of tokens of the response."""
     reference_logps: Tensor | None
-    """As ``logps``, under the frozen reference model; None for objectives that need none."""
+    """(B,) floating point: the same as ``logps``, under the reference model. None if the objective needs none."""
 
     @property
     def present(self) -> Tensor:
-        """Whether the example has such a response."""
+        """(B,) bool: whether the example has such a response."""
         return self.tokens > 0
 
     @property
     def mean_logps(self) -> Tensor:
-        """Log-probability per token under the policy (0 where there is no token)."""
+        """(B,): log-probability per token under the policy; 0 for a response without tokens."""
         return self.logps / self.tokens.clamp(min=1)
 
     @property
     def log_ratios(self) -> Tensor:
-        """Summed log-probability under the policy less that under the reference."""
+        """(B,): summed log-probability under the policy minus the one under the reference."""
         assert self.reference_logps is not None
         return self.logps - self.reference_logps
 
 
 class Responses(NamedTuple):
-    """All that an objective may look at: scores by what a response is to its example."""
+    """Everything that an objective receives: the scores of each kind of response."""
 
     chosen: Scores
-    """Preferred or desirable responses, or the only ones of instruction data."""
+    """Preferred or desirable responses. For instruction data: the only responses."""
     rejected: Scores | None = None
-    """Dispreferred or undesirable responses; None for objectives that need none."""
+    """Dispreferred or undesirable responses. None if the objective does not use them."""
     mismatched: Scores | None = None
-    """Responses to other prompts than the example's; None for objectives that need none."""
+    """Responses that answer another prompt than the example's. None if the objective does not use them."""
 
     @property
     def pairs(self) -> tuple[Scores, Scores]:
-        """Chosen and rejected responses, for an objective that needs both of every example."""
+        """Scores of the chosen and of the rejected responses, for an objective that uses both."""
         assert self.rejected is not None
         return self.chosen, self.rejected
 
     @property
     def counts(self) -> Tensor:
-        """(B,) int64, number of chosen and rejected responses of each example."""
+        """(B,) int64: how many responses each example has, chosen and rejected together (0 to 2)."""
         counts = self.chosen.present.long()
         return counts if self.rejected is None else counts + self.rejected.present
 
 
 class Term(NamedTuple):
-    """A part of an objective that is averaged in its own way."""
+    """Losses that are averaged in one way."""
 
     losses: Tensor
-    """(B,) loss of each example, before any averaging."""
+    """(B,): loss of each example, before averaging."""
     mean_over: MeanOver
+    """What the sum of the losses is divided by."""
 
 
 class Objective(ABC):
-    """An objective on the responses in the source language.
+    """A loss on the responses in the source language.
 
-    A subclass says by its class attributes what must be computed for it.
+    The class attributes of a subclass say which inputs it needs. Inputs that nothing needs are not computed.
     """
 
     needs_rejected: bool
-    """Whether rejected responses must be scored: of every example, or where they are if ``accepts_unpaired``."""
+    """Whether the objective uses rejected responses. Every example must have one, unless ``accepts_unpaired``."""
     needs_reference: bool
-    """Whether a frozen copy of the initial model must score the responses too."""
+    """Whether the objective uses the scores of the reference model."""
     needs_mismatched: bool = False
-    """Whether a response to another prompt must be scored with each prompt, too (without a gradient)."""
+    """Whether the objective uses, for each prompt, a response to another prompt. No gradient flows through it."""
     accepts_unpaired: bool = False
-    """Whether an example may have a chosen or a rejected response alone."""
+    """Whether an example may have only a chosen or only a rejected response."""
     mean_over: MeanOver
-    """What the sum of the losses is divided by, over a whole optimizer step."""
+    """What the sum of the losses of an optimizer step is divided by."""
 
     @abstractmethod
     def losses(self, responses: Responses) -> Tensor:
-        """(B,) loss of each example, before any averaging; of several responses, their sum."""
+        """Compute the loss of each example.
+
+        Args:
+            responses: Scores of the responses of B examples.
+
+        Returns:
+            (B,) losses before averaging. The loss of an example is the sum over its responses.
+        """
 
     def rewards(self, scores: Scores) -> Tensor | None:
-        """The reward that the objective implicitly gives to each response; None where it has no such notion."""
+        """Compute the reward that the objective implies for each response.
+
+        Args:
+            scores: Scores of one kind of response of B examples.
+
+        Returns:
+            (B,) rewards, or None if the objective implies none.
+        """
         return None
 
     def metrics(self, responses: Responses) -> dict[str, Tensor]:
-        """What else to log: (B,) values by name, averaged over examples."""
+        """Compute further values to log.
+
+        Args:
+            responses: Scores of the responses of B examples.
+
+        Returns:
+            (B,) values by name. The mean over examples is logged.
+        """
         return {}
 
     def terms(self, responses: Responses) -> Sequence[Term]:
-        """The losses, by what they are averaged over. More than one only for sums of objectives."""
+        """Compute the losses, grouped by how they are averaged. Only a sum of objectives has several groups.
+
+        Args:
+            responses: Scores of the responses of B examples.
+        """
         return (Term(self.losses(responses), self.mean_over),)
 
     def each_alone(self, responses: Responses) -> Tensor:
-        """(B,) loss of each example as if it were the only one: what evaluation reports, for any grouping."""
+        """Compute the loss that each example has as a batch of one. Evaluation reports these, under any grouping.
+
+        Args:
+            responses: Scores of the responses of B examples.
+
+        Returns:
+            (B,) averaged losses.
+        """
         return self._mean_of_each(self.losses(responses), responses)
 
     def _mean_of_each(self, losses: Tensor, responses: Responses) -> Tensor:
@@ -124,8 +160,12 @@ class Objective(ABC):
     def check_data(self, kind: DataKind, option: str = "model.objective") -> None:
         """Refuse data that the objective cannot learn from.
 
+        Args:
+            kind: Which responses the data has.
+            option: Configuration key of the objective, for the message.
+
         Raises:
-            UserError: It has not the responses that are needed. The message starts with ``option``.
+            UserError: The data lacks responses that the objective needs.
         """
         name = type(self).__name__
         if kind == "single" and self.needs_rejected:
@@ -144,10 +184,14 @@ class Objective(ABC):
 
 
 def check_positive(name: str, value: float) -> float:
-    """``value`` of the option ``model.objective.name``.
+    """Return ``value`` if it is a finite number above 0.
+
+    Args:
+        name: Name of the option below ``model.objective``, for the message.
+        value: Value of the option.
 
     Raises:
-        UserError: It is not a finite number above 0.
+        UserError: It is not.
     """
     if not 0 < value < float("inf"):
         raise UserError(f"model.objective.{name}", f"must be above 0, got {value}")
@@ -155,10 +199,14 @@ def check_positive(name: str, value: float) -> float:
 
 
 def check_not_negative(name: str, value: float) -> float:
-    """``value`` of the option ``model.objective.name``.
+    """Return ``value`` if it is a finite number of at least 0.
+
+    Args:
+        name: Name of the option below ``model.objective``, for the message.
+        value: Value of the option.
 
     Raises:
-        UserError: It is not a finite number of at least 0.
+        UserError: It is not.
     """
     if not 0 <= value < float("inf"):
         raise UserError(f"model.objective.{name}", f"must be 0 or above, got {value}")

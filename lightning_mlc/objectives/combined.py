@@ -16,13 +16,17 @@ if TYPE_CHECKING:
 
 
 class Sum(Objective):
-    """``sum_i weights[i] * objectives[i]``, each averaged as it is on its own: DPO over examples, SFT over tokens.
+    """The weighted sum ``weights[0] * objectives[0] + weights[1] * objectives[1] + ...``.
 
-    Rewards are those of the first objective that has any.
+    Each part is averaged as it is when used alone: DPO over examples, SFT over tokens. The rewards are those of the
+    first part that implies rewards.
 
     Args:
         objectives: The parts.
-        weights: One factor for each part; null takes 1 for all.
+        weights: One factor for each part. null: 1 for each.
+
+    Raises:
+        UserError: ``objectives`` is empty, the lengths differ, or a weight is not above 0.
     """
 
     mean_over: MeanOver = "examples"
@@ -44,9 +48,16 @@ class Sum(Objective):
         self.accepts_unpaired = all(part.accepts_unpaired for part in objectives)
 
     def losses(self, responses: Responses) -> Tensor:
-        """(B,) loss of each example, with parts that are averaged over tokens or responses averaged over its own.
+        """Compute the weighted sum of the parts' losses, where each example is averaged as a batch of one.
 
-        For the gradient of a step see :meth:`terms`, which weighs every token or response of the step alike.
+        The gradient of a step uses :meth:`terms` instead, which gives each token or response of the step the same
+        weight.
+
+        Args:
+            responses: Scores of the responses of B examples.
+
+        Returns:
+            (B,) losses.
         """
         parts = zip(self.weights, self.objectives, strict=True)
         return torch.stack([weight * part.each_alone(responses) for weight, part in parts]).sum(0)
@@ -67,7 +78,7 @@ class Sum(Objective):
         return next((rewards for rewards in found if rewards is not None), None)
 
     def metrics(self, responses: Responses) -> dict[str, Tensor]:
-        """Those of all parts; of two by the same name the first part's."""
+        """Return the values of all parts. If two parts use the same name, the first part wins."""
         found: dict[str, Tensor] = {}
         for part in self.objectives:
             found = part.metrics(responses) | found

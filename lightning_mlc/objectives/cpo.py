@@ -11,13 +11,22 @@ from lightning_mlc.objectives.base import MeanOver, Objective, Responses, Scores
 class CPO(Objective):
     """Contrastive preference optimisation (arXiv 2401.08417, equations 3 and 5), averaged over examples.
 
-    ``-log sigmoid(beta * [log pi(chosen) - log pi(rejected)]) - alpha * log pi(chosen) / tokens``: DPO with a uniform
-    reference, and a likelihood term in its place that keeps the policy near good responses. The paper writes that
-    term as a sum over tokens with weight 1; its authors' code takes the mean, as here.
+    The loss of an example is ``-log sigmoid(beta * [log pi(w) - log pi(l)]) - alpha * log pi(w) / |w|``, where
+
+    - ``w`` and ``l`` are the chosen and the rejected response,
+    - ``pi(y)`` is the probability of response ``y`` under the policy,
+    - ``|w|`` is the number of tokens of ``w``.
+
+    The first term is DPO with a uniform reference. The second keeps the policy near good responses, which the
+    reference does in DPO. The paper writes the second term as a sum over tokens with weight 1. The authors' code
+    takes the mean over tokens, and so does this one.
 
     Args:
-        beta: Scale of the log-ratio between the two responses.
-        alpha: Weight of the chosen response's mean negative log-likelihood; 0 leaves it out.
+        beta: Factor of the difference between the two log-probabilities.
+        alpha: Weight of the chosen response's mean negative log-likelihood. 0 turns this term off.
+
+    Raises:
+        UserError: ``beta`` is not above 0, or ``alpha`` is negative.
     """
 
     needs_rejected: bool = True
@@ -34,8 +43,9 @@ class CPO(Objective):
         return preference - self.alpha * chosen.mean_logps
 
     def rewards(self, scores: Scores) -> Tensor:
-        """``beta`` times the log-probability of the response."""
+        """Return ``beta * log pi(y)``."""
         return self.beta * scores.logps
 
     def metrics(self, responses: Responses) -> dict[str, Tensor]:
+        """Return ``nll_loss``: the chosen response's mean negative log-likelihood."""
         return {"nll_loss": -responses.chosen.mean_logps}

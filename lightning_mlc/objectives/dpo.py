@@ -1,4 +1,4 @@
-"""Direct preference optimisation, and the losses that others put in the place of its own."""
+"""Direct preference optimisation, and variants of its loss."""
 
 from __future__ import annotations
 
@@ -16,30 +16,43 @@ Loss = Literal["sigmoid", "ipo", "hinge", "robust", "apo_zero", "apo_down"]
 class DPO(Objective):
     """Direct preference optimisation (arXiv 2305.18290), averaged over examples.
 
-    With the rewards ``r = beta * (log pi(y) - log ref(y))`` of both responses, their margin
-    ``m = r(chosen) - r(rejected)``, ``s`` the sigmoid and ``e`` the label smoothing, ``loss`` is one of
+    Symbols:
 
-    - ``sigmoid``: ``-log s(m)`` (equation 7). With label smoothing it is conservative DPO (Mitchell, "A note on
-      DPO with noisy preferences", 2023, equation 3), ``-(1 - e) log s(m) - e log s(-m)``: the margin has an optimum.
-    - ``robust``: ``(-(1 - e) log s(m) + e log s(-m)) / (1 - 2 e)`` (arXiv 2403.00409, section 3.1), whose expectation
-      over labels flipped at the rate ``e`` is the ``sigmoid`` loss on the true ones. It may be negative.
+    - ``w`` and ``l``: the chosen and the rejected response; ``|w|``: the number of tokens of ``w``;
+    - ``pi(y)`` and ``ref(y)``: the probability of response ``y`` under the policy and under the reference;
+    - ``r(y) = beta * (log pi(y) - log ref(y))``: the reward of ``y``;
+    - ``m = r(w) - r(l)``: the reward margin;
+    - ``s``: the sigmoid;
+    - ``e``: ``label_smoothing``.
+
+    The losses:
+
+    - ``sigmoid``: ``-log s(m)`` (equation 7). With label smoothing it is conservative DPO,
+      ``-(1 - e) log s(m) - e log s(-m)`` (Mitchell, "A note on DPO with noisy preferences", 2023, equation 3), which
+      is lowest at a finite margin.
+    - ``robust``: ``(-(1 - e) log s(m) + e log s(-m)) / (1 - 2 e)`` (arXiv 2403.00409, section 3.1). If a share ``e``
+      of the labels is flipped, its expected value is the ``sigmoid`` loss on the true labels. It can be negative.
     - ``hinge``: ``max(0, 1 - m)`` (SLiC, arXiv 2305.10425, in the form of arXiv 2309.06657).
-    - ``ipo``: ``(m / beta - 1 / (2 beta))^2`` (arXiv 2310.12036, equation 17; ``beta`` is its tau), with
-      log-probabilities *per token*. The paper has no sequences in its experiments and writes plain log-probabilities;
-      summed ones would ask for the same margin of an answer of 5 tokens and one of 500. TRL averages too, and
-      reports that the paper's authors do.
-    - ``apo_zero``: ``1 - s(r(chosen)) + s(r(rejected))``, and
-    - ``apo_down``: ``s(r(chosen)) + 1 - s(m)`` (arXiv 2408.06266, equations 7 and 8). Zero, for data better than the
-      model, makes the chosen response likelier; down, for data worse than it, makes both less likely.
+    - ``ipo``: ``(m / beta - 1 / (2 beta))^2`` (arXiv 2310.12036, equation 17; ``beta`` is the paper's tau), with
+      log-probabilities *per token*. The paper's experiments have no sequences, and it writes plain
+      log-probabilities. Sums over tokens would ask for the same margin between answers of 5 tokens and of 500. TRL
+      averages too, and reports that the paper's authors do.
+    - ``apo_zero``: ``1 - s(r(w)) + s(r(l))`` (arXiv 2408.06266, equation 7). For data that is better than the model:
+      it makes the chosen response more likely.
+    - ``apo_down``: ``s(r(w)) + 1 - s(m)`` (arXiv 2408.06266, equation 8). For data that is worse than the model: it
+      makes both responses less likely.
 
-    ``rpo_alpha * -log pi(chosen) / tokens`` is added to any of them (RPO, arXiv 2404.19733).
+    ``-rpo_alpha * log pi(w) / |w|`` is added to each of them (RPO, arXiv 2404.19733).
 
     Args:
-        beta: Strength of the pull towards the reference model; smaller lets the policy go further.
-        loss: Which loss of the rewards.
-        label_smoothing: Share of pairs whose preference is assumed to be the wrong way round, for ``sigmoid`` (may be
-            0) and ``robust``.
-        rpo_alpha: Weight of the chosen response's mean negative log-likelihood; 0 leaves it out.
+        beta: Strength of the pull towards the reference model. A smaller value lets the policy move further away.
+        loss: Name of the loss.
+        label_smoothing: Assumed share of pairs whose labels are swapped, from 0 to below 0.5. Only for ``sigmoid``
+            and ``robust``; must be above 0 for ``robust``.
+        rpo_alpha: Weight of the chosen response's mean negative log-likelihood. 0 turns this term off.
+
+    Raises:
+        UserError: An argument is out of range, or ``label_smoothing`` does not suit ``loss``.
     """
 
     needs_rejected: bool = True
@@ -50,13 +63,13 @@ class DPO(Objective):
         self, beta: float = 0.1, loss: Loss = "sigmoid", label_smoothing: float = 0.0, rpo_alpha: float = 0.0
     ) -> None:
         if loss not in get_args(Loss):
-            raise UserError("model.objective.loss", f"there is no {loss}; choose one of {', '.join(get_args(Loss))}")
+            raise UserError("model.objective.loss", f"unknown loss '{loss}'; choose one of {', '.join(get_args(Loss))}")
         if not 0 <= label_smoothing < 0.5:
             raise UserError("model.objective.label_smoothing", f"must be from 0 to below 0.5, got {label_smoothing}")
         if label_smoothing > 0 and loss not in ("sigmoid", "robust"):
             raise UserError(
                 "model.objective.label_smoothing",
-                f"means nothing to the loss {loss}; set it to 0, or model.objective.loss to sigmoid or robust",
+                f"has no effect on the loss {loss}; set it to 0, or model.objective.loss to sigmoid or robust",
             )
         if label_smoothing == 0 and loss == "robust":
             raise UserError(
@@ -71,12 +84,13 @@ class DPO(Objective):
 
     def losses(self, responses: Responses) -> Tensor:
         chosen, rejected = responses.pairs
-        losses = self._of_rewards(self.rewards(chosen), self.rewards(rejected))
+        losses = self._preference_losses(self.rewards(chosen), self.rewards(rejected))
         if self.rpo_alpha > 0:
             losses = losses - self.rpo_alpha * chosen.mean_logps
         return losses
 
-    def _of_rewards(self, chosen: Tensor, rejected: Tensor) -> Tensor:
+    def _preference_losses(self, chosen: Tensor, rejected: Tensor) -> Tensor:
+        """(B,) losses of the rewards (B,) of chosen and rejected responses."""
         margin = chosen - rejected
         smoothing = self.label_smoothing
         match self.loss:
@@ -95,9 +109,10 @@ class DPO(Objective):
                 return chosen.sigmoid() + (-margin).sigmoid()
 
     def rewards(self, scores: Scores) -> Tensor:
-        """``beta`` times the log-ratio to the reference: of the response, or per token for ``ipo``."""
+        """Return ``r(y)``; for ``ipo`` divided by the number of tokens."""
         ratios = scores.log_ratios
         return self.beta * (ratios / scores.tokens.clamp(min=1) if self.loss == "ipo" else ratios)
 
     def metrics(self, responses: Responses) -> dict[str, Tensor]:
+        """Return ``nll_loss``, the chosen response's mean negative log-likelihood, if ``rpo_alpha`` is above 0."""
         return {"nll_loss": -responses.chosen.mean_logps} if self.rpo_alpha > 0 else {}

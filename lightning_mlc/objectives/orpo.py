@@ -12,13 +12,20 @@ from lightning_mlc.objectives.base import MeanOver, Objective, Responses, Scores
 class ORPO(Objective):
     """Odds-ratio preference optimisation (arXiv 2403.07691, equations 6 and 7), averaged over examples.
 
-    ``-log P(chosen) - beta * log sigmoid(log odds(chosen) - log odds(rejected))``, where ``log P`` is the mean
-    log-probability of the response's tokens and ``odds = P / (1 - P)``. It learns the response and the preference
-    at once, from a base model and without a reference.
+    The loss of an example is ``-log P(w) - beta * log sigmoid(log odds(w) - log odds(l))``, where
+
+    - ``w`` and ``l`` are the chosen and the rejected response,
+    - ``log P(y)`` is the mean log-probability of the tokens of response ``y`` under the policy,
+    - ``odds(y) = P(y) / (1 - P(y))``.
+
+    It learns the response and the preference at the same time, from a base model and without a reference.
 
     Args:
-        beta: Weight of the odds-ratio term; the paper's lambda, there 0.1 for Mistral, 0.2 for Llama-2 and 0.25 for
-            Phi-2.
+        beta: Weight of the odds-ratio term, the paper's lambda. The paper uses 0.1 for Mistral, 0.2 for Llama-2 and
+            0.25 for Phi-2.
+
+    Raises:
+        UserError: ``beta`` is not above 0.
     """
 
     needs_rejected: bool = True
@@ -33,10 +40,16 @@ class ORPO(Objective):
         return -chosen.mean_logps - self.beta * F.logsigmoid(_log_odds_ratio(chosen, rejected))
 
     def rewards(self, scores: Scores) -> Tensor:
-        """``beta`` times the mean log-probability of the response's tokens."""
+        """Return ``beta * log P(y)``."""
         return self.beta * scores.mean_logps
 
     def metrics(self, responses: Responses) -> dict[str, Tensor]:
+        """Return the two parts of the loss and the odds ratio, under TRL's names.
+
+        - ``nll_loss``: ``-log P(w)``,
+        - ``log_odds_chosen``: ``log odds(w) - log odds(l)``,
+        - ``log_odds_ratio``: the log-sigmoid of ``log_odds_chosen``.
+        """
         chosen, rejected = responses.pairs
         ratio = _log_odds_ratio(chosen, rejected)
         return {
@@ -51,7 +64,7 @@ def _log_odds_ratio(chosen: Scores, rejected: Scores) -> Tensor:
 
 
 def _log_odds(logp: Tensor) -> Tensor:
-    # A certain response has infinite odds: it counts as one that rounding just tells from certain, and moves no more.
+    # A certain response (P = 1) has infinite odds. Clamp P to the value just below 1; there the gradient is 0.
     logp = logp.clamp(max=-torch.finfo(logp.dtype).eps)
-    # 1 - P would round to 0 for a P near 1; expm1 does not.
+    # For P near 1, 1 - P would round to 0; expm1 does not.
     return logp - torch.log(-torch.expm1(logp))

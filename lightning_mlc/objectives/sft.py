@@ -8,10 +8,10 @@ from lightning_mlc.objectives.base import MeanOver, Objective, Responses
 
 
 class SFT(Objective):
-    """Supervised fine-tuning: the negative log-likelihood of the response, averaged over its tokens.
+    """Supervised fine-tuning: ``-log pi(y)`` of the response ``y`` under the policy ``pi``, averaged over tokens.
 
-    On preference data the chosen response is learned and, alone, the rejected one is not run. Of responses with a
-    label the desirable ones are learned, and the other examples add nothing.
+    On preference data it learns the chosen response; the rejected one is not run unless something else needs it. On
+    responses with a label it learns the desirable ones; the other examples add nothing.
     """
 
     needs_rejected: bool = False

@@ -11,13 +11,22 @@ from lightning_mlc.objectives.base import MeanOver, Objective, Responses, Scores
 class SimPO(Objective):
     """Simple preference optimisation (arXiv 2405.14734, equation 6), averaged over examples.
 
-    ``-log sigmoid(r(chosen) - r(rejected) - gamma)`` with the reward ``r = beta * log pi(y) / tokens``: what
-    generation maximises, and independent of length. No reference.
+    The loss of an example is ``-log sigmoid(r(w) - r(l) - gamma)``, where
+
+    - ``w`` and ``l`` are the chosen and the rejected response,
+    - ``r(y) = beta * log pi(y) / |y|`` is the reward of response ``y``, ``|y|`` its number of tokens,
+    - ``pi(y)`` is its probability under the policy.
+
+    The reward is the mean log-probability, which generation maximises and which does not depend on the length. There
+    is no reference.
 
     Args:
-        beta: Scale of the reward; the paper has 2.0 to 2.5.
-        gamma: Margin by which the chosen response's reward should be larger; the paper has 0.3 to 1.6. Where a
-            recipe gives a ratio of gamma to beta, this is the ratio times ``beta``.
+        beta: Factor of the reward. The paper uses 2.0 to 2.5.
+        gamma: Margin that the chosen response's reward should have over the rejected one's. The paper uses 0.3 to
+            1.6. If a recipe gives the ratio of gamma to beta, multiply it by ``beta``.
+
+    Raises:
+        UserError: ``beta`` is not above 0, or ``gamma`` is negative.
     """
 
     needs_rejected: bool = True
@@ -33,5 +42,5 @@ class SimPO(Objective):
         return -F.logsigmoid(self.rewards(chosen) - self.rewards(rejected) - self.gamma)
 
     def rewards(self, scores: Scores) -> Tensor:
-        """``beta`` times the mean log-probability of the response's tokens."""
+        """Return ``r(y)``."""
         return self.beta * scores.mean_logps

@@ -304,15 +304,15 @@ def test_beta_must_be_positive(objective: type[Any], beta: float) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DPO(loss="ppo"), r"loss: there is no ppo; choose one of sigmoid, ipo"),  # type: ignore[arg-type]
+        (lambda: DPO(loss="ppo"), r"loss: unknown loss 'ppo'; choose one of sigmoid, ipo"),  # type: ignore[arg-type]
         (lambda: DPO(label_smoothing=0.5), r"label_smoothing: must be from 0 to below 0\.5"),
         (lambda: DPO(label_smoothing=-0.1), r"label_smoothing: must be from 0"),
-        (lambda: DPO(loss="hinge", label_smoothing=0.1), r"label_smoothing: means nothing to the loss hinge"),
+        (lambda: DPO(loss="hinge", label_smoothing=0.1), r"label_smoothing: has no effect on the loss hinge"),
         (lambda: DPO(loss="robust"), r"label_smoothing: the loss robust needs the share"),
         (lambda: DPO(rpo_alpha=-1), r"rpo_alpha: must be 0 or above"),
         (lambda: SimPO(gamma=-1), r"gamma: must be 0 or above"),
         (lambda: CPO(alpha=-1), r"alpha: must be 0 or above"),
-        (lambda: KTO(loss="apo_zero"), r"loss: there is no apo_zero; choose one of kto, apo_zero_unpaired"),  # type: ignore[arg-type]
+        (lambda: KTO(loss="apo_zero"), r"loss: unknown loss 'apo_zero'; choose one of kto, apo_zero_unpaired"),  # type: ignore[arg-type]
         (lambda: KTO(desirable_weight=0), r"desirable_weight: must be above 0"),
         (lambda: KTO(undesirable_weight=-1), r"undesirable_weight: must be above 0"),
         (lambda: Sum([]), r"objectives: is empty"),
