@@ -1,4 +1,4 @@
-"""What keeps the languages together: terms beside the objective, under one interface."""
+"""Consistency terms: losses in addition to the objective, which keep the languages together."""
 
 from lightning_mlc.consistency.base import ConsistencyTerm, Needs, Observed
 from lightning_mlc.consistency.dco import DCO

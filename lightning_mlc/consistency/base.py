@@ -1,4 +1,4 @@
-"""What a consistency term is: per-prompt losses from what a step has computed, nothing more."""
+"""The interface of a consistency term: it computes one loss per prompt from the results of a training step."""
 
 from __future__ import annotations
 
@@ -16,77 +16,101 @@ from lightning_mlc.models.forward import Grid
 
 @dataclass(frozen=True)
 class Needs:
-    """What must be computed for a term. What no term needs is not computed."""
+    """The inputs that a term uses. An input that no term uses is not computed."""
 
     representations: bool = False
-    """Hidden states at the end of each prompt, through the extractor."""
+    """Hidden states at the end of each prompt, after the extractor."""
     responses: bool = False
-    """Chosen and rejected responses in every language, and not only in the source language."""
+    """Chosen and rejected responses in every language, instead of only in the source language."""
     reference: bool = False
     """The reference model's log-probabilities of the responses in the source language."""
     reference_translations: bool = False
-    """The same in the other languages."""
+    """The reference model's log-probabilities of the responses in the other languages."""
     pooled_states: bool = False
-    """Mean last hidden states of the responses in the source language, of policy and reference."""
+    """Last hidden states of policy and reference, averaged over each response in the source language."""
 
     @classmethod
     def of(cls, terms: Iterable[ConsistencyTerm]) -> Needs:
-        """What any of ``terms`` needs."""
+        """Return the inputs that at least one of ``terms`` uses."""
         parts = [term.needs for term in terms]
         return cls(**{field.name: any(getattr(part, field.name) for part in parts) for field in fields(cls)})
 
 
 class Observed(NamedTuple):
-    """What there is to compare about B prompts in L languages. A field is None where no term needs it."""
+    """The results of a step for B prompts in L languages. A field is None if no term uses it."""
 
     policy: Grid
+    """Results of the policy."""
     reference: Grid | None
+    """Results of the reference model."""
     representations: Tensor | None
-    """(B, L, D), extracted hidden states at the ends of the prompts."""
+    """(B, L, D) floating point: hidden states at the ends of the prompts, after the extractor."""
     source: int
-    """Index of the source language."""
+    """Index of the source language, from 0 to L - 1."""
 
     @property
     def present(self) -> Tensor:
-        """(B, L) bool, whether the prompt is there in the language."""
+        """(B, L) bool: whether the prompt exists in the language."""
         return self.policy.present
 
     @property
     def is_group(self) -> Tensor:
-        """(B,) bool, whether there are two languages to compare."""
+        """(B,) bool: whether the prompt exists in two or more languages, so that they can be compared."""
         return self.present.sum(1) >= 2
 
     @property
     def is_source(self) -> Tensor:
-        """(L,) bool."""
+        """(L,) bool: whether the language is the source language."""
         return torch.arange(self.present.shape[1], device=self.present.device) == self.source
 
 
+# ABCMeta, not ABC: with a base class that is no dataclass, jsonargparse would ask for a class_path.
 @dataclass(frozen=True)
-class ConsistencyTerm(metaclass=ABCMeta):  # not ABC: of what is a dataclass throughout the command line asks no class
-    """Settings, which compute the term they describe."""
+class ConsistencyTerm(metaclass=ABCMeta):
+    """The settings of a term, with the methods that compute it."""
 
     name: ClassVar[str]
-    """The sub-group of ``model.consistency`` that configures it, and what its logged names start with."""
+    """Name of the term's settings below ``model.consistency``, and prefix of its logged names."""
     weight: float
-    """What the loss is multiplied by; 0 turns the term off."""
+    """Factor of the loss. 0 turns the term off."""
 
     @property
     @abstractmethod
     def needs(self) -> Needs:
-        """What must be computed for it."""
+        """The inputs that the term uses."""
 
     @abstractmethod
     def losses(self, observed: Observed) -> Tensor:
-        """(B,) loss of each prompt, exactly 0 where there are fewer than two languages."""
+        """Compute the loss of each prompt.
+
+        Args:
+            observed: Results of the step for B prompts.
+
+        Returns:
+            (B,) losses without ``weight``; exactly 0 for a prompt in fewer than two languages.
+        """
 
     def metrics(self, observed: Observed) -> dict[str, Tensor]:
-        """What else to log: (B,) values by name, averaged over the prompts in two or more languages."""
+        """Compute further values to log.
+
+        Args:
+            observed: Results of the step for B prompts.
+
+        Returns:
+            (B,) values by name. The mean over the prompts in two or more languages is logged.
+        """
         return {}
 
     def check(self, option: str, least: float, most: float = float("inf")) -> None:
-        """Raises:
-        UserError: The setting ``option`` is not a finite number from ``least`` to ``most``.
+        """Refuse a setting that is out of range.
+
+        Args:
+            option: Name of the setting.
+            least: Smallest allowed value.
+            most: Largest allowed value. By default any finite number is allowed.
+
+        Raises:
+            UserError: The setting is not a finite number from ``least`` to ``most``.
         """
         value = getattr(self, option)
         if not (least <= value <= most and value < float("inf")):

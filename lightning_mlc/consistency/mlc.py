@@ -17,15 +17,19 @@ from mlc_kernels import mlc_loss
 class MLC(ConsistencyTerm):
     """The multi-lingual consistency loss (arXiv 2602.16660), which pulls representations towards one line.
 
-    With Z the matrix of a prompt's representations in L languages, each of unit length, and its singular values
-    ``s_1 >= s_2 >= ...``, the loss is ``cross_entropy(s / (stopgrad(s_1) * temperature), target = 0)``. It is
-    lowest, though not 0, where Z has rank one.
+    The loss of a prompt is ``-log softmax(s / (stopgrad(s_1) * temperature))_1``, where
+
+    - ``s_1 >= s_2 >= ... >= s_L`` are the singular values of ``Z``,
+    - ``Z`` (L, D) has the prompt's representation in each of its L languages as rows, each scaled to unit length,
+    - ``stopgrad`` lets no gradient through.
+
+    It is lowest, but not 0, if all rows of Z lie on one line (rank one).
 
     Args:
-        weight: What the loss is multiplied by; 0 turns it off.
-        temperature: Temperature of the softmax over singular values.
-        scale: ``top`` divides the singular values by the largest one, as the authors' code does; ``none``
-            does not, as in the paper's equation.
+        weight: Factor of the loss. 0 turns the term off.
+        temperature: Temperature of the softmax over the singular values, from 0.01 to 100.
+        scale: ``top`` divides the singular values by the largest one, as the authors' code does. ``none`` does not
+            (it leaves out ``stopgrad(s_1)``), as in the paper's equation.
     """
 
     name: ClassVar[str] = "mlc"
@@ -53,7 +57,7 @@ class MLC(ConsistencyTerm):
         )
 
     def metrics(self, observed: Observed) -> dict[str, Tensor]:
-        """Collinearity of the representations and, as ``raw/...``, of the hidden states themselves."""
+        """Return the collinearity of the representations and, as ``raw/...``, of the hidden states themselves."""
         assert observed.representations is not None
         assert observed.policy.states is not None
         metrics = {}
@@ -61,5 +65,5 @@ class MLC(ConsistencyTerm):
             found = collinearity(rows.detach(), observed.present, self.temperature, self.scale)
             for name in ("excess", "explained_variance", "min_cosine"):
                 metrics[prefix + name] = torch.where(found["valid"], found[name], 0.0)
-        del metrics["raw/excess"]  # what the extractor is for
+        del metrics["raw/excess"]  # the loss is computed after the extractor
         return metrics

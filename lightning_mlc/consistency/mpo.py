@@ -17,25 +17,29 @@ from lightning_mlc.models.forward import Grid
 class MPO(ConsistencyTerm):
     """Multilingual reward gap optimisation (arXiv 2505.16869; code: circle-hit/MPO).
 
-    The reward gap of a language is how much likelier the chosen response is than the rejected one, per token:
-    ``RG = log pi(w) / |w| - log pi(l) / |l|``. The policy's gap in each target language t is drawn to the gap that
-    the reference has in the source language s, and the policy is held where it is in the source language:
+    It pulls the policy's reward gap in each target language towards the reference's gap in the source language, and
+    keeps the policy's hidden states in the source language where they were. The loss of a prompt is
 
         mean over t of (beta * RG_t - RG_ref_s)^2  +  constraint * mean over y, H of (h(y) - h_ref(y))^2
 
-    with ``h(y)`` the hidden state after the last layer and the final norm (H wide), averaged over the tokens of
-    the source-language prompt and response y, which is the chosen or the rejected one. The authors train on one
-    target language per example and average over examples; so are the targets here averaged within a prompt.
+    where
 
-    It differs from the authors' code in one point: there the average of ``h`` takes in the padding, and so depends
-    on what else is in the batch. The paper has neither DPO nor another objective beside it: that is
-    ``model.objective: null`` and ``weight`` 1.
+    - ``s`` is the source language, ``t`` each other language of the prompt,
+    - ``RG = log pi(w) / |w| - log pi(l) / |l|`` is the policy's reward gap in a language, ``RG_ref`` the reference's,
+    - ``w`` and ``l`` are the chosen and the rejected response, ``|w|`` and ``|l|`` their numbers of tokens,
+    - ``pi(y)`` is the probability of response ``y`` under the policy,
+    - ``h(y)`` (H,) is the policy's hidden state after the last layer and the final norm, averaged over the tokens of
+      the prompt and response ``y`` (``w`` or ``l``) in the source language; ``h_ref(y)`` is the reference's.
+
+    The authors train on one target language per example and average over examples; here the targets of a prompt are
+    averaged. One point differs from the authors' code: there the average of ``h`` includes padding, and so depends on
+    the rest of the batch. The paper uses no objective in addition: set ``model.objective: null`` and ``weight`` 1.
 
     Args:
-        weight: What the loss is multiplied by; 0 turns it off.
-        beta: Scale of the target languages' gap. Published: 1.5 for Qwen2.5 and Gemma 2, 1.0 for Llama 3.1. Above 1,
-            the gap asked for is smaller than the source language's.
-        constraint: Weight of the representation constraint; published is 1, and 0 leaves it out.
+        weight: Factor of the loss. 0 turns the term off.
+        beta: Factor of the target languages' gap. Published: 1.5 for Qwen2.5 and Gemma 2, 1.0 for Llama 3.1. Above 1,
+            the target languages' gap should become smaller than the source language's.
+        constraint: Weight of the second part. The published value is 1; 0 turns this part off.
     """
 
     name: ClassVar[str] = "mpo"
@@ -60,11 +64,12 @@ class MPO(ConsistencyTerm):
         return losses
 
     def metrics(self, observed: Observed) -> dict[str, Tensor]:
+        """Return the two parts of the loss: ``gap`` and, if it is on, ``constraint``, without their weights."""
         parts = {"gap": self._gap(observed)}
         return parts | ({"constraint": self._constraint(observed)} if self.constraint > 0 else {})
 
     def _gap(self, observed: Observed) -> Tensor:
-        """(B,) mean squared difference of reward gaps."""
+        """(B,): mean squared difference of reward gaps."""
         assert observed.reference is not None
         wanted = _reward_gaps(observed.reference)[:, observed.source, None]
         targets = observed.present & ~observed.is_source
@@ -72,7 +77,7 @@ class MPO(ConsistencyTerm):
         return torch.where(targets, squares, 0.0).sum(1) / targets.sum(1).clamp(min=1)
 
     def _constraint(self, observed: Observed) -> Tensor:
-        """(B,) mean squared distance of pooled states."""
+        """(B,): mean squared distance between the averaged hidden states of policy and reference."""
         assert observed.reference is not None
         ours, theirs = observed.policy.pooled, observed.reference.pooled
         assert ours is not None
@@ -81,5 +86,5 @@ class MPO(ConsistencyTerm):
 
 
 def _reward_gaps(grid: Grid) -> Tensor:
-    """(B, L) log-probability per token of the chosen response, less that of the rejected one."""
+    """(B, L): log-probability per token of the chosen response minus that of the rejected one."""
     return grid.scores(CHOSEN).mean_logps - grid.scores(REJECTED).mean_logps

@@ -1,4 +1,4 @@
-"""Cosine distance between each two languages: the plain baseline."""
+"""Cosine distance between each pair of languages: the plain baseline."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from lightning_mlc.metrics.cosines import pair_cosines
 
 @dataclass(frozen=True)
 class PairwiseCosine(ConsistencyTerm):
-    """The mean over each two languages i < j of a prompt of ``1 - cos(r_i, r_j)``.
+    """The mean of ``1 - cos(r_i, r_j)`` over all pairs of languages i < j of a prompt.
 
-    It is 0 where all representations r point the same way, and unlike MLC tells opposite directions from equal
-    ones. It equals the variance of the representations brought to unit length: the sum of their squared distances
-    from their mean, divided by L - 1. A representation of zeros has no direction and counts as missing.
+    ``r_i`` (D,) is the prompt's representation in language i. The loss is 0 if all representations have the same
+    direction. Unlike MLC it distinguishes opposite directions from equal ones. It equals the variance of the
+    representations scaled to unit length: the sum of their squared distances from their mean, divided by L - 1, where
+    L is the number of languages. A representation of zeros has no direction and counts as missing.
 
     Args:
-        weight: What the loss is multiplied by; 0 turns it off.
+        weight: Factor of the loss. 0 turns the term off.
     """
 
     name: ClassVar[str] = "pairwise_cosine"
@@ -38,7 +39,7 @@ class PairwiseCosine(ConsistencyTerm):
     def losses(self, observed: Observed) -> Tensor:
         rows = observed.representations
         assert rows is not None
-        # In float64: near consistency little is left of 1 - cos.
+        # In float64: if cos is near 1, 1 - cos keeps few digits.
         cosines, usable = pair_cosines(rows, observed.present)
         pairs = (usable[:, :, None] & usable[:, None, :]).triu(1)
         distances = torch.where(pairs, 1 - cosines, 0.0).sum((1, 2))

@@ -1,4 +1,4 @@
-"""What of the hidden states is compared: extractor and centring."""
+"""From hidden states to the representations that are compared: extractor and centring."""
 
 from __future__ import annotations
 
@@ -9,19 +9,24 @@ from lightning_mlc.consistency.settings import Consistency
 
 
 class Representation(nn.Module):
-    """From hidden states (B, L, H) of B prompts in L languages to what the terms compare.
+    """Computes the representations that the terms compare from hidden states.
 
-    Everything here runs in the extractor's dtype (float32 unless the whole model is in half precision)
-    outside of autocast: near rank one, which is where training goes, rounding would swamp the signal.
+    It runs in the extractor's dtype (float32 unless the whole model is in half precision), outside autocast:
+    training moves the representations towards rank one, and there the rounding of half precision would be larger
+    than the signal.
+
+    Args:
+        settings: Settings of the consistency terms.
+        hidden_size: Width H of the model's hidden states.
     """
 
     MEAN_DECAY = 0.9
-    """How much of the running mean an optimizer step keeps."""
+    """Share of the running mean that an optimizer step keeps."""
 
     mean: Tensor
-    """(H,) running mean of the hidden states, 0 until a first step has ended."""
+    """(H,): running mean of the hidden states; 0 until the first step has ended."""
     steps_seen: Tensor
-    """() number of optimizer steps in the running mean."""
+    """(): number of optimizer steps in the running mean."""
 
     def __init__(self, settings: Consistency, hidden_size: int) -> None:
         super().__init__()
@@ -40,7 +45,14 @@ class Representation(nn.Module):
     _window_rows: Tensor
 
     def extract(self, states: Tensor) -> Tensor:
-        """Representations (B, L, D) of hidden ``states`` (B, L, H)."""
+        """Compute representations.
+
+        Args:
+            states: (B, L, H) hidden states of B prompts in L languages.
+
+        Returns:
+            (B, L, D) representations, with D the extractor's width, or H without an extractor.
+        """
         with torch.autocast(device_type=states.device.type, enabled=False):
             parameter = next(self.extractor.parameters(), None)
             states = states.to(parameter.dtype) if parameter is not None else states.float()
@@ -51,10 +63,14 @@ class Representation(nn.Module):
 
     @torch.no_grad()
     def observe(self, states: Tensor, mask: Tensor) -> None:
-        """Count the states of a micro-batch towards the running mean.
+        """Collect the hidden states of a micro-batch for the running mean.
 
-        The mean itself changes only at the end of an optimizer step (:meth:`fold_mean`), so that the way
-        a batch is cut into micro-batches changes nothing.
+        The mean itself changes only at the end of an optimizer step (:meth:`fold_mean`), so that it does not depend
+        on how the step is cut into micro-batches.
+
+        Args:
+            states: (B, L, H) hidden states.
+            mask: (B, L) bool, False where the prompt does not exist in the language. States there must be finite.
         """
         if self.settings.center:
             self._window_sum += (states.to(self._window_sum.dtype) * mask[:, :, None]).sum((0, 1))
@@ -62,15 +78,15 @@ class Representation(nn.Module):
 
     @torch.no_grad()
     def fold_mean(self) -> None:
-        """Fold what was observed since the last call, on all processes, into the running mean."""
+        """Update the running mean with the states that all processes have collected since the last call."""
         if not self.settings.center:
             return
-        totals = torch.cat([self._window_sum, self._window_rows[None]])  # of which only the quotient counts
+        totals = torch.cat([self._window_sum, self._window_rows[None]])
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(totals)
         seen = totals[-1] > 0
         window_mean = totals[:-1] / totals[-1].clamp(min=1)
-        # The first window is taken as it is; later ones move the mean by their share.
+        # The first step sets the mean; later ones move it by their share.
         keep = torch.where(self.steps_seen > 0, self.MEAN_DECAY, 0.0)
         self.mean.copy_(torch.where(seen, keep * self.mean + (1 - keep) * window_mean, self.mean))
         self.steps_seen += seen

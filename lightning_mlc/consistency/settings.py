@@ -1,4 +1,4 @@
-"""``model.consistency``: the terms beside the objective, and what their representations are."""
+"""``model.consistency``: the consistency terms, and the representations that they compare."""
 
 from __future__ import annotations
 
@@ -17,26 +17,29 @@ from lightning_mlc.errors import UserError
 
 @dataclass(frozen=True)
 class Consistency:
-    """What keeps the languages together. ``sum of weight * loss`` over the terms is added to the objective.
+    """Losses that keep the languages together. The sum of ``weight * loss`` over the terms is added to the objective.
 
     Args:
-        mlc: Multi-lingual consistency: representations on one line.
-        pairwise_cosine: Representations of each two languages the same way.
-        source_cosine: Representations the way of the source language's.
-        mpo: Reward gaps as large as in the source language.
-        dco: Preferences between responses alike.
-        layer: Whose hidden states are the representations: an integer index (0 embeddings, -1 after the last layer
-            and the final norm) or a fraction of the depth (0.5: the middle).
-        extractor: ``linear`` trains a linear map of the hidden states, ``frozen`` keeps that map as
+        mlc: Multi-lingual consistency: pulls the representations of a prompt onto one line.
+        pairwise_cosine: Gives the representations of each pair of languages the same direction.
+        source_cosine: Gives each representation the direction of the source language's.
+        mpo: Makes reward gaps as large as in the source language.
+        dco: Makes the languages prefer the same responses.
+        layer: The layer whose hidden states are compared: an integer index (0: the embeddings, -1: after the last
+            layer and the final norm) or a fraction of the depth (0.5: the middle).
+        extractor: ``linear`` trains a linear map of the hidden states, ``frozen`` keeps this map as it was
             initialised, ``none`` compares the hidden states themselves.
-        extractor_dim: Output width of the extractor.
+        extractor_dim: Output width of the extractor, at least 2.
         extractor_bias: Whether the extractor has a bias.
-        extractor_lr: Learning rate of the extractor; null for that of the model. At the model's rate, 6e-7
-            in the published recipe, an extractor hardly moves; at a large one it alone can satisfy the losses
-            while the model stays as it was.
-        center: Subtract a running mean of the hidden states before the extractor. Hidden states share a
-            large common direction that makes them look consistent from the start.
-        every_n_steps: Add the terms on every n-th optimizer step; the other steps run no translation.
+        extractor_lr: Learning rate of the extractor. null: the model's. At the model's rate, 6e-7 in the published
+            recipe, an extractor hardly moves. At a large rate the extractor alone can satisfy the losses while the
+            model stays as it was.
+        center: Whether to subtract a running mean of the hidden states before the extractor. Hidden states share a
+            large common direction, which makes them look consistent from the start.
+        every_n_steps: Add the terms on every n-th optimizer step. The other steps run no translations.
+
+    Raises:
+        UserError: A setting is out of range, or ``extractor_lr`` is set for an extractor that is not trained.
     """
 
     mlc: MLC = field(default_factory=MLC)
@@ -58,8 +61,8 @@ class Consistency:
         if self.extractor_lr is not None and self.extractor != "linear":
             raise UserError(
                 "model.consistency.extractor_lr",
-                f"an extractor that is '{self.extractor}' is not trained; "
-                "remove it or set model.consistency.extractor to linear",
+                f"with extractor '{self.extractor}' no extractor is trained; "
+                "remove extractor_lr, or set model.consistency.extractor to linear",
             )
         if self.extractor_lr is not None and not self.extractor_lr >= 0:
             raise UserError("model.consistency.extractor_lr", f"must not be negative, got {self.extractor_lr}")
@@ -73,34 +76,44 @@ class Consistency:
         return tuple(term for term in every if term.weight > 0)
 
     def terms_at(self, step: int) -> tuple[ConsistencyTerm, ...]:
-        """The terms of optimizer step ``step`` (from 0)."""
+        """The terms that are added to optimizer step ``step`` (counted from 0)."""
         return self.terms if step % self.every_n_steps == 0 else ()
 
     @property
     def needs(self) -> Needs:
-        """What the terms that are on need."""
+        """The inputs of the terms that are on."""
         return Needs.of(self.terms)
 
     def require_languages(self, languages: Sequence[str]) -> None:
-        """Raises:
-        UserError: A term is on, and ``languages`` are fewer than two.
+        """Refuse data in a single language if a term is on.
+
+        Args:
+            languages: BCP-47 codes of the training data's languages.
+
+        Raises:
+            UserError: A term is on, and there are fewer than two languages.
         """
         for term in self.terms if len(languages) < 2 else ():
             raise UserError(
                 f"model.consistency.{term.name}",
-                f"needs prompts in two or more languages, the training data has only "
+                "needs prompts in two or more languages, but the training data has only "
                 f"'{languages[0]}'; add translations (see data.languages) or set "
                 f"model.consistency.{term.name}.weight to 0",
             )
 
     def require_pairs(self, has_pairs: bool) -> None:
-        """Raises:
-        UserError: A term is on that compares two responses, and the data has single ones.
+        """Refuse data without pairs of responses if a term compares two responses.
+
+        Args:
+            has_pairs: Whether every example has a chosen and a rejected response.
+
+        Raises:
+            UserError: A term that is on compares two responses, and ``has_pairs`` is False.
         """
         for term in self.terms if not has_pairs else ():
             if term.needs.responses:
                 raise UserError(
                     f"model.consistency.{term.name}",
-                    f"needs chosen and rejected responses, but the data has single "
-                    f"responses; give preference data or set model.consistency.{term.name}.weight to 0",
+                    "needs chosen and rejected responses, but the data has single responses; "
+                    f"give preference data or set model.consistency.{term.name}.weight to 0",
                 )

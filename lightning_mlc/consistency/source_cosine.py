@@ -14,13 +14,15 @@ from lightning_mlc.metrics.cosines import pair_cosines
 
 @dataclass(frozen=True)
 class SourceCosine(ConsistencyTerm):
-    """The mean over the translations t of a prompt of ``1 - cos(r_t, r_s)``, with s the source language.
+    """The mean of ``1 - cos(r_t, r_s)`` over the translations t of a prompt.
+
+    ``r_t`` (D,) is the prompt's representation in language t, and ``s`` is the source language.
 
     Args:
-        weight: What the loss is multiplied by; 0 turns it off.
-        detach_source: Take ``r_s`` as given. What is to be carried to the other languages is learned in the source
-            language, by the objective; a source representation that is pulled too meets them half-way, and gives up
-            some of what it has learned. False pulls both ends.
+        weight: Factor of the loss. 0 turns the term off.
+        detach_source: Whether ``r_s`` is a fixed target, without a gradient. The objective teaches the source
+            language, and the other languages should follow it. With false, ``r_s`` also moves towards the other
+            languages, and the source language loses some of what it has learned.
     """
 
     name: ClassVar[str] = "source_cosine"
@@ -40,7 +42,7 @@ class SourceCosine(ConsistencyTerm):
         assert rows is not None
         if self.detach_source:
             rows = torch.where(observed.is_source[:, None], rows.detach(), rows)
-        # In float64: near consistency little is left of 1 - cos.
+        # In float64: if cos is near 1, 1 - cos keeps few digits.
         cosines, usable = pair_cosines(rows, observed.present)
         targets = usable & usable[:, observed.source, None] & ~observed.is_source
         distances = torch.where(targets, 1 - cosines[:, observed.source], 0.0).sum(1)
