@@ -37,8 +37,8 @@ class EstimateCLI(TrainingCLI):
         setup = setup_of(self.config_init[subcommand].trainer)
         data.prepare_data()
         data.setup("fit")
-        module.choose_rows(data)
-        data.plan_steps(translations=bool(module.consistency.terms))
+        data.plan_rows(module.losses.row_plan)
+        data.check_steps()
         found, batch, way = estimate_largest(module, data, setup)
         show(found, batch, setup, way, str(module.source))
 

@@ -2,47 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import torch
 
 from lightning_mlc.data.batches import Batch, Normalizers
 from lightning_mlc.data.row_layout import Layout, pad_in_chunks
+from lightning_mlc.data.row_plan import RowPlan
 from lightning_mlc.data.rows import CHOSEN, MISMATCHED, NO_RESPONSE, REJECTED, Row, TokenRows
+from lightning_mlc.data.tokenised import TokenisedExample
 
 EVALUATION_TOKENS = 4096
-"""Tokens of a block in evaluation, which bounds the memory that its logits take."""
+"""Number of tokens of a block in evaluation. It bounds the memory of the logits."""
 
-
-ResponsesIn = Literal["none", "source", "all"]
-"""In which languages the prompts of a training step are followed by responses: the language's own where the
-example has them, else those of the source language."""
+Examples = Sequence[TokenisedExample]
+Responses = Sequence[list[int]]
 
 
 @dataclass(frozen=True)
 class Collator:
-    """What all batches of a data source have in common."""
+    """Makes the batches of a data source.
+
+    Args:
+        languages: Codes of the languages, the source language first.
+        pad_id: Token id of padding.
+        plan: Which rows a step runs.
+        layout: How they are padded or packed. Prompts to generate from are always padded.
+
+    Each method takes the examples of a batch, their keys (``Batch.keys``), the normalizers of the step, and a response
+    to another prompt for each example, or no such response.
+    """
 
     languages: tuple[str, ...]
-    """The source language first."""
     pad_id: int
-    with_rejected: bool
+    plan: RowPlan
     layout: Layout
-    """How the rows of a step are laid out. Prompts to generate from are always padded."""
-    responses_in: ResponsesIn = "source"
 
-    def training(self, examples: Sequence[Mapping[str, Any]], keys: Sequence[int], normalizers: Normalizers) -> Batch:
-        """Responses where ``responses_in`` says; the other rows are prompts alone."""
+    def training(
+        self, examples: Examples, keys: Sequence[int], normalizers: Normalizers, mismatched: Responses = ()
+    ) -> Batch:
+        """A training step: responses in the languages of the plan, and the other prompts alone."""
         responses: list[Row] = []
         translations: list[Row] = []
         prompts = []
         for index, example in enumerate(examples):
             for language, prompt in zip(example["languages"], example["prompts"], strict=True):
-                if language == 0 and self.responses_in != "none":
+                if language == 0 and self.plan.responses_in != "none":
                     responses += self._with_responses(example, prompt, index, language)
-                elif self.responses_in == "all":
+                elif self.plan.responses_in == "all":
                     translations += self._with_responses(example, prompt, index, language)
                 else:
                     prompts.append(Row(prompt, (), index, language, NO_RESPONSE))
@@ -50,37 +58,47 @@ class Collator:
             examples,
             keys,
             normalizers,
+            mismatched,
             self.layout.blocks(responses, self.pad_id),
             self.layout.blocks(prompts, self.pad_id),
             self.layout.blocks(translations, self.pad_id),
         )
 
-    def evaluation(self, examples: Sequence[Mapping[str, Any]], keys: Sequence[int], normalizers: Normalizers) -> Batch:
-        """The responses after the prompt in every language."""
+    def evaluation(
+        self, examples: Examples, keys: Sequence[int], normalizers: Normalizers, mismatched: Responses = ()
+    ) -> Batch:
+        """Validation: the responses after the prompt in every language."""
         responses: list[Row] = []
         for index, example in enumerate(examples):
             for language, prompt in zip(example["languages"], example["prompts"], strict=True):
                 responses += self._with_responses(example, prompt, index, language)
         blocks = self.layout.blocks(responses, self.pad_id, max_tokens=EVALUATION_TOKENS)
-        return self._batch(examples, keys, normalizers, blocks, ())
+        return self._batch(examples, keys, normalizers, mismatched, blocks, ())
 
     def source_responses(
-        self, examples: Sequence[Mapping[str, Any]], keys: Sequence[int], normalizers: Normalizers
+        self, examples: Examples, keys: Sequence[int], normalizers: Normalizers, mismatched: Responses = ()
     ) -> Batch:
-        """The responses that :meth:`training` has, without translations and in blocks as in evaluation."""
-        source = [{**row, "languages": row["languages"][:1], "prompts": row["prompts"][:1]} for row in examples]
-        return self.evaluation(source, keys, normalizers)
+        """Scoring: the responses in the source language, in blocks as in evaluation."""
+        source = [
+            TokenisedExample(**{**row, "languages": row["languages"][:1], "prompts": row["prompts"][:1]})
+            for row in examples
+        ]
+        return self.evaluation(source, keys, normalizers, mismatched)
 
-    def prediction(self, examples: Sequence[Mapping[str, Any]], keys: Sequence[int], normalizers: Normalizers) -> Batch:
-        """The prompts in every language."""
+    def prediction(
+        self, examples: Examples, keys: Sequence[int], normalizers: Normalizers, mismatched: Responses = ()
+    ) -> Batch:
+        """Generation: the prompts in every language, padded on the left."""
         prompts = [
             Row(prompt, (), index, language, NO_RESPONSE)
             for index, example in enumerate(examples)
             for language, prompt in zip(example["languages"], example["prompts"], strict=True)
         ]
-        return self._batch(examples, keys, normalizers, (), pad_in_chunks(prompts, self.pad_id, side="left"))
+        return self._batch(
+            examples, keys, normalizers, mismatched, (), pad_in_chunks(prompts, self.pad_id, side="left")
+        )
 
-    def _with_responses(self, example: Mapping[str, Any], prompt: list[int], index: int, language: int) -> list[Row]:
+    def _with_responses(self, example: TokenisedExample, prompt: list[int], index: int, language: int) -> list[Row]:
         chosen, rejected = example["chosen"], example["rejected"]
         if language in example["translated"]:
             place = example["translated"].index(language)
@@ -88,24 +106,24 @@ class Collator:
         rows = []
         if chosen:
             rows.append(Row(prompt, chosen, index, language, CHOSEN))
-        # Whatever is learned, each prompt has a row with a response: it has the prompt's hidden state, too.
-        if rejected and (self.with_rejected or not rows):
+        # Each prompt needs one row with a response, because the prompt's hidden state is taken from it.
+        if rejected and (self.plan.rejected or not rows):
             rows.append(Row(prompt, rejected, index, language, REJECTED, leads=not rows))
         return rows
 
     def _batch(
         self,
-        examples: Sequence[Mapping[str, Any]],
+        examples: Examples,
         keys: Sequence[int],
         normalizers: Normalizers,
+        mismatched: Responses,
         responses: tuple[TokenRows, ...],
         prompts: tuple[TokenRows, ...],
         translations: tuple[TokenRows, ...] = (),
     ) -> Batch:
-        mismatched = [
-            Row(example["prompts"][0], example["mismatched"], index, 0, MISMATCHED, leads=False)
-            for index, example in enumerate(examples)
-            if "mismatched" in example
+        others = [
+            Row(examples[index]["prompts"][0], response, index, 0, MISMATCHED, leads=False)
+            for index, response in enumerate(mismatched)
         ]
         return Batch(
             ids=tuple(example["id"] for example in examples),
@@ -116,5 +134,5 @@ class Collator:
             prompts=prompts,
             normalizers=normalizers,
             translations=translations,
-            mismatched=self.layout.blocks(mismatched, self.pad_id),
+            mismatched=self.layout.blocks(others, self.pad_id),
         )

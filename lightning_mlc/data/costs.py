@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow
 import pyarrow.compute
 from datasets import Dataset
 
-from lightning_mlc.data.collation import ResponsesIn
+from lightning_mlc.data.row_plan import RowPlan
+from lightning_mlc.data.sampling import Sizes
+from lightning_mlc.errors import UserError
 
 EXPENSIVE = 3.0
 """From how many times the source's tokens a language is called expensive. Languages that a tokenizer covers stay
@@ -30,7 +34,7 @@ def highest_token(table: Dataset) -> int:
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """Tokens of N examples in L languages, the source language first, without padding."""
+    """Number of tokens of N examples in L languages, the source language first, without padding."""
 
     prompts: np.ndarray
     """(N, L) int64, tokens of each prompt; 0 where the example has none in the language."""
@@ -64,29 +68,34 @@ class TokenCounts:
         prompts = by_language("prompts", "languages", np.zeros((len(table), languages), dtype=np.int64))
         return cls(prompts, responses("chosen"), responses("rejected"))
 
+    @property
+    def sizes(self) -> Sizes:
+        """Sizes from which the normalizers of a step follow."""
+        return Sizes(
+            response_tokens=self.chosen[:, 0],
+            groups=((self.prompts > 0).sum(1) > 1).astype(int),
+            chosen=(self.chosen[:, 0] > 0).astype(int),
+            rejected=(self.rejected[:, 0] > 0).astype(int),
+        )
+
     def take(self, rows: list[int]) -> TokenCounts:
         """The counts of these examples."""
         return TokenCounts(self.prompts[rows], self.chosen[rows], self.rejected[rows])
 
-    def in_step(self, rejected: bool, responses_in: ResponsesIn, translations: bool) -> np.ndarray:
-        """(N, L) int64, tokens that a training step runs of each example with gradients, by language.
+    def in_step(self, plan: RowPlan) -> np.ndarray:
+        """(N, L) int64, number of tokens that a training step runs of each example, by language.
 
         Each response counts with the prompt before it, as :class:`~lightning_mlc.data.collation.Collator` makes rows
         of them. Rows that share a prompt run fewer; what is trained on together must not depend on whether a model
         can do that.
-
-        Args:
-            rejected: Whether rejected responses are run beside chosen ones.
-            responses_in: Languages whose prompts are followed by responses; the others are run alone.
-            translations: Whether other languages than the source are run at all.
         """
         chosen = np.where(self.chosen > 0, self.prompts + self.chosen, 0)
-        others = (self.rejected > 0) & (rejected | (self.chosen == 0))
+        others = (self.rejected > 0) & (plan.rejected | (self.chosen == 0))
         answered = (self.prompts > 0) * (chosen + np.where(others, self.prompts + self.rejected, 0))
-        counts = answered if responses_in == "all" else self.prompts.copy()
-        if responses_in == "source":
+        counts = answered if plan.responses_in == "all" else self.prompts.copy()
+        if plan.responses_in == "source":
             counts[:, 0] = answered[:, 0]
-        if not translations:
+        if not plan.translations:
             counts[:, 1:] = 0
         return counts
 
@@ -101,3 +110,54 @@ class TokenCounts:
             self.prompts.sum(0), sources, out=np.full(len(sources), np.nan), where=sources > 0
         )
         return found
+
+
+class Extent(NamedTuple):
+    """The largest numbers that a model meets in some tables."""
+
+    highest_token: int
+    """Highest token id, padding included."""
+    longest_sequence: int
+    """Most tokens of a prompt with one response."""
+    longest_row: int
+    """Most tokens of a prompt with both responses; no row is longer."""
+
+    @classmethod
+    def of(cls, tables: Iterable[Dataset], languages: int, pad_id: int) -> Extent:
+        """The extent of ``tables``, whose prompts are in ``languages`` languages."""
+        highest, sequence, row = pad_id, 0, 0
+        for table in tables:
+            counts = TokenCounts.of(table, languages)
+            prompt, chosen, rejected = (
+                int(found.max(initial=0)) for found in (counts.prompts, counts.chosen, counts.rejected)
+            )
+            highest = max(highest, highest_token(table))
+            sequence = max(sequence, prompt + max(chosen, rejected))
+            row = max(row, prompt + chosen + rejected)
+        return cls(highest, sequence, row)
+
+
+def require_room(costs: np.ndarray, budget: int, languages: tuple[str, ...], where: Callable[[int], str]) -> None:
+    """Refuse examples that a micro-batch has no room for.
+
+    Args:
+        costs: (N, L) int64, tokens of each example by language (:meth:`TokenCounts.in_step`).
+        budget: Tokens of a micro-batch (``data.tokens_per_batch``).
+        languages: Codes of the L languages.
+        where: File and row of an example, given its index.
+
+    Raises:
+        UserError: An example has more tokens than ``budget``.
+    """
+    totals = costs.sum(1)
+    if totals.max() <= budget:
+        return
+    too_long = int((totals > budget).sum())
+    worst = int(totals.argmax())
+    dearest = [f"{languages[i]} {costs[worst, i]}" for i in np.argsort(-costs[worst])[:3] if costs[worst, i]]
+    raise UserError(
+        "data.tokens_per_batch",
+        f"{budget} is less than the {totals[worst]} tokens of {where(worst)} alone "
+        f"(most in {', '.join(dearest)}; {too_long} examples have too many); raise it to {totals[worst]}, "
+        "lower data.max_prompt_length or data.max_response_length, or drop languages (data.languages)",
+    )

@@ -11,41 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow
-from datasets import Dataset, Features, Sequence, Value
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from lightning_mlc.data.preparation import Encoder, encode_in_order, processes_for
 from lightning_mlc.data.scratch import scratch_folder
 from lightning_mlc.data.spool import Spool
 from lightning_mlc.data.templates import TemplateProblem
+from lightning_mlc.data.tokenised import COLUMNS
 from lightning_mlc.data.tokenization import ChatTokenizer
 from lightning_mlc.progress.bars import track
 
 FORMAT = 3
 """Raised when the columns of a table, or what they mean, change."""
 
-_IDS = Sequence(Value("int32"))
-COLUMNS = Features(
-    {
-        "id": Value("string"),
-        "where": Value("string"),
-        "languages": _IDS,
-        "prompts": Sequence(_IDS),
-        "chosen": _IDS,
-        "rejected": _IDS,
-        "translated": _IDS,
-        "translated_chosen": Sequence(_IDS),
-        "translated_rejected": Sequence(_IDS),
-        "cut_prompts": Sequence(Value("string")),
-        "cut_response": Value("bool"),
-        "empty_response": Value("bool"),
-        "same_prompt": Value("int64"),
-        "prompt_text": Value("int64"),
-        "chosen_text": Value("int64"),
-        "rejected_text": Value("int64"),
-    }
-)
-"""Types of the columns. Not inferred: a column may be empty in all of the first rows."""
 TABLE = "table.arrow"
 """The file of a table, in its folder."""
 
@@ -67,19 +46,19 @@ def tokenised_table(
     num_proc: int | None = None,
     name: str = "data",
 ) -> Dataset:
-    """The table of the examples in ``spool``, from the cache if it is there.
+    """The table of the examples in ``spool``, from the cache if it has it.
 
-    Its columns are what :meth:`~lightning_mlc.data.tokenization.ChatTokenizer.encode_all` gives. It is mapped from
-    disk, not held in memory.
+    Its rows are :class:`~lightning_mlc.data.tokenised.TokenisedExample`. They stay on disk: the file is mapped into
+    memory.
 
     Args:
         spool: The examples.
         languages: Those to use, the source language first.
-        chat: Tokenises.
+        chat: The tokenizer with its chat template and length limits.
         cache_dir: Where tables are kept.
-        num_proc: Processes that tokenise; None takes as many as the number of rows and of cores suggests. The table
-            does not depend on it.
-        name: What the data is called where progress is shown.
+        num_proc: Number of processes that tokenise; None chooses by the number of rows and of cores. The table does
+            not depend on it.
+        name: Name of the data in progress messages.
 
     Raises:
         UserError: A row cannot be tokenised, or ``cache_dir`` cannot be written to.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -13,6 +13,7 @@ from lightning_mlc.data.encoding import ChatEncoder
 from lightning_mlc.data.hashing import digest
 from lightning_mlc.data.records import Example, Message
 from lightning_mlc.data.templates import ChatTemplate, TemplateProblem, contains
+from lightning_mlc.data.tokenised import TokenisedExample
 from lightning_mlc.data.turns import end_of_turn
 from lightning_mlc.errors import UserError
 
@@ -83,21 +84,15 @@ class ChatTokenizer:
 
     # ---- examples -----------------------------------------------------------------------------------
 
-    def encode(self, example: Example, languages: tuple[str, ...]) -> dict[str, Any]:
-        """What :meth:`encode_all` gives for one example."""
+    def encode(self, example: Example, languages: tuple[str, ...]) -> TokenisedExample:
+        """One example; see :meth:`encode_all`."""
         return self.encode_all([example], languages)[0]
 
-    def encode_all(self, examples: Sequence[Example], languages: tuple[str, ...]) -> list[dict[str, Any]]:
-        """Token ids of each example: ``prompts`` with their ``languages`` (indices), ``chosen``, ``rejected``.
-
-        ``translated`` are the other languages (indices) that have responses of their own, which are in
-        ``translated_chosen`` and ``translated_rejected``.
-        ``cut_prompts`` lists the languages whose prompt was cut, ``cut_response`` says whether a response was,
-        ``empty_response`` whether one is empty. ``same_prompt`` is a number that is equal for equal tokens of the
-        source prompt; ``prompt_text``, ``chosen_text`` and ``rejected_text`` are the same of texts (0: there is none).
+    def encode_all(self, examples: Sequence[Example], languages: tuple[str, ...]) -> list[TokenisedExample]:
+        """Tokenise ``examples``.
 
         Args:
-            examples: Texts. They are rendered and encoded together, which is faster than one after the other.
+            examples: Texts. They are rendered and encoded together, because that is faster than one by one.
             languages: Those to use, the source language first.
 
         Raises:
@@ -134,7 +129,7 @@ class ChatTokenizer:
         prompts: dict[int, _Prompt],
         answers: Iterator[_Answer],
         ids: Mapping[str, list[int]],
-    ) -> dict[str, Any]:
+    ) -> TokenisedExample:
         fitted = {i: self._fit(prompt, ids[prompt.text], header=True) for i, prompt in prompts.items()}
         whole = [self._after_prompt(next(answers), ids) for _ in _responses_of(example, languages, prompts)]
         own = iter(whole)

@@ -84,7 +84,7 @@ class ByTokens:
         ValueError: An example has more than ``budget`` tokens.
     """
 
-    def __init__(self, tokens: Sequence[int], budget: int, division: Division, seed: int) -> None:
+    def __init__(self, tokens: Sequence[int] | np.ndarray, budget: int, division: Division, seed: int) -> None:
         self._tokens = np.asarray(tokens)
         self._budget = budget
         self._micro_batches = division.micro_batches

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_mlc.data.batches import Batch
 from lightning_mlc.data.datamodule import MultilingualData, Split
+from lightning_mlc.data.scoring import describe_scoring, scoring_loader
 from lightning_mlc.distributed.sharding import FSDP2, move
 from lightning_mlc.errors import UserError
 from lightning_mlc.models.forward import Grid, run_batch
@@ -87,7 +88,7 @@ def _scores(
     description: Mapping[str, str],
     name: str,
 ) -> ReferenceScores:
-    parts = trainer.strategy.broadcast({**description, **data.describe(split, in_source)})
+    parts = trainer.strategy.broadcast({**description, **describe_scoring(data, split, in_source)})
     store = ScoreStore(data.cache_dir / "reference", parts, {"model": name})
     # What the first process finds counts for all, or they would not agree on what is left to do.
     known = trainer.strategy.broadcast(store.read() if trainer.is_global_zero else ReferenceScores.union([]))
@@ -96,7 +97,7 @@ def _scores(
         return known
     if trainer.is_global_zero and not len(known.keys):
         store.explain_absence()
-    loader = data.scoring_loader(split, in_source, frozenset(missing))
+    loader = scoring_loader(data, split, in_source, frozenset(missing))
     languages = 1 if in_source else len(data.languages)
     shown = trainer.progress_bar_callback is not None
     with (

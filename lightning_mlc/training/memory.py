@@ -30,7 +30,7 @@ from lightning_mlc.distributed.tensor_parallel import OPTION
 from lightning_mlc.errors import UserError, first_line
 from lightning_mlc.models.attention import packed_layout_of
 from lightning_mlc.models.forward import run_batch
-from lightning_mlc.models.loading import dtype_of, frozen_dtype_of, load_causal_lm
+from lightning_mlc.models.loading import dtype_of
 from lightning_mlc.models.parts import num_layers
 from lightning_mlc.models.policy import Policy, Shortcuts, resolve_layer
 from lightning_mlc.models.tensors import replace_tensors
@@ -161,9 +161,9 @@ def ways(module: AlignmentModule) -> list[Way]:
     A run compares results to find out (:mod:`lightning_mlc.models.self_check`). Without values all that shows is
     whether a way works at all.
     """
-    packed = packed_layout_of(load_config(module.source), module.attn_implementation or "sdpa")
-    found = [] if packed is None or module.packing is False else [Way(packed, EVERY_SHORTCUT)]
-    if found and module.packing:
+    packed = packed_layout_of(load_config(module.source), module.builder.attn_implementation or "sdpa")
+    found = [] if packed is None or module.builder.packing is False else [Way(packed, EVERY_SHORTCUT)]
+    if found and module.builder.packing:
         return found
     return [*found, Way(Layout(), EVERY_SHORTCUT), Way(Layout(), Shortcuts())]
 
@@ -212,7 +212,7 @@ def estimate(module: AlignmentModule, batch: Batch, setup: Setup, shortcuts: Sho
         "weights": here * weights // setup.shards,
         "gradients": here * gradients // setup.shards,
         "optimizer state": here * trained * optimizer_bytes(module.optimizer_callable) // setup.shards,
-        "reference": here * (weights - extractor * master) // setup.shards if module.keeps_reference else 0,
+        "reference": here * (weights - extractor * master) // setup.shards if _keeps_reference(module) else 0,
         # Gradients that the pass makes are in its peak, of which they are told apart here.
         "activations": max(0, step - gradients) if makes_gradients else step,
         "buckets of gradients": gradients if setup.strategy == "ddp" else 0,
@@ -225,14 +225,9 @@ def estimate(module: AlignmentModule, batch: Batch, setup: Setup, shortcuts: Sho
 
 
 def _without_weights(module: AlignmentModule, precision: str) -> Policy:
-    model: Any
-    if module.lora is None:
-        model = load_causal_lm(module.source, dtype_of(precision), module.attn_implementation, weights=False)
-    else:
-        whole = dataclasses.replace(module.lora, quantize=None)
-        dtype, device = frozen_dtype_of(precision), torch.device("cpu")
-        model = whole.load_base(module.source, dtype, device, module.attn_implementation, weights=False)
-    return module.build_policy(model)
+    lora = None if module.lora is None else dataclasses.replace(module.lora, quantize=None)
+    builder = dataclasses.replace(module.builder, lora=lora)
+    return builder.wrap(builder.load(precision, torch.device("cpu"), weights=False))
 
 
 def _stored_bytes(module: AlignmentModule, policy: Policy) -> int:
@@ -247,6 +242,11 @@ def _stored_bytes(module: AlignmentModule, policy: Policy) -> int:
         width = QUANTISED_BITS[form] if form is not None and id(parameter) in quantised else 8 * parameter.itemsize
         bits += parameter.numel() * width
     return int(bits / 8)
+
+
+def _keeps_reference(module: AlignmentModule) -> bool:
+    """Whether a reference model of its own is in memory."""
+    return module.uses_reference and module.reference.mode == "online" and module.lora is None
 
 
 def _extractor_size(module: AlignmentModule, policy: Policy) -> int:
@@ -290,7 +290,7 @@ def _step_bytes(module: AlignmentModule, policy: Policy, batch: Batch, setup: Se
             with counting() as count:
                 with autocast:
                     rows = batch if module.consistency.terms else batch.without_translations()
-                    if module.keeps_reference:
+                    if _keeps_reference(module):
                         with torch.no_grad():
                             run_batch(policy, dataclasses.replace(rows, prompts=()), pool=needs.pooled_states)
                     grid = run_batch(policy, rows, layer if needs.representations else None, needs.pooled_states)

@@ -117,7 +117,7 @@ def test_the_published_settings_are_those_of_the_authors(tiny_model: Path, tmp_p
         center=False,
         every_n_steps=2,
     )
-    assert cli.model.objective.beta == 0.1
+    assert cli.model.losses.objective.beta == 0.1
     optimizer = cli.trainer.optimizers[0]
     assert isinstance(optimizer, torch.optim.AdamW)
     assert [group["initial_lr"] for group in optimizer.param_groups] == [6e-7, 6e-7]

@@ -10,6 +10,7 @@ import torch
 from lightning_mlc.data.batches import Normalizers
 from lightning_mlc.data.collation import Collator
 from lightning_mlc.data.row_layout import Layout
+from lightning_mlc.data.row_plan import RowPlan
 from lightning_mlc.data.rows import CHOSEN, MISMATCHED, NO_RESPONSE, REJECTED, TokenRows
 
 NORMALIZERS = Normalizers(1, 1, 1, 1, 1)
@@ -44,7 +45,7 @@ LAYOUTS = pytest.mark.parametrize("layout", [Layout(), Layout(packed=True)], ids
 
 @LAYOUTS
 def test_training_runs_the_pair_in_the_source_language_only(layout: Layout) -> None:
-    batch = Collator(("en", "sw", "zh"), 0, True, layout).training(EXAMPLES, [4, 6], NORMALIZERS)
+    batch = Collator(("en", "sw", "zh"), 0, RowPlan(True), layout).training(EXAMPLES, [4, 6], NORMALIZERS)
     assert batch.ids == ("a", "b")
     assert batch.keys.tolist() == [4, 6]
     assert places(batch.responses) == {(0, 0, CHOSEN), (0, 0, REJECTED), (1, 0, CHOSEN), (1, 0, REJECTED)}
@@ -53,7 +54,7 @@ def test_training_runs_the_pair_in_the_source_language_only(layout: Layout) -> N
 
 
 def test_responses_in_all_languages_or_in_none() -> None:
-    everywhere = Collator(("en", "sw", "zh"), 0, True, Layout(), "all").training(EXAMPLES, [4, 6], NORMALIZERS)
+    everywhere = Collator(("en", "sw", "zh"), 0, RowPlan(True, "all"), Layout()).training(EXAMPLES, [4, 6], NORMALIZERS)
     source = {(0, 0, CHOSEN), (0, 0, REJECTED), (1, 0, CHOSEN), (1, 0, REJECTED)}
     assert places(everywhere.responses) == source
     others = {(0, 2), (1, 1), (1, 2)}
@@ -61,14 +62,14 @@ def test_responses_in_all_languages_or_in_none() -> None:
     assert everywhere.prompts == ()
     off = everywhere.without_translations()
     assert (off.responses, off.translations) == (everywhere.responses, ())
-    nowhere = Collator(("en", "sw", "zh"), 0, True, Layout(), "none").training(EXAMPLES, [4, 6], NORMALIZERS)
+    nowhere = Collator(("en", "sw", "zh"), 0, RowPlan(True, "none"), Layout()).training(EXAMPLES, [4, 6], NORMALIZERS)
     assert nowhere.responses == nowhere.translations == ()
     assert places(nowhere.prompts) == {(*cell, NO_RESPONSE) for cell in others | {(0, 0), (1, 0)}}
 
 
 def test_a_language_s_own_responses_follow_its_prompt() -> None:
     """In training and evaluation; a language without any has the source language's."""
-    collator = Collator(("en", "sw", "zh"), 0, True, Layout(), "all")
+    collator = Collator(("en", "sw", "zh"), 0, RowPlan(True, "all"), Layout())
     training, evaluation = (make(EXAMPLES, [4, 6], NORMALIZERS) for make in (collator.training, collator.evaluation))
     expected = {
         (0, 0, CHOSEN): [1, 7],
@@ -95,14 +96,14 @@ def test_a_language_s_own_responses_follow_its_prompt() -> None:
 
 @LAYOUTS
 def test_evaluation_asks_in_every_language(layout: Layout) -> None:
-    batch = Collator(("en", "sw", "zh"), 0, True, layout).evaluation(EXAMPLES, [0, 1], NORMALIZERS)
+    batch = Collator(("en", "sw", "zh"), 0, RowPlan(True), layout).evaluation(EXAMPLES, [0, 1], NORMALIZERS)
     cells = {(0, 0), (0, 2), (1, 0), (1, 1), (1, 2)}
     assert places(batch.responses) == {(*cell, kind) for cell in cells for kind in (CHOSEN, REJECTED)}
     assert batch.prompts == ()
 
 
 def test_rejected_rows_are_left_out_where_no_one_needs_them() -> None:
-    collator = Collator(("en", "sw", "zh"), 0, False, Layout())
+    collator = Collator(("en", "sw", "zh"), 0, RowPlan(False), Layout())
     for batch in (collator.training(EXAMPLES, [0, 1], NORMALIZERS), collator.evaluation(EXAMPLES, [0, 1], NORMALIZERS)):
         assert all((block.kind != REJECTED).all() for block in batch.responses)
 
@@ -114,7 +115,6 @@ UNPAIRED: list[dict[str, Any]] = [
         "prompts": [[1], [2, 2]],
         "chosen": [7],
         "rejected": [],
-        "mismatched": [9, 9],
         **NONE,
     },
     {
@@ -123,18 +123,19 @@ UNPAIRED: list[dict[str, Any]] = [
         "prompts": [[3], [4]],
         "chosen": [],
         "rejected": [8],
-        "mismatched": [7],
         **NONE,
     },
 ]
+OTHERS = [[9, 9], [7]]
+"""Responses to other prompts."""
 
 
 def test_unpaired_examples_have_the_row_that_they_have() -> None:
-    collator = Collator(("en", "sw", "zh"), 0, True, Layout())
+    collator = Collator(("en", "sw", "zh"), 0, RowPlan(True), Layout())
     for batch, places_of in (
-        (collator.training(UNPAIRED, [0, 1], NORMALIZERS), {(0, 0, CHOSEN), (1, 0, REJECTED)}),
+        (collator.training(UNPAIRED, [0, 1], NORMALIZERS, OTHERS), {(0, 0, CHOSEN), (1, 0, REJECTED)}),
         (
-            collator.evaluation(UNPAIRED, [0, 1], NORMALIZERS),
+            collator.evaluation(UNPAIRED, [0, 1], NORMALIZERS, OTHERS),
             {(0, 0, CHOSEN), (0, 2, CHOSEN), (1, 0, REJECTED), (1, 1, REJECTED)},
         ),
     ):
@@ -147,13 +148,13 @@ def test_unpaired_examples_have_the_row_that_they_have() -> None:
 
 def test_a_prompt_s_only_response_is_run_even_where_no_one_needs_it() -> None:
     """Its row has the prompt's hidden state."""
-    batch = Collator(("en", "sw", "zh"), 0, False, Layout()).training(UNPAIRED, [0, 1], NORMALIZERS)
+    batch = Collator(("en", "sw", "zh"), 0, RowPlan(False), Layout()).training(UNPAIRED, [0, 1], NORMALIZERS)
     assert places(batch.responses) == {(0, 0, CHOSEN), (1, 0, REJECTED)}
 
 
 @LAYOUTS
 def test_prediction_has_padded_prompts_alone(layout: Layout) -> None:
-    batch = Collator(("en", "sw", "zh"), 0, True, layout).prediction(EXAMPLES, [0, 1], NORMALIZERS)
+    batch = Collator(("en", "sw", "zh"), 0, RowPlan(True), layout).prediction(EXAMPLES, [0, 1], NORMALIZERS)
     assert batch.responses == ()
     assert all(block.packing is None for block in batch.prompts)
     assert len(places(batch.prompts)) == 5
@@ -162,8 +163,8 @@ def test_prediction_has_padded_prompts_alone(layout: Layout) -> None:
 @pytest.mark.parametrize("name", ["responses", "prompts", "translations", "mismatched"])
 @LAYOUTS
 def test_moving_a_batch_moves_every_tensor(name: str, layout: Layout) -> None:
-    collator = Collator(("en", "sw", "zh"), 0, True, layout, "all" if name == "translations" else "source")
-    batch = collator.training(UNPAIRED, [0, 1], NORMALIZERS).to("meta")
+    collator = Collator(("en", "sw", "zh"), 0, RowPlan(True, "all" if name == "translations" else "source"), layout)
+    batch = collator.training(UNPAIRED, [0, 1], NORMALIZERS, OTHERS).to("meta")
     assert batch.keys.device.type == "meta"
     assert getattr(batch, name)
     for rows in getattr(batch, name):

@@ -13,8 +13,8 @@ from conftest import write_jsonl
 
 from lightning_mlc.data import MultilingualData
 from lightning_mlc.data.batches import Batch
-from lightning_mlc.data.collation import ResponsesIn
 from lightning_mlc.data.row_layout import Layout
+from lightning_mlc.data.row_plan import ResponsesIn, RowPlan
 from lightning_mlc.errors import UserError
 
 
@@ -44,12 +44,12 @@ def test_tokens_by_hand(tiny_model: Path, tmp_path: Path) -> None:
     assert counts.chosen[:, 0].tolist() == [5, 6, 9]
     assert counts.rejected[:, 0].tolist() == [7, 8, 3]
     # Two rows of the source, each with the prompt, and the translations.
-    assert counts.in_step(True, "source", True).tolist() == [[32, 40, 15], [34, 0, 15], [52, 80, 0]]
-    assert counts.in_step(False, "source", True).tolist() == [[15, 40, 15], [16, 0, 15], [29, 80, 0]]
-    assert counts.in_step(True, "source", False).tolist() == [[32, 0, 0], [34, 0, 0], [52, 0, 0]]
-    assert counts.in_step(True, "none", True).tolist() == counts.prompts.tolist()
+    assert counts.in_step(RowPlan(True, translations=True)).tolist() == [[32, 40, 15], [34, 0, 15], [52, 80, 0]]
+    assert counts.in_step(RowPlan(False, translations=True)).tolist() == [[15, 40, 15], [16, 0, 15], [29, 80, 0]]
+    assert counts.in_step(RowPlan(True, translations=False)).tolist() == [[32, 0, 0], [34, 0, 0], [52, 0, 0]]
+    assert counts.in_step(RowPlan(True, "none")).tolist() == counts.prompts.tolist()
     # The source's responses after every prompt, twice the prompt in each.
-    assert counts.in_step(True, "all", True).tolist() == [[32, 92, 42], [34, 0, 44], [52, 172, 0]]
+    assert counts.in_step(RowPlan(True, "all")).tolist() == [[32, 92, 42], [34, 0, 44], [52, 172, 0]]
     # Of prompts in both languages only: 120 / 30 and 30 / 20.
     assert counts.relative_to_source().tolist() == [1, 4, 1.5]
     assert np.isnan(counts.take([1]).relative_to_source()[1])
@@ -63,7 +63,7 @@ def test_responses_of_their_own(tiny_model: Path, tmp_path: Path) -> None:
     counts = ready(tiny_model, write_jsonl(tmp_path / "a.jsonl", [first, second]))._counts("train")
     assert counts.chosen.tolist() == [[5, 11, 5], [9, 9, 9]]
     assert counts.rejected.tolist() == [[7, 21, 7], [3, 3, 3]]
-    assert counts.in_step(False, "all", True).tolist() == [[15, 51, 20], [29, 39, 0]]
+    assert counts.in_step(RowPlan(False, "all")).tolist() == [[15, 51, 20], [29, 39, 0]]
 
 
 def test_undesirable_responses_are_run_all_the_same(tiny_model: Path, tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_undesirable_responses_are_run_all_the_same(tiny_model: Path, tmp_path: 
     rows = [{"prompt": prompt, "response": "y" * 4, "label": True}, {"prompt": prompt, "response": "z", "label": False}]
     counts = ready(tiny_model, write_jsonl(tmp_path / "a.jsonl", rows))._counts("train")
     for rejected in (True, False):
-        assert counts.in_step(rejected, "source", True).tolist() == [[15, 12, 15], [12, 12, 15]]
+        assert counts.in_step(RowPlan(rejected, translations=True)).tolist() == [[15, 12, 15], [12, 12, 15]]
 
 
 @pytest.mark.parametrize("responses_in", ["none", "source", "all"])
@@ -82,13 +82,13 @@ def test_counts_are_those_of_the_batches(
 ) -> None:
     rows = [*ROWS, {**row(10, 40, 15, 5, 7), "chosen": {"en": "y", "sw": "yy"}, "rejected": {"en": "z", "sw": "zzz"}}]
     data = ready(tiny_model, write_jsonl(tmp_path / "a.jsonl", rows), batch_size=4)
-    data.with_rejected, data.responses_in = rejected, responses_in
+    data.plan_rows(RowPlan(rejected, responses_in))
     (batch,) = data.train_dataloader()
     found = np.zeros((4, 3), dtype=int)
     for block in (*batch.responses, *batch.translations, *batch.prompts):
         for example, language, tokens in zip(block.example, block.language, block.attention_mask.sum(1), strict=True):
             found[batch.keys[example], language] += int(tokens)
-    assert found.tolist() == data._counts("train").in_step(rejected, responses_in, True).tolist()
+    assert found.tolist() == data._counts("train").in_step(RowPlan(rejected, responses_in)).tolist()
 
 
 def many_rows(count: int) -> list[dict[str, Any]]:
@@ -124,8 +124,8 @@ def test_memory_is_bounded(
     """Of real batches: tokens within the budget, and with padding within so many times of it."""
     budget = 1500 if responses_in == "all" else 900
     data = ready(tiny_model, write_jsonl(tmp_path / "a.jsonl", many_rows(60)), tokens_per_batch=budget)
-    data.with_rejected, data.responses_in = rejected, responses_in
-    data.plan_steps(translations)
+    data.plan_rows(RowPlan(rejected, responses_in, translations))
+    data.check_steps()
     data.layout, factor = LAYOUTS[layout]
     ids: list[str] = []
     used = []
@@ -149,8 +149,8 @@ def test_what_steps_do_not_run_leaves_room(tiny_model: Path, tmp_path: Path) -> 
 
     def batches(rejected: bool, translations: bool) -> int:
         data = ready(tiny_model, path, tokens_per_batch=900)
-        data.with_rejected = rejected
-        data.plan_steps(translations)
+        data.plan_rows(RowPlan(rejected, translations=translations))
+        data.check_steps()
         return len(list(data.train_dataloader()))
 
     assert batches(True, True) > batches(False, True) > batches(False, False)
@@ -164,16 +164,19 @@ def test_an_example_that_exceeds_the_budget_alone(tiny_model: Path, tmp_path: Pa
         r"or drop languages \(data\.languages\)"
     )
     with pytest.raises(UserError, match=f"^{message}$"):
-        data.plan_steps(translations=True)
-    data.plan_steps(translations=False)  # 52 at most
+        data.check_steps()
+    data.plan_rows(RowPlan(translations=False))
+    data.check_steps()  # 52 at most
 
 
 def test_expensive_languages_are_named_once(tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = ready(tiny_model, write_jsonl(tmp_path / "a.jsonl", ROWS))
     with caplog.at_level(logging.WARNING, logger="lightning_mlc"):
-        data.plan_steps(translations=False)
+        data.plan_rows(RowPlan(translations=False))
+        data.check_steps()
         assert not caplog.records
-        data.plan_steps(translations=True)
+        data.plan_rows(RowPlan(translations=True))
+        data.check_steps()
     (record,) = caplog.records
     # 120 of 268 tokens.
     assert record.getMessage().startswith("prompts in sw (4.0 times, 45% of a step's tokens) take several times")
@@ -181,13 +184,14 @@ def test_expensive_languages_are_named_once(tiny_model: Path, tmp_path: Path, ca
     caplog.clear()
     data = ready(tiny_model, write_jsonl(tmp_path / "b.jsonl", [row(10, 29, 15, 5, 7)]))
     with caplog.at_level(logging.WARNING, logger="lightning_mlc"):
-        data.plan_steps(translations=True)
+        data.plan_rows(RowPlan(translations=True))
+        data.check_steps()
     assert not caplog.records
 
 
 def test_one_way_to_size_a_batch(tiny_model: Path, tmp_path: Path) -> None:
     assert MultilingualData().batch_size == 1
-    with pytest.raises(UserError, match=r"data\.tokens_per_batch: cannot be given beside data\.batch_size 2"):
+    with pytest.raises(UserError, match=r"data\.tokens_per_batch: cannot be given together with data\.batch_size 2"):
         MultilingualData(batch_size=2, tokens_per_batch=100)
     with pytest.raises(UserError, match=r"data\.tokens_per_batch: must be at least 1"):
         MultilingualData(tokens_per_batch=0)

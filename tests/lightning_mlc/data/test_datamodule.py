@@ -13,6 +13,7 @@ from conftest import example_rows, labelled_rows, save_model, translated_rows, w
 
 from lightning_mlc.data import MultilingualData
 from lightning_mlc.data.batches import Batch
+from lightning_mlc.data.row_plan import RowPlan
 from lightning_mlc.errors import UserError
 
 
@@ -223,8 +224,7 @@ def test_mismatched_responses_are_of_another_row_whatever_the_batch(
 ) -> None:
     data = ready(tiny_model, pairs_file, val_share=0.25, batch_size=cut[0], seed=cut[1])
     assert all(batch.mismatched == () for batch in data.train_dataloader())
-    data.with_mismatched = True
-    data.check_mismatches()
+    data.plan_rows(RowPlan(mismatched=True))
     tokenizer = data._chat_tokenizer().tokenizer
     seen = set()
     for loader in (data.train_dataloader(), data.val_dataloader()):
@@ -247,4 +247,4 @@ def test_data_without_mismatched_responses(tiny_model: Path, tmp_path: Path) -> 
         row["prompt"] = rows[0]["prompt"]
     data = ready(tiny_model, write_jsonl(tmp_path / "a.jsonl", rows), val_share=0)
     with pytest.raises(UserError, match=r"^data\.train_path: each row needs another one with a different prompt"):
-        data.check_mismatches()
+        data.plan_rows(RowPlan(mismatched=True))

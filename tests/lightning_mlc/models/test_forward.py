@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from lightning_mlc.data.batches import Normalizers
 from lightning_mlc.data.collation import Collator
 from lightning_mlc.data.row_layout import Layout
+from lightning_mlc.data.row_plan import RowPlan
 from lightning_mlc.data.rows import CHOSEN, MISMATCHED, REJECTED
 from lightning_mlc.models.forward import run_batch
 from lightning_mlc.models.policy import Policy
@@ -24,7 +25,8 @@ EXAMPLES: list[dict[str, Any]] = [
 for number, example in enumerate(EXAMPLES):
     example["languages"], example["prompts"] = [0, 1], [[10 + number, 20, 30], [40 + number, 50]]
     example |= {"translated": [], "translated_chosen": [], "translated_rejected": []}
-COLLATORS = [Collator(("en", "sw"), 0, True, layout) for layout in (Layout(), Layout(packed=True))]
+OTHERS = [example["mismatched"] for example in EXAMPLES]
+COLLATORS = [Collator(("en", "sw"), 0, RowPlan(True), layout) for layout in (Layout(), Layout(packed=True))]
 BOTH = pytest.mark.parametrize("collator", COLLATORS, ids=["padded", "packed"])
 NORMALIZERS = Normalizers(3, 3, 3, 2, 2)
 WEIGHT = "model.layers.0.mlp.up_proj.weight"
@@ -49,7 +51,7 @@ def state(policy: Policy, prompt: list[int]) -> torch.Tensor:
 @pytest.mark.parametrize("stage", ["training", "evaluation"])
 @BOTH
 def test_every_result_is_in_its_place(policy: Policy, collator: Collator, stage: str) -> None:
-    grid = run_batch(policy, getattr(collator, stage)(EXAMPLES, [0, 1, 2], NORMALIZERS), 2)
+    grid = run_batch(policy, getattr(collator, stage)(EXAMPLES, [0, 1, 2], NORMALIZERS, OTHERS), 2)
     assert grid.present.all()
     assert grid.states is not None
     for index, example in enumerate(EXAMPLES):
@@ -68,7 +70,7 @@ def test_every_result_is_in_its_place(policy: Policy, collator: Collator, stage:
 @BOTH
 def test_a_prompt_s_state_has_one_gradient_whatever_its_responses(policy: Policy, collator: Collator) -> None:
     """A pair has its prompt twice in the batch: a gradient through both would count double."""
-    states = run_batch(policy, collator.training(EXAMPLES, [0, 1, 2], NORMALIZERS), 2).states
+    states = run_batch(policy, collator.training(EXAMPLES, [0, 1, 2], NORMALIZERS, OTHERS), 2).states
     assert states is not None
     alone = torch.stack([state(policy, prompt) for example in EXAMPLES for prompt in example["prompts"]])
     weight = policy.model.get_parameter(WEIGHT)
@@ -79,7 +81,7 @@ def test_a_prompt_s_state_has_one_gradient_whatever_its_responses(policy: Policy
 
 
 def test_an_objective_gets_what_it_needs_and_mismatched_scores_carry_no_gradient(policy: Policy) -> None:
-    grid = run_batch(policy, COLLATORS[0].training(EXAMPLES, [0, 1, 2], NORMALIZERS))
+    grid = run_batch(policy, COLLATORS[0].training(EXAMPLES, [0, 1, 2], NORMALIZERS, OTHERS))
     found = grid.responses(grid, 0, True, True)
     assert found.mismatched is not None
     assert found.counts.tolist() == [2, 1, 1]

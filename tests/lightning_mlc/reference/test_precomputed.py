@@ -357,11 +357,11 @@ def test_an_interrupted_pass_goes_on_where_it_ended(
 
 KILLED = """
 import os, signal, sys
-from lightning_mlc.data import datamodule
+from lightning_mlc.data import scoring
 from lightning_mlc.reference import precomputed
 from lightning_mlc.commands.training import run
 
-datamodule.SCORING_EXAMPLES, precomputed.SECONDS_PER_SHARD = 2, 0.0
+scoring.SCORING_EXAMPLES, precomputed.SECONDS_PER_SHARD = 2, 0.0
 run_batch, batches = precomputed.run_batch, []
 
 def killing(*arguments):

@@ -20,6 +20,7 @@ from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, TokenRows
 from lightning_mlc.errors import UserError
 from lightning_mlc.objectives import CPO, DPO, KTO, ORPO, SFT, Objective, SimPO, Sum
 from lightning_mlc.training.module import AlignmentModule
+from lightning_mlc.training.preflight import require_gradients_everywhere
 
 
 class Recorder(AlignmentModule):
@@ -413,4 +414,4 @@ def test_ddp_is_told_of_parameters_without_a_gradient(tiny_model: Path) -> None:
         module = AlignmentModule(str(tiny_model), objective, consistency)
         module.trainer = Trainer(accelerator="cpu", devices=1, strategy=strategy, logger=False)
         with nullcontext() if works else pytest.raises(UserError, match=r"^trainer\.strategy: "):
-            module._require_gradients_everywhere()
+            require_gradients_everywhere(module.losses, module.trainer.strategy)

@@ -224,6 +224,6 @@ def test_each_evaluation_batch_is_of_one_process(size: int, monkeypatch: pytest.
     own = []
     for rank in range(size):
         share = DataParallel(size=size, rank=rank)
-        monkeypatch.setattr(MultilingualData, "_data_parallel", property(lambda _, share=share: share))
+        monkeypatch.setattr(MultilingualData, "share", property(lambda _, share=share: share))
         own += [place * size + rank for place in range(-(-3 // size)) if not data.is_repeat("predict", place)]
     assert sorted(own) == [0, 1, 2]

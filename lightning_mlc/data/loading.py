@@ -1,0 +1,85 @@
+"""From data files to tokenised tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets import Dataset
+
+from lightning_mlc.data.file_layouts import parse_rows
+from lightning_mlc.data.reading import locate, read_rows
+from lightning_mlc.data.records import KIND_NAMES, DataKind
+from lightning_mlc.data.remarks import warn_of_cut_texts, warn_of_empty_responses
+from lightning_mlc.data.scratch import scratch_folder
+from lightning_mlc.data.spool import Spool
+from lightning_mlc.data.tables import tokenised_table
+from lightning_mlc.data.tokenization import ChatTokenizer
+from lightning_mlc.errors import UserError
+
+
+@dataclass(frozen=True)
+class TableLoader:
+    """Reads, checks and tokenises data files.
+
+    Args:
+        source_language: BCP-47 code of the language of the responses.
+        languages: Codes to use, the source language among them; None takes all that the first file has.
+        tokenizer: Gives the tokenizer. It is called once all files have been read without a mistake.
+        cache_dir: Folder of the tokenised tables.
+        num_proc: Number of processes that tokenise; None chooses.
+    """
+
+    source_language: str
+    languages: tuple[str, ...] | None
+    tokenizer: Callable[[], ChatTokenizer]
+    cache_dir: Path
+    num_proc: int | None
+
+    def load(
+        self, paths: Mapping[str, str], chosen: tuple[str, ...], kind: DataKind
+    ) -> tuple[dict[str, Dataset], tuple[str, ...], DataKind]:
+        """The tables of ``paths`` by split, their languages (the source language first) and their kind.
+
+        Args:
+            paths: File of each split.
+            chosen: Languages of the tables that were loaded before; empty before the first.
+            kind: Kind of their responses.
+
+        Raises:
+            UserError: A file does not exist, cannot be read or tokenised, or does not go together with the others.
+        """
+        for split, path in paths.items():
+            locate(path, f"data.{split}_path")
+        with scratch_folder(self.cache_dir, "reading") as folder:
+            spools = {split: self._read(split, path, folder / split) for split, path in paths.items()}
+            first = next(iter(spools.values()))
+            if not chosen:
+                chosen, kind = self._choose_languages(first.languages), first.kind
+            for split, spool in spools.items():
+                if spool.kind != kind:
+                    raise UserError(
+                        f"data.{split}_path",
+                        f"{paths[split]} has {KIND_NAMES[spool.kind]}, the other data {KIND_NAMES[kind]}; "
+                        "give data of one kind",
+                    )
+            chat = self.tokenizer()
+            tables = {}
+            for split, spool in spools.items():
+                name = Path(paths[split]).name
+                table = tables[split] = tokenised_table(spool, chosen, chat, self.cache_dir, self.num_proc, name)
+                warn_of_empty_responses(table)
+                warn_of_cut_texts(table, chat.max_prompt_length, chat.max_response_length)
+        return tables, chosen, kind
+
+    def _read(self, split: str, path: str, spool: Path) -> Spool:
+        rows = read_rows(path, f"data.{split}_path")
+        return Spool.write(parse_rows(rows, self.source_language, path), spool)
+
+    def _choose_languages(self, found: Collection[str]) -> tuple[str, ...]:
+        for language in self.languages or ():
+            if language not in found:
+                raise UserError("data.languages", f"no row has a prompt in '{language}' (found: {', '.join(found)})")
+        others = [code for code in self.languages or found if code != self.source_language]
+        return (self.source_language, *others)

@@ -1,0 +1,115 @@
+"""Everything that a run can be refused for before its model is loaded."""
+
+from __future__ import annotations
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import Strategy
+
+from lightning_mlc.data.datamodule import MultilingualData
+from lightning_mlc.distributed.sharding import FSDP2, require_supported
+from lightning_mlc.errors import UserError
+from lightning_mlc.lightning_internals import finds_unused_parameters
+from lightning_mlc.models.loading import dtype_of
+from lightning_mlc.models.parts import num_layers
+from lightning_mlc.models.policy import resolve_layer
+from lightning_mlc.processes import require_same
+from lightning_mlc.reference import ReferenceSettings
+from lightning_mlc.sources import load_config
+from lightning_mlc.training.building import PolicyBuilder
+from lightning_mlc.training.losses import Losses
+
+
+def check_options(builder: PolicyBuilder, trainer: Trainer, sharding: FSDP2 | None) -> None:
+    """Refuse options of the model that the device, the precision or the strategy rules out.
+
+    Raises:
+        UserError: Names the option.
+    """
+    precision = str(trainer.precision)
+    dtype_of(precision)
+    require_same("trainer.precision", precision)
+    require_supported(trainer.strategy)
+    if sharding is not None:
+        builder.require_shardable(sharding)
+    builder.require_device(trainer.strategy.root_device)
+
+
+def check_data(
+    losses: Losses, reference: ReferenceSettings, data: MultilingualData, trainer: Trainer, adapters: bool, stage: str
+) -> None:
+    """Refuse data that the objective or a consistency term cannot be computed on, and tell ``data`` which rows to run.
+
+    Args:
+        losses: The objective and the consistency terms.
+        reference: Where reference scores come from.
+        data: The data, set up.
+        trainer: Its strategy matters where some parameters get no gradient.
+        adapters: Whether adapters are trained.
+        stage: ``fit``, ``validate``, ``test`` or ``predict``.
+
+    Raises:
+        UserError: Names the option.
+    """
+    objective, consistency = losses.objective, losses.consistency
+    reference.check(objective, consistency.needs, adapters=adapters)
+    if stage == "predict":
+        return
+    if objective is not None:
+        objective.check_data(data.kind)
+    consistency.require_pairs(data.kind == "pairs")
+    data.plan_rows(losses.row_plan)
+    if stage == "fit":
+        consistency.require_languages(data.languages)
+        require_gradients_everywhere(losses, trainer.strategy)
+        data.check_steps()
+
+
+def require_gradients_everywhere(losses: Losses, strategy: Strategy) -> None:
+    """Refuse parameters without a gradient under DDP, which would fail in its second step.
+
+    Raises:
+        UserError: The head gets no gradient, and ``strategy`` does not look for such parameters.
+    """
+    headless = losses.objective is None and not losses.consistency.needs.responses
+    if headless and not finds_unused_parameters(strategy):
+        raise UserError(
+            "trainer.strategy",
+            "hidden states alone give the head no gradient, and model.objective is null; "
+            "set it to ddp_find_unused_parameters_true",
+        )
+
+
+def check_model(
+    builder: PolicyBuilder,
+    layer: int | float,
+    data: MultilingualData,
+    trainer: Trainer,
+    sharding: FSDP2 | None,
+    stage: str,
+) -> int:
+    """Refuse a model whose configuration rules the run out, and resolve ``layer``.
+
+    Args:
+        builder: Knows where the model comes from.
+        layer: ``model.consistency.layer``.
+        data: Its longest sequence and its highest token must fit the model.
+        trainer: Its precision and device matter.
+        sharding: The strategy, if it shards the model.
+        stage: ``fit``, ``validate``, ``test`` or ``predict``.
+
+    Returns:
+        Index of the layer whose hidden states are compared.
+
+    Raises:
+        UserError: Names the option.
+    """
+    config = load_config(builder.source)
+    builder.require_loadable(config, str(trainer.precision), trains=stage == "fit")
+    if sharding is not None:
+        sharding.require_splittable(config)
+    index = resolve_layer(layer, num_layers(config))
+    extent = data.extent()
+    builder.require_fitting(config, extent.highest_token, extent.longest_sequence)
+    if stage != "predict":
+        builder.require_compiler(trainer.strategy.root_device)
+    return index
