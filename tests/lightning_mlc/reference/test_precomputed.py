@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 
 from lightning_mlc.commands.training import run
 from lightning_mlc.consistency import MLC, Consistency
-from lightning_mlc.data import MultilingualData
+from lightning_mlc.data import MultilingualData, scoring
 from lightning_mlc.data import datamodule as datamodule_module
 from lightning_mlc.data.rows import KINDS
 from lightning_mlc.errors import UserError
@@ -339,7 +339,7 @@ def test_a_tampered_manifest_is_told_and_its_scores_computed_again(
 def test_an_interrupted_pass_goes_on_where_it_ended(
     tiny_model: Path, data_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(datamodule_module, "SCORING_EXAMPLES", 2)  # 9 training rows: batches of 2, 2, 2, 2, 1
+    monkeypatch.setattr(scoring, "SCORING_EXAMPLES", 2)  # 9 training rows: batches of 2, 2, 2, 2, 1
     whole = tables(fit(tiny_model, data_file))
     shutil.rmtree(data_file.parent / "cache" / "reference")
     with monkeypatch.context() as patch:
@@ -400,7 +400,7 @@ def test_a_killed_pass_loses_no_more_than_the_last_shard(
     assert len(shards(data_file)) == 3
     half = next((data_file.parent / "cache" / "reference").rglob("*.safetensors"))
     (half.parent / ".unfinished-half").write_bytes(half.read_bytes()[:50])  # what a kill while writing leaves
-    monkeypatch.setattr(datamodule_module, "SCORING_EXAMPLES", 2)
+    monkeypatch.setattr(scoring, "SCORING_EXAMPLES", 2)
     sizes = count_batches(monkeypatch)
     again = tables(run(arguments).model)  # the same command: nothing was written that is in its way
     assert sizes == [2, 1, 2, 2]
