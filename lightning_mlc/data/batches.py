@@ -1,7 +1,6 @@
-"""What a training step receives: token rows that know where they belong.
+"""The batch of a training step: token rows that carry their example and language.
 
-Tensors are made on the CPU by :class:`~lightning_mlc.data.datamodule.MultilingualData` and moved as a
-whole with :meth:`Batch.to`.
+:class:`~lightning_mlc.data.datamodule.MultilingualData` makes the tensors on the CPU; :meth:`Batch.to` moves them.
 """
 
 from __future__ import annotations
@@ -17,27 +16,27 @@ from lightning_mlc.data.rows import TokenRows
 
 @dataclass
 class Normalizers:
-    """What a micro-batch's sums are divided by, so that no way of cutting a batch changes the gradient.
+    """Divisors of a micro-batch's sums. They make the gradient independent of how a step is cut into micro-batches.
 
-    Each is the total over the whole optimizer step (all micro-batches of all processes), divided by
-    the number of micro-batches that are averaged afterwards (``accumulate_grad_batches`` by Lightning,
-    the processes by DDP). They are known in advance, because the plan of an epoch is.
+    Each is the total over the whole optimizer step (all micro-batches of all processes), divided by the number of
+    micro-batches that are averaged afterwards (``accumulate_grad_batches`` by Lightning, the processes by DDP). They
+    are known in advance, because an epoch is planned before it starts.
     """
 
     examples: float
-    """Examples; what a preference loss is averaged over."""
+    """Number of examples; preference losses are means over them."""
     response_tokens: float
-    """Tokens of the chosen responses; what a token-mean loss is averaged over."""
+    """Number of tokens of the chosen responses; token-mean losses are means over them."""
     groups: float
-    """Examples with a prompt in two or more languages; what the consistency losses are averaged over."""
+    """Number of examples with a prompt in two or more languages; consistency losses are means over them."""
     chosen: float
-    """Chosen (desirable, or only) responses."""
+    """Number of chosen (desirable, or only) responses."""
     rejected: float
-    """Rejected (undesirable) responses."""
+    """Number of rejected (undesirable) responses."""
 
     @property
     def responses(self) -> float:
-        """Responses; what a loss is averaged over in which each counts for itself."""
+        """Number of responses; losses of single responses are means over them."""
         return self.chosen + self.rejected
 
 
@@ -54,15 +53,15 @@ class Batch:
     source: int
     """Index of the source language in ``languages``."""
     responses: tuple[TokenRows, ...]
-    """Rows that end with a response. In training those of the source language; in validation of all."""
+    """Rows that end with a response: in training in the source language, in validation in all languages."""
     prompts: tuple[TokenRows, ...]
-    """Rows that are a prompt alone: in training the translations, in prediction every language."""
+    """Rows that are a prompt alone: in training the translations, in prediction all languages."""
     normalizers: Normalizers
     translations: tuple[TokenRows, ...] = ()
-    """Rows of the other languages with their responses, in training for terms that compare those; they are then
-    not in ``prompts``."""
+    """Rows of the other languages with responses, in training with terms that compare these. ``prompts`` is then
+    empty."""
     mismatched: tuple[TokenRows, ...] = ()
-    """Rows in the source language that end with a response to another prompt; scored, and never learned from."""
+    """Rows in the source language that end with a response to another prompt. They are scored, without a gradient."""
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -1,4 +1,4 @@
-"""Rows of a tokenised table as the batch of a step."""
+"""From tokenised examples to the batch of a step."""
 
 from __future__ import annotations
 

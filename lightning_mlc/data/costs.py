@@ -1,4 +1,4 @@
-"""What examples cost in tokens, and which languages cost most."""
+"""Number of tokens of examples, and the languages that take most of them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from lightning_mlc.data.sampling import Sizes
 from lightning_mlc.errors import UserError
 
 EXPENSIVE = 3.0
-"""From how many times the source's tokens a language is called expensive. Languages that a tokenizer covers stay
-below: for the sample's nine, SmolLM2's, which was made for English, takes 1.3 to 3.0 times as many. From here on, one
-translation costs more than both source prompts of its pair. Up to 15 times occur (arXiv 2305.15425)."""
+"""A language is expensive if its prompts take at least this many times the tokens of the source prompts. Languages that
+a tokenizer covers stay below: SmolLM2's tokenizer, made for English, takes 1.3 to 3.0 times as many for the nine
+languages of the sample. Factors up to 15 occur (arXiv 2305.15425)."""
 
 
 def highest_token(table: Dataset) -> int:
@@ -45,18 +45,18 @@ class TokenCounts:
 
     @classmethod
     def of(cls, table: Dataset, languages: int) -> TokenCounts:
-        """Count the tokens of a tokenised table, whose prompts are in so many ``languages``."""
+        """Count the tokens of a tokenised table whose prompts are in ``languages`` languages."""
 
-        # In Arrow: as Python lists, the tokens of a large table would take minutes and gigabytes.
+        # In Arrow, because as Python lists the tokens of a large table would take minutes and gigabytes.
         def lengths(column: pyarrow.ChunkedArray) -> np.ndarray:
             counted: np.ndarray = pyarrow.compute.list_value_length(column).to_numpy().astype(np.int64)
             return counted
 
         def by_language(name: str, where: str, counts: np.ndarray) -> np.ndarray:
-            """``counts`` with the lengths of the lists in column ``name`` at the languages in column ``where``."""
+            """Write lengths of the lists in column ``name`` into ``counts``, at the languages in column ``where``."""
             place = table.data.column(where)
             language = pyarrow.compute.list_flatten(place).to_numpy()
-            if len(language):  # else the lists are of no type whose length could be taken
+            if len(language):  # an empty column has a type that has no length
                 example = np.repeat(np.arange(len(table)), lengths(place))
                 counts[example, language] = lengths(pyarrow.compute.list_flatten(table.data.column(name)))
             return counts
@@ -85,9 +85,10 @@ class TokenCounts:
     def in_step(self, plan: RowPlan) -> np.ndarray:
         """(N, L) int64, number of tokens that a training step runs of each example, by language.
 
-        Each response counts with the prompt before it, as :class:`~lightning_mlc.data.collation.Collator` makes rows
-        of them. Rows that share a prompt run fewer; what is trained on together must not depend on whether a model
-        can do that.
+        Each response counts together with its prompt, as in the rows of the
+        :class:`~lightning_mlc.data.collation.Collator`.
+        Rows that share a prompt run fewer tokens, but that is not counted, because the division into micro-batches
+        must not depend on the model's attention.
         """
         chosen = np.where(self.chosen > 0, self.prompts + self.chosen, 0)
         others = (self.rejected > 0) & (plan.rejected | (self.chosen == 0))
@@ -100,7 +101,7 @@ class TokenCounts:
         return counts
 
     def relative_to_source(self) -> np.ndarray:
-        """(L,) tokens of the prompts in each language over those of the same prompts in the source language.
+        """(L,) number of tokens of the prompts in each language, relative to the same prompts in the source language.
 
         NaN where no example has a prompt in the language.
         """

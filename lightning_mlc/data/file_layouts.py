@@ -1,17 +1,20 @@
-"""Layouts of data files: from a row as the file has it to an :class:`~lightning_mlc.data.records.Example`.
+"""Layouts of data files: from a row of a file to an :class:`~lightning_mlc.data.records.Example`.
 
-These are known. Our own::
+Our own layout::
 
     {"id": "...", "prompt": {"en": TEXT, "sw": TEXT}, "chosen": TEXT, "rejected": TEXT}
-    or, in place of the pair,                         "response": TEXT               or  "response": TEXT, "label": BOOL
+    or, instead of the pair,                          "response": TEXT               or  "response": TEXT, "label": BOOL
 
-where TEXT is a string or a list of messages (``{"role", "content"}``), and ``chosen`` and ``rejected`` may be
-``{"en": TEXT, "sw": TEXT}`` too, in this and the other layouts; in files that cannot nest, such as
-CSV, the prompts stand in columns ``prompt_en``, ``prompt_sw``, ... The layouts of the MLC authors, whose
-unsuffixed prompt is in the source language: preference pairs (``prompt``, ``prompt_sw``, ... as ShareGPT
-turns, ``chosen``, ``rejected``) and Alpaca (``instruction``, ``input``, ``output``, ``prompt_sw``, ...). A response
-may be called ``response``, ``output`` or ``completion`` in each of them. And that of MultiJail (arXiv 2310.06474),
-prompts without responses: ``id``, ``source``, ``tags``, and a column per language that is named by its code.
+TEXT is a string or a list of messages (``{"role", "content"}``). ``chosen`` and ``rejected`` may also be
+``{"en": TEXT, "sw": TEXT}``, in every layout. Files that cannot nest, such as CSV, have the prompts in columns
+``prompt_en``, ``prompt_sw``, ...
+
+Layouts of the MLC authors, whose prompt without a suffix is in the source language: preference pairs (``prompt``,
+``prompt_sw``, ... as ShareGPT turns, ``chosen``, ``rejected``) and Alpaca (``instruction``, ``input``, ``output``,
+``prompt_sw``, ...). In each of them a response may be called ``response``, ``output`` or ``completion``.
+
+Layout of MultiJail (arXiv 2310.06474), prompts without responses: ``id``, ``source``, ``tags``, and one column per
+language, named by its code.
 """
 
 from __future__ import annotations
@@ -27,30 +30,31 @@ from lightning_mlc.errors import UserError, shortened
 
 _PREFIX = "prompt_"
 _BESIDE_LANGUAGES = frozenset({"id", "source", "tags"})
-"""Columns of MultiJail that are no language."""
+"""Columns of MultiJail that are not languages."""
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 _LEFT_OUT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
-"""Parts of a message beside its text. A row that has one is refused: to leave it out would train on something else."""
+"""Parts of a message in addition to its text. A row with one is refused, because training without it would train on
+something else."""
 
 _HALF = re.compile("[\ud800-\udfff]")
-"""JSON can write them, and no tokenizer and no file can take them."""
+"""Unpaired surrogates. JSON can contain them, but no tokenizer and no file can."""
 
 
 def has_half_a_character(text: str) -> bool:
-    """Whether ``text`` has a lone surrogate."""
+    """Whether ``text`` has an unpaired surrogate."""
     return _HALF.search(text) is not None
 
 
 def parse_rows(rows: Iterable[tuple[Place, Row]], source_language: str, file: str) -> Iterator[Example]:
-    """Each of ``rows`` (with where it stands) of ``file`` as an example. The first row decides on the layout.
+    """Parse ``rows`` one by one. The first row decides on the layout.
 
-    Some thirty bytes are kept of a row that has been yielded, so errors that concern two rows show at the later one.
+    About thirty bytes are kept of each row, so an error that concerns two rows is raised at the second one.
 
     Args:
-        rows: As :func:`~lightning_mlc.data.reading.read_rows` yields them, all of one source.
-        source_language: Language of the responses, in canonical form.
-        file: The source, for errors.
+        rows: Rows of one source, each with its place (:func:`~lightning_mlc.data.reading.read_rows`).
+        source_language: Canonical code of the language of the responses.
+        file: Name of the source, for errors.
 
     Raises:
         UserError: A row is malformed; ``file`` has no row; two examples have the same id, or are of different kinds.
@@ -75,14 +79,14 @@ def parse_rows(rows: Iterable[tuple[Place, Row]], source_language: str, file: st
 
 
 def repeated_id(where: Place, id: str, first: Place) -> UserError:
-    """The error of a row whose ``id`` another one has."""
+    """The error for a row whose ``id`` an earlier row has."""
     return UserError(where, f"the id '{shortened(id)}' is taken by {first}; ids must be unique")
 
 
 def prompts_of_rows(
     rows: Iterable[tuple[Place, Row]], source_language: str
 ) -> Iterator[tuple[Place, Row, dict[str, list[Message]]]]:
-    """Each row (after where it stands) with its conversations by language. The first row decides on the layout.
+    """Place, row, and conversations by language, of each row. The first row decides on the layout.
 
     Raises:
         UserError: A row has no prompt in that layout.
@@ -130,7 +134,7 @@ def _example(row: Row, where: str, source: str, prompts: dict[str, list[Message]
 
 
 def id_of(row: Row, where: str) -> str:
-    """The row's ``id``, or where it stands if it has none.
+    """The row's ``id``; its place if it has none.
 
     Raises:
         UserError: The id is neither a string nor a number.
@@ -139,7 +143,7 @@ def id_of(row: Row, where: str) -> str:
     if own_id is not None and (not isinstance(own_id, str | int) or isinstance(own_id, bool)):
         raise UserError(where, f"'id' must be a string or a whole number, got {type(own_id).__name__}")
     if has_half_a_character(str(own_id)):
-        raise UserError(where, "'id' has half a character (a lone surrogate such as \\ud83d); repair it")
+        raise UserError(where, "'id' contains an unpaired surrogate (such as \\ud83d); fix the encoding")
     return str(own_id) if own_id is not None else where
 
 
@@ -151,7 +155,7 @@ def _nested_prompts(row: Row, where: str, source: str) -> dict[str, list[Message
 
 
 def _columns(row: Row, where: str, source: str) -> dict[str, list[Message]]:
-    """Those of ``prompt_en``, ``prompt_sw``, ..., and of what has no suffix, which is in the source language."""
+    """Prompts of ``prompt_en``, ``prompt_sw``, ..., and of the column without a suffix, in the source language."""
     instruction, extra = row.get("instruction"), row.get("input")
     if isinstance(instruction, str) and isinstance(extra, str) and extra.strip():
         instruction = f"{instruction}\n{extra}"
@@ -164,7 +168,7 @@ def _language_columns(row: Row, where: str, source: str) -> dict[str, list[Messa
 
 
 def _by_language(texts: Iterable[tuple[str, Any]], where: str) -> dict[str, list[Message]]:
-    """Conversations by canonical language; a language whose text is null is missing."""
+    """Conversations by canonical language, without the languages whose text is null."""
     prompts: dict[str, list[Message]] = {}
     seen: dict[str, str] = {}
     for code, text in texts:
@@ -182,14 +186,14 @@ def _by_language(texts: Iterable[tuple[str, Any]], where: str) -> dict[str, list
 
 
 def pair_of(row: Row, prompts: Collection[str], where: str, source: str) -> tuple[str, str, dict[str, tuple[str, str]]]:
-    """Chosen and rejected response in the source language, and both by language in the others that have them.
+    """Chosen response, rejected response, and both by language for the other languages that have them.
 
     Raises:
-        UserError: One is missing or malformed, both are the same, or there is no prompt that they answer.
+        UserError: A response is missing or malformed, both are the same, or the prompt that they answer is missing.
     """
     chosen, rejected = (_responses(row.get(key), key, where, source) for key in PAIR)
     for language in sorted(chosen.keys() ^ rejected.keys()):
-        # A language cannot tell which of its responses is the better one if it also tells the two apart.
+        # In one language alone, a model could tell the two apart by their language.
         raise UserError(
             where, f"only one of chosen and rejected is translated into '{language}'; translate both, or neither"
         )
@@ -208,7 +212,7 @@ def pair_of(row: Row, prompts: Collection[str], where: str, source: str) -> tupl
 
 
 def _responses(given: Any, key: str, where: str, source: str) -> dict[str, str]:
-    """The response ``key`` by language: the source language's alone, unless ``given`` has several."""
+    """The response ``key`` by language; in the source language alone, unless ``given`` has several."""
     if not isinstance(given, Mapping) or not (_is_null(given.get("content")) and _is_null(given.get("value"))):
         return {source: _response(given, f"'{key}'", where)}
     languages = canonical_languages(given, f"{where}: '{key}'")
@@ -225,7 +229,7 @@ def _responses(given: Any, key: str, where: str, source: str) -> dict[str, str]:
 def _response(given: Any, what: str, where: str) -> str:
     if _is_null(given):
         raise UserError(where, f"has no {what}")
-    # May be empty, as it is in PKU-SafeRLHF: to say nothing is an answer, too.
+    # It may be empty, as in PKU-SafeRLHF: silence is an answer, too.
     messages = _messages(given, "assistant", what, where, may_be_empty=True)
     if len(messages) != 1 or messages[0]["role"] != "assistant":
         raise UserError(where, f"{what} must be one message of the assistant, or a string")
@@ -247,7 +251,7 @@ def _label(row: Row, where: str) -> bool | None:
 
 
 def _is_null(value: Any) -> bool:
-    """Whether nothing is there. Tables, which cannot leave keys out, have null for them, or keys that are all null."""
+    """Whether ``value`` is missing. Tables cannot leave keys out; they have null, or null in each key."""
     return value is None or (isinstance(value, Mapping) and bool(value) and all(map(_is_null, value.values())))
 
 
@@ -256,7 +260,7 @@ def _first_given(first: Any, second: Any) -> Any:
 
 
 def _messages(text: Any, role: str, what: str, where: str, may_be_empty: bool = False) -> list[Message]:
-    """``text`` as messages: a string, one turn, or a list of turns in OpenAI's or ShareGPT's form."""
+    """Messages of ``text``: a string, one turn, or a list of turns in the form of OpenAI or ShareGPT."""
     if isinstance(text, str):
         return [{"role": role, "content": _text(text, what, where, may_be_empty)}]
     turns: list[Any]
@@ -287,5 +291,5 @@ def _text(content: str, what: str, where: str, may_be_empty: bool) -> str:
     if not may_be_empty and not content.strip():
         raise UserError(where, f"{what} is empty; give a text, or null where there is none")
     if has_half_a_character(content):
-        raise UserError(where, f"{what} has half a character (a lone surrogate such as \\ud83d); repair the text")
+        raise UserError(where, f"{what} contains an unpaired surrogate (such as \\ud83d); fix the encoding")
     return content

@@ -1,4 +1,4 @@
-"""An example as every layout is turned into it: texts, before tokenisation."""
+"""An example before tokenisation: texts, the same for every file layout."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ Message = dict[str, str]
 """``{"role": ..., "content": ...}``."""
 
 Row = Mapping[str, Any]
-"""A row as a file has it."""
+"""A row of a file."""
 
 PAIR = ("chosen", "rejected")
 """Keys of two responses."""
 RESPONSES = ("response", "output", "completion")
-"""Keys of a single response, in the order in which they are looked for."""
+"""Keys of a single response, in the order of the search."""
 
 
 class Place(str):
-    """Where a row stands, for messages: ``train.jsonl row 7``.
+    """File and row number, for messages: ``train.jsonl row 7``.
 
     Args:
         source: Name of the file or data set.
@@ -39,18 +39,18 @@ class Place(str):
 
 
 DataKind = Literal["pairs", "unpaired", "single"]
-"""Two responses to each prompt, or one that is labelled as desirable or not, or one without a label."""
+"""The responses of an example: a pair, one with a label (desirable or not), or one without a label."""
 KIND_NAMES: dict[DataKind, str] = {
     "pairs": "a chosen and a rejected response",
     "unpaired": "a response with a label",
     "single": "a response without a label",
 }
-"""What an example of each kind has, for messages."""
+"""The responses of each kind, in words for messages."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt in one or more languages, and one or two responses: in the source language at least."""
+    """A prompt in one or more languages, with one or two responses, at least in the source language."""
 
     id: str
     where: str
@@ -64,14 +64,14 @@ class Example:
     labelled: bool = False
     """Whether a single response was labelled as desirable or not."""
     translated: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """Chosen and rejected response by language, in those other languages that have their own."""
+    """Chosen and rejected response by language, for the other languages that have responses of their own."""
 
     @property
     def kind(self) -> DataKind:
-        """What responses it has."""
+        """Kind of its responses."""
         return "pairs" if len(self.responses) == 2 else "unpaired" if self.labelled else "single"
 
     @property
     def responses(self) -> tuple[str, ...]:
-        """The responses that are there."""
+        """The one or two responses."""
         return tuple(response for response in (self.chosen, self.rejected) if response is not None)

@@ -1,4 +1,4 @@
-"""How the sequences of a batch are laid out in rows: padded, or packed."""
+"""How the sequences of a batch are arranged in rows: padded, or packed."""
 
 from __future__ import annotations
 
@@ -9,31 +9,43 @@ from typing import Literal, TypeVar
 from lightning_mlc.data.rows import Piece, Row, TokenRows, length_of
 
 _WASTE_PADDED = 0.25
-"""Largest share of padding in a block of padded rows: languages differ in length by a factor of five and more."""
+"""Largest share of padding in a block of padded rows. Lengths differ by a factor of five or more between languages."""
 _WASTE_PACKED = 0.05
-"""The same of packed rows. All but the last are nearly full, and one block would pad that one to their length: 9 % of
-two prompts in ten languages. With this share it is 3 to 4 %, in two blocks as a rule, each a pass of its own."""
+"""Largest share of padding in a block of packed rows. All rows but the last are nearly full; in a single block the last
+one would be padded to their length, which is 9 % of the tokens for two prompts in ten languages. With this share it is
+3 to 4 %, usually in two blocks, each of them one pass of the model."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Padded rows hold one sequence each. Packed rows hold several, which do not see each other.
+    """How sequences are arranged in rows.
 
-    Which of them a model can run, and which is cheapest, depends on its attention: see
+    The attention of a model decides which arrangements it can run, and which is cheapest: see
     :mod:`lightning_mlc.models.attention`.
+
+    Args:
+        packed: Put several sequences into a row, which do not see each other; otherwise each row is one sequence.
+        share_prompts: In packed rows, run a prompt once for all of its responses. This needs attention with a mask of
+            any form.
+        one_row: Pack a block into one row. This suits attention that skips the tokens that a token does not see. With
+            a dense mask, attention costs the square of the row's length, so rows are then as short as possible.
+        few_passes: Put packed rows into one block, however much padding that takes. This suits a sharded model, whose
+            weights are gathered again for each pass.
     """
 
     packed: bool = False
     share_prompts: bool = True
-    """In packed rows, run a prompt once for all of its responses. Takes attention with a mask of any form."""
     one_row: bool = False
-    """Pack a block into one row, for attention that skips what a token does not see. With a dense mask the
-    attention of a row costs its length squared; rows are then no longer than the longest piece needs."""
     few_passes: bool = False
-    """Put packed rows into one block, whatever it pads, for a model whose weights are gathered anew for each pass."""
 
     def blocks(self, rows: Sequence[Row], pad_id: int, max_tokens: int | None = None) -> tuple[TokenRows, ...]:
-        """``rows`` in blocks to be run one after the other, of at most ``max_tokens`` (but one piece at least)."""
+        """Arrange ``rows`` in blocks, which are run one after the other.
+
+        Args:
+            rows: The sequences.
+            pad_id: Token id of padding.
+            max_tokens: Most tokens of a block, padding included; a block has at least one piece. None sets no limit.
+        """
         if not rows:
             return ()
         if not self.packed:
@@ -49,7 +61,7 @@ class Layout:
 
 
 def _pieces(rows: Sequence[Row]) -> list[Piece]:
-    """Rows with the same prompt together."""
+    """Sequences grouped by their prompt."""
     found: dict[tuple[int, int], list[Row]] = {}
     for row in rows:
         found.setdefault((row.example, row.language), []).append(row)
@@ -57,12 +69,12 @@ def _pieces(rows: Sequence[Row]) -> list[Piece]:
 
 
 def _content(pieces: Sequence[Piece]) -> int:
-    """Tokens of a row that holds ``pieces``."""
+    """Number of tokens of a row with these ``pieces``."""
     return sum(map(length_of, pieces))
 
 
 def _fill(pieces: Sequence[Piece], capacity: int) -> list[list[Piece]]:
-    """``pieces`` in rows of at most ``capacity`` tokens, each in the first that has room, the longest first."""
+    """Put ``pieces`` into rows of at most ``capacity`` tokens: the longest first, each into the first row with room."""
     rows: list[list[Piece]] = []
     room: list[int] = []
     for piece in sorted(pieces, key=length_of, reverse=True):
@@ -80,7 +92,7 @@ def _fill(pieces: Sequence[Piece], capacity: int) -> list[list[Piece]]:
 def pad_in_chunks(
     rows: Sequence[Row], pad_id: int, max_tokens: int | None = None, side: Literal["left", "right"] = "right"
 ) -> tuple[TokenRows, ...]:
-    """``rows`` as a few padded blocks of similar length, of at most ``max_tokens`` (but one row at least)."""
+    """Arrange ``rows`` in a few padded blocks of similar lengths; see :meth:`Layout.blocks`."""
     return tuple(TokenRows.pad(block, pad_id, side) for block in _alike(rows, len, _WASTE_PADDED, max_tokens))
 
 
@@ -88,9 +100,9 @@ _T = TypeVar("_T")
 
 
 def _alike(rows: Sequence[_T], length: Callable[[_T], int], max_waste: float, max_tokens: int | None) -> list[list[_T]]:
-    """``rows`` in blocks of similar ``length``, shortest first.
+    """Group ``rows`` in blocks of similar ``length``, the shortest first.
 
-    A new block begins where padding would exceed the share ``max_waste`` of a block, or a block ``max_tokens``.
+    A new block begins where padding would exceed the share ``max_waste`` of a block, or the block ``max_tokens``.
     """
     blocks: list[list[_T]] = []
     tokens = 0

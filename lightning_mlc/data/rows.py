@@ -1,7 +1,7 @@
 """Token sequences as the rows that a model runs: padded, or several packed into one.
 
-A sequence is a prompt in one language, alone or with one response. However rows hold them, what comes out
-of the model finds its place by the indices that they carry here.
+A sequence is a prompt in one language, alone or with one response. Each sequence carries its example, language and
+kind, so the model's outputs can be sorted whatever the rows look like.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NO_RESPONSE = -1
 
 @dataclass(frozen=True)
 class Row:
-    """One sequence: a prompt with its generation header, then maybe a response."""
+    """One sequence: a prompt with its generation header, then a response or nothing."""
 
     prompt: Sequence[int]
     response: Sequence[int]
@@ -39,24 +39,24 @@ class Row:
     kind: int
     """``CHOSEN``, ``REJECTED``, ``MISMATCHED`` or ``NO_RESPONSE``."""
     leads: bool = True
-    """Whether the state at the end of the prompt is taken from here: once for each example and language."""
+    """Whether the hidden state at the end of the prompt is taken from here: once per example and language."""
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.response)
 
 
 Piece = Sequence[Row]
-"""One sequence, or several with the same prompt, which a row holds once: each response sees it, and no other."""
+"""Sequences with the same prompt. A packed row has the prompt once; each response sees it, and no other response."""
 
 
 def length_of(piece: Piece) -> int:
-    """Tokens of ``piece``."""
+    """Number of tokens of ``piece``."""
     return len(piece[0].prompt) + sum(len(row.response) for row in piece)
 
 
 @dataclass
 class Packing:
-    """What the tokens of packed rows see: their own segment up to themselves, and the prompt that it follows."""
+    """Which tokens of packed rows attend to which: a token sees its own segment up to itself, and its prompt."""
 
     segment: Tensor
     """(R, T) int64, number of the prompt or response that a token belongs to; -1 for padding."""
@@ -65,7 +65,7 @@ class Packing:
     boundaries: Tensor
     """(P + 1,) int32, where in the flattened rows each piece starts, and where the last one ends."""
     longest: int
-    """Tokens of the longest sequence."""
+    """Number of tokens of the longest sequence."""
 
 
 @dataclass
@@ -79,7 +79,7 @@ class TokenRows:
     position_ids: Tensor
     """(R, T) int64, place of each token in its sequence."""
     packing: Packing | None
-    """What sees what in packed rows; None where each row is one sequence."""
+    """Which tokens of packed rows attend to which; None where each row is one sequence."""
     prompt_end: Tensor
     """(N,) int64, where in the flattened rows (R * T) the last prompt token is: the end of the generation header."""
     example: Tensor
@@ -99,16 +99,19 @@ class TokenRows:
     response_cell: Tensor
     """(M,) int64, place of each in the flattened table (N, ``longest_response``) of response tokens."""
     longest_response: int
-    """Tokens of the longest response; 0 where no sequence has one."""
+    """Number of tokens of the longest response; 0 where no sequence has one."""
     num_tokens: int
-    """Tokens that are not padding."""
+    """Number of tokens that are not padding."""
 
     @classmethod
     def pad(cls, rows: Sequence[Row], pad_id: int, side: Literal["left", "right"] = "right") -> TokenRows:
-        """One sequence a row.
+        """One sequence per row.
 
-        To generate from prompts takes padding on the left. All else is padded on the right, for recurrent models see
-        what is on the left, padding too, and attention whose rows are masked as a whole may be NaN.
+        Args:
+            rows: N sequences.
+            pad_id: Token id of padding.
+            side: Side of the padding. Generation needs it on the left. Everything else has it on the right: recurrent
+                models read padding on the left, and attention may be NaN in rows that are masked as a whole.
         """
         width = max(len(row) for row in rows)
         canvas = _Canvas(len(rows), width, pad_id)
@@ -118,7 +121,7 @@ class TokenRows:
 
     @classmethod
     def pack(cls, rows: Sequence[Sequence[Piece]], pad_id: int) -> TokenRows:
-        """Several pieces a row, one after the other and padding at the end."""
+        """Several pieces per row, one after the other, with padding at the end."""
         width = max(sum(map(length_of, pieces)) for pieces in rows)
         canvas = _Canvas(len(rows), width, pad_id)
         for index, pieces in enumerate(rows):
@@ -180,7 +183,7 @@ class _Canvas:
         self._segments += 1
 
     def token_rows(self, packed: bool) -> TokenRows:
-        """What has been written."""
+        """The rows that were written."""
         rows = self._rows
         tokens = torch.tensor([len(row.response) for row in rows], dtype=torch.int64)
         longest_response = int(tokens.max())

@@ -1,4 +1,4 @@
-"""Tokenised tables: built once, kept on disk under a fingerprint of all that they depend on."""
+"""Tokenised tables: built once, then kept on disk under a fingerprint of everything that they depend on."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def tokenised_table(
     if folder.is_dir():
         try:
             return _load(folder, spool.rows)
-        except Exception:  # whatever is wrong with a cache, it can be built again
+        except Exception:  # whatever is wrong with it, a table can be built again
             logger.warning("the cache %s cannot be read and is built again", folder)
             shutil.rmtree(folder, ignore_errors=True)
     with scratch_folder(folder.parent, "unfinished") as unfinished:
@@ -100,7 +100,7 @@ def _load(folder: Path, rows: int) -> Dataset:
 
 
 def table_fingerprint(table: Dataset) -> str:
-    """The fingerprint of all that ``table``, as :func:`tokenised_table` returns it, depends on."""
+    """The fingerprint of a table of :func:`tokenised_table`: of everything that it depends on."""
     return Path(table.cache_files[0]["filename"]).parent.name
 
 
@@ -112,7 +112,7 @@ def _fingerprint(spool: Spool, languages: tuple[str, ...], chat: ChatTokenizer) 
 
 def _tokenizer_state(chat: ChatTokenizer) -> list[Any]:
     tokenizer = chat.tokenizer
-    # The last is an option of tokenizer_config.json that the vocabulary's file does not have.
+    # The last one is an option of tokenizer_config.json that the file of the vocabulary does not have.
     return [
         _vocabulary(tokenizer),
         tokenizer.chat_template,
@@ -128,7 +128,7 @@ def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> Any:
 
 
 def _rendered(chat: ChatTokenizer) -> str:
-    """What the template makes of a conversation, which may depend on more than its text: a library's version, say."""
+    """A rendered conversation. It may depend on more than the template's text, such as a library's version."""
     messages = [{"role": "user", "content": "prompt"}]
     try:
         return chat.template.render([messages], header=True)[0]

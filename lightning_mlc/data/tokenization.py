@@ -32,7 +32,7 @@ class _Prompt(NamedTuple):
 
 
 class _Answer(NamedTuple):
-    """What is to be generated after a prompt, as text."""
+    """The text that the model has to generate after a prompt."""
 
     prompt: _Prompt
     text: str
@@ -42,7 +42,7 @@ class _Answer(NamedTuple):
 
     @property
     def whole(self) -> str:
-        """The prompt and it, as one text; empty where that is none."""
+        """The prompt and the answer as one text; empty if they do not form one."""
         return self.prompt.text + self.text if self.continues else ""
 
 
@@ -184,7 +184,7 @@ class ChatTokenizer:
         return [_Prompt(*given, text) for given, text in zip(asked, texts, strict=True)]
 
     def _fit(self, prompt: _Prompt, ids: list[int], header: bool) -> tuple[list[int], bool]:
-        """The ``ids`` of ``prompt``, cut if they have to be, and whether they had to."""
+        """The ``ids`` of ``prompt``, cut if they are too many, and whether they were cut."""
         limit, messages, where = self.max_prompt_length, prompt.messages, prompt.where
         if len(ids) <= limit:
             return ids, False
@@ -194,8 +194,8 @@ class ChatTokenizer:
                 f"the prompt has {len(ids)} tokens, data.max_prompt_length is {limit}; "
                 "raise it, shorten the prompt, or set data.on_long_prompt to cut",
             )
-        # What is cut is the end of the user's last message, in whole characters: the template around it,
-        # and with it the generation header, stays as it is.
+        # The end of the user's last message is cut, in whole characters, so that the template around it and the
+        # generation header stay as they are.
         text = messages[-1]["content"]
 
         def cut_to(characters: int) -> list[int]:
@@ -219,13 +219,13 @@ class ChatTokenizer:
     # ---- responses ----------------------------------------------------------------------------------
 
     def response(self, prompt: list[Message], response: str, where: str | None = None) -> list[int]:
-        """Ids of what the model has to generate after the generation header: the response, then the end of its turn.
+        """Token ids that the model has to generate after the generation header: the response and the end of its turn.
 
-        They are those of the whole conversation after those of the prompt, where they share that beginning.
-        Elsewhere a token lies over the border (of a header's last space and the first word, say), or the template
-        renders the prompt differently once it is answered. Then the response is encoded by itself, as the middle of a
-        text: no token, and no mark of a text's beginning, reaches over the border. In both cases the tokens of the
-        prompt stay as they are in generation.
+        If the tokens of the whole conversation begin with those of the prompt, the rest are the response's. Otherwise
+        a token crosses the border (a header's last space and the first word, for example), or the template renders an
+        answered prompt differently. The response is then encoded alone, as the middle of a text, so that no token and
+        no mark of a text's beginning crosses the border. In both cases the prompt has the same tokens as in
+        generation.
 
         Args:
             prompt: The conversation before the response.
@@ -261,18 +261,18 @@ class ChatTokenizer:
             raise
 
     def _answer(self, prompt: _Prompt, response: str, whole: str) -> _Answer:
-        """What is to be generated after ``prompt``, where ``whole`` is the text of both."""
+        """The answer to ``prompt``, where ``whole`` is the text of both."""
         block = self.template.opened_block
         opened, continues = block.strip(), True
         if whole.startswith(prompt.text):
             body = whole[len(prompt.text) :]
-            # Templates put more after the end (a line break, say), which nothing generates.
+            # Templates put more text after the end, such as a line break, which the model does not generate.
             text, has_end, _ = body.rpartition(self.end)
             if not has_end:
                 last = body.rfind(response.strip())
                 text = body[: last + len(response.strip())] if last >= 0 else response
             is_whole = contains(block + text, response)
-        elif opened:  # finished turns have not the block that the header opens, nor all that was in it
+        elif opened:  # a finished turn lacks the block that the header opens, and some of the text inside
             text, is_whole = response, True
         else:
             text, is_whole, continues = response, contains(whole, response), False
@@ -283,7 +283,7 @@ class ChatTokenizer:
                 "template",
             )
         if opened:
-            if text.lstrip().startswith(opened):  # it is in the prompt already
+            if text.lstrip().startswith(opened):  # the prompt already has it
                 text = text.removeprefix(block) if text.startswith(block) else text.lstrip().removeprefix(opened)
             closed = self.template.closed_block
             if closed not in text:
@@ -295,14 +295,14 @@ class ChatTokenizer:
         return _Answer(prompt, text + self.end, continues)
 
     def _after_prompt(self, answer: _Answer, ids: Mapping[str, list[int]]) -> list[int]:
-        """The ids of ``answer``, where ``ids`` has those of its prompt and of both."""
+        """The token ids of ``answer``; ``ids`` has those of its prompt and of both."""
         prompt, whole = ids[answer.prompt.text], ids[answer.whole]
         border = len(prompt)
         shared = len(whole) > border and whole[:border] == prompt
         return whole[border:] if shared else self._apart(answer.text)
 
     def _apart(self, text: str) -> list[int]:
-        """Ids of ``text`` in the middle of a longer one."""
+        """Token ids of ``text`` in the middle of a longer text."""
         for before in self._anchors:
             start, ids = self.encoder.ids([before, before + text])
             if ids[: len(start)] == start:
@@ -311,7 +311,7 @@ class ChatTokenizer:
 
     @cached_property
     def _anchors(self) -> list[str]:
-        """Texts after which another is encoded as it is in the middle of one. SentencePiece marks its beginning."""
+        """Texts after which another text is encoded as in the middle of one. SentencePiece marks a beginning."""
         found = []
         for before in (self.end, "\n", "."):
             start, ids = self.encoder.ids([before, f"{before}x"])

@@ -142,5 +142,5 @@ def test_no_two_sets_share_a_name(tmp_path: Path) -> None:
 def test_half_a_character_is_refused_where_it_stands(tmp_path: Path) -> None:
     path = tmp_path / "asked.jsonl"
     path.write_text('{"prompt": {"en": "ok \\ud83d"}}\n', encoding="utf-8")
-    with pytest.raises(UserError, match=r"asked\.jsonl row 1.* has half a character"):
+    with pytest.raises(UserError, match=r"asked\.jsonl row 1.* contains an unpaired surrogate"):
         read_prompt_sets([str(path)], [], "en")
