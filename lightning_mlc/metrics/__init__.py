@@ -1,4 +1,4 @@
-"""What is measured per language and between languages, exact on any number of processes."""
+"""Metrics per language and between languages. Their values do not depend on the number of processes."""
 
 from lightning_mlc.metrics.collinearity import Collinearity, collinearity
 from lightning_mlc.metrics.cosines import LanguageCosines

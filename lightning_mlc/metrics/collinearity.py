@@ -1,4 +1,4 @@
-"""How close to one line a prompt's representations lie."""
+"""How close the representations of a prompt lie to one line."""
 
 from __future__ import annotations
 
@@ -12,33 +12,43 @@ from lightning_mlc.metrics.keyed import KeyedMetric, widen
 from mlc_kernels import loss_floor, mlc_loss, singular_values
 
 MEASURES = ("loss", "excess", "explained_variance", "min_cosine")
-"""What :class:`Collinearity` reports."""
+"""The measures that :class:`Collinearity` reports."""
 
 
 @torch.no_grad()
 def collinearity(
     states: Tensor, mask: Tensor, temperature: float = 0.2, scale: Literal["top", "none"] = "top"
 ) -> dict[str, Tensor]:
-    """Measures of each prompt's rows ``states`` (B, L, D) where ``mask`` (B, L) is True.
+    """Measure the collinearity of each prompt's representations.
 
-    A row of zeros has no direction and counts as missing. Half precision is computed in float64. Nothing
-    here waits for the device beyond what the operator's eigen-solver does.
+    It is computed in float64, and waits for the device only inside the operator's eigen-solver.
+
+    Args:
+        states: (B, L, D) floating point: representations of B prompts in L languages. A row of zeros has no direction
+            and counts as missing.
+        mask: (B, L) bool: False where a representation is missing.
+        temperature: Temperature of the MLC loss.
+        scale: Scale of the MLC loss, as in :class:`~lightning_mlc.consistency.mlc.MLC`.
 
     Returns:
-        (B,) each: ``valid`` (whether two or more rows are there), and, NaN where not valid or where a row is
-        not finite, ``loss`` and ``excess`` (the MLC loss, and by how much it is above its floor),
-        ``explained_variance`` (``s_1^2 / sum s^2``: 1 on one line) and ``min_cosine`` (the smallest cosine
-        of two rows: opposite rows are on one line too, and only this tells).
+        (B,) each. All but ``valid`` are NaN where ``valid`` is False or a representation is not finite.
+
+        - ``valid``: whether the prompt has two or more representations,
+        - ``loss``: the MLC loss,
+        - ``excess``: the MLC loss minus its smallest possible value,
+        - ``explained_variance``: ``s_1^2 / (s_1^2 + s_2^2 + ...)`` with singular values ``s``; 1 on one line,
+        - ``min_cosine``: the smallest cosine between two representations. Opposite representations lie on one line
+          too, and only this measure shows it.
 
     Raises:
-        TypeError: ``states`` is not floating point, or ``mask`` not bool.
-        ValueError: The shapes do not fit.
+        TypeError: ``states`` is not floating point, or ``mask`` is not bool.
+        ValueError: The shapes do not match.
     """
     cosines, usable = pair_cosines(states, mask)
     finite = cosines.diagonal(dim1=1, dim2=2).isfinite()
     count = usable.sum(1)
-    # The eigen-solver raises on NaN, on account of one example for the whole batch: rows that are not
-    # finite are kept from it, and their example is made NaN below.
+    # One NaN would make the eigen-solver raise for the whole batch. So rows that are not finite are left out here, and
+    # their example gets NaN below.
     rows, solvable = widen(states), usable & finite
     losses = mlc_loss(rows, solvable, temperature=temperature, scale=scale, reduction="none")
     squares = singular_values(rows, solvable).square()
@@ -57,12 +67,13 @@ def collinearity(
 class Collinearity(KeyedMetric):
     """Means of :func:`collinearity` over the examples with two or more languages.
 
-    ``compute`` gives a dict of ``loss``, ``excess``, ``explained_variance`` and ``min_cosine``; NaN without
+    ``compute`` returns a dict of ``loss``, ``excess``, ``explained_variance`` and ``min_cosine``, which are NaN without
     such examples.
 
     Args:
-        temperature: Of the MLC loss.
-        scale: Of the MLC loss.
+        temperature: Temperature of the MLC loss.
+        scale: Scale of the MLC loss.
+        **options: Options of ``torchmetrics.Metric``.
     """
 
     def __init__(self, temperature: float = 0.2, scale: Literal["top", "none"] = "top", **options: Any) -> None:
@@ -74,29 +85,38 @@ class Collinearity(KeyedMetric):
     def reset(self) -> None:
         """Forget all samples."""
         super().reset()
-        # No samples, but with their shape: a process that never gets any must still send the others
-        # tensors like theirs.
+        # An empty sample with the right shape: a process without samples must still send tensors of this shape.
         none = torch.zeros(0, 1, 1, device=self.device)
         self.update(none[:, 0, 0].long(), none, none[:, :, 0].bool())
 
     def update(self, keys: Tensor, states: Tensor, mask: Tensor) -> None:
-        """Add B examples: their ``keys`` (B,), ``states`` (B, L, D) and which are there, ``mask`` (B, L)."""
+        """Add B examples.
+
+        Args:
+            keys: (B,) int64 keys of the examples.
+            states: (B, L, D) representations.
+            mask: (B, L) bool, False where a representation is missing.
+        """
         found = collinearity(states, mask, self.temperature, self.scale)
         values = torch.stack([found[name] for name in MEASURES], dim=1)
         self._add(keys[found["valid"]], values[found["valid"]])
 
     def compute(self) -> dict[str, Tensor]:
-        """() each: the means over examples."""
+        """Return the means over examples, () each."""
         keys, values = self._unique()
-        # No samples have no shape of their own; their mean is NaN.
+        # Without samples, values has no shape of its own; the means are NaN.
         means = values.reshape(len(keys), len(MEASURES)).mean(0)
         return dict(zip(MEASURES, means, strict=True))
 
     def plot(self, val: dict[str, Tensor] | None = None, ax: Any = None) -> Any:
-        """Bars of the two measures that end at 1, of ``val`` (what ``compute`` gives if None).
+        """Draw ``explained_variance`` and ``min_cosine`` as bars.
+
+        Args:
+            val: A result of ``compute``. None: the current one.
+            ax: Axes of matplotlib. None: those of a new figure.
 
         Returns:
-            The figure and the axes (``ax``, or those of a new figure).
+            The figure and the axes.
         """
         from lightning_mlc.report.plots import AFTER, draw_bars, figure_and_axes
 

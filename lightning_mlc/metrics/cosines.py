@@ -12,34 +12,36 @@ from lightning_mlc.metrics.keyed import KeyedMetric, widen
 
 
 def pair_cosines(states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines between the rows of each prompt, and which rows they can be told of.
+    """Compute the cosines between the rows of each prompt.
 
-    A row that is missing or all zeros has no direction and is not usable; its cosines are 0. A row that is
-    not finite is usable, and its cosines are NaN: what has gone wrong must be seen.
+    A row that is missing or all zeros has no direction: it is not usable, and its cosines are 0. A row that is not
+    finite is usable, and its cosines are NaN, so that the error is visible.
 
     Args:
-        states: (B, L, D) floating point.
-        mask: (B, L) bool, False where a row is missing; what stands there is not looked at.
+        states: (B, L, D) floating point: one row for each of L languages.
+        mask: (B, L) bool: False where a row is missing. Its values are ignored.
 
     Returns:
-        (B, L, L) cosines from -1 to 1 in float64 (float32 on a device without), and (B, L) bool usable rows.
+        (B, L, L) cosines from -1 to 1, in float64 (float32 on a device without float64).
+        (B, L) bool: whether a row is usable.
     """
-    # `where`, not a product: a missing row may hold NaN.
+    # `where`, not a product, because a missing row may hold NaN.
     rows = widen(torch.where(mask[:, :, None], states, 0.0))
     largest = rows.abs().amax(2, keepdim=True)
     usable = largest != 0  # also true for NaN
-    rows = rows / torch.where(usable, largest, 1.0)  # so that no square over- or underflows
+    rows = rows / torch.where(usable, largest, 1.0)  # no square can overflow or underflow
     unit = rows / torch.where(usable, rows.norm(dim=2, keepdim=True), 1.0)
     return (unit @ unit.transpose(1, 2)).clamp(-1, 1), usable[:, :, 0]
 
 
 class LanguageCosines(KeyedMetric):
-    """Mean cosine between the states of a prompt in each two languages.
+    """Mean cosine between the states of a prompt for each pair of languages.
 
-    ``compute`` gives (L, L): the mean over the examples that have both languages, NaN where none has.
+    ``compute`` returns (L, L): the mean over the examples that have both languages, NaN if none has.
 
     Args:
         languages: BCP-47 codes of the L languages.
+        **options: Options of ``torchmetrics.Metric``.
     """
 
     def __init__(self, languages: Sequence[str], **options: Any) -> None:
@@ -50,26 +52,35 @@ class LanguageCosines(KeyedMetric):
     def reset(self) -> None:
         """Forget all samples."""
         super().reset()
-        # No samples, but with their shape: a process that never gets any must still send the others
-        # tensors like theirs.
+        # An empty sample with the right shape: a process without samples must still send tensors of this shape.
         none = torch.zeros(0, len(self.languages), 1, device=self.device)
         self.update(none[:, 0, 0].long(), none, none[:, :, 0].bool())
 
     def update(self, keys: Tensor, states: Tensor, mask: Tensor) -> None:
-        """Add B examples: their ``keys`` (B,), ``states`` (B, L, D) and which are there, ``mask`` (B, L)."""
+        """Add B examples.
+
+        Args:
+            keys: (B,) int64 keys of the examples.
+            states: (B, L, D) states of the prompts.
+            mask: (B, L) bool, False where a state is missing.
+        """
         cosines, usable = pair_cosines(states, mask)
         together = usable[:, :, None] & usable[:, None, :]
         self._add(keys, torch.stack([cosines, together.to(cosines.dtype)], dim=1))
 
     def compute(self) -> Tensor:
-        """(L, L) mean cosines."""
+        """Return the mean cosines, (L, L)."""
         keys, values = self._unique()
         size = len(self.languages)
-        totals: Tensor = values.reshape(len(keys), 2, size, size).sum(0)  # no samples have no shape of their own
+        totals: Tensor = values.reshape(len(keys), 2, size, size).sum(0)  # values is (0,) without samples
         return totals[0] / totals[1]  # 0 / 0 is NaN: no example has both languages
 
     def plot(self, val: Tensor | None = None, ax: Any = None) -> Any:
-        """A heatmap of ``val`` (L, L; what ``compute`` gives if None) on ``ax``, or on a new figure.
+        """Draw a heatmap.
+
+        Args:
+            val: (L, L), a result of ``compute``. None: the current one.
+            ax: Axes of matplotlib. None: those of a new figure.
 
         Returns:
             The figure and the axes.

@@ -1,7 +1,8 @@
-"""Samples that know which example they are of.
+"""Metrics that count each example once.
 
-Processes that share out a dataset unevenly see some examples twice. A metric over keyed samples keeps each
-(example, language) once, and so does not depend on batches, their order, or the number of processes.
+Processes that split a data set unevenly see some examples twice. Here each sample carries a key of its example (and
+language), and only the first sample of a key counts. So the result does not depend on the batches, on their order, or
+on the number of processes.
 """
 
 from __future__ import annotations
@@ -15,12 +16,16 @@ from torchmetrics.utilities import dim_zero_cat
 
 
 def widen(values: Tensor) -> Tensor:
-    """``values`` in float64, or in float32 on the one device type that has no float64."""
+    """Convert to float64, or to float32 on MPS, which has no float64."""
     return values.float() if values.device.type == "mps" else values.double()
 
 
 class KeyedMetric(Metric):
-    """Collects rows of values under integer keys."""
+    """Base of metrics that collect values under integer keys.
+
+    Args:
+        **options: Options of ``torchmetrics.Metric``.
+    """
 
     full_state_update = False
 
@@ -33,12 +38,12 @@ class KeyedMetric(Metric):
         self.add_state("values", default=[], dist_reduce_fx="cat")
 
     def _add(self, keys: Tensor, values: Tensor) -> None:
-        # float64: a mean over many examples must not depend on their order.
+        # In float64, so that a mean over many examples does not depend on their order.
         self.keys.append(keys.detach())
         self.values.append(widen(values.detach()))
 
     def _unique(self) -> tuple[Tensor, Tensor]:
-        """Sorted keys (N,) and the values (N, ...) of their first samples."""
+        """Return the sorted keys (N,) and the values (N, ...) of the first sample of each key."""
         if len(self.keys) == 0:
             return torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.float64)
         keys, values = dim_zero_cat(self.keys), dim_zero_cat(self.values)

@@ -11,7 +11,11 @@ from lightning_mlc.metrics.keyed import KeyedMetric
 
 
 class ExampleMean(KeyedMetric):
-    """Mean of a value over examples. ``compute`` gives it as a scalar; NaN without samples."""
+    """Mean of a value over examples. ``compute`` returns it, NaN without samples.
+
+    Args:
+        **options: Options of ``torchmetrics.Metric``.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -20,15 +24,19 @@ class ExampleMean(KeyedMetric):
     def reset(self) -> None:
         """Forget all samples."""
         super().reset()
-        # No samples, but with their shape: a process that never gets any must still send the others
-        # tensors like theirs.
+        # An empty sample with the right shape: a process without samples must still send tensors of this shape.
         none = torch.zeros(0, device=self.device)
         self.update(none.long(), none)
 
     def update(self, keys: Tensor, values: Tensor) -> None:
-        """Add N samples: example ``keys`` (N,) and ``values`` (N,)."""
+        """Add N samples.
+
+        Args:
+            keys: (N,) int64 keys of the examples.
+            values: (N,) values.
+        """
         self._add(keys, values)
 
     def compute(self) -> Tensor:
-        """() the mean."""
+        """Return the mean, ()."""
         return self._unique()[1].mean()

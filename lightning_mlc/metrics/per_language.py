@@ -1,4 +1,4 @@
-"""A mean per language, and how far apart the languages are."""
+"""Means per language, and how far apart the languages are."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from torch import Tensor
 from lightning_mlc.metrics.keyed import KeyedMetric
 
 SUMMARIES = ("mean", "worst", "spread")
-"""What is reported beside each language."""
+"""Results over all languages, in addition to one for each."""
 
 
 class LanguageMean(KeyedMetric):
     """Mean of a value over the examples of each language.
 
-    ``compute`` gives a dict: each language that has samples, then ``mean`` over those languages, the
-    ``worst`` of them, and their ``spread`` (largest minus smallest). Without samples these three are NaN.
+    ``compute`` returns a dict with the mean of each language that has samples, and three results over these languages:
+    their ``mean``, their ``worst`` and their ``spread`` (largest minus smallest). Without samples these are NaN.
 
     Args:
-        languages: BCP-47 codes that language indices refer to.
-        higher_is_better: Whether the worst language is the one with the lowest mean; None if neither end
-            is worse, and then there is no ``worst``.
+        languages: BCP-47 codes. A language index is a position in this sequence.
+        higher_is_better: Whether the worst language is the one with the lowest mean. None: neither is worse, and
+            ``worst`` is left out.
+        **options: Options of ``torchmetrics.Metric``.
 
     Raises:
-        ValueError: A language occurs twice, or is named as one of the summaries.
+        ValueError: A language occurs twice, or has the name of a result over languages.
     """
 
     def __init__(self, languages: Sequence[str], higher_is_better: bool | None, **options: Any) -> None:
@@ -41,27 +42,31 @@ class LanguageMean(KeyedMetric):
     def reset(self) -> None:
         """Forget all samples."""
         super().reset()
-        # No samples, but with their shape: a process that never gets any must still send the others
-        # tensors like theirs.
+        # An empty sample with the right shape: a process without samples must still send tensors of this shape.
         none = torch.zeros(0, device=self.device)
         self.update(none.long(), none.long(), none)
 
     def update(self, keys: Tensor, language: Tensor, values: Tensor) -> None:
-        """Add N samples: example ``keys`` (N,), indices of their ``language`` (N,) and ``values`` (N,).
+        """Add N samples.
+
+        Args:
+            keys: (N,) int64 keys of the examples.
+            language: (N,) int64 indices of the languages.
+            values: (N,) values.
 
         Raises:
-            ValueError: The shapes differ, or a language has no such index.
+            ValueError: The shapes differ, or no language has such an index.
         """
         if not keys.shape == language.shape == values.shape or keys.dim() != 1:
             shapes = [tuple(tensor.shape) for tensor in (keys, language, values)]
             raise ValueError(f"keys, language and values must be (N,), got {shapes[0]}, {shapes[1]} and {shapes[2]}")
-        # An index too large would be counted as another language of the next example.
+        # An index that is too large would count as another language of the next example.
         if bool(((language < 0) | (language >= len(self.languages))).any()):
             raise ValueError(f"language must index {len(self.languages)} languages, got {language.unique().tolist()}")  # type: ignore[no-untyped-call]
         self._add(keys * len(self.languages) + language, values)
 
     def compute(self) -> dict[str, Tensor]:
-        """() each: mean of each language seen, and the summaries."""
+        """Return the mean of each language with samples and the results over languages, () each."""
         keys, values = self._unique()
         language = keys % len(self.languages)
         results = {
@@ -72,10 +77,14 @@ class LanguageMean(KeyedMetric):
         return _with_summaries(results, self._worst_is_lowest)
 
     def plot(self, val: dict[str, Tensor] | None = None, ax: Any = None) -> Any:
-        """A bar per language that has samples, of ``val`` (what ``compute`` gives if None).
+        """Draw one bar for each language that has samples.
+
+        Args:
+            val: A result of ``compute``. None: the current one.
+            ax: Axes of matplotlib. None: those of a new figure.
 
         Returns:
-            The figure and the axes (``ax``, or those of a new figure).
+            The figure and the axes.
         """
         from lightning_mlc.report.plots import AFTER, draw_bars, figure_and_axes
 
@@ -88,9 +97,15 @@ class LanguageMean(KeyedMetric):
 
 
 def language_differences(desired: Mapping[str, Tensor], undesired: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What :class:`LanguageMean` gives for ``desired`` less that for ``undesired``, with summaries of its own.
+    """Subtract two results of :class:`LanguageMean`, language by language.
 
-    Languages that one of the two lacks are left out. The lowest difference is the ``worst``.
+    Args:
+        desired: Result for desired responses.
+        undesired: Result for undesired responses, which is subtracted.
+
+    Returns:
+        The difference of each language that both have, and ``mean``, ``worst`` (the lowest) and ``spread`` of these
+        differences.
     """
     languages = [name for name in desired if name in undesired and name not in SUMMARIES]
     return _with_summaries({name: desired[name] - undesired[name] for name in languages}, worst_is_lowest=True)

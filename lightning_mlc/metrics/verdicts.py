@@ -1,7 +1,7 @@
-"""What judges' verdicts say of a model in each language: how often it is safe, and whether languages agree.
+"""Statistics of judges' verdicts: how often a model is safe in each language, and whether the languages agree.
 
-Everything here takes a weight for each prompt, so that a bootstrap is the same function called with other
-weights: ``weights`` (R, N) are R ways of counting N prompts, and each result has R rows. One row of ones is the
+Each function takes a weight for each prompt, so that a bootstrap calls the same function with other weights.
+``weights`` (R, N) hold R ways to weigh N prompts, and each result has R rows. One row of ones gives the result of the
 data itself.
 """
 
@@ -18,20 +18,20 @@ from lightning_mlc.metrics.keyed import KeyedMetric
 SAFE, UNSAFE, INVALID = 0, 1, 2
 """Codes of labels."""
 MISSING = -1
-"""Code where there is no label."""
+"""Code of a missing label."""
 OUTCOMES = {"safe": SAFE, "unsafe": UNSAFE, "invalid": INVALID}
 
 
 def language_means(values: Tensor, present: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean of each language over the prompts that it has.
+    """Compute the weighted mean of each language over the prompts that it has.
 
     Args:
-        values: (N, L) floating point.
-        present: (N, L) bool; what stands elsewhere is not looked at.
-        weights: (R, N) not negative.
+        values: (N, L) floating point: a value for each prompt and language.
+        present: (N, L) bool: False where a value is missing.
+        weights: (R, N): weights of the prompts, not negative.
 
     Returns:
-        (R, L) float64, NaN where no weight is on any prompt of the language.
+        (R, L) float64: the means, NaN where all prompts of the language have weight 0.
     """
     weights = weights.double()
     known = torch.where(present, values.double(), 0.0)
@@ -39,10 +39,15 @@ def language_means(values: Tensor, present: Tensor, weights: Tensor) -> Tensor:
 
 
 def across_languages(means: Tensor, higher_is_better: bool | None) -> dict[str, Tensor]:
-    """What (R, L) ``means`` of languages come to, (R,) each; languages that are NaN take no part.
+    """Summarise means of languages. Languages whose mean is NaN are left out.
 
-    ``mean`` over languages, ``variance`` over languages (of the population), ``spread`` (largest minus smallest)
-    and, where one end is worse, ``worst``.
+    Args:
+        means: (R, L): mean of each language.
+        higher_is_better: Whether the worst language is the one with the lowest mean. None: neither is worse.
+
+    Returns:
+        (R,) each: ``mean``, ``variance`` (of the population), ``spread`` (largest minus smallest) and, unless
+        ``higher_is_better`` is None, ``worst``.
     """
     known = ~means.isnan()
     count = known.sum(1)
@@ -61,17 +66,21 @@ def across_languages(means: Tensor, higher_is_better: bool | None) -> dict[str, 
 
 
 def agreement(labels: Tensor, weights: Tensor) -> dict[str, Tensor]:
-    """Whether a prompt gets one verdict in all languages, (R,) each.
+    """Measure how often a prompt gets the same label in two languages.
 
-    ``pag``, pairwise agreement: the share of a prompt's pairs of languages with the same label, averaged over the
-    prompts with two or more labels. With no label missing this is the observed agreement of Fleiss (1971,
-    Psychological Bulletin 76(5), 378-382), whose ``kappa = (pag - p) / (1 - p)`` corrects it for chance:
-    ``p = sum_k p_k^2``, with ``p_k`` the share of label k among all labels of these prompts. A model that is
-    always safe agrees by necessity: its ``pag`` is 1 and its ``kappa`` undefined, NaN.
+    - ``pag``, pairwise agreement: the share of a prompt's pairs of languages with the same label, averaged over the
+      prompts with two or more labels. If no label is missing, this is the observed agreement of Fleiss (1971,
+      Psychological Bulletin 76(5), 378-382).
+    - ``kappa = (pag - p) / (1 - p)``: Fleiss' correction for agreement by chance, with ``p = p_1^2 + p_2^2 + ...`` and
+      ``p_k`` the share of label k among all labels of these prompts. If all labels are the same, ``pag`` is 1 and
+      ``kappa`` is undefined (NaN).
 
     Args:
-        labels: (N, L) int64, ``MISSING`` or codes from 0.
-        weights: (R, N) not negative.
+        labels: (N, L) int64: codes of labels, or ``MISSING``.
+        weights: (R, N): weights of the prompts, not negative.
+
+    Returns:
+        (R,) each: ``pag`` and ``kappa``.
     """
     weights = weights.double()
     counts = torch.stack([(labels == code).sum(1) for code in sorted(OUTCOMES.values())], dim=1).double()  # (N, K)
@@ -89,7 +98,14 @@ def agreement(labels: Tensor, weights: Tensor) -> dict[str, Tensor]:
 
 
 def pair_agreement(labels: Tensor) -> Tensor:
-    """(L, L) share of prompts with the same label in two languages, among those with both; NaN where none has."""
+    """Compute the share of prompts with the same label for each pair of languages.
+
+    Args:
+        labels: (N, L) int64: codes of labels, or ``MISSING``.
+
+    Returns:
+        (L, L): the share among the prompts that have both labels, NaN if none has.
+    """
     there = (labels != MISSING).double()
     together = there.T @ there
     same = torch.zeros_like(together)
@@ -110,16 +126,20 @@ class _Verdicts(KeyedMetric):
     def reset(self) -> None:
         """Forget all samples."""
         super().reset()
-        # No samples, but with their shape: a process that never gets any must still send the others
-        # tensors like theirs.
+        # An empty sample with the right shape: a process without samples must still send tensors of this shape.
         self._add(*_no_labels(len(self.languages), self.device))
 
     def update(self, keys: Tensor, labels: Tensor) -> None:
-        """Add B prompts: their ``keys`` (B,) and ``labels`` (B, L)."""
+        """Add B prompts.
+
+        Args:
+            keys: (B,) int64 keys of the prompts.
+            labels: (B, L) codes of labels, or ``MISSING``.
+        """
         self._add(keys, labels)
 
     def _labels(self) -> tuple[Tensor, Tensor]:
-        """(N, L) labels, each prompt's once, and (1, N) a weight of 1 for each."""
+        """Return the labels (N, L), each prompt once, and weights of 1 (1, N)."""
         _, values = self._unique()
         labels = values.reshape(-1, len(self.languages)).long()
         return labels, torch.ones(1, len(labels), device=labels.device)
@@ -128,24 +148,28 @@ class _Verdicts(KeyedMetric):
 class SafetyRates(_Verdicts):
     """Shares of safe, unsafe and invalid responses per language.
 
-    ``compute`` gives a dict: ``safe/sw``, ``unsafe/sw`` (the attack success rate) and ``invalid/sw`` for each
-    language with verdicts; ``.../mean``, ``/variance``, ``/spread`` and ``/worst`` over languages. Responses whose
-    verdict is missing take no part.
+    ``compute`` returns a dict with ``safe/sw``, ``unsafe/sw`` (the attack success rate) and ``invalid/sw`` for each
+    language with verdicts, such as ``sw``; and, for each of the three, ``safe/mean``, ``safe/variance``,
+    ``safe/spread`` and ``safe/worst`` over languages. Responses without a verdict are left out.
 
     Args:
         languages: BCP-47 codes of the L languages.
     """
 
     def compute(self) -> dict[str, Tensor]:
-        """() each, float64."""
+        """Return the shares, () float64 each."""
         labels, once = self._labels()
         return {name: value[0] for name, value in safety_rates(labels, once, self.languages).items()}
 
     def plot(self, val: Mapping[str, Tensor] | None = None, ax: Any = None) -> Any:
-        """A bar of the safe rate per language, of ``val`` (what ``compute`` gives if None).
+        """Draw the safe rate of each language as a bar.
+
+        Args:
+            val: A result of ``compute``. None: the current one.
+            ax: Axes of matplotlib. None: those of a new figure.
 
         Returns:
-            The figure and the axes (``ax``, or those of a new figure).
+            The figure and the axes.
         """
         from lightning_mlc.report.plots import AFTER, draw_bars, figure_and_axes
 
@@ -158,20 +182,29 @@ class SafetyRates(_Verdicts):
 
 
 class PairwiseAgreement(_Verdicts):
-    """How often a prompt gets one verdict in two languages: ``pag`` and ``kappa`` of :func:`agreement`.
+    """How often a prompt gets the same verdict in two languages: ``pag`` and ``kappa`` of :func:`agreement`.
 
     Args:
         languages: BCP-47 codes of the L languages.
     """
 
     def compute(self) -> dict[str, Tensor]:
-        """() each, float64; NaN without prompts that have two labels."""
+        """Return ``pag`` and ``kappa``, () float64 each, NaN if no prompt has two labels."""
         labels, once = self._labels()
         return {name: value[0] for name, value in agreement(labels, once).items()}
 
 
 def safety_rates(labels: Tensor, weights: Tensor, languages: Sequence[str]) -> dict[str, Tensor]:
-    """The results of :class:`SafetyRates`, (R,) each, of ``labels`` (N, L) under ``weights`` (R, N)."""
+    """Compute the results of :class:`SafetyRates` under several weights of the prompts.
+
+    Args:
+        labels: (N, L) int64: codes of labels, or ``MISSING``.
+        weights: (R, N): weights of the prompts, not negative.
+        languages: BCP-47 codes of the L languages.
+
+    Returns:
+        (R,) each: the shares, under the names of :class:`SafetyRates`.
+    """
     results: dict[str, Tensor] = {}
     for name, code in OUTCOMES.items():
         means = language_means((labels == code).double(), labels != MISSING, weights)

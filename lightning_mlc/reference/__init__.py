@@ -1,4 +1,4 @@
-"""What a preference objective measures the policy against: the scores of a reference model, run or looked up."""
+"""Scores of the reference model, which preference objectives compare the policy with: computed or looked up."""
 
 from lightning_mlc.reference.fingerprint import describe_model
 from lightning_mlc.reference.online import OnlineReference

@@ -1,4 +1,4 @@
-"""What a model's scores depend on, so that scores of another model are never taken for them."""
+"""A description of everything that a model's scores depend on, so that no scores of another model are used."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 _NOT_THE_MODEL = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
-"""Entries of a configuration that change no score, or that are described elsewhere."""
+"""Keys of a configuration that change no score, or that are described separately."""
 
 
 def describe_model(model: PreTrainedModel, precision: str) -> dict[str, str]:
-    """What the log-probabilities of ``model`` depend on beside the tokens, by names for messages.
+    """Describe what the log-probabilities of ``model`` depend on, apart from the tokens.
 
     Args:
-        model: As it was loaded, before any adapter is added.
-        precision: The Trainer's.
+        model: The model as it was loaded, before adapters are added.
+        precision: Precision of the Trainer, such as ``bf16-mixed``.
+
+    Returns:
+        A description or hash of each part, by a name that is used in messages.
     """
     config = {key: value for key, value in model.config.to_dict().items() if key not in _NOT_THE_MODEL}
     return {
@@ -35,12 +38,18 @@ def describe_model(model: PreTrainedModel, precision: str) -> dict[str, str]:
 
 
 def hash_of_weights(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and values of ``weights``, in any order.
+    """Hash the names, dtypes, shapes and values of tensors.
 
-    The tensors themselves and not a model's name: a folder can be written anew, and a name can move. It costs about
-    a second for each 2 GB and thread.
+    The values are hashed because a model's name proves nothing: a folder can be overwritten, and a name on the hub can
+    point to new weights. This takes about a second per 2 GB and thread.
+
+    Args:
+        weights: Tensors by name. Their order does not matter.
+
+    Returns:
+        SHA-256 as hexadecimal digits.
     """
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # hashing lets go of the interpreter's lock
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # hashing releases the interpreter's lock
         digests = dict(zip(weights, pool.map(_hash_of_tensor, weights.values()), strict=True))
     return hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""The reference model itself, run when its scores are needed."""
+"""A reference model in memory, which is run when its scores are needed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lightning_mlc.reference.scores import ReferenceScores
 
 @contextmanager
 def as_reference(policy: Policy) -> Iterator[Policy]:
-    """``policy`` without adapters, dropout or gradients, inside the context."""
+    """Turn off the adapters, dropout and gradients of ``policy`` inside the context."""
     model: Any = policy.model
     was_training = policy.training
     policy.eval()
@@ -37,14 +37,17 @@ def _has_adapters(policy: Policy) -> bool:
 
 
 class OnlineReference:
-    """Scores responses as the initial model does, or as one that follows the policy (TR-DPO, arXiv 2404.09656).
+    """Scores responses with the initial model, or with one that follows the policy (TR-DPO, arXiv 2404.09656).
 
-    Not an ``nn.Module``, and so in no module's registry: neither optimizer, checkpoint, DDP nor
-    ``train()`` ever reaches it. Under LoRA it is the policy with its adapters off and costs no memory.
+    This is no ``nn.Module``, so that no module registers it: the optimizer, checkpoints, DDP and ``train()`` do not
+    reach it. With LoRA it is the policy with its adapters turned off, which takes no memory.
+
+    Args:
+        policy: The policy before training. Without adapters it is copied and frozen.
     """
 
     KEY: ClassVar[str] = "lightning_mlc_reference"
-    """Where a checkpoint has the weights of a reference that was updated."""
+    """Key of a checkpoint that holds the weights of an updated reference."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy if _has_adapters(policy) else copy.deepcopy(policy).requires_grad_(False).eval()
@@ -52,14 +55,18 @@ class OnlineReference:
 
     @property
     def policy(self) -> Policy:
-        """What it runs responses through: a model of its own, or the policy whose adapters it turns off."""
+        """The model that scores responses: a copy of the policy, or the policy itself if it has adapters."""
         return self._policy
 
     def grid(self, batch: Batch, split: str, translations: bool = False, pool: bool = False) -> Grid:
-        """Scores of ``batch`` of the data's ``split``. In evaluation, which repeats, they are computed once.
+        """Score the responses of a batch. Scores of validation and test data are computed once and then kept.
 
-        ``translations`` asks for those of responses in the other languages too, ``pool`` for mean states (see
-        :class:`~lightning_mlc.models.forward.Grid`), which are not kept.
+        Args:
+            batch: Examples on the device of the policy.
+            split: ``train``, ``val`` or ``test``.
+            translations: Whether to score the responses in the other languages too.
+            pool: Whether to compute mean hidden states too (see :class:`~lightning_mlc.models.forward.Grid`). These
+                are not kept.
         """
         if split == "train" or pool:
             return self.score(batch, translations, pool)
@@ -71,7 +78,13 @@ class OnlineReference:
         return grid
 
     def score(self, batch: Batch, translations: bool = False, pool: bool = False) -> Grid:
-        """Log-probabilities of the responses in ``batch``, without gradients."""
+        """Score the responses of a batch, without gradients and without looking up kept scores.
+
+        Args:
+            batch: Examples on the device of the policy.
+            translations: Whether to score the responses in the other languages too.
+            pool: Whether to compute mean hidden states too.
+        """
         rows = dataclasses.replace(batch, prompts=()) if translations else batch.without_translations()
         move(self._policy, batch.keys.device)
         with as_reference(self._policy):
@@ -79,17 +92,22 @@ class OnlineReference:
 
     @torch.no_grad()
     def update(self, policy: Policy, share: float) -> None:
-        """Move each weight of a reference of its own towards the policy's: ``share * policy + (1 - share) * old``."""
+        """Move each weight to ``share * policy + (1 - share) * reference``. The reference must be a copy.
+
+        Args:
+            policy: The policy that is trained.
+            share: Share of the policy, above 0 and at most 1.
+        """
         move(self._policy, next(policy.parameters()).device)
         for own, other in zip(self._policy.parameters(), policy.parameters(), strict=True):
             own.lerp_(other, share)
-        self._evaluated.clear()  # they were those of the old weights
+        self._evaluated.clear()  # computed with the old weights
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The weights of the reference model."""
+        """Return the weights of the reference model."""
         return dict(self._policy.state_dict())
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take the weights that :meth:`state_dict` gave."""
+        """Load the weights that :meth:`state_dict` returned."""
         load_into(self._policy.state_dict(), state)
         self._evaluated.clear()

@@ -1,4 +1,4 @@
-"""Reference scores of a whole data set: computed by one pass over it, then looked up, with no model in memory."""
+"""Reference scores of a whole data set, computed in one pass before training and then looked up."""
 
 from __future__ import annotations
 
@@ -23,23 +23,34 @@ from lightning_mlc.reference.scores import ReferenceScores
 from lightning_mlc.reference.store import ScoreStore
 
 SECONDS_PER_SHARD = 30.0
-"""How much work a process that is killed can lose."""
+"""Scores are written at this interval. A process that is killed loses at most the work of one interval."""
 
 SPLITS: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
-"""What each command scores."""
+"""The splits that each command scores."""
 NAMES: dict[Split, str] = {"train": "training", "val": "validation", "test": "test"}
-"""What they are called where progress is shown."""
+"""Names of the splits in progress bars."""
 
 
 class PrecomputedReference:
-    """Scores of the initial model for every example that the trainer's command will meet."""
+    """Looks up the initial model's scores. Every example that the trainer's command uses has one.
+
+    Args:
+        scores: Scores by split.
+    """
 
     def __init__(self, scores: Mapping[str, ReferenceScores]) -> None:
         self._scores = dict(scores)
 
     def grid(self, batch: Batch, split: str, translations: bool = False, pool: bool = False) -> Grid:
-        """Scores of ``batch`` of the data's ``split``, in the languages that were asked for when they were computed."""
-        assert not pool, "refused at start: see ReferenceSettings.check"
+        """Look up the scores of a batch.
+
+        Args:
+            batch: Examples on the device of the policy.
+            split: ``train``, ``val`` or ``test``.
+            translations: Has no effect: :func:`precompute` decides which languages have scores.
+            pool: Must be False; no hidden states are kept.
+        """
+        assert not pool, "ReferenceSettings.check refuses this at start"
         scores = self._scores[split] = self._scores[split].to(batch.keys.device)
         return scores.grid(batch)
 
@@ -52,23 +63,26 @@ def precompute(
     name: str,
     translations: bool = False,
 ) -> PrecomputedReference:
-    """Scores of the initial model, from the cache where they are there, and computed where they are not.
+    """Read the initial model's scores from the cache, and compute those that are missing.
 
-    All processes call this together: each computes a share, and all get the union. What is computed is kept below
-    ``data.cache_dir``, shard after shard, so that a pass that was interrupted goes on where it ended.
+    All processes call this together. Each computes a part, and all get all scores. New scores are written below
+    ``data.cache_dir``, shard by shard, so that an interrupted pass resumes where it stopped.
 
     Args:
-        trainer: Says which data the command will meet, on which device and in which precision the model runs, and
-            whether there is a progress bar.
+        trainer: The Trainer. Its command decides which splits are scored.
         data: The data, set up.
-        initial: Gives the initial model, if anything is left to compute.
-        description: What :func:`~lightning_mlc.reference.fingerprint.describe_model` says of it. Only that of the
-            first process counts.
-        name: What the model is called, for the manifest.
-        translations: Whether training, too, needs the responses in all languages and not in the source's alone.
+        initial: Returns the initial model. Called only if scores are missing.
+        description: The result of :func:`~lightning_mlc.reference.fingerprint.describe_model`. The one of the first
+            process is used.
+        name: Name of the model, for the manifest.
+        translations: Whether training needs scores in all languages, instead of only in the source language.
+            Validation and test always get all languages.
+
+    Raises:
+        UserError: Log-probabilities are not finite.
     """
-    # Whatever is drawn here, none of it may change the run that follows. And the device of the batches is the CPU,
-    # whatever the default is where Lightning creates models.
+    # Random numbers drawn here must not change the run that follows. Batches are made on the CPU, even where Lightning
+    # has set another default device.
     with isolate_rng(), torch.device("cpu"):
         assert trainer.state.fn is not None
         splits = [split for split in SPLITS[trainer.state.fn.value] if data.keys(split)]
@@ -90,7 +104,7 @@ def _scores(
 ) -> ReferenceScores:
     parts = trainer.strategy.broadcast({**description, **describe_scoring(data, split, in_source)})
     store = ScoreStore(data.cache_dir / "reference", parts, {"model": name})
-    # What the first process finds counts for all, or they would not agree on what is left to do.
+    # All processes use what the first one finds, so that they agree on which scores are missing.
     known = trainer.strategy.broadcast(store.read() if trainer.is_global_zero else ReferenceScores.union([]))
     missing = known.missing(data.keys(split))
     if not missing:
@@ -119,13 +133,13 @@ def _score(policy: Policy, batch: Batch, languages: int, trainer: Trainer) -> Re
         raise UserError(
             "model.reference",
             "the log-probabilities of the initial model are not finite (batch of "
-            f"{', '.join(batch.ids)}); look at those rows, or at trainer.precision",
+            f"{', '.join(batch.ids)}); check those rows, or trainer.precision",
         )
     return scores
 
 
 def _keep(parts: Iterable[ReferenceScores], store: ScoreStore) -> ReferenceScores:
-    """All of ``parts``, appended to ``store`` as they come, and in any case what came before an exception."""
+    """Write ``parts`` to ``store`` as they come, and return their union. After an exception, write what came before."""
     shards: list[ReferenceScores] = []
     unwritten: list[ReferenceScores] = []
 

@@ -1,4 +1,4 @@
-"""Reference scores that were computed once, to be looked up by the keys of their examples."""
+"""Reference scores that are looked up by the keys of their examples."""
 
 from __future__ import annotations
 
@@ -14,24 +14,33 @@ from lightning_mlc.models.forward import Grid
 
 
 class ReferenceScores(NamedTuple):
-    """Scores of N examples in the first L of the data's languages (all, or the source alone), K kinds of responses."""
+    """Scores of N examples in L languages for K kinds of responses.
+
+    The languages are the first L of the data's: all of them, or only the source language.
+    """
 
     keys: Tensor
-    """(N,) int64, ascending, each once: ``Batch.keys``."""
+    """(N,) int64: keys of the examples (``Batch.keys``), ascending, without repeats."""
     logps: Tensor
-    """(N, L, K), as in :class:`~lightning_mlc.models.forward.Grid`."""
+    """(N, L, K): log-probabilities, as in :class:`~lightning_mlc.models.forward.Grid`."""
     tokens: Tensor
-    """(N, L, K), number of tokens; 0 where there is no such response."""
+    """(N, L, K): numbers of tokens; 0 where an example has no such response."""
 
     @classmethod
     def of(cls, batch: Batch, grid: Grid, languages: int | None = None) -> ReferenceScores:
-        """The scores ``grid`` of ``batch`` in its first ``languages`` (all by default)."""
+        """Take the scores of a batch from its results.
+
+        Args:
+            batch: The batch.
+            grid: Results of the reference model for ``batch``.
+            languages: How many languages to keep. None: all.
+        """
         order = batch.keys.argsort()
         return cls(batch.keys[order], grid.logps[order, :languages], grid.tokens[order, :languages])
 
     @classmethod
     def union(cls, parts: Sequence[ReferenceScores]) -> ReferenceScores:
-        """All of ``parts``; of an example that is in several, the first."""
+        """Join ``parts``. If an example is in several parts, the first one counts."""
         parts = [part for part in parts if len(part.keys)]
         if not parts:
             none = torch.zeros(0, 1, 1)
@@ -42,14 +51,14 @@ class ReferenceScores(NamedTuple):
         return cls(keys[index], logps[index], tokens[index])
 
     def missing(self, keys: Sequence[int]) -> list[int]:
-        """Which of ``keys`` are not here."""
+        """Return those of ``keys`` that have no scores."""
         known = set(self.keys.tolist())
         return [key for key in keys if key not in known]
 
     def grid(self, batch: Batch) -> Grid:
-        """The scores of ``batch``, without waiting for the device.
+        """Look up the scores of ``batch``, without waiting for the device.
 
-        What is not here is NaN, so that it cannot be used unnoticed: languages that were not scored, unknown keys.
+        Unknown examples, and languages that were not scored, get NaN, so that using them cannot go unnoticed.
         """
         row = torch.searchsorted(self.keys, batch.keys).clamp(max=len(self.keys) - 1)
         known = (self.keys[row] == batch.keys)[:, None, None]
@@ -61,5 +70,5 @@ class ReferenceScores(NamedTuple):
         return Grid(logps, tokens, None, (tokens > 0).any(2))
 
     def to(self, device: torch.device | str) -> ReferenceScores:
-        """The same scores on ``device``."""
+        """Return the same scores on ``device``."""
         return ReferenceScores(*(tensor.to(device) for tensor in self))

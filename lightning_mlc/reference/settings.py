@@ -1,4 +1,4 @@
-"""How the reference is had, and what that rules out."""
+"""Where reference scores come from, and which settings that excludes."""
 
 from __future__ import annotations
 
@@ -12,15 +12,20 @@ from lightning_mlc.objectives import Objective
 
 @dataclass(frozen=True)
 class ReferenceSettings:
-    """The model that an objective such as DPO measures the policy against: the initial one.
+    """The reference: the initial model, which objectives such as DPO compare the policy with.
 
     Args:
-        mode: ``online`` keeps a frozen copy of the initial model in memory and runs it in every step (under LoRA it is
-            the model with its adapters off, and takes none). ``precomputed`` runs the initial model once over the data
-            before training, keeps its log-probabilities on disk, and then trains without it.
-        update_every_n_steps: Move the reference towards the policy after every n-th optimizer step (TR-DPO,
-            arXiv 2404.09656; its tau); null leaves it as it was.
-        update_share: Share of the policy in the updated reference's weights (TR-DPO's alpha); 1 replaces them.
+        mode: ``online`` keeps a frozen copy of the initial model in memory and runs it in every step. With LoRA the
+            reference is the model with its adapters turned off, which takes no memory. ``precomputed`` runs the
+            initial model once over the data before training, keeps its log-probabilities on disk, and then trains
+            without it.
+        update_every_n_steps: Move the reference towards the policy after every n-th optimizer step (tau in TR-DPO,
+            arXiv 2404.09656). null: never.
+        update_share: Share of the policy in the weights of the updated reference (alpha in TR-DPO), above 0. 1 replaces
+            the reference by the policy.
+
+    Raises:
+        UserError: A setting is out of range.
     """
 
     mode: Literal["online", "precomputed"] = "online"
@@ -29,7 +34,7 @@ class ReferenceSettings:
 
     def __post_init__(self) -> None:
         if self.mode not in ("online", "precomputed"):
-            raise UserError("model.reference.mode", f"there is no {self.mode}; choose online or precomputed")
+            raise UserError("model.reference.mode", f"unknown mode '{self.mode}'; choose online or precomputed")
         if self.update_every_n_steps is not None and self.update_every_n_steps < 1:
             raise UserError(
                 "model.reference.update_every_n_steps",
@@ -44,22 +49,26 @@ class ReferenceSettings:
         return self.update_every_n_steps is not None
 
     def updates_after(self, step: int) -> bool:
-        """Whether optimizer step ``step`` (from 1) ends with an update of the reference."""
+        """Whether the reference is updated after optimizer step ``step`` (counted from 1)."""
         return self.update_every_n_steps is not None and step % self.update_every_n_steps == 0
 
     def check(self, objective: Objective | None, needs: Needs, adapters: bool) -> None:
-        """Refuse what cannot work with the rest of the configuration; all of that belongs here.
+        """Refuse settings that do not work with the rest of the configuration.
+
+        Args:
+            objective: The objective, if there is one.
+            needs: Inputs of the consistency terms that are on.
+            adapters: Whether the model has LoRA adapters.
 
         Raises:
-            UserError: A reference is asked for that neither ``objective`` nor consistency terms (``needs``) need, or
-                that the chosen ``mode``, or a model with ``adapters``, cannot give.
+            UserError: Nothing needs the reference that the settings describe, or ``mode`` or ``adapters`` exclude it.
         """
         name = type(objective).__name__ if objective is not None else "model.consistency"
         needed = needs.reference or (objective is not None and objective.needs_reference)
         if self.mode == "precomputed" and needs.pooled_states:
             raise UserError(
                 "model.reference.mode",
-                "precomputed has log-probabilities, and model.consistency has a term that needs "
+                "precomputed keeps log-probabilities only, but model.consistency has a term that needs "
                 "hidden states of the reference (mpo with a constraint); set it to online",
             )
         if not needed and self.mode == "precomputed":
@@ -75,8 +84,8 @@ class ReferenceSettings:
         if self.mode == "precomputed" and self.is_updated:
             raise UserError(
                 "model.reference.update_every_n_steps",
-                "precomputed scores are those of a reference that stays as it "
-                "is; set it to null, or model.reference.mode to online",
+                "precomputed scores need a reference that never changes; "
+                "set it to null, or model.reference.mode to online",
             )
         if adapters and self.is_updated:
             raise UserError(

@@ -1,4 +1,4 @@
-"""Reference scores on disk: appended in shards, each whole or not there, under a manifest of what they depend on."""
+"""Reference scores on disk: shards that are written completely or not at all, and a manifest of their dependencies."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from safetensors import torch as safetensors
 from lightning_mlc.reference.scores import ReferenceScores
 
 FORMAT = "1"
-"""Raised when what a shard holds, or the way scores are computed, changes."""
+"""Increase it when the content of a shard, or the way scores are computed, changes."""
 
 SAME_RESPONSES = ("data", "languages")
-"""Parts that say which responses are scored."""
+"""The parts that say which responses are scored."""
 
 logger = logging.getLogger("lightning_mlc")
 
 
 class ScoreStore:
-    """The folder ``root/FINGERPRINT`` of scores that depend on ``parts`` and nothing else.
+    """The folder ``root/FINGERPRINT`` of scores that depend on ``parts`` and on nothing else.
 
-    A shard is named by the hash of the fingerprint and of its own bytes: one that is damaged, incomplete or from
-    another folder is recognised, and what it held counts as missing.
+    The name of a shard is a hash of the fingerprint and of the shard's bytes. So a shard that is damaged, incomplete or
+    from another folder is recognised, and its scores count as missing.
 
     Args:
-        root: Where all such folders are.
-        parts: What the scores depend on, by names for messages.
-        notes: What else the manifest should say.
+        root: The folder of all such folders.
+        parts: Descriptions of everything that the scores depend on, by a name that is used in messages.
+        notes: Further entries of the manifest.
     """
 
     def __init__(self, root: Path, parts: Mapping[str, str], notes: Mapping[str, str]) -> None:
@@ -43,12 +43,12 @@ class ScoreStore:
         self.folder = root / self._fingerprint
 
     def read(self) -> ReferenceScores:
-        """All scores that are there. What does not belong there is named in a warning, and removed."""
+        """Read all scores. Files that do not belong there are removed, with a warning."""
         if not self.folder.is_dir():
             return ReferenceScores.union([])
         if differences := self._differences(self.folder):
             logger.warning(
-                "the reference scores in %s are not what its name says and are computed again: %s",
+                "the reference scores in %s do not match the name of the folder; they are computed again: %s",
                 self.folder,
                 "; ".join(differences),
             )
@@ -65,7 +65,7 @@ class ScoreStore:
         return ReferenceScores.union(found)
 
     def append(self, scores: ReferenceScores) -> None:
-        """Write ``scores`` as one more shard."""
+        """Write ``scores`` as a new shard."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / "manifest.json").exists():
             manifest = {"parts": self._parts, "notes": self._notes}
@@ -74,7 +74,7 @@ class ScoreStore:
         self._write(f"{self._name(content)}.safetensors", content)
 
     def explain_absence(self) -> None:
-        """Say how the scores asked for differ from the most similar ones of the same responses, if there are any."""
+        """Log how these scores differ from the most similar stored scores of the same responses, if any exist."""
         similar = []
         for folder in self.folder.parent.glob("*/"):
             parts = _manifest(folder).get("parts", {})
@@ -82,7 +82,7 @@ class ScoreStore:
                 similar.append((self._differences(folder), folder))
         if similar:
             differences, folder = min(similar, key=lambda pair: len(pair[0]))
-            rank_zero_info(f"the reference scores in {folder} cannot be taken: {'; '.join(differences)}")
+            rank_zero_info(f"the reference scores in {folder} cannot be used: {'; '.join(differences)}")
 
     def _differences(self, folder: Path) -> list[str]:
         theirs = _manifest(folder).get("parts")
@@ -98,7 +98,7 @@ class ScoreStore:
         return hashlib.sha256(self._fingerprint.encode() + content).hexdigest()[:32]
 
     def _write(self, name: str, content: bytes) -> None:
-        # Renamed into place once complete, so that neither an interrupt nor another process finds half a file.
+        # Renamed once complete, so that no interrupt leaves half a file and no other process reads one.
         with tempfile.NamedTemporaryFile(prefix=".unfinished-", dir=self.folder, delete=False) as file:
             file.write(content)
         Path(file.name).rename(self.folder / name)

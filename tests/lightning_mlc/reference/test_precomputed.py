@@ -302,7 +302,7 @@ def test_what_the_scores_depend_on_is_computed_anew(
         rank_zero.removeHandler(caplog.handler)
     assert sum(sizes) == 13
     if named is None:
-        assert "cannot be taken" not in caplog.text
+        assert "cannot be used" not in caplog.text
     else:
         assert named in caplog.text
 

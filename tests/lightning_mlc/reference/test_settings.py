@@ -54,7 +54,7 @@ def test_precomputed_scores_are_not_all_that_some_terms_need() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"mode": "none"}, "mode: there is no none"),
+        ({"mode": "none"}, "mode: unknown mode 'none'"),
         ({"update_every_n_steps": 0}, "update_every_n_steps: must be at least 1"),
         ({"update_share": 0.0}, "update_share: must be above 0"),
         ({"update_share": 1.5}, "update_share: must be above 0 and at most 1"),

@@ -119,7 +119,7 @@ def test_why_the_scores_that_are_there_cannot_be_taken(tmp_path: Path, caplog: p
     rank_zero.addHandler(caplog.handler)
     try:
         store(tmp_path).explain_absence()
-        assert "cannot be taken: precision bf16-mixed there, 32-true here" in caplog.text
+        assert "cannot be used: precision bf16-mixed there, 32-true here" in caplog.text
         assert "weights" not in caplog.text
         caplog.clear()
         store(tmp_path, data="d3").explain_absence()  # nothing of this data
