@@ -1,4 +1,4 @@
-"""From a training checkpoint to a Hugging Face folder that any library loads."""
+"""From a training checkpoint to a Hugging Face folder that any library can load."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
+from transformers import PreTrainedTokenizerBase
 
 from lightning_mlc.checkpoints.finding import find_checkpoint
 from lightning_mlc.checkpoints.format import bytes_of, read_checkpoint
@@ -32,13 +33,14 @@ from lightning_mlc.sources import ModelSource, load_tokenizer
 
 
 class Exported(NamedTuple):
-    """What an export wrote."""
+    """The result of an export."""
 
     folder: Path
+    """The folder that was written."""
     address: str | None
-    """Of the repository it was pushed to."""
+    """Address of the repository that the folder was pushed to. None: it was not pushed."""
     call: str
-    """The Python expression that loads it."""
+    """The Python expression that loads the model."""
 
 
 def export(
@@ -50,27 +52,28 @@ def export(
     push_to_hub: str | None = None,
     trust_remote_code: bool = False,
 ) -> Exported:
-    """Write the model of a checkpoint to ``out``: safetensors, tokenizer, generation config, model card.
+    """Write the model of a checkpoint to a folder: safetensors, tokenizer, generation configuration, model card.
 
-    The extractor stays behind. Weights keep the dtype they were trained in. LoRA adapters are merged; into
-    a quantised model after its weights have been made whole, for there the adapters were trained: the
-    weights as they were before it was quantised would be another model than the one that was validated.
+    The extractor is left out. Weights keep the dtype that they were trained in. LoRA adapters are merged into the
+    weights. If the model was quantised, they are merged into the dequantised weights, because those are the weights
+    that the adapters were trained on; the original weights would give a model that was never validated.
+
+    Before the folder gets its name, it is loaded again and compared with the trained model
+    (:mod:`lightning_mlc.export.proof`). A model with merged adapters is also compared with the one before merging.
 
     Args:
-        ckpt_path: A checkpoint that ``fit`` wrote: a file, or a folder of FSDP2; or the folder of a run.
-        out: The folder to write; it must not exist or be empty.
-        tokenizer: Where the tokenizer is; by default where the model was trained from.
-        adapters: Write the LoRA adapters alone, as a ``peft`` folder.
-        max_shard_size: Largest file of weights, as ``5GB``; None leaves it to transformers.
-        push_to_hub: Repository to upload the folder to.
-        trust_remote_code: Run Python code that the model's repository carries. A checkpoint alone cannot ask for it.
-
-    Before the folder takes its name, it is loaded again and compared with the model in memory
-    (:mod:`lightning_mlc.export.proof`), and merged adapters with those that were trained.
+        ckpt_path: A checkpoint that ``fit`` wrote (a file, or a folder of FSDP2), or the folder of a run.
+        out: The folder to write. It must not exist, or be empty.
+        tokenizer: Folder or hub id of the tokenizer. None: that of the model the training started from.
+        adapters: Whether to write the LoRA adapters alone, as a ``peft`` folder.
+        max_shard_size: Largest size of a file of weights, such as ``5GB``. None: the default of transformers.
+        push_to_hub: Repository to upload the folder to, as ``OWNER/NAME``. None: do not upload.
+        trust_remote_code: Whether to run Python code from the model's repository. A checkpoint alone cannot turn
+            this on.
 
     Raises:
-        UserError: The checkpoint cannot be read, is not ours, has no adapters or none that can be merged, what was
-            written is not the model that was trained, or ``out`` is not empty or cannot be written.
+        UserError: The checkpoint cannot be read, was not written by ``fit``, or has no adapters or none that can be
+            merged; the folder differs from the trained model; or ``out`` is not empty or cannot be written.
     """
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -87,42 +90,63 @@ def export(
     if push_to_hub is not None and adapters and source.hub_id is None:
         raise UserError(
             "--push_to_hub",
-            f"adapters belong to their base model, and {source.short_name} is not on the hub; "
-            "export without --adapters",
+            f"adapters need their base model, but {source.short_name} is not on the hub; export without --adapters",
         )
     text = load_tokenizer(source if tokenizer is None else ModelSource(tokenizer, trust_remote_code=trust_remote_code))
     model = restore(checkpoint, merge=not adapters, trust_remote_code=trust_remote_code)
-    # What its responses were trained to end with is what generation has to end at.
+    # Generation must stop at the tokens that responses were trained to end with.
     ends = end_tokens(model, text)
     model.generation_config.eos_token_id = ends[0] if len(ends) == 1 else ends
     make_writable(model.generation_config)
     card = model_card(provenance, measured_in(checkpoint), push_to_hub or folder.resolve().name, adapters)
 
     say(f"writing {folder}")
-    with _as_a_whole(folder) as unfinished:
-        options: dict[str, Any] = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
-        if adapters:
-            # Adapters alone are trained. To find out by itself, peft asks the hub for the base's configuration.
-            options["save_embedding_layers"] = False
-        model.save_pretrained(unfinished, **options)
-        text.save_pretrained(unfinished)
-        record = json.dumps(provenance.without_paths().as_dict(), indent=2)
-        (unfinished / Provenance.FILE).write_text(record + "\n", encoding="utf-8")
-        (unfinished / "README.md").write_text(card, encoding="utf-8")
+    with _complete_or_absent(folder) as unfinished:
+        _write(unfinished, model, text, provenance, card, adapters, max_shard_size)
         say("comparing what was written with the model that was trained")
-        if not adapters:
-            prove(model, unfinished, trust_remote_code)
-        elif provenance.lora is not None:
-            lora = LoRA(**provenance.lora)
-            dtype = model.dtype if lora.quantize is None else getattr(torch, provenance.config["dtype"])
-            prove_adapters(model, unfinished, lora, source, dtype)
+        _prove(unfinished, model, provenance, adapters, trust_remote_code)
     address = None if push_to_hub is None else push(folder, push_to_hub)
     return Exported(folder, address, loading_call(str(folder), source, adapters))
 
 
+def _write(
+    folder: Path,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    provenance: Provenance,
+    card: str,
+    adapters: bool,
+    max_shard_size: str | None,
+) -> None:
+    """Write all files of an export to ``folder``."""
+    options: dict[str, Any] = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+    if adapters:
+        # Embeddings are never trained with adapters. Without this option peft would ask the hub whether they were.
+        options["save_embedding_layers"] = False
+    model.save_pretrained(folder, **options)
+    tokenizer.save_pretrained(folder)
+    record = json.dumps(provenance.without_paths().as_dict(), indent=2)
+    (folder / Provenance.FILE).write_text(record + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _prove(folder: Path, model: Any, provenance: Provenance, adapters: bool, trust_remote_code: bool) -> None:
+    """Compare the files in ``folder`` with the trained ``model``.
+
+    Raises:
+        UserError: They differ.
+    """
+    if not adapters:
+        prove(model, folder, trust_remote_code)
+    elif provenance.lora is not None:
+        lora = LoRA(**provenance.lora)
+        dtype = model.dtype if lora.quantize is None else getattr(torch, provenance.config["dtype"])
+        prove_adapters(model, folder, lora, provenance.model_source(trust_remote_code), dtype)
+
+
 @contextmanager
-def _as_a_whole(folder: Path) -> Iterator[Path]:
-    """A new folder beside ``folder``, which takes its place in the end, so that a folder that exists is complete.
+def _complete_or_absent(folder: Path) -> Iterator[Path]:
+    """Give a new folder next to ``folder``, and rename it to ``folder`` at the end, when it is complete.
 
     Raises:
         UserError: It cannot be written.
@@ -132,7 +156,7 @@ def _as_a_whole(folder: Path) -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         yield unfinished
-        # A folder of tempfile and a file of safetensors are for their owner alone.
+        # tempfile and safetensors give access to the owner only. Use the user's usual permissions.
         for path in (unfinished, *unfinished.rglob("*")):
             path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
         if folder.exists():
@@ -147,9 +171,9 @@ def _as_a_whole(folder: Path) -> Iterator[Path]:
 
 def _check_shard_size(size: str, adapters: bool) -> None:
     if adapters:
-        raise UserError("--max_shard_size", "adapters are one file; leave it out, or export without --adapters")
+        raise UserError("--max_shard_size", "adapters are one file; remove it, or export without --adapters")
     if not re.fullmatch(r"[1-9]\d*[KMGT]B", size):
-        raise UserError("--max_shard_size", f"cannot read '{size}'; write a number of KB, MB or GB, as 5GB")
+        raise UserError("--max_shard_size", f"cannot read '{size}'; write a number of KB, MB or GB, such as 5GB")
 
 
 def _umask() -> int:

@@ -1,4 +1,4 @@
-"""Generation configurations that transformers agrees to write."""
+"""Make generation configurations valid, so that transformers writes them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ _OF_BEAMS = ("early_stopping", "length_penalty")
 
 
 def make_writable(generation: GenerationConfig) -> None:
-    """Remove from ``generation`` what has no effect and what transformers therefore refuses to write.
+    """Remove entries that have no effect, because transformers refuses to write them.
 
-    Published models have a temperature beside ``do_sample: false``, for example.
+    For example, some published models have a temperature together with ``do_sample: false``.
+
+    Args:
+        generation: The configuration, which is changed in place.
 
     Raises:
-        UserError: It cannot be written for another reason.
+        UserError: It is invalid for another reason.
     """
     if _is_writable(generation):
         return
@@ -33,8 +36,8 @@ def make_writable(generation: GenerationConfig) -> None:
     except ValueError as error:
         raise UserError(
             "ckpt_path",
-            f"the model's generation configuration cannot be written ({first_line(error)}); mend it in the folder that "
-            "the model was trained from, and train again",
+            f"the model's generation configuration cannot be written ({first_line(error)}); correct it in the folder "
+            "of the model that the training started from, and train again",
         ) from error
 
 

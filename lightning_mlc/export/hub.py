@@ -1,4 +1,4 @@
-"""An exported folder on the Hugging Face hub."""
+"""Upload an exported folder to the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -12,24 +12,31 @@ from lightning_mlc.errors import UserError, first_line
 
 
 def require_pushable(repo_id: str) -> None:
-    """Refuse, before anything is read, what could not be pushed.
+    """Check, before anything is read, that a later :func:`push` can work.
+
+    Args:
+        repo_id: Repository, as ``OWNER/NAME``.
 
     Raises:
-        UserError: ``repo_id`` is no name of a repository, or nobody is logged in.
+        UserError: ``repo_id`` is not a valid name, or the user is not logged in to the hub.
     """
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise UserError("--push_to_hub", f"'{repo_id}' is no name of a repository; write OWNER/NAME") from error
+        raise UserError("--push_to_hub", f"'{repo_id}' is not the name of a repository; write OWNER/NAME") from error
     if get_token() is None:
-        raise UserError("--push_to_hub", "nobody is logged in; run `hf auth login`, or set HF_TOKEN")
+        raise UserError("--push_to_hub", "not logged in; run `hf auth login`, or set HF_TOKEN")
 
 
 def push(folder: Path, repo_id: str) -> str:
-    """Upload ``folder`` to the repository ``repo_id``, which is made, and then private, where there is none.
+    """Upload a folder to a repository. If the repository does not exist, create it as a private one.
+
+    Args:
+        folder: The folder.
+        repo_id: The repository, as ``OWNER/NAME``.
 
     Returns:
-        The repository's address.
+        The address of the repository.
 
     Raises:
         UserError: The hub cannot be reached or refuses.
@@ -38,10 +45,10 @@ def push(folder: Path, repo_id: str) -> str:
     try:
         address = api.create_repo(repo_id, private=True, exist_ok=True)
         api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Model of lightning-mlc")
-    except Exception as error:  # of the library's own, of the network, of requests: all say in words what is wrong
+    except Exception as error:  # errors of the hub, the network and requests have no common base
         raise UserError(
             "--push_to_hub",
-            f"cannot push to {repo_id} ({first_line(error)}); {folder} is whole: "
+            f"cannot push to {repo_id} ({first_line(error)}); {folder} is complete: "
             f"push it with `hf upload {repo_id} {folder}`",
         ) from error
     return str(address)

@@ -1,6 +1,6 @@
-"""The ``README.md`` of an exported model: what it was trained with, on what, and what was measured.
+"""The ``README.md`` of an exported model: its training settings, its data and its validation results.
 
-It is made of what the checkpoint holds. No text of the data is in it, and of local files and models their names.
+All of it comes from the checkpoint. It contains no text of the data. Local files and models appear without their paths.
 """
 
 from __future__ import annotations
@@ -31,17 +31,20 @@ RECIPE = {
     "data": "data",
     "versions": "versions",
 }
-"""What of a recipe is shown, and what it is called."""
+"""The entries of a recipe that the card shows, and their labels."""
 
 
 def model_card(provenance: Provenance, measured: Measured | None, name: str, adapters: bool = False) -> str:
-    """The card of a model, in the Hugging Face format: YAML that a machine reads, then Markdown.
+    """Write the card of a model in the Hugging Face format: YAML for machines, then Markdown.
 
     Args:
-        provenance: What the checkpoint says of it.
-        measured: What the run measured, if it did.
-        name: What to call it: a repository's or folder's name.
-        adapters: Whether it is adapters alone.
+        provenance: The record of the checkpoint.
+        measured: Validation results of the run. None: there are none.
+        name: Name of the model: that of its repository or folder.
+        adapters: Whether the export has adapters only.
+
+    Returns:
+        The text of ``README.md``.
     """
     recipe = provenance.recipe or {}
     languages = list((recipe.get("data") or {}).get("languages") or provenance.languages or [])
@@ -52,9 +55,9 @@ def model_card(provenance: Provenance, measured: Measured | None, name: str, ada
         "## How to load it\n\n" + _loading(name, ModelSource(**provenance.source), adapters),
         "## Training\n\n" + _recipe({**recipe, "lora": provenance.lora}),
         "## Validation\n\n" + _validation(measured, languages),
-        "Reward accuracy is how often the model prefers the good response to the bad one given the prompt in that "
-        "language. These figures say how the training went. They do not say whether the model is safe: measure that, "
-        "in every language its users speak."
+        "Reward accuracy is how often the model prefers the good response to the bad one, given the prompt in that "
+        "language. These figures describe the training. They do not show whether the model is safe: measure its "
+        "safety in every language that its users speak."
         if measured and measured.get("latest")
         else "",
     ]
@@ -62,9 +65,12 @@ def model_card(provenance: Provenance, measured: Measured | None, name: str, ada
 
 
 def loading_call(name: str, source: ModelSource, adapters: bool) -> str:
-    """The Python expression that loads the export ``name`` of a model trained from ``source``.
+    """Write the Python expression that loads an exported model.
 
-    Adapters are loaded with their base, so they need what names it beside its place.
+    Args:
+        name: Folder or repository of the export.
+        source: The model that the training started from. Adapters load it too, with its options.
+        adapters: Whether the export has adapters only.
     """
     loader = "peft.AutoPeftModelForCausalLM" if adapters else "AutoModelForCausalLM"
     options = [f'"{name}"', 'dtype="auto"']
@@ -79,7 +85,7 @@ def _metadata(recipe: Mapping[str, Any], languages: Sequence[str], adapters: boo
     objective = recipe.get("objective")
     tags = ["lightning-mlc", "alignment", "multilingual", *([objective["name"].lower()] if objective else [])]
     data = ModelCardData(
-        # The hub knows languages, not scripts and regions.
+        # The hub accepts languages without scripts and regions.
         language=list(dict.fromkeys(code.split("-")[0] for code in languages)) or None,
         library_name="peft" if adapters else "transformers",
         pipeline_tag="text-generation",
@@ -94,10 +100,10 @@ def _summary(provenance: Provenance, recipe: Mapping[str, Any], languages: Seque
     base = f"`{ModelSource(**provenance.source).short_name}`"
     text = f"{base}, trained with lightning-mlc {provenance.version}"
     if languages:
-        text += f". Source language, of the responses: {languages[0]}"
+        text += f". Source language (of the responses): {languages[0]}"
     if languages[1:]:
-        seen = "no consistency term was on, so measured alone" if recipe.get("consistency") == {} else "of prompts"
-        text += f"; other languages, {seen}: {', '.join(languages[1:])}"
+        use = "only measured, because no consistency term was on" if recipe.get("consistency") == {} else "of prompts"
+        text += f"; other languages ({use}): {', '.join(languages[1:])}"
     return text + "."
 
 
@@ -116,12 +122,12 @@ def _loading(name: str, source: ModelSource, adapters: bool) -> str:
 def _recipe(recipe: Mapping[str, Any]) -> str:
     rows = [(label, _phrase(recipe[key])) for key, label in RECIPE.items() if recipe.get(key) not in (None, {})]
     if not rows:
-        return "The checkpoint does not say: it was written by an earlier version."
+        return "Unknown: the checkpoint was written by an earlier version."
     return _table(["", ""], rows)
 
 
 def _phrase(value: Any) -> str:
-    """``value`` of a recipe in one line: ``DPO (beta 0.1, loss sigmoid)``."""
+    """Write ``value`` of a recipe in one line, such as ``DPO (beta 0.1, loss sigmoid)``."""
     if isinstance(value, Mapping):
         options = [f"{key} {_phrase(part)}" for key, part in value.items() if key != "name" and part is not None]
         text = ", ".join(options)

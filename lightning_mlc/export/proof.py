@@ -1,4 +1,4 @@
-"""Whether what an export wrote is the model that was trained: it is loaded again and compared, before it is final."""
+"""Check that an export wrote the model that was trained: load it again and compare, before it becomes final."""
 
 from __future__ import annotations
 
@@ -19,10 +19,15 @@ logger = logging.getLogger(__name__)
 
 
 def prove(model: Any, folder: Path, trust_remote_code: bool = False) -> None:
-    """Compare the whole ``model`` with what ``folder`` holds, loaded as a user would.
+    """Load ``folder`` as a user would, and compare it with the trained model.
 
-    Weights are compared to the last bit. Logits are compared to rounding, because a product may be rounded otherwise
-    where the weights lie elsewhere in memory; they show what is no weight: buffers, configuration, code.
+    Weights must be equal to the last bit. Logits must be equal up to rounding, because the address of a weight in
+    memory can change how a product is rounded. Logits also depend on buffers, configuration and code.
+
+    Args:
+        model: The trained model, a causal LM of transformers without adapters.
+        folder: The folder that was written.
+        trust_remote_code: Whether to run Python code from the model's repository.
 
     Raises:
         UserError: They differ.
@@ -33,7 +38,14 @@ def prove(model: Any, folder: Path, trust_remote_code: bool = False) -> None:
 
 
 def prove_adapters(model: Any, folder: Path, lora: LoRA, source: ModelSource, dtype: torch.dtype) -> None:
-    """Compare the adapted ``model`` with its base, loaded anew, under the adapters in ``folder``.
+    """Load the base model again with the adapters in ``folder``, and compare it with the trained model.
+
+    Args:
+        model: The trained model with its adapters.
+        folder: The folder that was written.
+        lora: Settings of the adapters.
+        source: The base model.
+        dtype: Dtype of the base model's weights (quantised: of its products).
 
     Raises:
         UserError: They differ.
@@ -50,7 +62,7 @@ def prove_adapters(model: Any, folder: Path, lora: LoRA, source: ModelSource, dt
 
 def _require_same_weights(found: dict[str, Tensor], right: dict[str, Tensor]) -> None:
     missing = sorted(found.keys() ^ right.keys())
-    # A dtype may differ where transformers keeps some weights in float32.
+    # Dtypes can differ, because transformers keeps some weights in float32.
     wrong = missing or [
         name
         for name, value in right.items()
@@ -74,6 +86,6 @@ def _require_same_logits(again: Any, trained: Tensor | None, dtype: torch.dtype)
 def _differs(how: str) -> UserError:
     return UserError(
         "--ckpt_path",
-        f"what was written and loaded again is not the model that was trained: {how}; nothing is kept; "
+        f"the exported model, loaded again, is not the model that was trained: {how}; the export is deleted; "
         "please report the model's architecture",
     )

@@ -290,7 +290,7 @@ def test_nothing_half_written_is_left(
     [
         (["--max_shard_size=much"], "--max_shard_size: cannot read 'much'"),
         (["--max_shard_size=1GB", "--adapters"], "--max_shard_size: adapters are one file"),
-        (["--push_to_hub=a/b/c"], "--push_to_hub: 'a/b/c' is no name of a repository"),
+        (["--push_to_hub=a/b/c"], "--push_to_hub: 'a/b/c' is not the name of a repository"),
         (["--adapters"], "--adapters: the checkpoint has none"),
         (["--tokenizer=/nowhere"], "there is no folder /nowhere"),
     ],
@@ -482,7 +482,7 @@ def test_a_hub_that_refuses(
     assert export(last(whole), tmp_path / "model", "--push_to_hub=me/model") == 2
     told = capsys.readouterr().err.splitlines()[-1]
     assert told.startswith("error: --push_to_hub: cannot push to me/model (")
-    assert f"{tmp_path / 'model'} is whole" in told
+    assert f"{tmp_path / 'model'} is complete" in told
     assert (tmp_path / "model" / "model.safetensors").is_file()
 
 
@@ -493,7 +493,7 @@ def test_push_without_a_login(
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     assert export(last(whole), tmp_path / "model", "--push_to_hub=me/model") == 2
-    assert "--push_to_hub: nobody is logged in" in capsys.readouterr().err
+    assert "--push_to_hub: not logged in" in capsys.readouterr().err
     assert not (tmp_path / "model").exists()
 
 
@@ -501,7 +501,7 @@ def test_adapters_of_a_local_model_are_not_pushed(
     adapted: Path, tmp_path: Path, hub: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert export(last(adapted), tmp_path / "model", "--adapters", "--push_to_hub=me/model") == 2
-    assert "adapters belong to their base model" in capsys.readouterr().err
+    assert "adapters need their base model" in capsys.readouterr().err
     assert hub == {}
     assert not os.path.exists(tmp_path / "model")
 

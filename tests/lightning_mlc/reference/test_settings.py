@@ -44,7 +44,9 @@ def test_what_can(settings: ReferenceSettings, objective: Objective, adapters: b
 
 def test_precomputed_scores_are_not_all_that_some_terms_need() -> None:
     states = Needs(reference=True, pooled_states=True)
-    with pytest.raises(UserError, match=r"model\.reference\.mode: precomputed has .* set it to online"):
+    with pytest.raises(
+        UserError, match=r"model\.reference\.mode: precomputed keeps log-probabilities only, .* set it to online"
+    ):
         PRECOMPUTED.check(DPO(), states, adapters=False)
     ReferenceSettings().check(None, states, adapters=False)
     for enough in (Needs(reference=True), Needs(reference=True, reference_translations=True)):
