@@ -36,17 +36,9 @@ from lightning_mlc.evaluation.representations import compare
 from lightning_mlc.evaluation.settings import Settings
 from lightning_mlc.evaluation.systems.decoding import noted
 from lightning_mlc.evaluation.systems.endpoint import EndpointGenerator, Unanswered
-from lightning_mlc.evaluation.systems.engines import engine_of, local_generator
 from lightning_mlc.evaluation.systems.generation import Generator, LocalModel, TransformersGenerator
-from lightning_mlc.evaluation.systems.local import (
-    chat_of,
-    check_lengths,
-    choose_device,
-    choose_dtype,
-    explain_dtype,
-    load,
-    warn_of_slow_dtype,
-)
+from lightning_mlc.evaluation.systems.local import check_lengths, explain_dtype, warn_of_slow_dtype
+from lightning_mlc.evaluation.systems.resolved import Placement, ResolvedSystem
 from lightning_mlc.evaluation.systems.system import System, parse_systems
 from lightning_mlc.progress.bars import say
 
@@ -81,10 +73,9 @@ class Study:
         self.sets = read_prompt_sets(settings.prompts, settings.ordinary, settings.source_language, settings.limit)
         self.languages = choose_languages(self.sets, settings.languages)
         self.conversations = list(conversations(self.sets, self.languages))
-        self.judges = make_judges(settings)
-        self.device = choose_device(settings.device)
-        self.dtype = choose_dtype(settings.dtype, self.device)
-        warn_of_slow_dtype(settings.dtype, self.device)
+        self.placement = Placement.of(settings)
+        self.judges = make_judges(settings, self.placement)
+        warn_of_slow_dtype(settings.dtype, self.placement.device)
         self.identities = {system.label: system.identity for system in self.systems}
         if not self.judges and not self.local:
             raise UserError("judges", "endpoints give no likelihoods; add a judge of responses, such as refusal")
@@ -93,9 +84,13 @@ class Study:
             for system in self.systems
             if system.is_endpoint
         }
-        for system in self.local:
-            chat = chat_of(system, settings.max_new_tokens)
-            check_lengths(system, chat, self.conversations, settings.max_new_tokens)
+        self._resolved = {system.label: self._resolve(system) for system in self.local}
+
+    def _resolve(self, system: System) -> ResolvedSystem:
+        room = self.settings.max_new_tokens
+        resolved = ResolvedSystem.of(system, self.settings, self.placement, room, remember=True)
+        check_lengths(system, resolved.chat, self.conversations, room)
+        return resolved
 
     # ---- journals -----------------------------------------------------------------------------------
 
@@ -107,7 +102,8 @@ class Study:
             "max_new_tokens": self.settings.max_new_tokens,
         }
         if not system.is_endpoint:
-            settings |= self._local_settings(system) | {"engine": engine_of(system, self.settings)}
+            resolved = self._resolved[system.label]
+            settings |= resolved.circumstances | {"engine": resolved.engine}
         return Journal(self.out / system.label / "responses.jsonl", settings)
 
     def verdicts(self, system: System, judge: str) -> Journal:
@@ -118,20 +114,16 @@ class Study:
     def margins(self, system: System) -> Journal:
         """The refusal margins of a local model."""
         settings = {"model": self.identities[system.label], "openings": digest(*self.openings.texts)}
-        return Journal(self.out / system.label / "margins.jsonl", settings | self._local_settings(system))
+        return Journal(self.out / system.label / "margins.jsonl", settings | self._resolved[system.label].circumstances)
 
     def pairs(self, system: System) -> Journal:
         """How likely a local model finds chosen and rejected responses."""
         settings = {"model": self.identities[system.label]}
-        return Journal(self.out / system.label / "pairs.jsonl", settings | self._local_settings(system))
+        return Journal(self.out / system.label / "pairs.jsonl", settings | self._resolved[system.label].circumstances)
 
     def representations(self, system: System) -> Path:
         """Where the comparison of a local model's hidden states is."""
         return self.out / system.label / "representations.json"
-
-    def _local_settings(self, system: System) -> dict[str, Any]:
-        template = digest(str(system.tokenizer.chat_template))
-        return {"dtype": self.dtype, "device": self.device.type, "chat_template": template}
 
     # ---- jobs ---------------------------------------------------------------------------------------
 
@@ -180,7 +172,8 @@ class Study:
         for system in self.systems:  # settings of another run are told before anything takes time
             self._check(system)
         if self.local and self.settings.dtype == "auto":
-            self.console.print(f"dtype: {self.dtype}, because {explain_dtype(self.device).reason}", soft_wrap=True)
+            reason = explain_dtype(self.placement.device).reason
+            self.console.print(f"dtype: {self.placement.dtype}, because {reason}", soft_wrap=True)
         unanswered: list[str] = []
         for system in self.systems:
             with _noting(unanswered):
@@ -224,7 +217,7 @@ class Study:
             fill(journal, jobs, produce, f"{system.label}: {judge.name}", self.console)
 
     def _run_local(self, system: System) -> None:
-        model = _Lazy(self, system)
+        model = _Lazy(self._resolved[system.label])
         self._generate(system, model)
         if MARGIN in self.settings.judges:
             with self.margins(system) as journal:
@@ -266,12 +259,12 @@ class Study:
             fill(journal, self.prompt_jobs, produce, f"{system.label}: generate", self.console)
 
     def _generator(self, system: System, model: _Lazy | None) -> Generator:
-        new_tokens = self.settings.max_new_tokens
         if model is None:
             return EndpointGenerator(self._endpoints[system.label])
-        if engine_of(system, self.settings) == "vllm":
-            return local_generator(system, new_tokens, self.settings)
-        return TransformersGenerator(model.loaded, new_tokens, self.settings.batch_tokens)
+        resolved, batch_tokens = self._resolved[system.label], self.settings.batch_tokens
+        if resolved.engine == "vllm":
+            return resolved.generator(batch_tokens)
+        return TransformersGenerator(model.loaded, resolved.max_new_tokens, batch_tokens)
 
     def _score(
         self,
@@ -294,7 +287,7 @@ class Study:
                 {
                     "model": self.identities[system.label],
                     "prompts": digest([[*key, messages] for key, messages in asked]),
-                    **self._local_settings(system),
+                    **self._resolved[system.label].circumstances,
                 }
             )
         )
@@ -308,15 +301,13 @@ class Study:
 class _Lazy:
     """A local model that is loaded when something needs it."""
 
-    def __init__(self, study: Study, system: System) -> None:
-        self._study = study
-        self._system = system
+    def __init__(self, resolved: ResolvedSystem) -> None:
+        self._resolved = resolved
 
     @cached_property
     def loaded(self) -> LocalModel:
-        room = self._study.settings.max_new_tokens
-        say(f"{self._system.label}: loading")
-        return load(self._system, chat_of(self._system, room), self._study.device, self._study.dtype)
+        say(f"{self._resolved.system.label}: loading")
+        return self._resolved.load()
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 from lightning_mlc.errors import UserError, renamed
@@ -15,9 +14,7 @@ from lightning_mlc.evaluation.judges.refusal import RefusalJudge
 from lightning_mlc.evaluation.settings import Settings
 from lightning_mlc.evaluation.systems.api_keys import key_of
 from lightning_mlc.evaluation.systems.endpoint import Endpoint, EndpointGenerator
-from lightning_mlc.evaluation.systems.engines import engine_of, local_generator
-from lightning_mlc.evaluation.systems.generation import Generator
-from lightning_mlc.evaluation.systems.local import chat_of, choose_device, choose_dtype
+from lightning_mlc.evaluation.systems.resolved import Placement, ResolvedSystem
 from lightning_mlc.evaluation.systems.system import System, is_address
 
 MARGIN = "margin"
@@ -34,11 +31,15 @@ def judge_specs(settings: Settings) -> list[tuple[str, str]]:
     return found
 
 
-def make_judges(settings: Settings) -> list[Judge]:
+def make_judges(settings: Settings, placement: Placement | None = None) -> list[Judge]:
     """The judges of responses that ``settings`` name (all but ``margin``).
 
+    Args:
+        settings: The settings of the evaluation.
+        placement: Where local judges run; None makes the choice from ``settings``.
+
     Raises:
-        UserError: There is no such judge, or it needs a model, or has one for no reason.
+        UserError: A judge does not exist, lacks a model, or has one that it cannot use.
     """
     judges: list[Judge] = []
     known = ("refusal", MARGIN, *FORMATS)
@@ -56,46 +57,33 @@ def make_judges(settings: Settings) -> list[Judge]:
         system = System(name, spec)
         if system.is_endpoint and not is_address(spec):
             raise UserError("judges", f"write an endpoint as {name}=http://HOST/v1#MODEL, got {spec}")
-        form = FORMATS[name]
-        with renamed(("models",), "judges"):  # a judge is a system, whose errors name the option `models`
-            identity = system.identity | _circumstances(system, form, settings)
-        judges.append(PromptedJudge(name, form, identity, _generator(system, form, settings)))
+        judges.append(_prompted(system, FORMATS[name], settings, placement))
     if len({judge.name for judge in judges}) < len(judges):
         raise UserError("judges", "one is named twice")
     return judges
 
 
-def _circumstances(system: System, form: Format, settings: Settings) -> dict[str, Any]:
-    """What the verdicts of ``system`` depend on beside itself.
+def _prompted(system: System, form: Format, settings: Settings, placement: Placement | None) -> PromptedJudge:
+    """A judge that asks the model ``system``.
 
     Raises:
-        UserError: It cannot judge: it has no chat template, say.
+        UserError: The model cannot judge: for example, it has no chat template.
     """
     example = Exchange([{"role": "user", "content": "?"}], "!", "en")
-    found: dict[str, Any] = {"wording": digest(form.ask(example)), "max_new_tokens": form.max_new_tokens}
+    asked: dict[str, Any] = {"wording": digest(form.ask(example)), "max_new_tokens": form.max_new_tokens}
     if system.is_endpoint:
-        return found
-    device = choose_device(settings.device)
-    chat = chat_of(system, form.max_new_tokens, "cut")
-    chat.prompt(form.ask(example), "judges", form.header)  # a template that refuses it says so before anything runs
-    template = chat.tokenizer.chat_template
-    return found | {
-        "dtype": choose_dtype(settings.dtype, device),
-        "device": device.type,
-        "engine": engine_of(system, settings),
-        "chat_template": digest(str(template)),
-    }
-
-
-def _generator(system: System, form: Format, settings: Settings) -> Callable[[], Generator]:
-    if system.is_endpoint:
+        identity = system.identity | asked
         endpoint = endpoint_of(system, form.max_new_tokens, settings)
-        return lambda: EndpointGenerator(endpoint)
-
-    def make() -> Generator:
-        return local_generator(system, form.max_new_tokens, settings, form.header, on_long_prompt="cut")
-
-    return make
+        return PromptedJudge(system.label, form, identity, lambda: EndpointGenerator(endpoint))
+    with renamed(("models",), "judges"):  # a judge is a system, whose errors name the option `models`
+        identity = system.identity | asked
+        resolved = ResolvedSystem.of(
+            system, settings, placement or Placement.of(settings), form.max_new_tokens, on_long_prompt="cut"
+        )
+        # A chat template that refuses the format must say so before anything runs.
+        resolved.chat.prompt(form.ask(example), "judges", form.header)
+    identity |= resolved.circumstances | {"engine": resolved.engine}
+    return PromptedJudge(system.label, form, identity, lambda: resolved.generator(settings.batch_tokens, form.header))
 
 
 def endpoint_of(system: System, max_new_tokens: int, settings: Settings) -> Endpoint:

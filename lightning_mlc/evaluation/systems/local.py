@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
+from lightning_mlc.data.records import Message
 from lightning_mlc.data.tokenization import ChatTokenizer, PromptTooLong
 from lightning_mlc.errors import UserError, first_line
-from lightning_mlc.evaluation.journal import Key
+from lightning_mlc.evaluation.journal import Key, digest
 from lightning_mlc.evaluation.systems.generation import Conversation, LocalModel
 from lightning_mlc.evaluation.systems.system import System, naming_models
 from lightning_mlc.models.precision import USUAL_WIDTH, Choice, Device, decide, slow_bfloat16, try_both
@@ -71,15 +72,39 @@ def context_length(system: System) -> int:
     return NO_LIMIT if length is None else int(length)
 
 
-def chat_of(system: System, room: int = 0, on_long_prompt: Literal["cut", "error"] = "error") -> ChatTokenizer:
-    """How texts become tokens of a local model, with ``room`` left for what is generated.
+class RememberingChat(ChatTokenizer):
+    """Renders and tokenises each prompt once, because generation, likelihoods and hidden states ask for the same."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._found: dict[str, tuple[list[int], bool]] = {}
+
+    def prompt(self, messages: list[Message], where: str, header: bool = True) -> tuple[list[int], bool]:
+        """See :class:`~lightning_mlc.data.tokenization.ChatTokenizer`."""
+        key = digest(messages, header)
+        if key not in self._found:
+            self._found[key] = super().prompt(messages, where, header)
+        return self._found[key]
+
+
+def chat_of(
+    system: System, room: int = 0, on_long_prompt: Literal["cut", "error"] = "error", remember: bool = False
+) -> ChatTokenizer:
+    """How texts become tokens of a local model.
+
+    Args:
+        system: The model.
+        room: Tokens of the context to leave for a response.
+        on_long_prompt: Whether a prompt that leaves less room is cut or refused.
+        remember: Whether to keep the token ids of every prompt.
 
     Raises:
-        UserError: It has no chat template.
+        UserError: The model has no chat template.
     """
     length = context_length(system)
+    kind = RememberingChat if remember else ChatTokenizer
     with naming_models():
-        return ChatTokenizer(system.tokenizer, max(1, length - room), length, on_long_prompt)
+        return kind(system.tokenizer, max(1, length - room), length, on_long_prompt)
 
 
 def check_lengths(

@@ -27,8 +27,10 @@ from lightning_mlc.cli import main
 from lightning_mlc.commands.evaluate import parse
 from lightning_mlc.commands.training import run
 from lightning_mlc.consistency import Consistency
+from lightning_mlc.data.tokenization import ChatTokenizer
 from lightning_mlc.evaluation.judges.roster import make_judges
 from lightning_mlc.evaluation.settings import Settings
+from lightning_mlc.evaluation.systems import resolved
 from lightning_mlc.evaluation.systems.system import System
 from lightning_mlc.sources import ModelSource
 
@@ -71,6 +73,30 @@ def figure(results: dict[str, Any], **wanted: Any) -> dict[str, Any]:
     assert len(found) == 1, wanted
     chosen: dict[str, Any] = found[0]
     return chosen
+
+
+def test_a_system_is_resolved_once(
+    model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each prompt is tokenised once for lengths, responses, likelihoods and states; the engine is chosen once."""
+    tokenised: list[str] = []
+    engines: list[str] = []
+    prompt, engine_of = ChatTokenizer.prompt, resolved.engine_of
+
+    def noted(chat: ChatTokenizer, messages: Any, where: str, header: bool = True) -> Any:
+        tokenised.append(json.dumps(messages))
+        return prompt(chat, messages, where, header)
+
+    def counted(system: System, engine: Any) -> Any:
+        engines.append(system.label)
+        return engine_of(system, engine)
+
+    monkeypatch.setattr(ChatTokenizer, "prompt", noted)
+    monkeypatch.setattr(resolved, "engine_of", counted)
+    args = [f"--models=m={model}", f"--prompts={prompts}", "--judges=refusal,margin", f"--out={tmp_path / 'out'}"]
+    assert main(["evaluate", *args, *QUICK, STATES]) == 0
+    assert len(tokenised) == len(set(tokenised)) > 0
+    assert engines == ["m"]
 
 
 def test_two_models_from_prompts_to_report(
@@ -188,7 +214,8 @@ def test_a_second_run_computes_nothing_and_a_changed_setting_is_refused(
     ]
     assert main(args) == 0
     before = {path: path.read_bytes() for path in out.rglob("*.json*")}
-    from lightning_mlc.evaluation.systems.system import System
+    from lightning_mlc.evaluation.systems import resolved
+from lightning_mlc.evaluation.systems.system import System
 
     monkeypatch.setattr(System, "load_model", lambda *_: pytest.fail("the model is loaded again"))
     less = ["--languages=en,sw", "--limit=2"]
