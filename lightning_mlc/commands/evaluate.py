@@ -1,4 +1,4 @@
-"""``lightning-mlc evaluate``: from the command line, a YAML file or both, to a report."""
+"""``lightning-mlc evaluate``: reads the options, evaluates the models, and writes a report."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import json
 import logging
-import typing
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -20,15 +19,14 @@ from lightning_mlc.evaluation.settings import Settings
 from lightning_mlc.files.paths import expand_all, expanded
 
 DESCRIPTION = "is a model safe in every language, and what did it cost?"
-LISTS = tuple(name for name, kind in typing.get_type_hints(Settings).items() if "list" in str(kind))
-"""Options that take several values after one another."""
-SWITCHES = tuple(f"--{name}" for name, kind in typing.get_type_hints(Settings).items() if kind is bool)
-"""Options that may stand alone."""
+LISTS = ("models", "prompts", "ordinary", "judges", "languages", "seen")
+"""Options that take several values: ``--models A B``."""
+SWITCHES = ("show_text",)
+"""Options that need no value: ``--show_text``."""
 BY_COMMA = ("languages", "seen", "judges")
-"""Those whose values may be separated by commas, too."""
-
+"""List options whose values may also be separated by commas."""
 NAMED = ("models", "judges")
-"""Those whose values may be ``NAME=PATH``."""
+"""List options whose values may be ``NAME=PATH``."""
 
 
 def parser() -> ArgumentParser:
@@ -40,10 +38,13 @@ def parser() -> ArgumentParser:
 
 
 def parse(args: Sequence[str]) -> Settings:
-    """The settings that ``args`` give.
+    """The settings that the command line gives.
+
+    Args:
+        args: Arguments after ``lightning-mlc evaluate``.
 
     Raises:
-        UserError: An option is unknown or has a value that it cannot have.
+        UserError: An option is unknown, or its value is not allowed.
     """
     options = parser()
     try:
@@ -63,42 +64,40 @@ def _expanded_after_name(text: str, option: str) -> str:
 
 
 def _with_lists(args: Sequence[str]) -> list[str]:
-    """``--models A B`` as one argument, a JSON list, which is what the parser takes; ``--show_text`` with its value."""
-    joined: list[str] = []
-    index = 0
-    while index < len(args):
-        name, equals, value = args[index].partition("=")
-        index += 1
-        option = name.removeprefix("--")
-        if args[index - 1] in SWITCHES and args[index : index + 1] not in (["true"], ["false"]):
-            joined.append(f"{name}=true")
-            continue
-        if not name.startswith("--") or option not in LISTS:
-            joined.append(args[index - 1])
-            continue
-        values = [value] if equals else []
-        while not equals and index < len(args) and not args[index].startswith("--"):
-            values.append(args[index])
-            index += 1
-        if len(values) == 1 and (values[0].startswith("[") or values[0] == "null"):
-            joined.append(f"{name}={values[0]}")
-            continue
-        if option in BY_COMMA:
-            values = [part for value in values for part in value.split(",") if part]
-        joined.append(f"{name}={json.dumps(values)}")
-    return joined
+    """``args`` with each list option as one argument, a JSON list, which is the form that ``jsonargparse`` takes."""
+    lists = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in LISTS:
+        lists.add_argument(f"--{name}", nargs="+", default=argparse.SUPPRESS)
+    for name in SWITCHES:
+        lists.add_argument(f"--{name}", nargs="?", const="true", default=argparse.SUPPRESS)
+    given, others = lists.parse_known_args(args)
+    return [*others, *(f"--{name}={_as_json(name, values)}" for name, values in vars(given).items())]
+
+
+def _as_json(name: str, values: str | list[str]) -> str:
+    if isinstance(values, str):  # of a switch
+        return values
+    if len(values) == 1 and (values[0].startswith("[") or values[0] == "null"):
+        return values[0]
+    if name in BY_COMMA:
+        values = [part for value in values for part in value.split(",") if part]
+    return json.dumps(values)
 
 
 def run(args: Sequence[str]) -> None:
-    """Evaluate as ``args`` say.
+    """Evaluate, write the report and print a summary.
+
+    Args:
+        args: Arguments after ``lightning-mlc evaluate``.
 
     Raises:
-        UserError: Something the user gave is wrong, or an endpoint did not answer everything.
+        UserError: An option or a file is wrong, or an endpoint did not answer every request.
+        Interrupted: The user stopped the command.
     """
     settings = parse(args)
     warnings.filterwarnings("ignore", message=".*generation flags are not valid.*")
     logging.getLogger("transformers.generation.configuration_utils").setLevel(logging.ERROR)
-    # Imported here: a wrong option is told before torch is loaded.
+    # Imported here, so that a wrong option is reported before torch is loaded.
     from lightning_mlc.evaluation.reporting.report import write_report
     from lightning_mlc.evaluation.reporting.results import collect
     from lightning_mlc.evaluation.reporting.summary import print_summary
@@ -109,7 +108,7 @@ def run(args: Sequence[str]) -> None:
     try:
         study.run()
     except KeyboardInterrupt as error:
-        raise Interrupted(None, "stopped; what is done is kept, so run the same command again to go on") from error
+        raise Interrupted(None, "stopped; finished work is kept, so run the same command again to resume") from error
     results = collect(study)
     written = write_report(study, results)
     print_summary(results, Console())

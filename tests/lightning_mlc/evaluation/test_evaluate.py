@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from fake_endpoint import Answer, completion, failure, serve
 from lightning_mlc.checkpoints.provenance import Provenance
 from lightning_mlc.checkpoints.restore import restore
 from lightning_mlc.cli import main
-from lightning_mlc.commands.evaluate import parse
+from lightning_mlc.commands.evaluate import LISTS, SWITCHES, parse
 from lightning_mlc.commands.training import run
 from lightning_mlc.consistency import Consistency
 from lightning_mlc.data.tokenization import ChatTokenizer
@@ -75,9 +76,7 @@ def figure(results: dict[str, Any], **wanted: Any) -> dict[str, Any]:
     return chosen
 
 
-def test_a_system_is_resolved_once(
-    model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_system_is_resolved_once(model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each prompt is tokenised once for lengths, responses, likelihoods and states; the engine is chosen once."""
     tokenised: list[str] = []
     engines: list[str] = []
@@ -214,8 +213,7 @@ def test_a_second_run_computes_nothing_and_a_changed_setting_is_refused(
     ]
     assert main(args) == 0
     before = {path: path.read_bytes() for path in out.rglob("*.json*")}
-    from lightning_mlc.evaluation.systems import resolved
-from lightning_mlc.evaluation.systems.system import System
+    from lightning_mlc.evaluation.systems.system import System
 
     monkeypatch.setattr(System, "load_model", lambda *_: pytest.fail("the model is loaded again"))
     less = ["--languages=en,sw", "--limit=2"]
@@ -443,8 +441,15 @@ def test_options_come_from_a_file_and_from_the_command_line(tmp_path: Path) -> N
         assert parse(["--models=a", *given, "--prompts=sample"]).show_text is shown
 
 
+def test_each_option_that_takes_a_list_is_in_the_table() -> None:
+    kinds = typing.get_type_hints(Settings)
+    assert set(LISTS) == {name for name, kind in kinds.items() if list[str] in (kind, *typing.get_args(kind))}
+    assert set(SWITCHES) == {name for name, kind in kinds.items() if kind is bool}
+
+
 BAD: list[tuple[Callable[[Path], list[str]], str]] = [
     (lambda model: [], "models: is not set"),
+    (lambda model: ["--models", "--prompts=sample"], "argument --models: expected at least one argument"),
     (lambda model: [f"--models={model}"], "prompts: is not set"),
     (lambda model: [f"--models={model}", "--prompts=gone.jsonl"], "prompts: there is no file gone.jsonl"),
     (lambda model: [f"--models={model}", "--prompts=sample", "--languages=en,tlh1"], "'tlh1' is not a language code"),
