@@ -49,6 +49,7 @@ setup(
         "langcodes>=3.4",
         "safetensors",
         "huggingface_hub>=1",
+        "httpx>=0.27",
         "matplotlib>=3.8",
         "rich>=13",
         "tqdm>=4.60",

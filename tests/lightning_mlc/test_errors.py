@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import pickle
-import urllib.error
 from collections.abc import Collection, Iterator
-from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from rich.console import Console
 from lightning_mlc.errors import LONGEST_REASON, Interrupted, UserError, first_line, shortened, some_of
 from lightning_mlc.evaluation.journal import Job, Journal, Key
 from lightning_mlc.evaluation.phases import fill
+from lightning_mlc.evaluation.systems.chat_completion import Refused
 from lightning_mlc.evaluation.systems.endpoint import Endpoint, EndpointGenerator
 
 LONGEST = 300
@@ -72,22 +70,9 @@ def failing(status: int, **details: Any) -> Any:
 
     def send(*_: Any) -> Any:
         number = next(count)
-        body = {"error": {key: f"{value} {number} {LONG}" for key, value in details.items()}}
-        raise _Told(status, body)
+        raise Refused(status, {}, {key: f"{value} {number} {LONG}" for key, value in details.items()})
 
     return send
-
-
-class _Told(urllib.error.HTTPError):
-    def __init__(self, status: int, body: Any) -> None:
-        headers = Message()
-        headers["Location"] = f"https://{'far.' * 100}example/v1"
-        super().__init__("http://h/v1", status, LONG, headers, None)
-        self.body = body
-
-    def read(self, *_: Any) -> bytes:
-
-        return json.dumps(self.body).encode()
 
 
 def of_an_endpoint(folder: Path, status: int) -> None:
