@@ -30,7 +30,7 @@ from lightning_mlc.evaluation.systems.local import chat_of, choose_device, choos
 from lightning_mlc.evaluation.systems.system import System
 from lightning_mlc.metrics import collinearity
 from lightning_mlc.metrics.verdicts import MISSING, OUTCOMES
-from lightning_mlc.models.policy import resolve_layer
+from lightning_mlc.models.layers import resolve_layer
 from lightning_mlc.progress.bars import track
 
 Prompts = Sequence[Mapping[str, list[Message]]]

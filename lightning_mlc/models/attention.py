@@ -1,4 +1,4 @@
-"""Packed rows for each attention implementation of transformers: the layout it runs best, and the mask it takes."""
+"""Packed rows for each attention implementation of transformers: how to lay them out, and which mask to pass."""
 
 from __future__ import annotations
 
@@ -13,13 +13,20 @@ from lightning_mlc.data.row_layout import Layout
 from lightning_mlc.data.rows import Packing, TokenRows
 
 LAYER_TYPES = {"full_attention", "sliding_attention"}
-"""What a layer may be for packed sequences not to see each other. Recurrent layers, say, take no mask."""
+"""Types of layers in which a mask can separate packed sequences. Recurrent layers, for example, take no mask."""
 
 
 def packed_layout(implementation: str) -> Layout | None:
-    """How to pack rows for ``implementation`` (``model.attn_implementation``); None where it is not known how."""
+    """Return how to pack rows for an attention implementation.
+
+    Args:
+        implementation: Name of the implementation, as in ``model.attn_implementation``.
+
+    Returns:
+        The layout. None: unknown implementation, rows cannot be packed.
+    """
     if implementation.startswith("flash_attention"):
-        # Takes the ends of sequences, and no mask that would let two responses see one prompt.
+        # It takes the ends of sequences but no mask, so that two responses cannot share a prompt.
         return Layout(packed=True, share_prompts=False, one_row=True)
     if implementation == "flex_attention":
         return Layout(packed=True, one_row=True)
@@ -29,13 +36,27 @@ def packed_layout(implementation: str) -> Layout | None:
 
 
 def packed_layout_of(config: PreTrainedConfig, implementation: str) -> Layout | None:
-    """How to pack rows of a model with ``config``; None where its attention or its kinds of layers rule that out."""
+    """Return how to pack rows for a model.
+
+    Args:
+        config: Configuration of the model.
+        implementation: Name of its attention implementation.
+
+    Returns:
+        The layout. None: the implementation or a type of layer does not support packed rows.
+    """
     types = set(getattr(config.get_text_config(), "layer_types", None) or LAYER_TYPES)
     return packed_layout(implementation) if types <= LAYER_TYPES else None
 
 
 def attention_arguments(config: PreTrainedConfig, rows: TokenRows, dtype: torch.dtype) -> dict[str, Any]:
-    """What a decoder with ``config`` and weights in ``dtype`` is told about which tokens of ``rows`` see which."""
+    """Return the keywords of a decoder's forward pass that say which tokens see which.
+
+    Args:
+        config: Configuration of the model.
+        rows: The rows, padded or packed.
+        dtype: Dtype of the weights.
+    """
     packing = rows.packing
     if packing is None:
         return {"attention_mask": rows.attention_mask}
@@ -47,12 +68,12 @@ def attention_arguments(config: PreTrainedConfig, rows: TokenRows, dtype: torch.
     masks = {window: _mask(implementation, rows, packing, window, dtype) for window in set(windows.values())}
     if len(masks) == 1:
         return {"attention_mask": next(iter(masks.values()))}
-    # Models whose layers differ take a mask for each of their types.
+    # Models with several types of layers take one mask per type.
     return {"attention_mask": {kind: masks[window] for kind, window in windows.items()}}
 
 
 def _windows(config: PreTrainedConfig, longest: int) -> dict[str, int | None]:
-    """How far back the layers of each type see, None for to the beginning."""
+    """Number of tokens that the layers of each type see, back from each token. None: all tokens before it."""
     config = config.get_text_config()
     window = getattr(config, "sliding_window", None)
     if window is not None and window >= longest:

@@ -1,9 +1,9 @@
-"""What a model's passes cost in floating-point operations, by formula.
+"""Formulas for the floating-point operations of a model's passes.
 
-Counted is what the model asks for, whatever way it is computed: no padding, nothing that is computed again
-(activations under gradient checkpointing, chunks of logits), and attention in full, without halving it for the
-tokens that a causal mask hides. That is how model FLOPs utilization is defined (PaLM, arXiv 2204.02311,
-appendix B), and makes figures comparable.
+They count the operations that the model defines, however it is run: without padding, without values that are computed
+twice (activations under gradient checkpointing, chunks of logits), and with full attention, although a causal mask
+hides half of it. This is the definition of model FLOPs utilization (PaLM, arXiv 2204.02311, appendix B), so that the
+figures can be compared.
 """
 
 from __future__ import annotations
@@ -15,49 +15,53 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lightning_mlc.models.attention import LAYER_TYPES
-from lightning_mlc.models.parts import num_layers
+from lightning_mlc.models.layers import num_layers
 
 
 @dataclass(frozen=True)
 class Pass:
-    """Size of a pass through a model."""
+    """Size of one pass through a model."""
 
     tokens: float
-    """Tokens of all sequences."""
+    """Number of tokens of all sequences."""
     length: float
-    """Tokens of a sequence. Where they differ, their mean gives a little less than there is."""
+    """Number of tokens of a sequence. With the mean of unequal lengths, attention is counted a little too low."""
     head_tokens: float = 0
-    """Tokens whose logits are computed."""
+    """Number of tokens whose logits are computed."""
     layers: int | None = None
-    """Decoder layers that are run; None for all."""
+    """Number of decoder layers that are run. None: all."""
 
 
 @dataclass(frozen=True)
 class ModelFlops:
-    """Floating-point operations of the passes of one model; a multiplication and an addition are two.
+    """Floating-point operations of the passes of one model. A multiplication and an addition count as two.
 
-    Left out is what is not a product with a weight or of attention: norms, activations, rotations, softmax, the
-    look-up of embeddings; also the extractor and the losses, which see few vectors.
+    Only products with weights and the products of attention are counted. Norms, activations, rotations, softmax and the
+    look-up of embeddings are left out, and so are the extractor and the losses, which process few vectors.
     """
 
     layers: int
     """Number of decoder layers."""
     weights: float
-    """Weights that a token is multiplied with in one layer (on average, where layers differ)."""
+    """Number of weights that a token is multiplied with in one layer: the mean over layers."""
     trained_weights: float
-    """Those of them that are trained."""
+    """How many of them are trained."""
     attention: int
     """Width of the queries of one layer, all heads together."""
     head_weights: int
-    """Weights of ``lm_head``."""
+    """Number of weights of ``lm_head``."""
     trained_head_weights: int
-    """The same if they are trained, else 0."""
+    """``head_weights`` if they are trained, else 0."""
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> ModelFlops | None:
-        """Those of a causal LM, with adapters in it or without; of a mixture's experts, those that a token visits.
+        """Count the weights of a model. In a mixture of experts, only the experts of one token count.
 
-        None where the formula does not hold: its layers are not all of attention, or differ in their width.
+        Args:
+            model: A causal LM, with or without adapters.
+
+        Returns:
+            None if the formulas do not hold: some layers have no attention, or layers differ in width.
         """
         config = model.config.get_text_config()
         width = _attention_width(config)
@@ -71,7 +75,7 @@ class ModelFlops:
             for name, parameter in module.named_parameters(recurse=False):
                 count = float(parameter.numel())
                 if isinstance(module, nn.Linear) and name == "weight":
-                    count = module.in_features * module.out_features  # quantized weights are stored in other shapes
+                    count = module.in_features * module.out_features  # quantised weights have another shape
                 elif parameter.ndim == 3 and (visited := getattr(config, "num_experts_per_tok", None)):
                     count *= visited / parameter.shape[0]
                 elif parameter.ndim < 2:
@@ -90,12 +94,12 @@ class ModelFlops:
         )
 
     def forward(self, size: Pass) -> float:
-        """Operations of a forward pass: products with weights, queries with keys, scores with values."""
+        """Return the operations of a forward pass: products with weights, of queries and keys, of scores and values."""
         in_layer = self.weights + 2 * size.length * self.attention
         return 2 * (size.tokens * in_layer * self._layers(size) + size.head_tokens * self.head_weights)
 
     def backward(self, size: Pass) -> float:
-        """Operations of its backward pass: a product for the gradient of each input and of each trained weight."""
+        """Return the operations of a backward pass: one product for each input's and each trained weight's gradient."""
         in_layer = self.weights + self.trained_weights + 4 * size.length * self.attention
         head = self.head_weights + self.trained_head_weights
         return 2 * (size.tokens * in_layer * self._layers(size) + size.head_tokens * head)
@@ -105,15 +109,15 @@ class ModelFlops:
 
 
 def _attention_width(config: Any) -> int | None:
-    """Width of the queries of each layer, all heads together; None if layers differ or have other parts."""
+    """Width of the queries of each layer, all heads together. None if layers differ or have other parts."""
     heads = getattr(config, "num_attention_heads", None)
     kinds = getattr(config, "layer_types", None) or ()
-    # Layers of their own: states of Mamba and the like beside or instead of attention, heads that differ by layer.
+    # These keys mean: recurrent layers such as Mamba, with or without attention; or head sizes that differ by layer.
     others = any(key.startswith(("mamba", "ssm", "lru", "linear_", "global_head_dim")) for key in vars(config))
     if not isinstance(heads, int) or others or not set(kinds) <= {*LAYER_TYPES, "chunked_attention"}:
         return None
     try:
         head = getattr(config, "head_dim", None) or config.hidden_size // heads
-    except Exception:  # of transformers: layers have one each, and none in common
+    except Exception:  # transformers raises if layers have different values
         return None
     return heads * head if isinstance(head, int) else None

@@ -1,4 +1,4 @@
-"""Run a batch through the policy and lay the results out by example and language."""
+"""Run a batch through the policy, and arrange the results by example and language."""
 
 from __future__ import annotations
 
@@ -16,23 +16,31 @@ from lightning_mlc.objectives import Responses, Scores
 
 
 class Grid(NamedTuple):
-    """Results for B examples in L languages. Rows find their place by the ids they carry."""
+    """Results for B examples in L languages."""
 
     logps: Tensor
-    """(B, L, 3) float32, summed log-probability of the chosen, the rejected and the mismatched response."""
+    """(B, L, 3) float32: summed log-probability of the chosen, the rejected and the mismatched response."""
     tokens: Tensor
-    """(B, L, 3) float32, number of their tokens; 0 where no such row was run."""
+    """(B, L, 3) float32: numbers of their tokens; 0 if the response was not run."""
     states: Tensor | None
-    """(B, L, H), hidden state at the end of the prompt."""
+    """(B, L, H): hidden state at the end of the prompt."""
     present: Tensor
-    """(B, L) bool, whether the example's prompt was run in the language."""
+    """(B, L) bool: whether the example's prompt was run in the language."""
     pooled: Tensor | None = None
-    """(B, 2, H) float32, mean state after the last layer over the source-language rows of either response."""
+    """(B, 2, H) float32: state after the last layer, averaged over the tokens of the prompt and the chosen (0) or
+    rejected (1) response in the source language."""
 
     def scores(self, kind: int, reference: Grid | None = None, language: int | None = None) -> Scores:
-        """Scores (B, L) of the responses of a kind, such as ``CHOSEN``; (B,) for one ``language``.
+        """Return the scores of one kind of response.
 
-        Where the reference scored a response of another length, which is another response, its score is NaN.
+        Args:
+            kind: ``CHOSEN``, ``REJECTED`` or ``MISMATCHED``.
+            reference: Results of the reference model. If it scored a response of another length, and so another
+                response, its score becomes NaN.
+            language: Index of a language. None: all languages.
+
+        Returns:
+            (B,) scores, or (B, L) for all languages.
         """
         where = (slice(None), slice(None) if language is None else language, kind)
         logps, tokens = self.logps[where], self.tokens[where]
@@ -42,7 +50,14 @@ class Grid(NamedTuple):
         return Scores(logps, tokens, torch.where(same, reference.logps[where], float("nan")))
 
     def responses(self, reference: Grid | None, language: int, rejected: bool, mismatched: bool) -> Responses:
-        """Scores (B,) in one ``language``, of those kinds that are asked for."""
+        """Return the scores of the responses in one language.
+
+        Args:
+            reference: Results of the reference model, if it is needed.
+            language: Index of the language.
+            rejected: Whether to include rejected responses.
+            mismatched: Whether to include mismatched responses.
+        """
         return Responses(
             chosen=self.scores(CHOSEN, reference, language),
             rejected=self.scores(REJECTED, reference, language) if rejected else None,
@@ -57,10 +72,15 @@ def run_batch(
     pool: bool = False,
     span: Callable[[str], AbstractContextManager[Any]] = nullcontext,
 ) -> Grid:
-    """All rows of ``batch`` through ``policy``.
+    """Run all rows of a batch.
 
-    ``layer`` asks for its hidden states at the ends of the prompts, ``pool`` for the means of the last ones. ``span``
-    is entered for the responses and for the translations, with a name to show.
+    Args:
+        policy: The model.
+        batch: The batch, on the model's device.
+        layer: Index of the hidden states to return at the ends of the prompts. None: none.
+        pool: Whether to return ``Grid.pooled``.
+        span: Makes a context from a name, for profilers. It is entered once for the responses and once for the
+            translations.
     """
     with span("responses forward") if batch.responses else nullcontext():
         responses = [policy(part, layer, pool) for part in batch.responses]
@@ -75,7 +95,7 @@ def run_batch(
 
 
 def _source_means(outputs: Sequence[RowOutputs], batch: Batch) -> Tensor:
-    """(B, 2, H), pooled states of the source-language rows by their kind."""
+    """(B, 2, H): pooled states of the source-language rows, by kind of response."""
     means = torch.cat([output.pooled for output in outputs if output.pooled is not None])
     example, language, kind = (
         torch.cat([getattr(part, name) for part in batch.responses]) for name in ("example", "language", "kind")
@@ -90,20 +110,20 @@ def _arrange(outputs: Sequence[RowOutputs], rows: Sequence[TokenRows], examples:
     cells = examples * languages
     cell = torch.cat([part.example * languages + part.language for part in rows])
     kind = torch.cat([part.kind for part in rows])
-    spare = torch.full_like(cell, cells)  # one cell beyond the grid takes what has no place in it
+    spare = torch.full_like(cell, cells)  # index of an extra cell for values that belong nowhere
 
     def place(values: Tensor, index: Tensor, size: int) -> Tensor:
         empty = values.new_zeros((size + 1, *values.shape[1:]))
         return empty.index_copy(0, index, values)[:-1]
 
     response = torch.where(kind == NO_RESPONSE, KINDS * spare, KINDS * cell + kind)
-    # Sequences with the same prompt all have its state; one of them gives it.
+    # All sequences with the same prompt have its state. Take it from the one that leads.
     prompt = torch.where(torch.cat([part.leads for part in rows]), cell, spare)
     states = [output.states for output in outputs if output.states is not None]
     return Grid(
         logps=place(torch.cat([o.logps for o in outputs]), response, KINDS * cells).view(examples, languages, KINDS),
         tokens=place(torch.cat([o.tokens for o in outputs]), response, KINDS * cells).view(examples, languages, KINDS),
-        # Mismatched rows come last and have none.
+        # Mismatched rows come last and have no states.
         states=place(torch.cat(states), prompt[: sum(map(len, states))], cells).view(examples, languages, -1)
         if states
         else None,

@@ -1,10 +1,10 @@
-"""Greedy responses, the same for ``predict`` and ``evaluate``."""
+"""Greedy generation, used by both ``predict`` and ``evaluate``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,74 +19,86 @@ from lightning_mlc.models.left_padding import batches_agree
 def generate_greedily(
     model: Any, rows: TokenRows, max_new_tokens: int, ends: Sequence[int], pad: int | None, together: bool = False
 ) -> Tensor:
-    """(N, T + S) int64: the prompts ``rows`` (N, T, padded on the left) and responses of S tokens at most.
+    """Generate the most likely token at each position.
 
-    Each token is the likeliest one, and the one that the prompt gets alone: where a batch gives others
-    (:mod:`~lightning_mlc.models.left_padding`), prompts are run one at a time. Nothing of the model's own generation
-    configuration counts, such as the repetition penalty of Qwen2.5: transformers would fill in from there whatever a
-    call leaves out.
+    A prompt gets the same response in a batch as alone: if padding or batching changes the model's results
+    (:mod:`~lightning_mlc.models.left_padding`), prompts are run one at a time. The model's own generation
+    configuration, such as the repetition penalty of Qwen2.5, is ignored.
 
     Args:
         model: A causal LM of transformers.
-        rows: Prompts, one a row, on the model's device.
-        max_new_tokens: Longest response.
-        ends: Ids that end one.
-        pad: Id that stands after the end of a response; None if the tokenizer has none.
-        together: Whether processes meet in every pass, and so go on until the last response of any is complete.
+        rows: N prompts, one per row, padded on the left to T tokens, on the model's device.
+        max_new_tokens: Largest number of tokens of a response.
+        ends: Token ids that end a response.
+        pad: Token id that fills up after the end of a response. None: the tokenizer has none.
+        together: Whether the model is sharded, so that all processes run every pass together until the last response
+            of any process is complete.
+
+    Returns:
+        (N, T + S) int64: prompts and responses, where S is the length of the longest response.
 
     Raises:
-        UserError: The model's code cannot generate. Or the processes would have to meet in another number of passes,
-            because prompts are run one at a time.
+        UserError: The model's code cannot generate; or prompts would have to be run one at a time while ``together``.
     """
-
+    generate = _Generate(model, pad, together)
     ids, mask = rows.input_ids, rows.attention_mask
-
-    def run(ids: Tensor, mask: Tensor, new_tokens: int, ends: Sequence[int], **options: Any) -> Any:
-        try:
-            return model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                max_new_tokens=new_tokens,
-                eos_token_id=list(ends) or None,
-                pad_token_id=pad,
-                do_sample=False,
-                synced_gpus=together,
-                **options,
-            )
-        except (ValueError, TypeError, AttributeError, LookupError) as error:  # foreign code
-            raise UserError(
-                "model.name_or_path",
-                f"{type(model).__name__} can be trained and not generated from ({type(error).__name__}: "
-                f"{first_line(error)}); export it, and generate with what its authors use",
-            ) from error
-
-    def logits(ids: Tensor, mask: Tensor, new_tokens: int) -> Tensor:
-        found = run(ids, mask, new_tokens, (), output_logits=True, return_dict_in_generate=True)
-        return torch.stack(found.logits, dim=1)
-
-    with _without_own_settings(model):
-        # Processes that meet in every pass try it together, whatever number of prompts each of them has.
-        agree = (together or len(ids) > 1) and batches_agree(model, logits)
+    with _empty_generation_config(model):
+        # Sharded processes run the trial together, even those with a single prompt.
+        agree = (together or len(ids) > 1) and batches_agree(model, generate.logits)
         if len(ids) == 1 or agree:
-            generated: Tensor = run(ids, mask, max_new_tokens, ends)
+            generated: Tensor = generate(ids, mask, max_new_tokens, ends)
             return generated
         if together:
             raise UserError(
                 "trainer.strategy",
-                f"{type(model).__name__} generates from one prompt at a time, which a model that is shared out over "
-                "processes cannot; run predict on one device",
+                f"{type(model).__name__} generates from one prompt at a time, which a model that is sharded over "
+                "processes cannot do; run predict on one device",
             )
         starts = [int(length) for length in ids.shape[1] - mask.sum(1)]
         alone = [
-            run(one[None, start:], seen[None, start:], max_new_tokens, ends)
+            generate(one[None, start:], seen[None, start:], max_new_tokens, ends)
             for one, seen, start in zip(ids, mask, starts, strict=True)
         ]
     responses = [one[0, ids.shape[1] - start :] for one, start in zip(alone, starts, strict=True)]
     return torch.cat([ids, pad_sequence(responses, batch_first=True, padding_value=pad or 0)], dim=1)
 
 
+class _Generate(NamedTuple):
+    """Greedy generation with fixed settings."""
+
+    model: Any
+    pad: int | None
+    together: bool
+
+    def __call__(self, ids: Tensor, mask: Tensor, new_tokens: int, ends: Sequence[int], **options: Any) -> Any:
+        """Generate from prompts ``ids`` (N, T) with ``mask`` (N, T)."""
+        try:
+            return self.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=new_tokens,
+                eos_token_id=list(ends) or None,
+                pad_token_id=self.pad,
+                do_sample=False,
+                synced_gpus=self.together,
+                **options,
+            )
+        except (ValueError, TypeError, AttributeError, LookupError) as error:  # the model's own code
+            raise UserError(
+                "model.name_or_path",
+                f"{type(self.model).__name__} can be trained and not generated from ({type(error).__name__}: "
+                f"{first_line(error)}); export it, and generate with the software of its authors",
+            ) from error
+
+    def logits(self, ids: Tensor, mask: Tensor, new_tokens: int) -> Tensor:
+        """Return the logits (N, S, V) that S = ``new_tokens`` tokens were chosen by."""
+        found = self(ids, mask, new_tokens, (), output_logits=True, return_dict_in_generate=True)
+        return torch.stack(found.logits, dim=1)
+
+
 @contextmanager
-def _without_own_settings(model: Any) -> Iterator[None]:
+def _empty_generation_config(model: Any) -> Iterator[None]:
+    """Remove the model's own settings: transformers use them for every argument that a call leaves out."""
     own = model.generation_config
     model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     try:

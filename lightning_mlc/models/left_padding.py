@@ -1,8 +1,8 @@
-"""Whether a model generates the same from a prompt alone and from one in a batch, where padding stands on its left.
+"""Whether a prompt gets the same response alone and in a batch, where it is padded on the left.
 
-Recurrent models may see the padding. Transformers hides it from Mamba and its relatives, and not from RWKV and
-RecurrentGemma; RWKV in a batch is wrong even without any, and attention in which a whole row is masked may be NaN. So
-each model is tried before it first generates from a batch, and prompts of one that fails are run one at a time.
+Recurrent models may see the padding. Transformers hides it from Mamba and similar models, but not from RWKV and
+RecurrentGemma. RWKV is wrong in a batch even without padding, and attention in which a whole row is masked may give
+NaN. So each model is tried before it first generates from a batch. If it fails, prompts are run one at a time.
 """
 
 from __future__ import annotations
@@ -22,23 +22,25 @@ from lightning_mlc.models.trials import difference, tolerance_of, trial_tokens
 logger = logging.getLogger("lightning_mlc")
 
 SEES_PADDING = frozenset({"rwkv", "recurrent_gemma"})
-"""Types of models known to: the trial of an untrained one, or one in half precision, may not show it."""
+"""Types of models that are known to see padding. A trial may miss it if they are untrained or in half precision."""
 LENGTHS = (9, 4, 9)
-"""Tokens of the prompts that are tried."""
+"""Numbers of tokens of the prompts in the trial."""
 NEW_TOKENS = 3
+"""Number of tokens that the trial generates."""
 
 Logits = Callable[[Tensor, Tensor, int], Tensor]
-"""From prompts (N, T), their mask (N, T) and a number S of new tokens to the logits (N, S, V) those were chosen by."""
+"""Takes prompts (N, T), their mask (N, T) and a number S of new tokens. Returns the logits (N, S, V) of these
+tokens."""
 
 _KNOWN: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
 
 def batches_agree(model: PreTrainedModel, logits: Logits) -> bool:
-    """Whether ``model`` generates the same from a batch as from each prompt alone. It is tried once.
+    """Try once whether a model generates the same from a batch as from each prompt alone. The answer is kept.
 
     Args:
-        model: A model with its weights, where it is run.
-        logits: Generates with it.
+        model: A model with its weights, on the device it runs on.
+        logits: Generates with the model, and returns logits.
     """
     if model not in _KNOWN:
         _KNOWN[model] = _agree(model, logits)
@@ -51,7 +53,7 @@ def batches_agree(model: PreTrainedModel, logits: Logits) -> bool:
     return _KNOWN[model]
 
 
-@torch.no_grad()  # weights that processes share could not be gathered anew after inference mode
+@torch.no_grad()  # not inference mode, after which sharded weights could not be gathered again
 def _agree(model: PreTrainedModel, logits: Logits) -> bool:
     if model.config.get_text_config().model_type in SEES_PADDING:
         return False
@@ -65,13 +67,13 @@ def _agree(model: PreTrainedModel, logits: Logits) -> bool:
     alone = [run(prompt)[0] for prompt in prompts]
     try:
         together = run(*prompts)
-    except Exception:  # foreign code, which may stumble over a mask
+    except Exception:  # the model's own code may not support a mask
         return False
     return all(_same(found, expected, tolerance_of(model)) for found, expected in zip(together, alone, strict=True))
 
 
 def _same(found: Tensor, expected: Tensor, tolerance: float) -> bool:
-    """Whether logits (S, V) agree, up to where a tie of two tokens leads them apart."""
+    """Whether logits (S, V) agree. After a tie of two tokens the texts may differ, so the rest is not compared."""
     for one, other in zip(found, expected, strict=True):
         if difference(one, other) > tolerance:
             return False

@@ -1,4 +1,4 @@
-"""Load a causal LM, and in which dtype."""
+"""Load a causal LM, and choose the dtype of its weights."""
 
 from __future__ import annotations
 
@@ -18,14 +18,18 @@ def load_causal_lm(
     weights: bool = True,
     **options: Any,
 ) -> PreTrainedModel:
-    """The model of ``source`` in ``dtype``, in eval mode and on the CPU, unless ``options`` say otherwise.
+    """Load a causal LM in evaluation mode, on the CPU unless ``options`` say otherwise.
 
-    ``options`` are keywords of ``from_pretrained``, beside those of ``source``.
-
-    Without ``weights`` it is on the ``meta`` device, which holds shapes alone: nothing but its configuration is read.
+    Args:
+        source: The model.
+        dtype: Dtype of its weights.
+        attn_implementation: Name of an attention implementation of transformers. None: transformers choose.
+        weights: Whether to read the weights. If False, only the configuration is read, and the model is on the
+            ``meta`` device, which keeps shapes only.
+        **options: Further keywords of ``from_pretrained``.
 
     Raises:
-        UserError: There is none, it cannot be read, or it is not a causal LM.
+        UserError: The model does not exist, cannot be read, or is not a causal LM.
     """
     keywords: dict[str, Any] = {"dtype": dtype, **options}
     if attn_implementation is not None:
@@ -38,24 +42,27 @@ def load_causal_lm(
         shell.eval()  # type: ignore[no-untyped-call]
         return shell
     if source.is_gguf:
-        # Else the weights stay packed, and cannot be trained, wherever the hub has a kernel for the device.
+        # Otherwise the weights stay quantised, and cannot be trained, if the hub has a kernel for the device.
         keywords["quantization_config"] = GgufConfig(dequantize=True)
     model: PreTrainedModel = from_pretrained(
         AutoModelForCausalLM.from_pretrained, source, "causal language model", **keywords
     )
     if dtype == torch.float64 and model._can_set_experts_implementation():
-        model.set_experts_implementation("eager")  # the product for all experts at once has no float64
+        model.set_experts_implementation("eager")  # the grouped product of all experts does not support float64
     return model
 
 
 def dtype_of(precision: str) -> torch.dtype:
-    """The dtype of the weights under a Trainer ``precision``.
+    """Return the dtype of trained weights.
 
-    Mixed precision keeps float32 weights: at alignment learning rates, updates of bfloat16 weights
-    round away.
+    Mixed precision keeps float32 weights, because at the learning rates of alignment, updates of bfloat16 weights are
+    lost to rounding.
+
+    Args:
+        precision: Precision of the Trainer, such as ``bf16-mixed``.
 
     Raises:
-        UserError: The precision is one this project does not run.
+        UserError: The precision is not supported.
     """
     dtypes = {
         "32-true": torch.float32,
@@ -71,12 +78,15 @@ def dtype_of(precision: str) -> torch.dtype:
 
 
 def frozen_dtype_of(precision: str) -> torch.dtype:
-    """The dtype of weights that are not trained under a Trainer ``precision``.
+    """Return the dtype of weights that are not trained.
 
-    No update is added to them that could round away, so under ``bf16-mixed`` they are bfloat16, as the
-    products with them are. (Not so under ``16-mixed``: sums of hidden states overflow in float16.)
+    They have no updates that rounding could lose, so under ``bf16-mixed`` they are bfloat16, like the products with
+    them. Under ``16-mixed`` they stay float32, because sums of hidden states overflow in float16.
+
+    Args:
+        precision: Precision of the Trainer, such as ``bf16-mixed``.
 
     Raises:
-        UserError: The precision is one this project does not run.
+        UserError: The precision is not supported.
     """
     return torch.bfloat16 if precision == "bf16-mixed" else dtype_of(precision)

@@ -1,12 +1,12 @@
-"""Log-probabilities of tokens from hidden states, with one chunk of logits alive at a time.
+"""Log-probabilities of tokens from hidden states, with one chunk of logits in memory at a time.
 
-Logits are the largest tensor of a step: 2,000 response tokens over a vocabulary of 150,000 are 1.2 GB in
-float32, and autograd keeps two or three of that size. Here they are made for response tokens only, a chunk
-of tokens after the other, and made again in the backward pass instead of being kept.
+Logits are the largest tensor of a step: for 2,000 response tokens and a vocabulary of 150,000 they take 1.2 GB in
+float32, and autograd keeps two or three tensors of this size. Here they are computed for response tokens only, one
+chunk of tokens after the other, and computed again in the backward pass instead of being kept.
 
-What lies between a model's hidden states and its logits differs (soft-capping, scaling, a bias, adapters on
-``lm_head``), so it is not rebuilt here: :func:`head_of` is the model's own forward pass with the decoder
-taken out. It is compared with the whole model once, before it is relied on (:mod:`lightning_mlc.models.self_check`).
+Models differ in how they turn hidden states into logits (soft-capping, scaling, a bias, adapters on ``lm_head``).
+Therefore :func:`head_of` is the model's own forward pass without the decoder. Before it is used, it is compared once
+with the whole model (:mod:`lightning_mlc.models.self_check`).
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 CHUNK_ELEMENTS = 2**26
-"""Logits of a chunk: 256 MiB in float32, 441 tokens of a vocabulary of 152,000. Large enough a product for a GPU."""
+"""Largest number of logits in a chunk: 256 MiB in float32, or 441 tokens for a vocabulary of 152,000. A product of this
+size keeps a GPU busy."""
 
 
 class _DecoderOutput:
-    """Hidden states in the place of a decoder's output; whatever else one may return is None."""
+    """The output of a decoder that has hidden states only; every other attribute is None."""
 
     def __init__(self, states: Tensor) -> None:
         self.last_hidden_state = states
@@ -37,14 +38,14 @@ class _DecoderOutput:
 
 
 class _NoDecoder(nn.Module):
-    """Returns the embeddings it is given as if they were the hidden states of the last layer."""
+    """Replaces a decoder: returns its input embeddings as the hidden states of the last layer."""
 
     def __init__(self, decoder: nn.Module) -> None:
         super().__init__()
-        self._replaced = (decoder,)  # in a tuple, so as not to become a child
+        self._replaced = (decoder,)  # in a tuple, so that it is not registered as a child
 
     def __getattr__(self, name: str) -> Any:
-        # Some models look something up in their decoder.
+        # Some models read attributes of their decoder.
         return getattr(self.__dict__["_replaced"][0], name)
 
     def forward(self, *_arguments: Any, inputs_embeds: Tensor, **_keywords: Any) -> _DecoderOutput:
@@ -52,10 +53,17 @@ class _NoDecoder(nn.Module):
 
 
 def head_of(model: PreTrainedModel, decoder: str) -> PreTrainedModel:
-    """What ``model`` does between the hidden states (1, M, H) of its ``decoder`` and its logits (1, M, V).
+    """Return the part of a model that turns hidden states into logits.
 
-    A shallow copy with the same parameters and without the module called ``decoder``; call it with
-    ``inputs_embeds``. It is made anew for each pass, since adapters may have come or gone in between.
+    It is a shallow copy of the model with the same parameters and without the decoder. Make a new one for each pass,
+    because adapters may have been turned on or off in between.
+
+    Args:
+        model: A causal LM.
+        decoder: Name of the module that turns tokens into hidden states.
+
+    Returns:
+        A model that turns ``inputs_embeds`` (1, M, H), the decoder's hidden states, into logits (1, M, V).
     """
     head: PreTrainedModel = _without(model, decoder.split("."))
     return head
@@ -72,24 +80,26 @@ def _without(module: Any, path: list[str]) -> Any:
 def token_logps(
     model: PreTrainedModel, decoder: str | None, hidden: Tensor, labels: Tensor, chunk_elements: int
 ) -> Tensor:
-    """Log-probability of each of M tokens, as :func:`head_of` ``model`` gives it.
+    """Compute the log-probability of each of M tokens.
+
+    If more than one chunk is needed, the backward pass computes each chunk again: a third product with ``lm_head`` in
+    addition to the two of its gradients.
 
     Args:
         model: A causal LM.
-        decoder: Name of its decoder, as :func:`~lightning_mlc.models.parts.find_decoder` gives it.
-        hidden: (M, H), last hidden states where the tokens are predicted.
-        labels: (M,) int64, the tokens.
-        chunk_elements: How many logits may exist at a time (but one token's at least), as `CHUNK_ELEMENTS`.
+        decoder: Name of its decoder, from :func:`~lightning_mlc.models.parts.find_decoder`.
+        hidden: (M, H): last hidden states at the positions that predict the tokens.
+        labels: (M,) int64: the tokens.
+        chunk_elements: Largest number of logits in memory, such as `CHUNK_ELEMENTS`. A chunk has at least one token.
 
     Returns:
-        (M,) float32, or float64 where the logits are. If more than one chunk is needed, the backward pass
-        computes each chunk again: a third product with ``lm_head`` beside the two of its gradients.
+        (M,) float32; float64 if the logits are float64.
     """
-    assert decoder is not None, "no shortcut is taken before it was tried"
+    assert decoder is not None, "without a decoder no shortcut is on"
     head = head_of(model, decoder)
     size = max(1, chunk_elements // int(model.config.get_text_config().vocab_size))
     if len(labels) <= size:
-        # A single chunk: to keep it breaks no bound and saves the work.
+        # A single chunk fits in memory, so keep it and compute it only once.
         return _chunk_logps(head, hidden, labels)
     chunks = zip(torch.split(hidden, size), torch.split(labels, size), strict=True)
     parts = [checkpoint(_chunk_logps, head, *chunk, use_reentrant=False) for chunk in chunks]
@@ -102,7 +112,7 @@ def _chunk_logps(head: PreTrainedModel, hidden: Tensor, labels: Tensor) -> Tenso
         device,
         enabled=torch.is_autocast_enabled(device),
         dtype=torch.get_autocast_dtype(device),
-        # With a cached cast of the weight, the chunks' gradients would be summed in its low precision.
+        # If chunks shared a cached cast of the weight, their gradients would be summed in low precision.
         cache_enabled=False,
     ):
         logits = head(inputs_embeds=hidden[None], use_cache=False).logits[0]
@@ -110,7 +120,15 @@ def _chunk_logps(head: PreTrainedModel, hidden: Tensor, labels: Tensor) -> Tenso
 
 
 def logps_of(logits: Tensor, labels: Tensor) -> Tensor:
-    """(M,) log-softmax of ``logits`` (M, V) at ``labels`` (M,), computed in float32 (float64 in, float64 out)."""
+    """Compute the log-softmax of logits at given tokens, in float32 (float64 for float64 logits).
+
+    Args:
+        logits: (M, V) floating point.
+        labels: (M,) int64.
+
+    Returns:
+        (M,) log-probabilities.
+    """
     found: Tensor = _LogSoftmaxAt.apply(logits, labels)  # type: ignore[no-untyped-call]
     return found
 
@@ -120,7 +138,10 @@ def _wide(logits: Tensor) -> Tensor:
 
 
 class _LogSoftmaxAt(torch.autograd.Function):
-    """Keeps the logits in their own precision; one wide copy in the backward pass, where autograd makes three."""
+    """Log-softmax that keeps the logits in their own precision.
+
+    Its backward pass makes one copy in float32, where autograd would make three.
+    """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:

@@ -26,16 +26,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoRA:
-    """Train low-rank adapters instead of the weights; the reference is then the model without them.
+    """Train low-rank adapters instead of the weights. The reference is then the model without adapters.
 
     Args:
-        r: Rank of the adapters.
-        alpha: Scale of the adapters; their output is multiplied by ``alpha / r``.
-        dropout: Dropout on the adapters' input.
-        target_modules: Names of the modules that get adapters, or ``all-linear`` for every linear layer
-            but ``lm_head``.
-        quantize: Store the weights of the frozen model in 4 bits (``nf4``, QLoRA) or 8 (``int8``); null keeps
-            them whole. Needs ``bitsandbytes``. The reference is the quantised model.
+        r: Rank of the adapters, at least 1.
+        alpha: Scale of the adapters. Their output is multiplied by ``alpha / r``.
+        dropout: Dropout rate of the adapters' input, from 0 to below 1.
+        target_modules: Names of the modules that get adapters, or ``all-linear`` for every linear layer except
+            ``lm_head``.
+        quantize: Store the frozen weights in 4 bits (``nf4``, QLoRA) or 8 bits (``int8``). null: full precision.
+            Needs ``bitsandbytes``. The reference is the quantised model.
+
+    Raises:
+        UserError: ``r`` or ``dropout`` is out of range.
     """
 
     r: int = 16
@@ -51,7 +54,7 @@ class LoRA:
             raise UserError("model.lora.dropout", f"must be in [0, 1), got {self.dropout}")
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as a checkpoint keeps them."""
+        """Return the settings as plain values, which a checkpoint can keep."""
         return asdict(self)
 
     def load_base(
@@ -62,7 +65,18 @@ class LoRA:
         attn_implementation: str | None = None,
         weights: bool = True,
     ) -> PreTrainedModel:
-        """The model under the adapters: in ``dtype`` and on the CPU, or quantised on ``device``."""
+        """Load the model that gets the adapters.
+
+        Args:
+            source: The model.
+            dtype: Dtype of the weights (quantised: of the products).
+            device: Device of a quantised model. Other models are loaded on the CPU.
+            attn_implementation: Name of an attention implementation of transformers. None: transformers choose.
+            weights: Whether to read the weights; see :func:`~lightning_mlc.models.loading.load_causal_lm`.
+
+        Raises:
+            UserError: The model cannot be loaded.
+        """
         options = {} if self.quantize is None else loading_options(self.quantize, dtype, device)
         model = load_causal_lm(source, dtype, attn_implementation, weights, **options)
         keep_trainable(model)
@@ -71,18 +85,23 @@ class LoRA:
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Inside, ``peft`` may ask ``transformers`` for what has another name by now without a warning to our users."""
+    """Hide a warning inside the context: ``peft`` uses a name that ``transformers`` have renamed."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         yield
 
 
 def add_lora(model: PreTrainedModel, lora: LoRA, revision: str | None = None) -> PeftModel:
-    """``model``, which is the ``revision`` of its repository, frozen, with trainable adapters.
+    """Freeze a model, and add trainable adapters.
+
+    Args:
+        model: The model.
+        lora: Settings of the adapters.
+        revision: Revision of the model on the hub, for the record of ``peft``.
 
     Raises:
-        UserError: ``peft`` is not installed, no module has a name in ``target_modules``, or one that has shares its
-            weight with another.
+        UserError: ``peft`` is not installed, no module has a name in ``target_modules``, or a module with such a name
+            shares its weight with another module.
     """
     try:
         from peft import LoraConfig, get_peft_model
@@ -109,7 +128,7 @@ def add_lora(model: PreTrainedModel, lora: LoRA, revision: str | None = None) ->
     for module in model.modules():
         if not isinstance(module, LoraLayer):
             continue
-        # Of all experts together it adapts a parameter of another name.
+        # If it adapts all experts at once, the parameter has another name.
         weight = getattr(module.get_base_layer(), getattr(module, "parameter_name", "weight"))
         shared = uses[id(weight)]
         if len(shared) > 1:
@@ -122,7 +141,7 @@ def add_lora(model: PreTrainedModel, lora: LoRA, revision: str | None = None) ->
 
 
 def _not_only_linear(model: PreTrainedModel) -> list[str]:
-    """Names of modules that are called linear and return more than a product, such as the router of Phi-MoE."""
+    """Names of linear modules that return more than a product, such as the router of Phi-MoE."""
     return [
         name
         for name, module in model.named_modules()
@@ -135,10 +154,10 @@ def _not_only_linear(model: PreTrainedModel) -> list[str]:
 
 @torch.no_grad()
 def _returns_a_product(module: nn.Linear) -> bool:
-    """Found by calling it, because Falcon's linear layers, say, write the product out themselves."""
+    """Call the module to find out. Its class is not enough: Falcon's linear layers, for example, have their own."""
     weight = module.weight
     try:
         found: Any = module(torch.zeros(1, module.in_features, dtype=weight.dtype, device=weight.device))
-    except Exception:  # foreign code, which may want more than states
+    except Exception:  # the model's own code may need more arguments
         return False
     return isinstance(found, torch.Tensor) and found.shape == (1, module.out_features)

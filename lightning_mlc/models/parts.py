@@ -1,7 +1,7 @@
-"""The parts of a causal LM that the training step runs apart: decoder, layers, and what text never reaches.
+"""Find the parts of a causal LM that the training step runs separately: the decoder and its layers.
 
-Names and attributes do not tell them reliably: OPT's LM calls the decoder inside its base model, Llama 4's text
-model names a base model that it does not have, and a multimodal model has a second stack of layers.
+Names and attributes are not reliable: OPT's LM calls the decoder inside its base model, Llama 4's text model names a
+base model that it does not have, and a multimodal model has a second stack of layers.
 """
 
 from __future__ import annotations
@@ -15,22 +15,29 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import PreTrainedModel
 
+from lightning_mlc.models.layers import num_layers
+
 LAYER_NAMES = ("layers", "h", "blocks", "block", "layer")
-"""What models call the list of their layers. Some have other lists of that length."""
+"""Usual names of the list of layers. Some models have other lists of the same length."""
 
 
 class _Called(Exception):
-    """The module that was called first."""
+    """Stops a model when it calls its first module."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
 
 
 def find_decoder(model: PreTrainedModel) -> str | None:
-    """Name of the module that ``model`` calls first and that has its layers; None if there is none.
+    """Find the decoder: the module that turns tokens into hidden states, which the model calls first.
 
-    It gives the hidden states to what makes logits of them. Found by calling ``model``, up to that call and no
-    further: nothing is computed, so the model may be on the ``meta`` device.
+    The model is called, but stopped at that call. Nothing is computed, so the model may be on the ``meta`` device.
+
+    Args:
+        model: A causal LM.
+
+    Returns:
+        Name of the module. None: the first module that the model calls does not contain its layers.
     """
 
     def stop(module: nn.Module, _inputs: Any) -> None:
@@ -42,7 +49,7 @@ def find_decoder(model: PreTrainedModel) -> str | None:
         model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=model.device), use_cache=False)
     except _Called as called:
         first = called.module
-    except Exception:  # foreign code, which may need more than tokens
+    except Exception:  # the model's own code may need more than tokens
         return None
     else:
         return None
@@ -53,19 +60,27 @@ def find_decoder(model: PreTrainedModel) -> str | None:
 
 
 def submodule(model: nn.Module, name: str) -> nn.Module:
-    """The module ``name`` (``model.decoder``, say) inside ``model``."""
+    """Return the module with the dotted ``name``, such as ``model.decoder``, inside ``model``."""
     return functools.reduce(getattr, name.split("."), model)
 
 
 def text_part(decoder: nn.Module) -> nn.Module:
-    """The part of ``decoder`` that text runs through: all of it, unless it is multimodal."""
+    """Return the part of ``decoder`` that processes text: all of it, unless it is multimodal."""
     whole: Any = decoder
     found: Any = whole.get_decoder() if isinstance(decoder, PreTrainedModel) else decoder
     return found if any(module is found for module in decoder.modules()) else decoder
 
 
 def find_layers(decoder: nn.Module, depth: int) -> tuple[nn.Module, str, nn.ModuleList] | None:
-    """The ``depth`` layers of a decoder, with the module that they are an attribute of and its name."""
+    """Find the list of a decoder's layers.
+
+    Args:
+        decoder: The decoder.
+        depth: Number of its layers.
+
+    Returns:
+        The module that owns the list, the list's name in it, and the list. None: there is no such list.
+    """
     return _find_layers(text_part(decoder), depth) or _find_layers(decoder, depth)
 
 
@@ -81,7 +96,7 @@ def _find_layers(part: nn.Module, depth: int) -> tuple[nn.Module, str, nn.Module
 
 
 def beyond_text(model: PreTrainedModel) -> list[str]:
-    """Names of the outermost modules with parameters that text never reaches, such as a vision tower."""
+    """Return the names of the outermost modules with parameters that text does not use, such as a vision tower."""
     name = find_decoder(model)
     if name is None:
         return []
@@ -99,12 +114,7 @@ def beyond_text(model: PreTrainedModel) -> list[str]:
     return [f"{name}.{path}" for path in found]
 
 
-def num_layers(config: Any) -> int:
-    """Number of decoder layers of a model with ``config`` (the text part of a multimodal one)."""
-    return int(config.get_text_config(decoder=True).num_hidden_layers)
-
-
 def token_embeddings(model: PreTrainedModel) -> int | None:
-    """Rows of the table that tokens are looked up in; None where there is none."""
+    """Return the number of token embeddings. None: the model has no table of them."""
     table: Any = model.get_input_embeddings()
     return operator.index(table.weight.shape[0]) if hasattr(table, "weight") else None

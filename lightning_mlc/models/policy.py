@@ -1,8 +1,8 @@
-"""A Hugging Face causal LM as the training step uses it.
+"""A Hugging Face causal LM, as the training step uses it.
 
-One pass over token rows gives the log-probabilities of their response tokens and, if asked for, the
-hidden state of one layer at the end of each prompt. Nothing else is computed or kept: logits exist for
-response tokens only and a chunk at a time, and prompts alone run neither ``lm_head`` nor the layers above.
+One pass over token rows returns the log-probabilities of their response tokens and, on request, the hidden state of
+one layer at the end of each prompt. It computes nothing else: logits exist only for response tokens, one chunk at a
+time, and rows of prompts alone run neither ``lm_head`` nor the layers above the requested one.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from lightning_mlc.errors import UserError
 from lightning_mlc.models.attention import attention_arguments
 from lightning_mlc.models.compiling import compile_layers
 from lightning_mlc.models.greedy import generate_greedily
+from lightning_mlc.models.layers import num_layers
 from lightning_mlc.models.logprobs import CHUNK_ELEMENTS, logps_of, token_logps
-from lightning_mlc.models.parts import find_decoder, find_layers, num_layers, submodule
+from lightning_mlc.models.parts import find_decoder, find_layers, submodule
 from lightning_mlc.models.tensors import precision_kept
 
 if TYPE_CHECKING:
@@ -30,50 +31,54 @@ if TYPE_CHECKING:
 
 
 class Shortcuts(NamedTuple):
-    """What a policy may do in a cheaper way than the plain one; each is on once it is known to give the same.
+    """Cheaper ways to run a model. Each is off until it is known to give the same results as the plain way.
 
-    :func:`~lightning_mlc.models.self_check.self_check` finds out which do.
+    :func:`~lightning_mlc.models.self_check.self_check` finds out which ones do.
     """
 
     hooks: bool = False
-    """Take hidden states where they pass. Plain: ask the model for those of all layers."""
+    """Capture hidden states with hooks. Plain way: ask the model for the hidden states of all layers."""
     two_parts: bool = False
-    """Run the decoder, then the head for response tokens alone. Plain: make the logits of all tokens."""
+    """Run the decoder, then the head for response tokens only. Plain way: compute the logits of all tokens."""
     early_end: bool = False
-    """End a pass over prompts alone at the layer asked for. Plain: run all layers."""
+    """End a pass over prompts alone at the requested layer. Plain way: run all layers."""
 
 
 class RowOutputs(NamedTuple):
-    """What one pass over N sequences gives."""
+    """Results of one pass over N sequences."""
 
     logps: Tensor
-    """(N,) float32 (float64 of a float64 model), summed log-probability of the response's tokens (0 without one)."""
+    """(N,) float32 (float64 for a float64 model): summed log-probability of the response's tokens; 0 without one."""
     tokens: Tensor
-    """(N,) float32, number of response tokens."""
+    """(N,) float32: number of response tokens."""
     states: Tensor | None
-    """(N, H), hidden state of the layer asked for at the last prompt token."""
+    """(N, H): hidden state of the requested layer at the last prompt token."""
     pooled: Tensor | None = None
-    """(N, H) float32 (float64 of a float64 model), mean over its tokens of the state after the final norm."""
+    """(N, H) float32 (float64 for a float64 model): state after the final norm, averaged over the sequence."""
 
 
 class Policy(nn.Module):
-    """Wraps ``model``: any ``transformers`` causal LM, or a ``peft`` model around one."""
+    """Runs a causal LM on token rows.
+
+    Args:
+        model: Any causal LM of ``transformers``, or a ``peft`` model around one.
+    """
 
     def __init__(self, model: PreTrainedModel | PeftModel) -> None:
         super().__init__()
         self.model = model
         self._accepted = frozenset(inspect.signature(self.causal_lm.forward).parameters)
         self.decoder_name = find_decoder(self.causal_lm)
-        """Name in the LM of what it runs between tokens and logits, if that is a module."""
+        """Name of the LM's module that turns tokens into hidden states, if it is a single module."""
         self.shortcuts = Shortcuts()
-        """None is taken before it was tried."""
+        """The shortcuts that are on; at first none, because none has been tried."""
         self.layer_returns = 0
-        """How many values a layer returns in a tuple, hidden states first; 0 where it returns them alone."""
+        """How many values a layer returns in a tuple, hidden states first; 0 if it returns the states without one."""
         self._compiled = False
 
     @property
     def causal_lm(self) -> PreTrainedModel:
-        """The causal LM itself, inside ``peft``'s wrapper if there is one."""
+        """The causal LM itself, without the wrapper of ``peft``."""
         model: Any = self.model
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         assert isinstance(inner, PreTrainedModel)
@@ -81,30 +86,33 @@ class Policy(nn.Module):
 
     @property
     def decoder(self) -> nn.Module | None:
-        """What the LM runs between tokens and logits, if that is a module."""
+        """The LM's module that turns tokens into hidden states, if it is a single module."""
         return None if self.decoder_name is None else submodule(self.causal_lm, self.decoder_name)
 
     def compile_layers(self) -> None:
-        """Compile the decoder layers in place, those of copies of this policy too."""
+        """Compile the decoder layers in place. Copies of this policy compile theirs too."""
         compile_layers(self._layers()[2])
         self._compiled = True
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        if self._compiled:  # torch leaves what it compiled out of copies
+        if self._compiled:  # torch does not copy compiled code
             self.compile_layers()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move or convert the model. Lightning converts all of it where the precision is a half one."""
+        """Move or convert the model, but keep the dtypes that must not change (Lightning converts everything)."""
         with precision_kept(self):
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def forward(self, rows: TokenRows, layer: int | None = None, pool: bool = False) -> RowOutputs:
-        """Run ``rows``; ``layer`` (0 embeddings, ..., n after the final norm) asks for its hidden states.
+        """Run token rows.
 
-        Prompts alone are run up to that layer and no further. ``pool`` asks, of rows with responses, for the
-        means of the last hidden states.
+        Args:
+            rows: N sequences, all with a response or all without one, on the model's device.
+            layer: Index of the hidden states to return (0: embeddings, ..., n: after the final norm). Prompts alone
+                run up to this layer only. None: no states.
+            pool: Whether to return ``RowOutputs.pooled`` for rows with responses.
         """
         count, device = len(rows), rows.input_ids.device
         pooled = None
@@ -126,15 +134,15 @@ class Policy(nn.Module):
             states = None if layer is None else found[layer]
             pooled = _mean_by_sequence(found[depth], rows) if pool else None
         if states is not None:
-            # Gathered here and not in a hook: under gradient checkpointing a hook lies inside the region
-            # that is run again in the backward pass, where it must add no operation.
+            # Gathered here, not in a hook: gradient checkpointing runs hooks again in the backward pass, where they
+            # must add no operation.
             states = states.flatten(0, 1).index_select(0, rows.prompt_end)
         return RowOutputs(logps, rows.response_tokens.float(), states, pooled)
 
     def generate(
         self, rows: TokenRows, max_new_tokens: int, ends: list[int], pad: int | None, together: bool
     ) -> Tensor:
-        """See :func:`~lightning_mlc.models.greedy.generate_greedily`."""
+        """Generate responses; see :func:`~lightning_mlc.models.greedy.generate_greedily`."""
         return generate_greedily(self.causal_lm, rows, max_new_tokens, ends, pad, together)
 
     @property
@@ -144,11 +152,11 @@ class Policy(nn.Module):
 
     def _required_decoder(self) -> nn.Module:
         decoder = self.decoder
-        assert decoder is not None, "no shortcut is taken before it was tried"
+        assert decoder is not None, "without a decoder no shortcut is on"
         return decoder
 
     def _run(self, module: nn.Module, rows: TokenRows, wanted: Sequence[int] = ()) -> tuple[Any, dict[int, Tensor]]:
-        """What ``module``, the LM or its decoder, returns; and the hidden states (R, T, H) of ``wanted`` layers."""
+        """Run ``module`` (the LM or its decoder). Return its output and the hidden states (R, T, H) of some layers."""
         keywords = attention_arguments(self.causal_lm.config, rows, self.causal_lm.dtype)
         if "position_ids" in self._accepted:
             keywords["position_ids"] = rows.position_ids
@@ -174,10 +182,10 @@ class Policy(nn.Module):
                 captured[layer] = output[0]
 
             if layer == num_layers(self.causal_lm.config):
-                # What the decoder returns: after the last layer and the final norm.
+                # The output of the decoder: after the last layer and the final norm.
                 handles.append(self._required_decoder().register_forward_hook(keep_output))
             else:
-                # What goes into the next layer: also right where a model scales its embeddings first.
+                # The input of the next layer. This is also right for models that scale their embeddings.
                 handles.append(self.layers[layer].register_forward_pre_hook(keep_input, with_kwargs=True))
         try:
             yield captured
@@ -186,7 +194,7 @@ class Policy(nn.Module):
                 handle.remove()
 
     def _states_only(self, rows: TokenRows, layer: int) -> Tensor:
-        """(R, T, H), hidden states of ``layer``, of a pass without logits that ends there if it can."""
+        """(R, T, H): hidden states of ``layer``. The pass computes no logits, and ends at the layer if it can."""
         if not self.shortcuts.early_end or layer == num_layers(self.causal_lm.config):
             _, found = self._run(self.decoder or self.model, rows, [layer])
             return found[layer]
@@ -198,11 +206,11 @@ class Policy(nn.Module):
         finally:
             setattr(owner, name, layers)
         if end.states is None:
-            raise RuntimeError("the pass does not come to the layer by way of the list of layers")
+            raise RuntimeError("the model does not run the layers of its list of layers")
         return end.states
 
     def _layers(self) -> tuple[nn.Module, str, nn.ModuleList]:
-        """The decoder's layers, the module that they are an attribute of, and its name."""
+        """The module that owns the list of decoder layers, the list's name in it, and the list."""
         depth, decoder = num_layers(self.causal_lm.config), self.decoder
         found = None if decoder is None else find_layers(decoder, depth)
         if found is None:
@@ -215,16 +223,16 @@ class Policy(nn.Module):
 
 
 class _End(nn.Module):
-    """Stands in the place of the first layer that need not be run, and keeps what went into it."""
+    """Replaces the first layer that is not needed, and keeps its input."""
 
     def __init__(self, layer: nn.Module, returns: int) -> None:
         super().__init__()
-        self._replaced = (layer,)  # in a tuple, so as not to become a child
+        self._replaced = (layer,)  # in a tuple, so that it is not registered as a child
         self._returns = returns
         self.states: Tensor | None = None
 
     def __getattr__(self, name: str) -> Any:
-        # Some decoders ask a layer for its type before they run it.
+        # Some decoders read the type of a layer before they run it.
         return getattr(self.__dict__["_replaced"][0], name)
 
     def forward(self, hidden_states: Tensor, *_arguments: Any, **_keywords: Any) -> Any:
@@ -234,54 +242,27 @@ class _End(nn.Module):
         return (hidden_states, *[None] * (self._returns - 1))
 
 
-def resolve_layer(layer: int | float, depth: int) -> int:
-    """The layer that ``model.consistency.layer`` names in a model of ``depth`` layers.
-
-    Args:
-        layer: An integer is an index into the hidden states (0 embeddings, 1 after the first layer, ...,
-            ``depth`` or -1 after the last layer and the final norm). A float is a fraction of the depth
-            (0.5: the middle layer).
-        depth: Number of decoder layers.
-
-    Raises:
-        UserError: The model has no such layer.
-    """
-    if isinstance(layer, float):
-        if not 0.0 <= layer <= 1.0:
-            raise UserError(
-                "model.consistency.layer", f"{layer} is not a fraction of depth; give 0.0 to 1.0, or an integer"
-            )
-        return round(layer * depth)
-    resolved = layer + depth + 1 if layer < 0 else layer
-    if not 0 <= resolved <= depth:
-        raise UserError(
-            "model.consistency.layer",
-            f"the model has no layer {layer}; it has {depth} layers, "
-            f"so give {-depth - 1} to {depth}, or a fraction such as 0.5",
-        )
-    return resolved
-
-
 def _labels(rows: TokenRows) -> Tensor:
-    """(M,) int64, the response tokens of all sequences."""
+    """(M,) int64: the response tokens of all sequences."""
     return rows.input_ids.flatten().index_select(0, rows.response)
 
 
 def _sum_by_sequence(values: Tensor, rows: TokenRows) -> Tensor:
-    """(N,) sums of ``values`` (M,), one for each response token."""
-    # Laid out first: sums by index have no fixed order on a GPU.
+    """(N,): sums over each sequence of ``values`` (M,), one for each response token."""
+    # Arranged in a table first, because sums by index have no fixed order on a GPU.
     table = values.new_zeros(len(rows) * rows.longest_response)
     return table.index_copy(0, rows.response_cell, values).view(len(rows), -1).sum(1)
 
 
 def _mean_by_sequence(hidden: Tensor, rows: TokenRows) -> Tensor:
-    """(N, H) means of ``hidden`` (R, T, H) over the tokens of each sequence, its prompt and its response."""
+    """(N, H): means of ``hidden`` (R, T, H) over the tokens of each sequence, prompt and response."""
     place = torch.arange(rows.input_ids.numel(), device=hidden.device)
     end = rows.prompt_end[:, None]
     start = end - rows.position_ids.flatten()[end]
     belongs = (start <= place) & (place <= end)
     belongs[rows.response_cell // rows.longest_response, rows.response] = True
-    # Padding may hold anything, NaN too. A product in full precision: sums by index have no fixed order on a GPU.
+    # Padding may hold anything, even NaN. The sum is a product in full precision, because sums by index have no fixed
+    # order on a GPU.
     wide = torch.where(rows.attention_mask[:, :, None] == 1, hidden, 0.0).flatten(0, 1)
     wide = wide.to(torch.promote_types(hidden.dtype, torch.float32))
     with torch.autocast(hidden.device.type, enabled=False):

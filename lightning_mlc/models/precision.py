@@ -1,13 +1,13 @@
 """``trainer.precision: auto``: bfloat16 where the device computes it faster, float32 elsewhere.
 
-One function, :func:`decide`, answers for every command. A GPU is told by what it is. So is a CPU without units for
-bfloat16: there the products are emulated, at a third to a twentieth of the speed of float32. Where a CPU says that
-it has such units, :func:`try_both` confirms it, since some are slower than its float32 (``avx512_bf16`` on many).
+Every command uses the same function, :func:`decide`. The type of a GPU decides. A CPU without units for bfloat16 takes
+float32, because there products in bfloat16 are emulated, at a third to a twentieth of the speed of float32. On a CPU
+with such units, :func:`try_both` measures both, because some units are slower than float32 (``avx512_bf16`` on many).
 
-Every process of a run must take the same precision, and it is chosen before the processes have met. So a run of
-several processes has no trial, whose times differ from process to process: the units that a CPU has decide alone. That
-is the same under ``torchrun``, SLURM and Lightning's own launcher. Nodes may still be unlike; once the processes have
-met, :func:`~lightning_mlc.processes.require_same` refuses that.
+All processes of a run must choose the same precision, and they choose before they can communicate. Measured times
+differ between processes, so a run of several processes measures nothing, and the units of the CPU decide. This holds
+under ``torchrun``, SLURM and Lightning's own launcher. If nodes are unlike, their choices may still differ;
+:func:`~lightning_mlc.processes.require_same` then stops the run as soon as the processes can communicate.
 """
 
 from __future__ import annotations
@@ -31,45 +31,52 @@ HALF = "bf16-mixed"
 FULL = "32-true"
 AMX = "amx_bf16"
 BFLOAT16_UNITS = {AMX: "AMX", "avx512_bf16": "AVX-512 bfloat16", "bf16": "Arm bfloat16"}
-"""Flags of ``/proc/cpuinfo``, and what they are called."""
+"""Flags of ``/proc/cpuinfo``, and the names of these units."""
 WITH_MATRIX_CORES = re.compile(r"gfx(908|90a|94\w|95\w|11\w\w|12\w\w)$")
 """AMD GPUs with matrix units for bfloat16: CDNA (MI100 and later), RDNA 3 and 4."""
 LEAST_CAPABILITY = (8, 0)
-"""NVIDIA GPUs have units for bfloat16 from Ampere on."""
+"""NVIDIA GPUs from this compute capability on (Ampere) have units for bfloat16."""
 TOKENS = 512
-"""Rows of the trial's product at most: the tokens of a step."""
+"""Largest number of rows in the trial: about the tokens of a step."""
 OPERATIONS = 1e9
-"""Operations of one pass of the trial at most: 13 ms at 75 GFLOP/s. With fewer, conversions would take the time, and
-AMX would look no faster than float32."""
+"""Largest number of operations of one pass of the trial: 13 ms at 75 GFLOP/s. In a smaller trial conversions would take
+most of the time, and AMX would seem no faster than float32."""
 EMULATED_OPERATIONS = 1.5e8
-"""The same on a CPU without units for bfloat16: 2 ms, and 60 ms where it is emulated."""
+"""The same for a CPU without units for bfloat16: 2 ms in float32, 60 ms in emulated bfloat16."""
 REPEATS = 3
+"""Number of passes of the trial that count."""
 WORTHWHILE = 0.9
-"""bfloat16 is taken where it needs less than this share of float32's time. It rounds more, so it must pay."""
+"""bfloat16 is chosen if it takes less than this share of float32's time. It rounds more, so a small gain is not
+enough."""
 USUAL_WIDTH = 1024
-"""Width of the trial where there is no model of which to take it."""
+"""Width of the trial if no model is known."""
 
 _ALIASES = {"64": "64-true", "32": FULL, "16": "16-mixed", "bf16": HALF, "None": FULL}
 
 
 @dataclass(frozen=True)
 class Device:
-    """What is known of the device that a model runs on."""
+    """A description of the device that a model runs on."""
 
     kind: str
-    """``cuda``, ``rocm``, ``mps``, ``cpu``, or another accelerator's name."""
+    """``cuda``, ``rocm``, ``mps``, ``cpu``, or the name of another accelerator."""
     name: str = ""
-    """Of a GPU, as its driver has it."""
+    """Name of a GPU, from its driver."""
     capability: tuple[int, int] | None = None
-    """CUDA's compute capability."""
+    """Compute capability of a CUDA GPU."""
     architecture: str = ""
-    """Of a ROCm GPU, such as ``gfx90a``."""
+    """Architecture of a ROCm GPU, such as ``gfx90a``."""
     features: frozenset[str] | None = frozenset()
-    """Which of ``BFLOAT16_UNITS`` a CPU has; None if that cannot be found out."""
+    """Those of ``BFLOAT16_UNITS`` that a CPU has. None: unknown."""
 
     @classmethod
     def of(cls, accelerator: str, devices: Any = "auto") -> Self:
-        """The device that Lightning takes for ``accelerator`` and ``devices``; of several, the oldest."""
+        """Describe the device that Lightning would use. Of several GPUs, the oldest one.
+
+        Args:
+            accelerator: Lightning's option ``accelerator``.
+            devices: Lightning's option ``devices``.
+        """
         if accelerator in (AUTO, "gpu"):
             other = "mps" if torch.backends.mps.is_available() else "cpu" if accelerator == AUTO else "cuda"
             accelerator = "cuda" if torch.cuda.is_available() else other
@@ -85,7 +92,7 @@ class Device:
 
 
 def _indexes(devices: Any, count: int) -> list[int]:
-    """Which of ``count`` GPUs Lightning takes for its option ``devices``; all, where it would refuse it."""
+    """Indices of the GPUs, of ``count``, that Lightning uses for its option ``devices``. If it is invalid: all."""
     text = str(devices).strip("[] ")
     if isinstance(devices, str | list) and ("," in text or isinstance(devices, list)):
         named = [int(part) for part in text.split(",") if part.strip().isdigit()]
@@ -96,7 +103,7 @@ def _indexes(devices: Any, count: int) -> list[int]:
 
 @cache
 def cpu_features() -> frozenset[str] | None:
-    """Which of ``BFLOAT16_UNITS`` the CPU has, by the kernel; None where that is not Linux."""
+    """Ask Linux which of ``BFLOAT16_UNITS`` the CPU has. None: unknown, for example on another system."""
     if platform.system() != "Linux":
         return None
     try:
@@ -107,21 +114,27 @@ def cpu_features() -> frozenset[str] | None:
 
 
 def features_in(cpuinfo: str) -> frozenset[str]:
-    """Those of ``BFLOAT16_UNITS`` that ``cpuinfo``, the text of ``/proc/cpuinfo``, names for the first processor."""
+    """Find those of ``BFLOAT16_UNITS`` that the first processor has.
+
+    Args:
+        cpuinfo: The text of ``/proc/cpuinfo``.
+    """
     flags = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo, re.MULTILINE)
     return frozenset(flags[1].split() if flags else ()) & BFLOAT16_UNITS.keys()
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Seconds of a matrix product and its backward pass."""
+    """Times of a matrix product with its backward pass."""
 
     float32: float
+    """Seconds in float32."""
     bfloat16: float
+    """Seconds in bfloat16."""
 
     @property
     def ratio(self) -> float:
-        """How many times as long bfloat16 took as float32."""
+        """The time of bfloat16 divided by the time of float32."""
         return self.bfloat16 / self.float32
 
     def __str__(self) -> str:
@@ -130,15 +143,15 @@ class Trial:
 
 
 def try_both(width: int, device: Device) -> Trial:
-    """Time a linear layer of float32 weights on the CPU, plain and under autocast, as ``bf16-mixed`` runs it.
+    """Time a linear layer with float32 weights on the CPU, without and with the autocast of ``bf16-mixed``.
 
-    Best of ``REPEATS`` interleaved passes after one that does not count; some 0.1 s of one core in all, 0.3 s where
-    bfloat16 is emulated. Draws no random numbers.
+    Each time is the best of ``REPEATS`` interleaved passes after a first one that does not count. All of it takes about
+    0.1 s of one core, or 0.3 s if bfloat16 is emulated. It draws no random numbers.
 
     Args:
-        width: Width of the model's hidden states, and so the layer's inputs. It has as many tokens and outputs, in
-            equal numbers, as keep a pass within ``OPERATIONS``.
-        device: The CPU. One without units gets a smaller trial, because it takes many times as long.
+        width: Width of the model's hidden states, and so of the layer's input. The numbers of tokens and outputs are
+            chosen so that a pass has at most ``OPERATIONS`` operations.
+        device: The CPU. A CPU without units for bfloat16 gets a smaller trial, because it is many times slower.
     """
     operations = EMULATED_OPERATIONS if device.features == frozenset() else OPERATIONS
     side = max(16, int((operations / (6 * width)) ** 0.5))
@@ -159,24 +172,26 @@ def try_both(width: int, device: Device) -> Trial:
 
 @dataclass(frozen=True)
 class Choice:
-    """A precision and why it was taken."""
+    """A precision, and why it was chosen."""
 
     precision: str
+    """``bf16-mixed`` or ``32-true``."""
     reason: str
+    """The reason, for a message."""
 
     @property
     def dtype(self) -> str:
-        """What a model that is not trained runs in: the dtype of the products."""
+        """Dtype of a model that is not trained: the dtype of the products."""
         return "bfloat16" if self.precision == HALF else "float32"
 
 
 def decide(device: Device, trial: Callable[[], Trial] | None = None) -> Choice:
-    """The precision to take on ``device``.
+    """Choose the precision for a device.
 
     Args:
-        device: Where the model runs.
-        trial: Makes the trial, where one is needed; None if there must be none, because the answer has to be the same
-            in several processes or in another run.
+        device: The device that the model runs on.
+        trial: Runs a trial. Called only if it is needed. None: no trial, because the choice must be the same in
+            several processes or in another run.
     """
     if device.kind == "cuda" and device.capability is None:
         return Choice(FULL, "no GPU was found")
@@ -215,7 +230,13 @@ def _decide_cpu(features: frozenset[str] | None, trial: Callable[[], Trial] | No
 
 
 def slow_bfloat16(precision: Any, device: Device, trial: Callable[[], Trial]) -> str | None:
-    """A warning, if ``precision``, which the user gave, is bfloat16 and ``device`` is a CPU that is slow at it."""
+    """Return a warning if the user has chosen bfloat16 for a CPU that is slow at it.
+
+    Args:
+        precision: The user's precision.
+        device: The device that the model runs on.
+        trial: Runs a trial. Called only if it is needed.
+    """
     if device.kind != "cpu" or not unified(precision).startswith(("bf16", "bfloat16")):
         return None
     if device.features is not None and AMX in device.features:
@@ -229,12 +250,17 @@ def slow_bfloat16(precision: Any, device: Device, trial: Callable[[], Trial]) ->
 
 
 def unified(precision: Any) -> str:
-    """``precision`` as a Trainer calls it: ``bf16`` and ``32`` are other words for ``bf16-mixed`` and ``32-true``."""
+    """Return the Trainer's main name of ``precision``: ``bf16`` means ``bf16-mixed``, and ``32`` means ``32-true``."""
     return _ALIASES.get(str(precision), str(precision))
 
 
 def has_several_processes(devices: Any, num_nodes: Any) -> bool:
-    """Whether a run on CPUs has more than one process, by its options and by what launchers tell a process."""
+    """Whether a run on CPUs has several processes.
+
+    Args:
+        devices: Lightning's option ``devices``.
+        num_nodes: Lightning's option ``num_nodes``. The variables that launchers set count too.
+    """
     launched = any(os.environ.get(name, "1") != "1" for name in ("WORLD_SIZE", "SLURM_NTASKS"))
     single: Sequence[Any] = (AUTO, None, 1, "1")
     return launched or str(num_nodes) != "1" or devices not in single

@@ -1,7 +1,7 @@
-"""A frozen base model in 4 or 8 bits under trained adapters, through ``bitsandbytes``.
+"""A frozen base model in 4 or 8 bits with trained adapters, through ``bitsandbytes``.
 
-QLoRA (arXiv 2305.14314): the weights of the decoder's linear layers are stored quantised, and each is made
-whole for the product in which it is needed. Embeddings, norms and ``lm_head`` are not quantised.
+QLoRA (arXiv 2305.14314) stores the weights of the decoder's linear layers quantised, and dequantises each one for its
+product. Embeddings, norms and ``lm_head`` are not quantised.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from lightning_mlc.errors import UserError
 from lightning_mlc.sources import ModelSource
 
 QuantizedFormat = Literal["nf4", "int8"]
-"""``nf4``: 4 bits a weight, with a scale for every 64 of them that is quantised too (section 3 of the paper).
-``int8``: 8 bits, and 8 bits for the inputs of a layer as well but for outliers (LLM.int8, arXiv 2208.07339)."""
+"""``nf4``: 4 bits per weight, and a scale for every 64 weights that is quantised too (section 3 of the paper).
+``int8``: 8 bits per weight, and 8 bits for a layer's inputs except outliers (LLM.int8, arXiv 2208.07339)."""
 
 
 def is_quantized(config: PreTrainedConfig) -> bool:
@@ -27,11 +27,16 @@ def is_quantized(config: PreTrainedConfig) -> bool:
 
 
 def require_quantizable(source: ModelSource, config: PreTrainedConfig, precision: str) -> None:
-    """Refuse, before it is loaded, a model that cannot be quantised.
+    """Refuse a model that cannot be quantised, before it is loaded.
+
+    Args:
+        source: The model.
+        config: Its configuration.
+        precision: Precision of the Trainer.
 
     Raises:
-        UserError: ``bitsandbytes`` is not installed, the model is quantised already, or ``precision`` (of the
-            Trainer) is one that quantised products do not have.
+        UserError: ``bitsandbytes`` is not installed, the model is already quantised, or quantised products do not
+            support ``precision``.
     """
     key = "model.lora.quantize"
     missing = [name for name in ("bitsandbytes", "accelerate") if importlib.util.find_spec(name) is None]
@@ -46,10 +51,14 @@ def require_quantizable(source: ModelSource, config: PreTrainedConfig, precision
 
 
 def require_whole(source: ModelSource, config: PreTrainedConfig) -> None:
-    """Refuse, before it is loaded, a model whose weights cannot be trained.
+    """Refuse a model whose weights cannot be trained, before it is loaded.
+
+    Args:
+        source: The model.
+        config: Its configuration.
 
     Raises:
-        UserError: They are stored quantised.
+        UserError: The weights are stored quantised.
     """
     if is_quantized(config) and not source.is_gguf:
         raise UserError(
@@ -60,7 +69,13 @@ def require_whole(source: ModelSource, config: PreTrainedConfig) -> None:
 
 
 def loading_options(form: QuantizedFormat, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """Keywords of ``from_pretrained`` that quantise a model while it is loaded, with products in ``dtype``."""
+    """Return keywords of ``from_pretrained`` that quantise a model while it is loaded.
+
+    Args:
+        form: Format of the weights.
+        dtype: Dtype of the products.
+        device: Device of the model.
+    """
     if form == "nf4":
         config = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
             load_in_4bit=True,
@@ -70,17 +85,20 @@ def loading_options(form: QuantizedFormat, dtype: torch.dtype, device: torch.dev
         )
     else:
         config = BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
-        # It warns of the cast that int8 always takes, for every product.
+        # It would warn for every product about a cast that int8 always needs.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     return {"quantization_config": config, "device_map": {"": device}}
 
 
 def keep_trainable(model: PreTrainedModel) -> None:
-    """Keep the 4-bit weights of ``model`` in the format that has a gradient.
+    """Keep 4-bit weights in the format that passes gradients on.
 
-    Where the CPU has bfloat16 instructions, bitsandbytes repacks them for inference in the first pass in
-    evaluation mode, and products with repacked weights pass no gradient on: what is trained after a
-    validation would be wrong without a word (bitsandbytes 0.50).
+    On CPUs with bfloat16 instructions, bitsandbytes 0.50 converts the weights for inference in the first pass in
+    evaluation mode. Products with converted weights pass no gradient on, so that training after a validation would be
+    wrong without an error.
+
+    Args:
+        model: The model, quantised or not.
     """
     module: Any
     for module in model.modules():

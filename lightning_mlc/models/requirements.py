@@ -1,4 +1,4 @@
-"""What a model must have for a run, found out from its configuration, before its weights are read."""
+"""Check from its configuration, before the weights are read, that a model suits a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_mlc.sources import ModelSource
 logger = logging.getLogger("lightning_mlc")
 
 LENGTH_DEPENDENT = ("dynamic", "longrope")
-"""Kinds of rotary positions whose frequencies depend on the longest sequence of a pass."""
+"""Types of rotary positions whose frequencies depend on the longest sequence of a pass."""
 
 
 def require_fitting(
@@ -29,48 +29,49 @@ def require_fitting(
     highest_token: int,
     longest_sequence: int,
 ) -> None:
-    """Refuse what the model of ``source`` cannot be given.
+    """Refuse data or adapters that do not fit the model.
 
     Args:
         source: The model.
         config: Its configuration.
-        lora: Adapters that it is to get.
-        attn_implementation: As in ``model.attn_implementation``.
-        highest_token: Highest id in the data.
-        longest_sequence: Most tokens of a prompt and a response.
+        lora: Settings of the adapters that will be added. None: no adapters.
+        attn_implementation: The option ``model.attn_implementation``.
+        highest_token: Highest token id in the data.
+        longest_sequence: Largest number of tokens in a prompt and its response.
 
     Raises:
-        UserError: It has fewer embeddings or positions than the data needs, or shares weights that are to be adapted.
+        UserError: The model has fewer embeddings or positions than the data needs, or shares weights that would get
+            adapters.
     """
-    _remark_on_positions(config, longest_sequence)
+    _warn_about_positions(config, longest_sequence)
     try:
         shell = load_causal_lm(source, torch.float32, attn_implementation, weights=False)
     except UserError:
         raise
-    except Exception:  # foreign code, which may want more than shapes; the weights are then read without this check
+    except Exception:  # the model's own code may not run without weights; then this check is left out
         return
     rows = token_embeddings(shell)
     if rows is not None and highest_token >= rows:
         raise UserError(
             "model.name_or_path",
-            f"the tokenizer gives ids up to {highest_token}, and {source} embeds {rows} tokens (0 to {rows - 1}); "
+            f"the tokenizer gives ids up to {highest_token}, but {source} embeds {rows} tokens (0 to {rows - 1}); "
             "give the model its own tokenizer, or resize its embeddings",
         )
     places = learnt_positions(shell)
     if places is not None and longest_sequence > places:
         raise UserError(
             "data.max_prompt_length",
-            f"a prompt and its response have up to {longest_sequence} tokens, and {source} has learnt {places} "
-            f"positions; choose max_prompt_length and max_response_length that are {places} together",
+            f"a prompt and its response have up to {longest_sequence} tokens, but {source} has learnt {places} "
+            f"positions; choose max_prompt_length and max_response_length with a sum of {places}",
         )
     if lora is not None:
         add_lora(shell, lora)
 
 
 def learnt_positions(model: PreTrainedModel) -> int | None:
-    """How many places of a sequence ``model`` has something for in a table; None where it computes them."""
+    """Return the number of positions in a model's table of positions. None: it has no table and computes positions."""
     sizes = []
-    elsewhere = tuple(f"{name}." for name in beyond_text(model))  # places of an image, say
+    elsewhere = tuple(f"{name}." for name in beyond_text(model))  # positions in an image, for example
     for name, module in model.named_modules():
         if f"{name}.".startswith(elsewhere):
             continue
@@ -81,12 +82,12 @@ def learnt_positions(model: PreTrainedModel) -> int | None:
         table = getattr(own, "embed_positions", getattr(own, "pos_encoding", None))  # GPT-J, CTRL
         if isinstance(table, torch.Tensor) and table.ndim == 2:
             sizes.append(table.shape[0])
-        if hasattr(own, "build_mpt_alibi_tensor"):  # MPT computes its table, of a size of its own
+        if hasattr(own, "build_mpt_alibi_tensor"):  # MPT computes a table of fixed size
             sizes.append(int(own.config.max_seq_len))
     return min(sizes, default=None)
 
 
-def _remark_on_positions(config: PreTrainedConfig, longest_sequence: int) -> None:
+def _warn_about_positions(config: PreTrainedConfig, longest_sequence: int) -> None:
     config = config.get_text_config()
     parameters = getattr(config, "rope_parameters", None) or {}
     nested = [value for value in parameters.values() if isinstance(value, dict)]
@@ -96,8 +97,8 @@ def _remark_on_positions(config: PreTrainedConfig, longest_sequence: int) -> Non
         original = int(rope.get("original_max_position_embeddings") or own or 0)
         if kind in LENGTH_DEPENDENT and longest_sequence > original:
             logger.warning(
-                "positions of kind %s depend on the longest sequence of a pass beyond %d tokens; the data has up to "
-                "%d: results of longer sequences, and of those that are run with them, depend on the batch",
+                "positions of type %s depend on the longest sequence of a pass beyond %d tokens; the data has up to "
+                "%d: results of longer sequences, and of sequences in the same batch, depend on the batch",
                 kind,
                 original,
                 longest_sequence,

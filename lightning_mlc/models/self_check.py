@@ -1,15 +1,15 @@
-"""A model just loaded is tried: does it give in our way of running it what it gives in the plain way?
+"""Check a model after loading: do the fast ways to run it give the same results as the plain way?
 
-The plain way is that of ``transformers``: each sequence alone, without padding, all layers, all logits, and
-``output_hidden_states``. Ours packs sequences into rows, runs decoder and head one after the other, takes hidden
-states where they pass, and ends early. Whether that is the same depends on the code of each model, so it is not
-believed but compared: log-probabilities of responses and hidden states at the ends of prompts, on a few dozen tokens
-(more where the model has windows, see :func:`trial_length`). What differs is run the plain way, and one line says so.
+The plain way is that of ``transformers``: each sequence alone, without padding, with all layers, all logits and
+``output_hidden_states``. The fast ways pack sequences into rows, run the decoder and the head separately, capture
+hidden states with hooks, and end passes early. Whether they give the same results depends on the code of each model, so
+they are compared: log-probabilities of responses, and hidden states at the ends of prompts, on a few dozen tokens (more
+if the model has windows, see :func:`~lightning_mlc.models.trials.trial_length`). A fast way that differs is not used,
+and a warning says so.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,92 +18,66 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lightning_mlc.data.row_layout import Layout
 from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, Row
 from lightning_mlc.errors import UserError, first_line
 from lightning_mlc.models.attention import LAYER_TYPES, packed_layout_of
 from lightning_mlc.models.compiling import uncompiled
+from lightning_mlc.models.layers import num_layers
 from lightning_mlc.models.logprobs import head_of
-from lightning_mlc.models.parts import num_layers
 from lightning_mlc.models.policy import Policy, Shortcuts
-from lightning_mlc.models.trials import difference, tolerance_of, trial_tokens
+from lightning_mlc.models.trials import LONGEST_TRIAL, difference, tolerance_of, trial_length, trial_rows, windows
 
 logger = logging.getLogger("lightning_mlc")
 
 _CERTAIN = 3.0
-"""What has no plain way to fall back to, and is refused, must differ by more: rounding may change a token's expert."""
-LONGEST_TRIAL = 8192
-"""Tokens. Rows are not packed where they could be longer than a window that is as long as this or longer."""
-WINDOW_NAMES = ("window", "chunk", "block_size", "local_att", "floor_scale")
-"""Parts of the names of configuration keys that say how far tokens see, or after how many something changes."""
+"""Factor of the tolerance for results that make a model refused, because rounding may send a token to another
+expert."""
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What was found out about a model. Processes that share it out have it from one of them."""
+    """The result of a check. If processes share a sharded model, one checks it and the others get its result."""
 
     layout: Layout
-    """How its rows are laid out."""
+    """How rows are laid out."""
     shortcuts: Shortcuts
+    """The shortcuts that give the same results."""
     layer_returns: int
     """See :class:`~lightning_mlc.models.policy.Policy`."""
     width: int
-    """Width of the hidden states that were asked for."""
+    """Width of the hidden states of the requested layer (the last one by default)."""
 
     def apply(self, policy: Policy) -> None:
-        """Let ``policy``, of the same model, do what was found to be right."""
+        """Turn on the shortcuts in ``policy``, which must be of the same model."""
         policy.shortcuts, policy.layer_returns = self.shortcuts, self.layer_returns
-
-
-def windows(config: PreTrainedConfig) -> list[int]:
-    """Every number of tokens that a key of ``config`` names as a window, a chunk or the like, in order."""
-
-    def numbers(value: Any, named: bool) -> Iterator[int]:
-        if isinstance(value, Mapping):
-            for key, inner in value.items():
-                yield from numbers(inner, named or any(name in str(key) for name in WINDOW_NAMES))
-        elif isinstance(value, list | tuple):
-            for inner in value:
-                yield from numbers(inner, named)
-        elif named and isinstance(value, int) and not isinstance(value, bool) and value > 1:
-            yield value
-
-    return sorted(set(numbers(config.get_text_config().to_dict(), named=False)))
-
-
-def trial_length(config: PreTrainedConfig, longest: int | None) -> int:
-    """Tokens that the longest sequence of the trial has to exceed.
-
-    A window, or a chunk, that a row of the run cannot exceed changes nothing: all tokens of the row are in it. So it
-    is enough to exceed those that are shorter than the run's ``longest`` row (None: of any length), and the trial
-    costs less than one step on such rows.
-    """
-    bound = LONGEST_TRIAL if longest is None else min(longest, LONGEST_TRIAL)
-    return max((window for window in windows(config) if window < bound), default=0)
 
 
 @torch.no_grad()
 def self_check(
     policy: Policy, layer: int | None = None, longest: int | None = None, packing: bool | None = None
 ) -> Checked:
-    """Try ``policy`` in evaluation mode, let it take the shortcuts that give the same, and say how to lay out rows.
+    """Check a model in evaluation mode, and turn on the shortcuts that give the same results.
 
     Args:
-        policy: A model with its weights, on the device it can be run on.
-        layer: The layer whose hidden states are needed; None for the last.
-        longest: Most tokens that a row of the run has, None if that is not known.
-        packing: Whether to pack rows; None to do so where it gives the same.
+        policy: A model with its weights, on the device it runs on.
+        layer: Index of the layer whose hidden states are needed. None: hidden states are not needed.
+        longest: Largest number of tokens in a row of the run. None: unknown.
+        packing: Whether to pack rows. None: pack them if the results are the same.
+
+    Returns:
+        How to lay out rows, and the shortcuts that were turned on.
 
     Raises:
-        UserError: The model cannot be run at all, its tokens see those after them, padding changes its results, or
-            ``packing`` is asked for and does.
+        UserError: The model cannot be run, its tokens see later tokens, padding changes its results, or ``packing`` is
+            True and changes its results.
     """
     training = [module for module in policy.modules() if module.training]
     policy.eval()
     try:
-        with uncompiled(), _hooks_as_they_were(policy.causal_lm):
+        with uncompiled(), _restored_hooks(policy.causal_lm):
             trial = _Trial(policy, layer, longest)
             checked = trial.run(packing)
     finally:
@@ -114,19 +88,21 @@ def self_check(
 
 
 class _Plain(NamedTuple):
-    """What the plain way gives for one sequence, in float64 on the model's device."""
+    """Results of the plain way for one sequence, in float64 on the model's device."""
 
     logp: Tensor
-    """() log-probability of the response."""
+    """(): log-probability of the response."""
     next: Tensor
-    """(V,) logits after the prompt."""
+    """(V,): logits after the prompt."""
     state: Tensor
-    """(H,) hidden state at the end of the prompt, of the layer asked for."""
+    """(H,): hidden state of the requested layer at the end of the prompt."""
     mean: Tensor
-    """(H,) mean over all tokens of the last hidden states."""
+    """(H,): mean of the last hidden states over all tokens."""
 
 
 class _Trial:
+    """One check of one model."""
+
     def __init__(self, policy: Policy, layer: int | None, longest: int | None) -> None:
         self.policy = policy
         self.model = policy.causal_lm
@@ -134,13 +110,14 @@ class _Trial:
         self.longest = longest
         self.depth = num_layers(self.model.config)
         self.layer = self.depth if layer is None else layer
-        # Without an interest in hidden states, a model that does not give them is fine.
+        # If hidden states are not needed, the model need not return them.
         self.states_matter = layer is not None
         self.rows = trial_rows(self.model.config, trial_length(self.model.config, longest))
         self.returns = 0
         self.embedded: Tensor | None = None
+        """Input of the first layer."""
         self.after_first: Tensor | None = None
-        """What the first layer was given, and what it gave."""
+        """Output of the first layer."""
         self.sample: tuple[Tensor, Tensor] | None = None
         """Last hidden states (1, T, H) and logits (1, T, V) at some tokens of one sequence."""
         self.tolerance = tolerance_of(self.model)
@@ -153,25 +130,25 @@ class _Trial:
         try:
             with self._watching_first_layer():
                 output = self.model(input_ids=ids, use_cache=False, output_hidden_states=True)
-        except Exception as error:  # foreign code
+        except Exception as error:  # the model's own code
             raise UserError(
                 "model.name_or_path",
                 f"{self.name} cannot be run on a short text "
-                f"({type(error).__name__}: {first_line(error)}); give another",
+                f"({type(error).__name__}: {first_line(error)}); give another model",
             ) from error
         end = len(row.prompt) - 1
         logits, response = output.logits[0, end:-1], ids[0, len(row.prompt) :]
-        # In float64 all would be large.
+        # In parts, because all of it in float64 would be large.
         parts = zip(torch.split(logits, 256), torch.split(response, 256), strict=True)
         logps = [part.double().log_softmax(-1).gather(1, labels[:, None]).sum() for part, labels in parts]
         states = self._states(output)
-        if row.kind == REJECTED:  # a short one
+        if row.kind == REJECTED:  # the short response
             self.sample = states[-1][:, end:], output.logits[:, end:]
         if self.states_matter and states[self.layer].ndim != 3:
             raise UserError(
                 "model.consistency.layer",
                 f"layer {self.layer} of {self.name} has {states[self.layer].shape[-2]} hidden states for each token; "
-                "set it to -1, after the last layer, where they are one",
+                "set it to -1 (after the last layer), where each token has one",
             )
         logp = torch.stack(logps).sum()
         return _Plain(logp, logits[0].double(), states[self.layer][0, end].double(), states[-1][0].double().mean(0))
@@ -180,7 +157,7 @@ class _Trial:
         states = getattr(output, "hidden_states", None)
         if states is not None and len(states) == self.depth + 1:
             if self.embedded is not None and self.after_first is not None and torch.equal(states[0], self.after_first):
-                # Mamba and RWKV leave out the embeddings, and give the last layer's states with and without norm.
+                # Mamba and RWKV leave out the embeddings, and return the last layer's states with and without norm.
                 return [self.embedded, *states[:-2], states[-1]]
             return list(states)
         if self.states_matter:
@@ -188,13 +165,13 @@ class _Trial:
             raise UserError(
                 "model.name_or_path",
                 f"{self.name} gives {count} hidden states for its {self.depth} layers, "
-                "so those that consistency terms need are not known; give another model",
+                "so those that consistency terms need are unknown; give another model",
             )
         return [output.logits] * (self.depth + 1)
 
     @contextmanager
     def _watching_first_layer(self) -> Iterator[None]:
-        """Note what it is given, and how many values it returns: the end of a shorter pass returns as many."""
+        """Record the first layer's input and output. The end of a shorter pass must return as many values."""
         try:
             first = self.policy.layers[0]
         except UserError:
@@ -213,7 +190,11 @@ class _Trial:
             handle.remove()
 
     def _require_causal(self) -> None:
-        """Two sequences that begin alike: the logits at the end of what they share."""
+        """Compare two sequences with the same prompt: their logits after it must not depend on the response.
+
+        Raises:
+            UserError: They do, or they are not finite.
+        """
         first, second = (self.plain[0, 0, kind].next for kind in (CHOSEN, REJECTED))
         if not (first.isfinite().all() and second.isfinite().all()):
             raise UserError(
@@ -228,9 +209,10 @@ class _Trial:
                 f"{share:.1g} of their size): it is an encoder; give a causal language model",
             )
 
-    # ---- ours -----------------------------------------------------------------------------------------
+    # ---- the fast ways --------------------------------------------------------------------------------
 
     def run(self, packing: bool | None) -> Checked:
+        """Try packing and all shortcuts together. If results differ, try them one by one."""
         self._require_causal()
         packed, why_not = self._packed_layout(packing)
         everything = Shortcuts(True, True, True) if self.policy.decoder is not None else Shortcuts(hooks=False)
@@ -239,7 +221,7 @@ class _Trial:
         return self._piece_by_piece(packing, packed, why_not)
 
     def _packed_layout(self, packing: bool | None) -> tuple[Layout | None, str]:
-        """How rows would be packed; or None, and why they are not."""
+        """Return how rows would be packed; or None, and the reason why they cannot be packed."""
         if packing is False:
             return None, ""
         implementation = str(self.model.config._attn_implementation)
@@ -251,11 +233,15 @@ class _Trial:
         beyond = [w for w in windows(self.model.config) if w >= LONGEST_TRIAL and (longest is None or w < longest)]
         known = getattr(self.model.config.get_text_config(), "sliding_window", None)
         if any(window != known for window in beyond):
-            return None, f"a window of {beyond[0]} tokens, longer than is tried"
+            return None, f"a window of {beyond[0]} tokens is too long for a trial"
         return layout, ""
 
     def _piece_by_piece(self, packing: bool | None, packed: Layout | None, why_not: str) -> Checked:
-        """The padded plain way, and then whatever can be added to it."""
+        """Try padded rows the plain way. Then add the shortcuts and packing, each if results stay the same.
+
+        Raises:
+            UserError: Padding changes results, or ``packing`` is True and changes results.
+        """
         layout, shortcuts = Layout(), Shortcuts()
         difference = self._difference(layout, shortcuts, _CERTAIN * self.tolerance)
         if difference and self.policy.decoder is not None:
@@ -279,15 +265,15 @@ class _Trial:
         if packed is not None:
             why_not = self._difference(packed, shortcuts)
             layout = layout if why_not else packed
-        self._tell(reasons, why_not)
+        self._warn(reasons, why_not)
         if packing and not layout.packed:
             raise UserError("model.packing", f"{self.name} cannot run packed rows ({why_not}); set it to null or false")
         return self._checked(layout, shortcuts)
 
-    def _tell(self, reasons: Mapping[str, str], why_not_packed: str) -> None:
+    def _warn(self, reasons: Mapping[str, str], why_not_packed: str) -> None:
         consequences = {
-            "hooks": "hidden states are taken from those of all layers, which takes more memory",
-            "two_parts": "the logits of all tokens are made at once, which takes more memory",
+            "hooks": "the hidden states of all layers are kept, which takes more memory",
+            "two_parts": "the logits of all tokens are computed at once, which takes more memory",
             "early_end": "prompts alone run all layers, which takes more time",
         }
         if why_not_packed:
@@ -300,7 +286,7 @@ class _Trial:
         return Checked(layout, shortcuts, self.returns, width)
 
     def _difference(self, layout: Layout, shortcuts: Shortcuts, tolerance: float | None = None) -> str:
-        """In words, how ``layout`` run with ``shortcuts`` differs from the plain way; empty if it does not."""
+        """Describe how ``layout`` with ``shortcuts`` differs from the plain way. Empty: it does not differ."""
         self.policy.shortcuts, self.policy.layer_returns = shortcuts, self.returns
         prompts = [Row(row.prompt, (), row.example, row.language, NO_RESPONSE) for row in self.rows if row.leads]
         try:
@@ -321,7 +307,7 @@ class _Trial:
                         _note(worst, "hidden states", found.states[index], expected.state)
                     if found.pooled is not None:
                         _note(worst, "hidden states", found.pooled[index], expected.mean)
-        except Exception as error:  # foreign code, which may stumble over a mask or a missing part in any way
+        except Exception as error:  # the model's own code may fail in any way with a mask or a missing part
             return f"{type(error).__name__}: {first_line(error)}"[:160]
         finally:
             self.policy.shortcuts = Shortcuts()
@@ -341,24 +327,6 @@ class _Trial:
         return self.plain[example, language, CHOSEN if kind == NO_RESPONSE else kind]
 
 
-def trial_rows(config: PreTrainedConfig, exceed: int) -> list[Row]:
-    """Three prompts, one of them with two responses: unequal in length, one sequence of more than ``exceed`` tokens."""
-    tokens = trial_tokens(config)
-
-    def take(count: int) -> tuple[int, ...]:
-        return tuple(itertools.islice(tokens, count))
-
-    # The first two are as long together as the last two, and the first prompt is as long as the others together: packed
-    # rows make one block, with no padding. What takes time is to read the weights, once for each pass.
-    first = take(5)
-    return [
-        Row(first, take(max(5, exceed)), 0, 0, CHOSEN),
-        Row(first, take(3), 0, 0, REJECTED, leads=False),
-        Row(take(3), take(4), 1, 0, CHOSEN),
-        Row(take(2), take(4), 1, 1, CHOSEN),
-    ]
-
-
 def _places(block: Any) -> list[tuple[int, int, int]]:
     return list(zip(block.example.tolist(), block.language.tolist(), block.kind.tolist(), strict=True))
 
@@ -368,8 +336,8 @@ def _note(worst: dict[str, float], name: str, found: Tensor, expected: Tensor) -
 
 
 @contextmanager
-def _hooks_as_they_were(model: PreTrainedModel) -> Iterator[None]:
-    """Remove, in the end, the hooks that ``output_hidden_states`` leaves in a model, which slow a compiled one down."""
+def _restored_hooks(model: PreTrainedModel) -> Iterator[None]:
+    """Remove at the end the hooks that ``output_hidden_states`` leaves in a model. They slow down a compiled model."""
     flag = "_output_capturing_hooks_installed"
     before = [(module, module._forward_hooks.copy(), flag in module.__dict__) for module in model.modules()]
     try:

@@ -14,10 +14,14 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 def replace_tensors(module: nn.Module, make: Callable[[Tensor], Tensor]) -> None:
-    """Put what ``make`` gives for each parameter and buffer of ``module`` in its place.
+    """Replace every parameter and buffer of a module.
 
-    Parameters stay parameters, trained or not. Tensors that are one, as tied embeddings are, stay one. And
-    buffers that no checkpoint has, such as rotary frequencies, are among them.
+    Parameters stay parameters and keep ``requires_grad``. Tensors that are shared, such as tied embeddings, stay
+    shared. Buffers that no checkpoint contains, such as rotary frequencies, are replaced too.
+
+    Args:
+        module: The module, which is changed in place.
+        make: Returns the new tensor for an old one.
     """
     made: dict[int, Tensor] = {}
     for owner in module.modules():
@@ -35,11 +39,14 @@ def replace_tensors(module: nn.Module, make: Callable[[Tensor], Tensor]) -> None
 
 @contextmanager
 def precision_kept(module: nn.Module) -> Iterator[None]:
-    """What is converted within it stays in the dtype that transformers' ``from_pretrained`` would have given it.
+    """Keep some dtypes when a module is converted inside the context: those that ``from_pretrained`` would keep.
 
-    That is constants, and the weights that a model keeps in float32 beside those in half precision (the routers of some
-    mixtures of experts). Otherwise rotary frequencies would be rounded, and every position with them, unlike in the
-    model that was loaded and the one that is exported.
+    These are the dtypes of constants, and of weights that a model keeps in float32 when the others are in half
+    precision (the routers of some mixtures of experts). Otherwise rotary frequencies, and so all positions, would be
+    rounded, unlike in the model that was loaded and in the one that is exported.
+
+    Args:
+        module: The module.
     """
     buffers = [
         (owner, name, buffer)
@@ -60,12 +67,12 @@ def precision_kept(module: nn.Module) -> Iterator[None]:
 
 
 def _kept_in_float32(module: nn.Module, half: torch.dtype) -> Iterator[tuple[nn.Module, str, Tensor]]:
-    """What is in float32 and stays there in a model in ``half``: the owner, a name, and the tensor."""
+    """Find the tensors that stay in float32 when a model is in ``half``: their owners, names and values."""
     for model in module.modules():
         if not isinstance(model, PreTrainedModel):
             continue
         patterns = [*(model._keep_in_fp32_modules_strict or ())]
-        if half == torch.float16:  # whose range some weights overflow
+        if half == torch.float16:  # some weights exceed its range
             patterns += model._keep_in_fp32_modules or ()
         if not patterns:
             continue

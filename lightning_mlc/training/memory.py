@@ -30,9 +30,9 @@ from lightning_mlc.distributed.tensor_parallel import OPTION
 from lightning_mlc.errors import UserError, first_line
 from lightning_mlc.models.attention import packed_layout_of
 from lightning_mlc.models.forward import run_batch
+from lightning_mlc.models.layers import num_layers, resolve_layer
 from lightning_mlc.models.loading import dtype_of
-from lightning_mlc.models.parts import num_layers
-from lightning_mlc.models.policy import Policy, Shortcuts, resolve_layer
+from lightning_mlc.models.policy import Policy, Shortcuts
 from lightning_mlc.models.tensors import replace_tensors
 from lightning_mlc.sources import load_config
 from lightning_mlc.training.module import AlignmentModule

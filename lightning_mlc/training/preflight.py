@@ -9,9 +9,8 @@ from lightning_mlc.data.datamodule import MultilingualData
 from lightning_mlc.distributed.sharding import FSDP2, require_supported
 from lightning_mlc.errors import UserError
 from lightning_mlc.lightning_internals import finds_unused_parameters
+from lightning_mlc.models.layers import num_layers, resolve_layer
 from lightning_mlc.models.loading import dtype_of
-from lightning_mlc.models.parts import num_layers
-from lightning_mlc.models.policy import resolve_layer
 from lightning_mlc.processes import require_same
 from lightning_mlc.reference import ReferenceSettings
 from lightning_mlc.sources import load_config

@@ -153,7 +153,7 @@ class System:
         if not self.is_checkpoint or self.provenance is None or self.provenance.representation is None:
             return None
         from lightning_mlc.consistency import Consistency, Representation
-        from lightning_mlc.models.policy import resolve_layer
+        from lightning_mlc.models.layers import resolve_layer
 
         prefix = "representation."
         state = self._checkpoint["state_dict"]

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 from lightning_mlc.data.row_layout import Layout
 from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, Row, TokenRows
 from lightning_mlc.errors import UserError
-from lightning_mlc.models.policy import Policy, resolve_layer
+from lightning_mlc.models.layers import resolve_layer
+from lightning_mlc.models.policy import Policy
 from lightning_mlc.models.self_check import self_check
 
 ROWS = [

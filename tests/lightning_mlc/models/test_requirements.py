@@ -78,7 +78,7 @@ def require(path: Path, config: PreTrainedConfig, lora: LoRA | None = None, toke
 
 def test_ids_that_have_no_embedding(tmp_path: Path) -> None:
     require(tmp_path, LlamaConfig(**SIZES), token=127)
-    with pytest.raises(UserError, match=r"ids up to 128, and .* embeds 128 tokens \(0 to 127\)"):
+    with pytest.raises(UserError, match=r"ids up to 128, but .* embeds 128 tokens \(0 to 127\)"):
         require(tmp_path, LlamaConfig(**SIZES), token=128)
 
 
@@ -92,7 +92,7 @@ def test_sequences_beyond_the_positions_that_were_learnt(tmp_path: Path, kind: s
         with pytest.raises((IndexError, RuntimeError)):
             model(input_ids=torch.full((1, 41), 5), use_cache=False)
     require(tmp_path, config, length=40)
-    with pytest.raises(UserError, match=r"^data\.max_prompt_length: .* up to 41 tokens, and .* learnt 40 positions"):
+    with pytest.raises(UserError, match=r"^data\.max_prompt_length: .* up to 41 tokens, but .* learnt 40 positions"):
         require(tmp_path, config, length=41)
 
 
@@ -107,7 +107,7 @@ def test_positions_that_depend_on_the_batch(tmp_path: Path, caplog: pytest.LogCa
         require(tmp_path, config, length=16)
         assert not caplog.records
         require(tmp_path, config, length=17)
-    assert "positions of kind dynamic depend on the longest sequence of a pass beyond 16 tokens" in caplog.text
+    assert "positions of type dynamic depend on the longest sequence of a pass beyond 16 tokens" in caplog.text
 
 
 SHARED: dict[str, tuple[Callable[[], PreTrainedConfig], str | list[str], str]] = {

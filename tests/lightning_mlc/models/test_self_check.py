@@ -30,7 +30,8 @@ from transformers import (
 from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, Row
 from lightning_mlc.errors import UserError
 from lightning_mlc.models.policy import Policy
-from lightning_mlc.models.self_check import self_check, trial_length, windows
+from lightning_mlc.models.self_check import self_check
+from lightning_mlc.models.trials import trial_length, windows
 
 SIZES: dict[str, Any] = {
     "vocab_size": 128,
