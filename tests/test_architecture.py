@@ -113,3 +113,35 @@ def test_the_kernels_import_nothing_of_the_rest() -> None:
     kernels = [module for module in MODULES if module.split(".")[0] == "mlc_kernels"]
     assert len(kernels) > 5
     assert {name for module in kernels for name in imported_by(module) if not name.startswith("mlc_kernels")} == set()
+
+
+LONGEST = {ast.Module: 400, ast.ClassDef: 300, ast.FunctionDef: 60, ast.AsyncFunctionDef: 60}
+"""Most lines of a file, a class and a function. Docstrings of classes and functions do not count."""
+TABLES = {"lightning_mlc.evaluation.judges.phrases", "mlc_kernels.loss_kernels"}
+"""Not measured: phrases by language, and kernels, which Triton compiles as one function."""
+
+
+def lines_of(node: ast.AST, text: str) -> int:
+    if isinstance(node, ast.Module):
+        return len(text.splitlines())
+    assert isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+    assert node.end_lineno is not None
+    length = node.end_lineno - node.lineno + 1
+    first = node.body[0]
+    if ast.get_docstring(node) is not None and first.end_lineno is not None:
+        length -= first.end_lineno - first.lineno + 1
+    return length
+
+
+def test_files_classes_and_functions_are_short() -> None:
+    benchmarks = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in (ROOT / "benchmarks").rglob("*.py")}
+    measured = [
+        (module, getattr(node, "name", "file"), lines_of(node, text), LONGEST[type(node)])
+        for module, path in sorted((MODULES | benchmarks).items())
+        if module not in TABLES
+        for text in [path.read_text(encoding="utf-8")]
+        for node in ast.walk(ast.parse(text))
+        if type(node) in LONGEST
+    ]
+    assert len(measured) > 1000
+    assert [found for found in measured if found[2] > found[3]] == []

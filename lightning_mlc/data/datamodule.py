@@ -121,7 +121,6 @@ class MultilingualData(LightningDataModule):
         self.languages: tuple[str, ...] = ()
         """Languages of the data, the source language first."""
         self.kind: DataKind = "single"
-        """What responses the examples have."""
         self.pad_id = 0
         self._chat: ChatTokenizer | None = None
         self._tables: dict[str, Dataset] = {}

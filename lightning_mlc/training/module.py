@@ -334,7 +334,6 @@ class AlignmentModule(LightningModule):
         metrics, self.validation_cosines = self.validation.results()
         self.validation_results = {f"{split}/{name}": value for name, value in metrics.items()}
         self.log_dict(dict(self.validation_results), sync_dist=False, rank_zero_only=False)
-        self.validation.reset()
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
         """Greedy responses to the prompts, in every language."""
