@@ -34,12 +34,14 @@ class DataParallel:
     @classmethod
     def of(cls, trainer: Trainer) -> Self:
         """As the strategy of ``trainer`` has it, whose processes have met."""
-        found = trainer.distributed_sampler_kwargs  # None of a strategy of one process
+        from lightning_mlc.lightning_internals import examples_share  # here, because importing Lightning takes seconds
+
+        found = examples_share(trainer)
         if found is None:
             return cls()
-        size = int(found["num_replicas"])
+        size, rank = found
         together = trainer.world_size // size
-        return cls(size, int(found["rank"]), together, trainer.global_rank % together == 0)
+        return cls(size, rank, together, trainer.global_rank % together == 0)
 
 
 def is_first() -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
@@ -29,7 +29,7 @@ from lightning_mlc.checkpoints.format import (
     unfinished_name,
 )
 from lightning_mlc.errors import UserError, did_you_mean
-from lightning_mlc.lightning_internals import ends_window
+from lightning_mlc.lightning_internals import CheckpointHooks, ends_window, rewind_to_step, validation_follows
 from lightning_mlc.processes import raise_together
 
 VALIDATION = "val/"
@@ -70,7 +70,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         remove(Path(path))
 
 
-class Checkpoint(ModelCheckpoint):
+class Checkpoint(CheckpointHooks):
     """Lightning's, which saves only what can be resumed from exactly, and leaves behind what one run would.
 
     A step that is followed by validation is saved after that: resumed before it, Lightning would leave it out.
@@ -105,8 +105,7 @@ class Checkpoint(ModelCheckpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         if self._resumes_own(trainer):  # whose newest checkpoint is there
-            self._last_global_step_saved = trainer.global_step
-            self._last_checkpoint_saved = str(trainer.ckpt_path)
+            self.mark_saved(trainer.global_step, str(trainer.ckpt_path))
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # The validation before training shows what there is; Lightning would tell after hours, at the first save.
@@ -119,8 +118,9 @@ class Checkpoint(ModelCheckpoint):
                 self._require_metric(trainer, option, monitor)
 
     def _require_metric(self, trainer: Trainer, option: str, monitor: str) -> None:
-        known = [name for name in self._monitor_candidates(trainer) if "/" in name]
-        if monitor not in self._monitor_candidates(trainer):
+        metrics = self.known_metrics(trainer)
+        if monitor not in metrics:
+            known = [name for name in metrics if "/" in name]
             few = f"there are {', '.join(sorted(known)[:4])}, ..." if known else "nothing is validated"
             raise UserError(option, f"there is no metric {monitor}" + did_you_mean(monitor, known, f"; {few}"))
 
@@ -136,51 +136,46 @@ class Checkpoint(ModelCheckpoint):
         if self.monitor is not None and not self.monitor.startswith(VALIDATION) and not self._is_monitored:
             self._require_metric(trainer, "checkpoint.monitor", self.monitor)
             self._is_monitored = True
-        self._validation_follows = _validation_follows(trainer)
+        self._validation_follows = validation_follows(trainer)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         self._validation_follows = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._due and not trainer.sanity_checking:
             self._due = False
-            self._save_now(trainer)
+            self.save_now(trainer)
         super().on_validation_end(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Lightning would leave out the steps after the last that `every_n_train_steps` divides.
-        if self.monitor is None and not self._should_skip_saving_checkpoint(trainer):
-            self._save_now(trainer)
+        if self.monitor is None and self.can_save(trainer):
+            self.save_now(trainer)
         super().on_train_end(trainer, pl_module)
 
-    def _save_now(self, trainer: Trainer) -> None:
-        candidates = self._monitor_candidates(trainer)
-        self._save_topk_checkpoint(trainer, candidates)
-        self._save_last_checkpoint(trainer, candidates)
-
-    def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+    def write_best(self, trainer: Trainer, metrics: dict[str, Tensor]) -> None:
         if self._validation_follows:
             self._due = True
         else:
-            super()._save_topk_checkpoint(trainer, monitor_candidates)
+            super().write_best(trainer, metrics)
 
-    def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+    def write_last(self, trainer: Trainer, metrics: dict[str, Tensor]) -> None:
         if not self._validation_follows:
-            super()._save_last_checkpoint(trainer, monitor_candidates)
+            super().write_last(trainer, metrics)
 
-    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+    def write(self, trainer: Trainer, path: str) -> None:
         error = None
         try:
-            super()._save_checkpoint(trainer, filepath)
+            super().write(trainer, path)
         except UserError as found:
             error = found
             trainer.strategy.barrier()  # at which the processes that have nothing to write wait
         raise_together(error)
 
-    def _should_remove_checkpoint(self, trainer: Trainer, previous: str, current: str) -> bool:
+    def may_remove(self, trainer: Trainer, previous: str, current: str) -> bool:
         # Lightning's spares what a run was resumed from, so that each resumption would leave a checkpoint behind.
         if previous != current and self._resumes_own(trainer) and Path(previous).resolve() == _resumed_from(trainer):
             return True
-        return super()._should_remove_checkpoint(trainer, previous, current)
+        return super().may_remove(trainer, previous, current)
 
     def _resumes_own(self, trainer: Trainer) -> bool:
         """Whether the run goes on from a checkpoint in the folder that it writes to."""
@@ -195,36 +190,12 @@ class Checkpoint(ModelCheckpoint):
         # To save takes all processes, and one that failed alone would wait for the others for ever.
         if trainer.world_size > 1 and not isinstance(exception, SIGTERMException):
             return
-        _rewind_to_step(trainer)
-        if self.monitor is not None or not self._should_save_on_exception(trainer):
+        rewind_to_step(trainer)
+        if self.monitor is not None or not self.can_save_on_exception(trainer):
             super().on_exception(trainer, pl_module, exception)
         else:  # as at any other step, so that the run that goes on knows of it and replaces it
-            self._save_now(trainer)
-
-
-def _validation_follows(trainer: Trainer) -> bool:
-    """Whether Lightning validates after the batch that has just ended."""
-    loop: Any = trainer.fit_loop
-    if trainer._val_check_time_interval is not None or not sum(trainer.num_val_batches):  # type: ignore[attr-defined]
-        return False  # by time, processes might disagree
-    return bool(loop.epoch_loop._should_check_val_fx(loop._data_fetcher))
+            self.save_now(trainer)
 
 
 def _resumed_from(trainer: Trainer) -> Path | None:
     return None if trainer.ckpt_path is None else Path(trainer.ckpt_path).resolve()
-
-
-def _rewind_to_step(trainer: Trainer) -> None:
-    """Count only the micro-batches that the weights have seen: gradients of a step begun are not saved."""
-    loop = trainer.fit_loop.epoch_loop
-    progress: Any = loop.batch_progress
-    beyond = 0 if progress.is_last_batch else progress.current.processed % trainer.accumulate_grad_batches
-    for counts in (progress.current, progress.total):
-        counts.ready = counts.started = counts.completed = counts.processed = counts.processed - beyond
-    if trainer.validating:
-        # To Lightning the mark of a validation that was interrupted, which it then runs from the beginning.
-        evaluated: Any = loop.val_loop.batch_progress
-        for counts in (evaluated.current, evaluated.total):
-            counts.ready = counts.started = 1
-            counts.processed = counts.completed = 0
-        evaluated.is_last_batch = False

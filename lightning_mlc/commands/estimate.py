@@ -25,11 +25,11 @@ class EstimateCLI(TrainingCLI):
 
     def instantiate_classes(self) -> None:
         self.config_init = self.parser.instantiate_classes(self.config)
-        self.model = self._get(self.config_init, "model")
-        self.datamodule = self._get(self.config_init, "data")
+        self.model = self.instantiated("model")
+        self.datamodule = self.instantiated("data")
         tell(self._precision_line)
 
-    def _run_subcommand(self, subcommand: str) -> None:
+    def run_subcommand(self, subcommand: str) -> None:
         module, data = self.model, self.datamodule
         assert isinstance(module, AlignmentModule)
         assert isinstance(data, MultilingualData)

@@ -28,6 +28,7 @@ from lightning_mlc.data import MultilingualData
 from lightning_mlc.distributed.sharding import require_supported
 from lightning_mlc.errors import Interrupted, UserError
 from lightning_mlc.files.paths import expand_all, expanded
+from lightning_mlc.lightning_internals import CommandLine
 from lightning_mlc.objectives import Objective, Sum
 from lightning_mlc.processes import is_first, lost_another
 from lightning_mlc.training.callbacks import EvaluationReport, PredictionWriter, Progress
@@ -58,7 +59,7 @@ class SaveConfig(SaveConfigCallback):
             self.parser.save(self.config, folder / CONFIG, skip_none=False, overwrite=True)
 
 
-class TrainingCLI(LightningCLI):
+class TrainingCLI(CommandLine):
     """One ``out`` folder per run, and YAML as the only truth about it."""
 
     _begins = True
@@ -113,13 +114,10 @@ class TrainingCLI(LightningCLI):
 
     def _explain(self, error: argparse.ArgumentError, args: list[str]) -> UserError:
         command = f"lightning-mlc {args[0]}"
-        found = explain(error, [self._subcommand_parsers[args[0]]], command)
+        found = explain(error, [self.subcommand_parser(args[0])], command)
         if found.option == "model.name_or_path" and "--model.name_or_path" not in args:
             return UserError(found.option, f"is not set; give it, or a configuration: {command} --config FILE")
         return found
-
-    def _parse_ckpt_path(self) -> None:
-        """A checkpoint never overrides the configuration: Lightning's own method would let it."""
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
@@ -182,18 +180,17 @@ class TrainingCLI(LightningCLI):
             callbacks.append(PredictionWriter())
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
-    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        if config["fast_dev_run"]:  # which writes nothing
+    def make_trainer(self, options: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        if options["fast_dev_run"]:  # which writes nothing
             callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
-        require_supported(config["strategy"])
+        require_supported(options["strategy"])
         try:
-            return super()._instantiate_trainer(config, callbacks)
+            return super().make_trainer(options, callbacks)
         except (ValueError, MisconfigurationException) as error:  # options that Lightning itself refuses
             raise UserError("trainer", " ".join(str(error).split())) from error
 
-    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        keywords = super()._prepare_subcommand_kwargs(subcommand)
-        keywords["weights_only"] = True  # a checkpoint is data, not code
+    def method_keywords(self, subcommand: str) -> dict[str, Any]:
+        keywords = {"weights_only": True}  # a checkpoint is data, not code
         if subcommand in ("validate", "test"):
             keywords["verbose"] = False  # the report has the numbers
         if subcommand == "predict":

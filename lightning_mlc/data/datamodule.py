@@ -31,6 +31,7 @@ from lightning_mlc.data.tokenization import ChatTokenizer
 from lightning_mlc.data.windows import Division
 from lightning_mlc.errors import UserError
 from lightning_mlc.files.paths import expanded
+from lightning_mlc.lightning_internals import adds_distributed_sampler, epoch_and_batches_done
 from lightning_mlc.processes import DataParallel
 
 Split = Literal["train", "val", "test", "predict"]
@@ -276,15 +277,9 @@ class MultilingualData(LightningDataModule):
         return Division(accumulate, self.share.size, self.share.rank)
 
     def _progress(self) -> tuple[int, int]:
-        """The current epoch and how many of its micro-batches are done, also right after a resumption."""
+        """The current epoch and the number of its micro-batches that are done, also right after a resumption."""
         assert self.trainer is not None
-        loop = self.trainer.fit_loop
-        micro_batches: Any = loop.epoch_loop.batch_progress
-        if micro_batches.is_last_batch:
-            # A checkpoint of an epoch's end: Lightning counts the epoch as done only after it has asked for batches.
-            epochs: Any = loop.epoch_progress.current
-            return int(epochs.started), 0
-        return self.trainer.current_epoch, int(micro_batches.current.processed)
+        return epoch_and_batches_done(self.trainer)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         return self._evaluation_loader("val", self.collator().evaluation) if self._rows.get("val") else []
@@ -377,7 +372,7 @@ def _require_supported(trainer: Trainer) -> None:
     if trainer.overfit_batches:  # type: ignore[attr-defined]
         raise UserError("trainer.overfit_batches", "is not supported; give a small data.train_path instead")
     # Lightning's own sampler would divide this process's share among the processes once more.
-    if trainer._accelerator_connector.use_distributed_sampler:
+    if adds_distributed_sampler(trainer):
         raise UserError(
             "trainer.use_distributed_sampler",
             "is not supported: examples are already divided among the processes; leave it out, or set it to false",

@@ -46,6 +46,7 @@ from lightning_mlc.data.batches import Batch, Normalizers
 from lightning_mlc.data.rows import NO_RESPONSE, Row, TokenRows
 from lightning_mlc.distributed import tensor_parallel
 from lightning_mlc.errors import UserError
+from lightning_mlc.lightning_internals import move_except, set_backend, set_data_parallel_size
 from lightning_mlc.models.policy import Policy
 from lightning_mlc.models.tensors import replace_tensors
 
@@ -98,10 +99,10 @@ class FSDP2(ModelParallelStrategy):
                 f"{together} does not divide the {processes} processes; "
                 "give a number that does, or another trainer.devices",
             )
-        self._data_parallel_size = processes // together
+        set_data_parallel_size(self, processes // together)
         if self.cpu_offload and self.root_device.type == "cuda":
             # The norm of gradients in CPU memory is summed over the processes there.
-            self._process_group_backend = "cpu:gloo,cuda:nccl"
+            set_backend(self, "cpu:gloo,cuda:nccl")
         super().setup_environment()
         # Counts are exchanged without waiting for the GPU.
         self._cpu_group = distributed.new_group(backend="gloo")
@@ -109,10 +110,7 @@ class FSDP2(ModelParallelStrategy):
     def model_to_device(self) -> None:
         """Move what is not sharded; the shards are where they belong, under ``cpu_offload`` in CPU memory."""
         assert self.lightning_module is not None
-        device = self.root_device
-        module: Any = self.lightning_module
-        module._apply(lambda tensor: tensor if _is_part(tensor) else tensor.to(device))
-        module._device = device  # as its own `to` would
+        move_except(self.lightning_module, self.root_device, stays=_is_part)
 
     # ---- sharding -----------------------------------------------------------------------------------
 

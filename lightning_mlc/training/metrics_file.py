@@ -5,18 +5,16 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_mlc.errors import UserError
+from lightning_mlc.lightning_internals import MetricsLoggerHooks, MetricsWriterHooks
 
-METRICS = ExperimentWriter.NAME_METRICS_FILE
+METRICS = MetricsWriterHooks.NAME_METRICS_FILE
 """Its name in a run's folder."""
 
 
-class MetricsFile(CSVLogger):
+class MetricsFile(MetricsLoggerHooks):
     """Lightning's CSV logger for a fixed folder, written row by row.
 
     Lightning's own deletes the file of an earlier run in the same folder, and keeps a hundred steps in memory that a
@@ -26,14 +24,9 @@ class MetricsFile(CSVLogger):
     def __init__(self, folder: str) -> None:
         super().__init__(folder, name="", version="", flush_logs_every_n_steps=1)
 
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> _Writer:
-        if self._experiment is None:
-            Path(self.root_dir).mkdir(parents=True, exist_ok=True)
-            self._experiment = _Writer(self.log_dir)
-        assert isinstance(self._experiment, _Writer)
-        return self._experiment
+    def make_writer(self) -> _Writer:
+        Path(self.root_dir).mkdir(parents=True, exist_ok=True)
+        return _Writer(self.log_dir)
 
     def save(self) -> None:
         try:
@@ -49,12 +42,14 @@ class MetricsFile(CSVLogger):
     @rank_zero_only
     def continue_from(self, steps: int) -> None:
         """Drop rows of the optimizer steps (from 0) that a run makes again if it goes on after ``steps`` of them."""
-        self.experiment.continue_from(steps)
+        writer = self.experiment
+        assert isinstance(writer, _Writer)
+        writer.continue_from(steps)
 
 
-class _Writer(ExperimentWriter):
-    def _check_log_dir_exists(self) -> None:
-        """Keep what is there."""
+class _Writer(MetricsWriterHooks):
+    def continue_file(self) -> None:
+        """Take over the columns of the file, if it exists."""
         if Path(self.metrics_file_path).is_file():
             with Path(self.metrics_file_path).open(newline="") as file:
                 self.metrics_keys = list(csv.DictReader(file).fieldnames or [])

@@ -19,6 +19,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning_mlc.checkpoints.provenance import Provenance
 from lightning_mlc.data import MultilingualData
 from lightning_mlc.errors import UserError
+from lightning_mlc.lightning_internals import number_logs_by_step, restart_batches
 from lightning_mlc.processes import DataParallel, is_first, raise_together
 from lightning_mlc.training.metrics_file import MetricsFile
 from lightning_mlc.training.recipe import describe_optimizer
@@ -161,12 +162,10 @@ class ExactResume(Callback):
                 its_logger.continue_from(trainer.global_step)
         # A schedule asks for the number of batches, and with it for the first ones: before the checkpoint is read, and
         # from workers that a signal ends.
-        fetcher: Any = trainer.fit_loop._data_fetcher
-        iter(fetcher)
+        restart_batches(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        # By this Lightning numbers what it logs; a run resumed at the start of an epoch would be one ahead.
-        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        number_logs_by_step(trainer)
         place = [self._seed, trainer.current_epoch, batch_idx, DataParallel.of(trainer).rank]
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1))
 

@@ -11,6 +11,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import distributed
 
+from lightning_mlc.lightning_internals import after_signal_handlers, stop_signal_broadcast
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -29,20 +31,13 @@ class EndWhenAsked(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.world_size > 1:
             self._group = distributed.new_group(backend="gloo")  # which does not wait for a GPU
-        # Lightning sets its handlers after this, and before the processes that prepare batches, which inherit them. In
-        # its place, not in a later hook; at the end it puts back what was there before.
-        connector: Any = trainer._signal_connector
-        set_handlers = connector.register_signal_handlers
+        after_signal_handlers(trainer, self._listen)
+        stop_signal_broadcast(trainer)
 
-        def listen() -> None:
-            set_handlers()
-            if threading.current_thread() is threading.main_thread():
-                for number in SIGNALS:
-                    signal.signal(number, self._take_note)
-
-        connector.register_signal_handlers = listen
-        # Tells the processes of a signal before each batch, by way of the GPU.
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    def _listen(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                signal.signal(number, self._take_note)
 
     def _take_note(self, *_: Any) -> None:
         # Workers that prepare batches do so too, and nothing else: a scheduler may signal all processes there are.
