@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing import Pipe
 from pathlib import Path
 
@@ -13,19 +14,25 @@ import torch
 from conftest import example_rows, write_jsonl
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from benchmarks import gpu, memory, train_step, workers
+from benchmarks import gpu, memory, train_step
 from benchmarks.architectures import ARCHITECTURES
 from benchmarks.published import IGNORED, Pair, collate
-from benchmarks.train_step import Measured, Parity, Target, disagreement, ratio, result, targets, verdicts
-from benchmarks.workers import Counts, Memory, Settings, Step, Turns, plan
+from benchmarks.steps.measuring import Measured, disagreement
+from benchmarks.steps.ours import _arguments
+from benchmarks.steps.parity import Parity
+from benchmarks.steps.reporting import verdicts, write
+from benchmarks.steps.results import Target, ratio, result, targets
+from benchmarks.steps.settings import StepSettings, plan
+from benchmarks.steps.turns import Counts, Memory, Step, Turns
+from benchmarks.steps.variants import VARIANTS
 from lightning_mlc.sources import ModelSource
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def settings(tiny_model: Path, tmp_path: Path) -> Settings:
-    return Settings(
+def settings(tiny_model: Path, tmp_path: Path) -> StepSettings:
+    return StepSettings(
         model=ModelSource(str(tiny_model)),
         data=str(write_jsonl(tmp_path / "pairs.jsonl", example_rows(16))),
         languages=("en", "sw", "zh"),
@@ -43,14 +50,14 @@ def settings(tiny_model: Path, tmp_path: Path) -> Settings:
     )
 
 
-def take(variant: str, settings: Settings) -> tuple[list[Step], list[Counts]]:
+def take(variant: str, settings: StepSettings) -> tuple[list[Step], list[Counts]]:
     """Run a variant in this process, with every step asked for in advance."""
     planned = plan(settings)
     here, there = Pipe()
     for _ in range(len(planned) + 1):
         here.send("next")
     turns = Turns(there, CPU)
-    workers.VARIANTS[variant](settings, planned, turns)
+    VARIANTS[variant](settings, planned, turns)
     turns.count()
     assert here.recv() == "ready"
     steps = [here.recv() for _ in planned]
@@ -61,9 +68,9 @@ def take(variant: str, settings: Settings) -> tuple[list[Step], list[Counts]]:
 # ---- the variants --------------------------------------------------------------------------------------------------
 
 
-def test_published_recipe_and_ours_are_the_same_mathematics(settings: Settings, tmp_path: Path) -> None:
+def test_published_recipe_and_ours_are_the_same_mathematics(settings: StepSettings, tmp_path: Path) -> None:
     """Two implementations, one that pads everything together and one that does not, over some optimizer steps."""
-    settings = workers.replace(settings, extractor=str(tmp_path / "extractor.safetensors"))
+    settings = replace(settings, extractor=str(tmp_path / "extractor.safetensors"))
     ours, _ = take("dpo_mlc", settings)
     theirs, _ = take("published", settings)
     assert [step.ids for step in ours] == [step.ids for step in theirs]
@@ -73,8 +80,8 @@ def test_published_recipe_and_ours_are_the_same_mathematics(settings: Settings, 
     assert ours[-1].loss < ours[0].loss - 0.01  # so far do the weights move meanwhile
 
 
-def test_what_is_counted_is_what_can_be_counted_by_hand(settings: Settings) -> None:
-    settings = workers.replace(settings, warm_up=1, steps=2, counted_steps=2)
+def test_what_is_counted_is_what_can_be_counted_by_hand(settings: StepSettings) -> None:
+    settings = replace(settings, warm_up=1, steps=2, counted_steps=2)
     pairs = plan(settings)[1]
     _, (counts, _) = take("published", settings)
     rows, length = 2 * 2 + 2 * 3, max(len(p.prompts[0]) + max(len(p.chosen), len(p.rejected)) for p in pairs)
@@ -96,8 +103,8 @@ def test_what_is_counted_is_what_can_be_counted_by_hand(settings: Settings) -> N
     assert counts.flops in (expected, expected + angles)
 
 
-def test_dpo_alone_runs_the_pairs_alone(settings: Settings) -> None:
-    settings = workers.replace(settings, warm_up=0, steps=2, counted_steps=1)
+def test_dpo_alone_runs_the_pairs_alone(settings: StepSettings) -> None:
+    settings = replace(settings, warm_up=0, steps=2, counted_steps=1)
     _, (counts,) = take("dpo", settings)
     real = sum(pair.pair_tokens for pair in plan(settings)[0])
     prompts = sum(len(pair.prompts[0]) for pair in plan(settings)[0])
@@ -246,7 +253,7 @@ def test_parity_does_not_hold_of_nan() -> None:
     ],
 )
 def test_what_is_refused(
-    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+    settings: StepSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
     given = ["--model", settings.model.name_or_path, "--data", settings.data, "--out", str(tmp_path / "out")]
     assert train_step.main([*given, *options]) == 2
@@ -254,17 +261,15 @@ def test_what_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_options_for_all_are_options_of_fit(settings: Settings) -> None:
+def test_options_for_all_are_options_of_fit(settings: StepSettings) -> None:
     """What `--set` refuses is spelled as the command spells it."""
-    given = {
-        argument.split("=")[0] for argument in workers._arguments(settings, 0.8, Path("out"), 1, workers.OnRequest)
-    }
+    given = {argument.split("=")[0] for argument in _arguments(settings, 0.8, Path("out"), 1)}
     assert {f"--{key}" for key in train_step.OWN_OPTIONS} <= given
 
 
 @pytest.mark.slow
 def test_no_ratio_of_variants_that_disagree(
-    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    settings: StepSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The whole command, with ours at another temperature, which is another loss."""
     out = tmp_path / "out"
@@ -295,7 +300,7 @@ def test_what_is_written(tmp_path: Path) -> None:
     names = {"published": PUBLISHED, "dpo": DPO, "dpo_mlc": OURS, "trl": Measured(failure="not installed")}
     results = [result(name, m, [[]] * 4) for name, m in names.items() if not m.failure]
     shown = {"name": "tiny", "batch_size": 1, "languages": ["en", "sw"], "precision": "32-true"}
-    paths = train_step.write(tmp_path, CPU, shown, names, results, Parity([0.5], [0.5]), targets(names))
+    paths = write(tmp_path, CPU, shown, names, results, Parity([0.5], [0.5]), targets(names))
     report = json.loads(paths[0].read_text())
     assert torch.__version__.startswith(report["environment"]["torch"])  # less what the build is for
     assert [target["met"] for target in report["targets"]] == [True, True, True, None, None]

