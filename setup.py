@@ -13,7 +13,7 @@ assert VERSION is not None
 GGUF = ["gguf>=0.10", "accelerate"]
 # Quantised models under adapters; transformers loads them with both.
 QLORA = ["peft>=0.17", "bitsandbytes>=0.50", "accelerate"]
-TEST = [*GGUF, *QLORA, "pytest>=8", "pytest-xdist>=3.6", "PyYAML>=6", "kernels", "tensorboard", "wandb"]
+TEST = [*GGUF, *QLORA, "pytest>=8", "pytest-xdist>=3.6", "PyYAML>=6", "scipy>=1.11", "kernels", "tensorboard", "wandb"]
 
 setup(
     name="lightning-mlc",
@@ -59,7 +59,7 @@ setup(
         "quickstart": GGUF,
         "lora": ["peft>=0.17"],
         "qlora": QLORA,
-        "bench": ["trl>=1.16", "PyYAML>=6"],
+        "bench": ["trl>=1.16", "PyYAML>=6", "scipy>=1.11"],
         "test": TEST,
         "dev": [*TEST, "ruff", "mypy", "types-PyYAML"],
     },

@@ -19,6 +19,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import scipy.stats
 import torch
 from torch import Tensor
 
@@ -96,17 +97,5 @@ def _variance_of_mean(found: Sample) -> tuple[float, float]:
 
 
 def student_quantile(level: float, freedom: float) -> float:
-    """The t that ``level`` of Student's distribution lies within, on both sides of 0.
-
-    By Simpson's rule over ``t = sqrt(freedom) tan(u)``, where the density is ``cos(u) ** (freedom - 1)``.
-    """
-    steps = 20_000
-    ends = torch.linspace(0, math.pi / 2, steps + 1, dtype=torch.float64)
-    middles = (ends[:-1] + ends[1:]) / 2
-    density = [torch.cos(points).clamp_min(0) ** (freedom - 1) for points in (ends, middles)]
-    pieces = density[0][:-1] + 4 * density[1] + density[0][1:]
-    share = torch.cat([torch.zeros(1, dtype=torch.float64), pieces.cumsum(0)]) / pieces.sum()
-    place = int(torch.searchsorted(share, level))
-    between = (level - share[place - 1]) / (share[place] - share[place - 1])
-    angle = float(ends[place - 1] + between * (ends[place] - ends[place - 1]))
-    return math.sqrt(freedom) * math.tan(angle)
+    """The t for which ``level`` of Student's distribution with ``freedom`` degrees lies between -t and t."""
+    return float(scipy.stats.t.ppf((1 + level) / 2, freedom))
