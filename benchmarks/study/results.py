@@ -17,7 +17,8 @@ from torch import Tensor
 from benchmarks.study.grid import BASE, Grid
 from benchmarks.study.runs import rounded
 from benchmarks.study.uncertainty import Sample, interval, sample
-from lightning_mlc.evaluation.reporting.bootstrap import Estimate, widen_certainty
+from lightning_mlc.evaluation.reporting.bootstrap import IntervalEstimate as Estimate
+from lightning_mlc.evaluation.reporting.bootstrap import widen_certainty
 from lightning_mlc.evaluation.reporting.results import finite
 from lightning_mlc.metrics.verdicts import INVALID, MISSING, SAFE, UNSAFE, across_languages, agreement, language_means
 

@@ -23,7 +23,8 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from lightning_mlc.evaluation.reporting.bootstrap import LEVEL, Estimate, Statistic
+from lightning_mlc.evaluation.reporting.bootstrap import LEVEL, Statistic
+from lightning_mlc.evaluation.reporting.bootstrap import IntervalEstimate as Estimate
 
 
 class Sample(NamedTuple):

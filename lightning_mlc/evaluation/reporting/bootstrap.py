@@ -21,7 +21,7 @@ LEVEL = 0.95
 """Coverage of an interval."""
 
 
-class Estimate(NamedTuple):
+class IntervalEstimate(NamedTuple):
     """A figure with its interval."""
 
     value: float
@@ -38,7 +38,7 @@ def draws(prompts: int, replicates: int, seed: int) -> Tensor:
     )
 
 
-def estimate(statistic: Statistic, weights: Tensor, leaning: Collection[str] = ()) -> dict[str, Estimate]:
+def estimate(statistic: Statistic, weights: Tensor, leaning: Collection[str] = ()) -> dict[str, IntervalEstimate]:
     """Each result of ``statistic`` on the data, with its interval over resamples ``weights`` (R, N).
 
     Results that are called one of ``leaning`` get basic intervals, which may leave out the value itself. Resamples in
@@ -51,11 +51,15 @@ def estimate(statistic: Statistic, weights: Tensor, leaning: Collection[str] = (
     for name, value in values.items():
         low, high = resampled[name].double().nanquantile(ends).tolist()
         own = float(value[0])
-        found[name] = Estimate(own, 2 * own - high, 2 * own - low) if name in leaning else Estimate(own, low, high)
+        found[name] = (
+            IntervalEstimate(own, 2 * own - high, 2 * own - low)
+            if name in leaning
+            else IntervalEstimate(own, low, high)
+        )
     return found
 
 
-def widen_certainty(found: Estimate, prompts: int) -> Estimate:
+def widen_certainty(found: IntervalEstimate, prompts: int) -> IntervalEstimate:
     """A share of 0 or 1 with the exact interval of Clopper and Pearson (1934) in the place of a width of 0.
 
     A bootstrap cannot draw what it has not seen: twenty safe responses out of twenty would be called certain.
@@ -63,4 +67,4 @@ def widen_certainty(found: Estimate, prompts: int) -> Estimate:
     if prompts == 0 or found.value not in (0.0, 1.0):
         return found
     bound = ((1 - LEVEL) / 2) ** (1 / prompts)
-    return Estimate(0.0, 0.0, 1 - bound) if found.value == 0.0 else Estimate(1.0, bound, 1.0)
+    return IntervalEstimate(0.0, 0.0, 1 - bound) if found.value == 0.0 else IntervalEstimate(1.0, bound, 1.0)

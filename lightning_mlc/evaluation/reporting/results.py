@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,9 +15,18 @@ from lightning_mlc import __version__
 from lightning_mlc.evaluation.journal import Key
 from lightning_mlc.evaluation.judges.base import declined
 from lightning_mlc.evaluation.judges.roster import MARGIN, judge_specs
-from lightning_mlc.evaluation.prompts import ORDINARY, PromptSet
-from lightning_mlc.evaluation.reporting import statistics as figures
-from lightning_mlc.evaluation.reporting.statistics import Figure, Measure, Sample, Subject
+from lightning_mlc.evaluation.prompts import ORDINARY, Kind, PromptSet
+from lightning_mlc.evaluation.reporting import measures
+from lightning_mlc.evaluation.reporting.measures import EvaluationMeasure
+from lightning_mlc.evaluation.reporting.statistics import (
+    EvaluationSample,
+    Figure,
+    Subject,
+    agreement_comparisons_of,
+    agreement_of,
+    comparisons_of,
+    figures_of,
+)
 from lightning_mlc.evaluation.study import Study
 from lightning_mlc.evaluation.systems.decoding import Decoding, decoding_of, noted
 from lightning_mlc.evaluation.systems.system import System
@@ -26,84 +36,127 @@ REWARD = "chosen and rejected"
 """Where reward figures come from."""
 
 
+@dataclass(frozen=True)
+class JudgedSet:
+    """The verdicts of one judge about one model on one prompt set of N prompts in L languages."""
+
+    subject: Subject
+    judge: str
+    kind: Kind
+    labels: Tensor
+    """(N, L) int64: codes of ``OUTCOMES``, ``MISSING`` where no verdict exists."""
+    refused: Tensor
+    """(N, L) float64: 1 where the response declines, else 0; NaN where unknown."""
+    counts: dict[str, int]
+    """How many prompts, missing responses, and verdicts of each kind."""
+
+    @property
+    def place(self) -> dict[str, str]:
+        return {"model": self.subject.model, "set": self.subject.set, "judge": self.judge}
+
+    def samples(self) -> list[EvaluationSample]:
+        """Invalid responses, and refusals of ordinary prompts or the safety of harmful ones."""
+        found = [self._share(measures.INVALID, INVALID)]
+        if self.kind == ORDINARY:
+            return [*found, EvaluationSample.of(self.subject, self.judge, measures.OVER_REFUSAL, self.refused)]
+        return [*found, self._share(measures.SAFE, SAFE), self._share(measures.UNSAFE, UNSAFE)]
+
+    def _share(self, measure: EvaluationMeasure, code: int) -> EvaluationSample:
+        values = torch.where(self.labels == MISSING, math.nan, (self.labels == code).double())
+        return EvaluationSample.of(self.subject, self.judge, measure, values)
+
+
 def collect(study: Study) -> dict[str, Any]:
-    """All figures of ``study``, whose phases are done, in plain values."""
+    """All results of a study.
+
+    Args:
+        study: The study, with all of its phases done.
+
+    Returns:
+        The content of ``results.json``: plain values.
+    """
     replicates, seed = study.settings.bootstrap, study.settings.seed
-    samples: list[Sample] = []
-    found: list[Figure] = []
-    coverage: list[dict[str, Any]] = []
-    pairs: list[dict[str, Any]] = []
-    verdicts: dict[tuple[str, str, str], Tensor] = {}
+    judged: list[JudgedSet] = []
+    samples: list[EvaluationSample] = []
     for system in study.systems:
         for part in study.sets:
-            languages = tuple(language for language in study.languages if language in part.languages())
-            subject = Subject(system.label, part.name, languages, study.seen_by(system))
-            for judge in study.judges:
-                labels, refused, counts = _verdicts(study, system, part, languages, judge.name)
-                place = {"model": system.label, "set": part.name, "judge": judge.name}
-                coverage.append(place | counts)
-                shares = {
-                    code: torch.where(labels == MISSING, math.nan, (labels == code).double())
-                    for code in (SAFE, UNSAFE, INVALID)
-                }
-                samples.append(Sample.of(subject, judge.name, figures.INVALID, shares[INVALID]))
-                if part.kind == ORDINARY:
-                    samples.append(Sample.of(subject, judge.name, figures.OVER_REFUSAL, refused))
-                    continue
-                samples.append(Sample.of(subject, judge.name, figures.SAFE, shares[SAFE]))
-                samples.append(Sample.of(subject, judge.name, figures.UNSAFE, shares[UNSAFE]))
-                verdicts[system.label, part.name, judge.name] = labels
-                found += figures.agreement_of(labels, subject, judge.name, replicates, seed)
-                baseline = verdicts[study.systems[0].label, part.name, judge.name]
-                if system is not study.systems[0]:
-                    found += figures.agreement_comparisons_of(
-                        labels, baseline, subject, study.systems[0].label, judge.name, replicates, seed
-                    )
-                pairs.append(place | {"agreement": pair_agreement(labels).tolist()})
-            samples += _likelihood_samples(study, system, part, subject)
-    samples = [sample for sample in samples if bool(sample.present.any())]
-    for sample in samples:
-        found += figures.figures_of(sample, replicates, seed)
-    first = study.systems[0].label
-    for sample in samples:
-        for other in samples:
-            if sample.subject.model != first and other.subject.model == first and _alike(sample, other):
-                found += figures.comparisons_of(sample, other, replicates, seed)
-    named = {name: f"{name}={spec}" if spec else name for name, spec in judge_specs(study.settings)}
+            own = judged_sets(study, system, part)
+            judged += own
+            samples += samples_of(study, system, part, own)
+    harmful = [own for own in judged if own.kind != ORDINARY]
+    figures = [
+        *_agreement(harmful, study.systems[0].label, replicates, seed),
+        *(figure for sample in samples for figure in figures_of(sample, replicates, seed)),
+        *_comparisons(samples, study.systems[0].label, replicates, seed),
+    ]
     results = {
         "version": __version__,
         "models": [_description(study, system) for system in study.systems],
         "sets": [_set(study, part) for part in study.sets],
         "languages": list(study.languages),
-        "judges": [
-            judge.settings | {"named": named[judge.name]} | noted(_decoding_of_judge(study, judge.name))
-            for judge in study.judges
-        ],
+        "judges": _judges(study),
         "settings": {
             "max_new_tokens": study.settings.max_new_tokens,
             "bootstrap": replicates,
             "seed": seed,
             "reference": study.settings.reference,
         },
-        "coverage": coverage,
-        "figures": [figure.as_dict() for figure in found],
-        "pairs": pairs,
+        "coverage": [own.place | own.counts for own in judged],
+        "figures": [figure.as_dict() for figure in figures],
+        "pairs": [own.place | {"agreement": pair_agreement(own.labels).tolist()} for own in harmful],
         "representations": _representations(study),
     }
     return {key: finite(value) for key, value in results.items()}
 
 
-def _verdicts(
-    study: Study, system: System, part: PromptSet, languages: Sequence[str], judge: str
-) -> tuple[Tensor, Tensor, dict[str, int]]:
-    """Labels (N, L) and refusals (N, L; NaN where unknown) of a set, and how many of each kind there are."""
-    labels = torch.full((len(part.rows), len(languages)), MISSING)
+def judged_sets(study: Study, system: System, part: PromptSet) -> list[JudgedSet]:
+    """The verdicts of every judge about ``system`` on ``part``."""
+    subject = _subject(study, system, part)
+    return [_judged(study, system, part, subject, judge.name) for judge in study.judges]
+
+
+def samples_of(study: Study, system: System, part: PromptSet, judged: Sequence[JudgedSet]) -> list[EvaluationSample]:
+    """Every measure of ``system`` on ``part`` that has a value."""
+    samples = [sample for own in judged for sample in own.samples()]
+    samples += _likelihood_samples(study, system, part, _subject(study, system, part))
+    return [sample for sample in samples if bool(sample.present.any())]
+
+
+def _subject(study: Study, system: System, part: PromptSet) -> Subject:
+    languages = tuple(language for language in study.languages if language in part.languages())
+    return Subject(system.label, part.name, languages, study.seen_by(system))
+
+
+def _agreement(judged: Sequence[JudgedSet], baseline: str, replicates: int, seed: int) -> Iterator[Figure]:
+    """The agreement between languages, and its difference to the model ``baseline``."""
+    labels = {(own.subject.set, own.judge): own.labels for own in judged if own.subject.model == baseline}
+    for own in judged:
+        yield from agreement_of(own.labels, own.subject, own.judge, replicates, seed)
+        if own.subject.model != baseline:
+            theirs = labels[own.subject.set, own.judge]
+            yield from agreement_comparisons_of(own.labels, theirs, own.subject, baseline, own.judge, replicates, seed)
+
+
+def _comparisons(samples: Sequence[EvaluationSample], baseline: str, replicates: int, seed: int) -> Iterator[Figure]:
+    """Each sample of the other models against the same measure of the model ``baseline``."""
+    theirs = {_what(sample): sample for sample in samples if sample.subject.model == baseline}
+    for sample in samples:
+        if sample.subject.model != baseline and _what(sample) in theirs:
+            yield from comparisons_of(sample, theirs[_what(sample)], replicates, seed)
+
+
+def _what(sample: EvaluationSample) -> tuple[str, str, EvaluationMeasure]:
+    return sample.subject.set, sample.judge, sample.measure
+
+
+def _judged(study: Study, system: System, part: PromptSet, subject: Subject, judge: str) -> JudgedSet:
+    labels = torch.full((len(part.rows), len(subject.languages)), MISSING)
     refused = torch.full(labels.shape, float("nan"), dtype=torch.float64)
-    said: dict[tuple[int, int], tuple[Any, bool | None]] = {}
+    verdicts_of: dict[tuple[int, int], tuple[Any, bool | None]] = {}
     counts = {"prompts": 0, "no response": 0, "not ended": 0, "unreadable": 0} | dict.fromkeys(OUTCOMES, 0)
     with study.responses(system) as responses, study.verdicts(system, judge) as verdicts:
         for i, row in enumerate(part.rows):
-            for j, language in enumerate(languages):
+            for j, language in enumerate(subject.languages):
                 if language not in row.prompts:
                     continue
                 key = Key(part.name, row.id, language)
@@ -119,31 +172,35 @@ def _verdicts(
                     continue
                 counts[verdict["label"]] += 1
                 labels[i, j] = OUTCOMES[verdict["label"]]
-                said[i, j] = verdict["label"], verdict["refused"]
-    for place, declines in zip(said, declined(list(said.values())), strict=True):
+                verdicts_of[i, j] = verdict["label"], verdict["refused"]
+    for place, declines in zip(verdicts_of, declined(list(verdicts_of.values())), strict=True):
         if declines is not None:
             refused[place] = float(declines)
-    return labels, refused, counts
+    return JudgedSet(subject, judge, part.kind, labels, refused, counts)
 
 
-def _likelihood_samples(study: Study, system: System, part: PromptSet, subject: Subject) -> list[Sample]:
+def _likelihood_samples(study: Study, system: System, part: PromptSet, subject: Subject) -> list[EvaluationSample]:
     if system.is_endpoint:
         return []
     samples = []
     if MARGIN in study.settings.judges:
-        measure = figures.ORDINARY_MARGIN if part.kind == ORDINARY else figures.MARGIN
+        is_ordinary = part.kind == ORDINARY
+        margin = measures.ORDINARY_REFUSAL_MARGIN if is_ordinary else measures.REFUSAL_MARGIN
+        prefers = measures.ORDINARY_PREFERS_REFUSAL if is_ordinary else measures.PREFERS_REFUSAL
         with study.margins(system) as journal:
             values = {key: record["margin"] for key, record in journal.records.items()}
         margins = _grid(part, subject.languages, values)
-        positive = Measure("prefers to refuse", measure.higher_is_better, True)
         wins = torch.where(margins.isnan(), math.nan, (margins > 0).double())
-        samples += [Sample.of(subject, MARGIN, measure, margins), Sample.of(subject, MARGIN, positive, wins)]
+        samples += [
+            EvaluationSample.of(subject, MARGIN, margin, margins),
+            EvaluationSample.of(subject, MARGIN, prefers, wins),
+        ]
     if any(row.chosen is not None for row in part.rows):
         margins = _grid(part, subject.languages, _rewards(study, system))
         ties = (torch.sign(margins) + 1) / 2  # a tie is half a win; the sign of NaN is NaN
         samples += [
-            Sample.of(subject, REWARD, figures.REWARD_ACCURACY, ties),
-            Sample.of(subject, REWARD, figures.REWARD_MARGIN, margins),
+            EvaluationSample.of(subject, REWARD, measures.REWARD_ACCURACY, ties),
+            EvaluationSample.of(subject, REWARD, measures.REWARD_MARGIN, margins),
         ]
     return samples
 
@@ -173,8 +230,12 @@ def _grid(part: PromptSet, languages: Sequence[str], values: dict[Key, float]) -
     ).reshape(len(part.rows), len(languages))
 
 
-def _alike(sample: Sample, other: Sample) -> bool:
-    return (sample.subject.set, sample.judge, sample.measure) == (other.subject.set, other.judge, other.measure)
+def _judges(study: Study) -> list[dict[str, Any]]:
+    named = {name: f"{name}={spec}" if spec else name for name, spec in judge_specs(study.settings)}
+    return [
+        judge.settings | {"named": named[judge.name]} | noted(_decoding_of_judge(study, judge.name))
+        for judge in study.judges
+    ]
 
 
 def _description(study: Study, system: System) -> dict[str, Any]:

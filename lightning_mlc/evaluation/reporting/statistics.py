@@ -1,7 +1,7 @@
-"""From samples to figures: what is measured, of whom, on what, with its interval.
+"""From samples to figures with confidence intervals.
 
-A :class:`Sample` is one measure of one model on one prompt set: a number for each prompt and language. Figures are
-made from samples alone, so every measure gets the same summaries, intervals and comparisons.
+An :class:`EvaluationSample` is one measure of one model on one prompt set: a number for each prompt and language.
+Figures are made from samples alone, so every measure has the same summaries, intervals and comparisons.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_mlc.evaluation.reporting.bootstrap import Estimate, draws, estimate, widen_certainty
+from lightning_mlc.evaluation.reporting.bootstrap import IntervalEstimate, draws, estimate, widen_certainty
+from lightning_mlc.evaluation.reporting.measures import AGREEMENT, EvaluationMeasure
 from lightning_mlc.metrics.verdicts import MISSING, across_languages, agreement, language_means
 
 SUMMARIES = ("mean", "worst", "spread", "variance", "seen", "unseen")
@@ -23,26 +24,6 @@ SUMMARIES = ("mean", "worst", "spread", "variance", "seen", "unseen")
 
 LEANING = ("worst", "spread", "variance")
 """Scopes whose figures lean to one side in a sample: see `bootstrap`."""
-
-
-@dataclass(frozen=True)
-class Measure:
-    """What a number says."""
-
-    name: str
-    higher_is_better: bool
-    is_share: bool
-    """Whether samples are 0 or 1, and their mean a share."""
-
-
-SAFE = Measure("safe", True, True)
-UNSAFE = Measure("unsafe", False, True)
-INVALID = Measure("invalid", False, True)
-OVER_REFUSAL = Measure("refused", False, True)
-MARGIN = Measure("refusal margin", True, False)
-ORDINARY_MARGIN = Measure("refusal margin", False, False)
-REWARD_ACCURACY = Measure("reward accuracy", True, True)
-REWARD_MARGIN = Measure("reward margin", True, False)
 
 
 @dataclass(frozen=True)
@@ -58,20 +39,20 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Sample:
+class EvaluationSample:
     """Numbers of one measure, for N prompts in L languages."""
 
     subject: Subject
     judge: str
     """Where the numbers come from."""
-    measure: Measure
+    measure: EvaluationMeasure
     values: Tensor
     """(N, L) float64."""
     present: Tensor
     """(N, L) bool, where there is a number."""
 
     @classmethod
-    def of(cls, subject: Subject, judge: str, measure: Measure, values: Tensor) -> Sample:
+    def of(cls, subject: Subject, judge: str, measure: EvaluationMeasure, values: Tensor) -> EvaluationSample:
         """From ``values`` (N, L) that are NaN where there is none."""
         present = ~values.isnan()
         return cls(subject, judge, measure, torch.where(present, values.double(), 0.0), present)
@@ -103,7 +84,7 @@ class Figure:
         return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
 
 
-def figures_of(sample: Sample, replicates: int, seed: int) -> Iterator[Figure]:
+def figures_of(sample: EvaluationSample, replicates: int, seed: int) -> Iterator[Figure]:
     """Each language of ``sample`` and the summaries over languages."""
     weights = draws(len(sample.values), replicates, seed)
     found = estimate(lambda weights: _scopes(sample, weights), weights, LEANING)
@@ -112,13 +93,13 @@ def figures_of(sample: Sample, replicates: int, seed: int) -> Iterator[Figure]:
         if scope in LEANING:
             least = -math.inf if scope == "worst" and not sample.measure.is_share else 0.0
             most = 1.0 if sample.measure.is_share else math.inf  # what a figure cannot be is in no interval
-            value = Estimate(value.value, *(min(max(end, least), most) for end in (value.low, value.high)))
+            value = IntervalEstimate(value.value, *(min(max(end, least), most) for end in (value.low, value.high)))
         if sample.measure.is_share and scope not in ("spread", "variance"):
             value = _widened(sample, scope, value)
         yield _figure(sample, sample.measure.name, scope, value, count)
 
 
-def _widened(sample: Sample, scope: str, value: Estimate) -> Estimate:
+def _widened(sample: EvaluationSample, scope: str, value: IntervalEstimate) -> IntervalEstimate:
     """A share of ``scope`` that is 0 or 1 with its exact interval, from those of its languages.
 
     The end of a mean is the mean of theirs: were it wrong, one of theirs would be too, and one language alone is enough
@@ -136,7 +117,7 @@ def _widened(sample: Sample, scope: str, value: Estimate) -> Estimate:
         counts = torch.full_like(counts, int(counts[inside].min())) if bool(inside.any()) else counts
     own = [widen_certainty(value, count) for count in counts[inside].tolist()]
     ends = ([one.low for one in own], [one.high for one in own])
-    return Estimate(value.value, *(sum(end) / len(end) for end in ends)) if own else value
+    return IntervalEstimate(value.value, *(sum(end) / len(end) for end in ends)) if own else value
 
 
 def agreement_of(labels: Tensor, subject: Subject, judge: str, replicates: int, seed: int) -> Iterator[Figure]:
@@ -145,7 +126,7 @@ def agreement_of(labels: Tensor, subject: Subject, judge: str, replicates: int, 
     count = int(((labels != MISSING).sum(1) >= 2).sum())
     for name, value in estimate(lambda weights: agreement(labels, weights), weights).items():
         if count:
-            value = widen_certainty(value, count) if name == "pag" else value
+            value = widen_certainty(value, count) if name == AGREEMENT.name else value
             yield Figure(subject.model, subject.set, judge, name, "all", *value, count)
 
 
@@ -167,7 +148,9 @@ def agreement_comparisons_of(
         yield Figure(subject.model, subject.set, judge, name, "all", *value, count, baseline=against)
 
 
-def comparisons_of(sample: Sample, baseline: Sample, replicates: int, seed: int) -> Iterator[Figure]:
+def comparisons_of(
+    sample: EvaluationSample, baseline: EvaluationSample, replicates: int, seed: int
+) -> Iterator[Figure]:
     """``sample`` minus ``baseline`` on the prompts and languages that both have, drawn together."""
     both = sample.present & baseline.present
     ours, theirs = (
@@ -192,7 +175,7 @@ def comparisons_of(sample: Sample, baseline: Sample, replicates: int, seed: int)
         yield dataclasses.replace(figure, baseline=baseline.subject.model, better=better, worse=worse)
 
 
-def _scopes(sample: Sample, weights: Tensor) -> dict[str, Tensor]:
+def _scopes(sample: EvaluationSample, weights: Tensor) -> dict[str, Tensor]:
     means = language_means(sample.values, sample.present, weights)
     there = sample.present.any(0)
     results = {language: means[:, i] for i, language in enumerate(sample.subject.languages) if bool(there[i])}
@@ -208,7 +191,7 @@ def _scopes(sample: Sample, weights: Tensor) -> dict[str, Tensor]:
     return results
 
 
-def _count(sample: Sample, scope: str) -> int:
+def _count(sample: EvaluationSample, scope: str) -> int:
     if scope in sample.subject.languages:
         return int(sample.present[:, sample.subject.languages.index(scope)].sum())
     if scope in ("seen", "unseen") and sample.subject.seen is not None:
@@ -219,5 +202,5 @@ def _count(sample: Sample, scope: str) -> int:
     return int(sample.present.sum())
 
 
-def _figure(sample: Sample, measure: str, scope: str, value: Estimate, count: int) -> Figure:
+def _figure(sample: EvaluationSample, measure: str, scope: str, value: IntervalEstimate, count: int) -> Figure:
     return Figure(sample.subject.model, sample.subject.set, sample.judge, measure, scope, *value, count)

@@ -1,4 +1,4 @@
-"""What an evaluation says on the terminal: the figures one looks at first, and no text of any prompt."""
+"""The summary of an evaluation on the terminal: the most important figures, and no text of any prompt."""
 
 from __future__ import annotations
 
@@ -10,17 +10,22 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-FIRST = {
-    "safe": "{:.0%} [{:.0%}, {:.0%}]",
-    "refused": "{:.0%} [{:.0%}, {:.0%}]",
-    "invalid": "{:.0%} [{:.0%}, {:.0%}]",
-    "refusal margin": "{:.2f} [{:.2f}, {:.2f}]",
-}
-"""Measures that get a table, and how their figures are written. The report has all of them."""
+from lightning_mlc.evaluation.judges.roster import MARGIN
+from lightning_mlc.evaluation.reporting.measures import INVALID, OVER_REFUSAL, REFUSAL_MARGIN, SAFE, is_share
+
+FIRST = tuple(measure.name for measure in (SAFE, OVER_REFUSAL, INVALID, REFUSAL_MARGIN))
+"""Names of the measures that get a table. The report has all measures."""
+SHARE_FORMAT = "{:.0%} [{:.0%}, {:.0%}]"
+NUMBER_FORMAT = "{:.2f} [{:.2f}, {:.2f}]"
 
 
 def print_summary(results: Mapping[str, Any], console: Console) -> None:
-    """A table for each prompt set and measure: languages by models."""
+    """Print a table for each prompt set, judge and measure: languages by models.
+
+    Args:
+        results: The content of ``results.json``.
+        console: Where to print.
+    """
     models = [model["name"] for model in results["models"]]
     for part in results["sets"]:
         own = {
@@ -29,11 +34,11 @@ def print_summary(results: Mapping[str, Any], console: Console) -> None:
             if found["set"] == part["name"] and found["measure"] in FIRST and "baseline" not in found
         }
         for judge, measure in dict.fromkeys((judge, measure) for judge, measure, _, _ in own):
-            if measure == "invalid" and not any(
+            if measure == INVALID.name and not any(
                 found["value"] for key, found in own.items() if key[:2] == (judge, measure)
             ):
-                continue  # as it should be
-            by = f", judged by {judge}" if judge not in measure and judge != "margin" else ""
+                continue  # no response is invalid, so there is nothing to show
+            by = f", judged by {judge}" if judge != MARGIN else ""
             title = f"{part['name']} ({part['kind']}, {part['prompts']} prompts): {measure}{by}"
             table = Table(box=box.SIMPLE_HEAD)
             table.add_column("language")
@@ -50,4 +55,5 @@ def print_summary(results: Mapping[str, Any], console: Console) -> None:
 def _cell(found: Mapping[str, Any] | None) -> str:
     if found is None or found["value"] is None:
         return "" if found is None else "-"
-    return FIRST[found["measure"]].format(found["value"], found["low"], found["high"])
+    form = SHARE_FORMAT if is_share(found["measure"]) else NUMBER_FORMAT
+    return form.format(found["value"], found["low"], found["high"])

@@ -318,7 +318,7 @@ def test_sampled_answers_never_pass_for_greedy_ones(tmp_path: Path, model: Path)
     }  # fmt: skip
     assert {one["judge"]: one.get("decoding") for one in results["judges"]} == {"refusal": None, "llm": "default"}
     report = (out / "report.md").read_text()
-    assert "Not so those of `far`, which are sampled: the endpoint refuses a temperature of 0" in report
+    assert "The exceptions are those of `far`, which are sampled: the endpoint refuses a temperature of 0" in report
     assert "#j`. Its answers are sampled: " in report
     assert "`refusal`. Its answers" not in report
 
@@ -350,7 +350,7 @@ def test_silence_is_no_answer_to_ordinary_prompts_and_is_shown(tmp_path: Path) -
     found = json.loads((out / "results.json").read_text())["figures"]
     shares = {(one["measure"], one["value"], one["count"]) for one in found if one["scope"] == "en"}
     assert shares == {("invalid", 1.0, 3), ("refused", 0.0, 3)}
-    assert "Invalid responses, which are neither refused nor answered" in (out / "report.md").read_text()
+    assert "Invalid responses, which neither refuse nor answer" in (out / "report.md").read_text()
 
 
 def test_one_endpoint_that_fails_keeps_no_other_model_from_its_turn(

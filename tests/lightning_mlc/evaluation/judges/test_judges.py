@@ -332,3 +332,9 @@ def test_no_model_is_loaded_where_nothing_is_left_to_ask() -> None:
 
     judge = PromptedJudge("llm", FORMATS["llm"], {}, load)
     assert [index for index, _ in judge.judge([exchange("done"), exchange("")], {0})] == [1]
+
+
+def test_no_pattern_has_an_escape_that_lower_case_would_change() -> None:
+    """Patterns are normalised as texts are: lower case would make ``\\s`` of ``\\S``."""
+    patterns = [pattern for patterns in REFUSALS.values() for pattern in patterns]
+    assert [pattern for pattern in patterns if re.search(r"\\[A-Z]", pattern)] == []

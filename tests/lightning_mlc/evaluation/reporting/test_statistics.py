@@ -8,11 +8,13 @@ import math
 import pytest
 import torch
 
+from lightning_mlc.evaluation.reporting import measures
 from lightning_mlc.evaluation.reporting import statistics as figures
-from lightning_mlc.evaluation.reporting.bootstrap import Estimate, draws, estimate, widen_certainty
+from lightning_mlc.evaluation.reporting.bootstrap import IntervalEstimate, draws, estimate, widen_certainty
+from lightning_mlc.evaluation.reporting.measures import EvaluationMeasure
 from lightning_mlc.evaluation.reporting.statistics import (
+    EvaluationSample,
     Figure,
-    Sample,
     Subject,
     agreement_of,
     comparisons_of,
@@ -23,7 +25,7 @@ from lightning_mlc.metrics.verdicts import MISSING, language_means
 NAN = math.nan
 
 
-def share(values: torch.Tensor) -> dict[str, Estimate]:
+def share(values: torch.Tensor) -> dict[str, IntervalEstimate]:
     return estimate(
         lambda weights: {"share": language_means(values[:, None], torch.ones(len(values), 1).bool(), weights)[:, 0]},
         draws(len(values), 1000, seed=1),
@@ -68,17 +70,17 @@ def test_what_was_never_seen_is_not_certain(prompts: int) -> None:
     widened = widen_certainty(share(torch.ones(prompts, dtype=torch.float64))["share"], prompts)
     assert widened.value == widened.high == 1
     assert widened.low**prompts == pytest.approx(0.025)
-    assert widen_certainty(Estimate(0.0, 0.0, 0.0), prompts).high == pytest.approx(1 - widened.low)
-    assert widen_certainty(Estimate(0.5, 0.4, 0.6), prompts) == Estimate(0.5, 0.4, 0.6)
+    assert widen_certainty(IntervalEstimate(0.0, 0.0, 0.0), prompts).high == pytest.approx(1 - widened.low)
+    assert widen_certainty(IntervalEstimate(0.5, 0.4, 0.6), prompts) == IntervalEstimate(0.5, 0.4, 0.6)
 
 
 def sample(
     values: list[list[float]],
     model: str = "b",
     seen: tuple[str, ...] | None = None,
-    measure: figures.Measure = figures.SAFE,
-) -> Sample:
-    return Sample.of(Subject(model, "set", ("en", "sw", "zh"), seen), "judge", measure, torch.tensor(values))
+    measure: EvaluationMeasure = measures.SAFE,
+) -> EvaluationSample:
+    return EvaluationSample.of(Subject(model, "set", ("en", "sw", "zh"), seen), "judge", measure, torch.tensor(values))
 
 
 def by_scope(found: list[Figure]) -> dict[str, Figure]:
@@ -115,7 +117,7 @@ def test_comparisons_are_paired_by_prompt() -> None:
     generator = torch.Generator().manual_seed(0)
     hard = 5 * torch.randn(60, 3, generator=generator, dtype=torch.float64)
     better = hard + 0.5 + 0.1 * torch.randn(60, 3, generator=generator, dtype=torch.float64)
-    measure = figures.MARGIN
+    measure = measures.REFUSAL_MARGIN
     first, second = sample(hard.tolist(), "a", measure=measure), sample(better.tolist(), "b", measure=measure)
     alone = [by_scope(list(figures_of(one, 500, 0)))["mean"] for one in (first, second)]
     assert alone[0].high > alone[1].low
@@ -138,7 +140,7 @@ def test_comparisons_use_what_both_have_and_count_changes() -> None:
     )
     assert (found["sw"].value, found["sw"].better, found["sw"].worse, found["sw"].count) == (0, 1, 1, 2)
     assert (found["zh"].value, found["zh"].count) == (0, 2)
-    worse = dataclasses.replace(second, measure=figures.UNSAFE), dataclasses.replace(first, measure=figures.UNSAFE)
+    worse = dataclasses.replace(second, measure=measures.UNSAFE), dataclasses.replace(first, measure=measures.UNSAFE)
     assert by_scope(list(comparisons_of(*worse, 200, 0)))["en"].worse == 2  # where higher is worse
     nothing = sample([[NAN] * 3] * 3, "a")
     assert list(comparisons_of(second, nothing, 200, 0)) == []
@@ -164,7 +166,7 @@ def test_a_worst_language_with_few_prompts_has_its_own_interval() -> None:
     """Five responses of 180 are in Swahili, all unsafe: 1 - 0.025 ** (1 / 5) is the upper end, not that of 180."""
     values = torch.full((180, 2), float("nan"), dtype=torch.float64)
     values[:, 0], values[:5, 1] = 1.0, 0.0
-    sample = Sample.of(Subject("m", "s", ("en", "sw"), ("en",)), "j", figures.SAFE, values)
+    sample = EvaluationSample.of(Subject("m", "s", ("en", "sw"), ("en",)), "j", measures.SAFE, values)
     found = {figure.scope: figure for figure in figures.figures_of(sample, 200, 0)}
     for scope in ("sw", "worst", "unseen"):
         assert (found[scope].value, found[scope].low, found[scope].high) == (0.0, 0.0, pytest.approx(0.5218, abs=1e-4))
@@ -181,7 +183,7 @@ def test_intervals_of_the_worst_language_hold_where_all_are_alike() -> None:
     generator, held = torch.Generator().manual_seed(0), 0
     for _ in range(60):
         values = (torch.rand(60, 10, generator=generator) < 0.8).double()
-        sample = Sample.of(Subject("m", "s", tuple("abcdefghij"), None), "j", figures.SAFE, values)
+        sample = EvaluationSample.of(Subject("m", "s", tuple("abcdefghij"), None), "j", measures.SAFE, values)
         worst = next(f for f in figures.figures_of(sample, 200, 0) if f.scope == "worst")
         held += worst.low <= 0.8 <= worst.high
     assert held >= 42

@@ -1,0 +1,98 @@
+"""The section of a report about hidden states: how close the translations of a prompt lie, at every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_mlc.evaluation.reporting.cells import file_name, number_cell
+from lightning_mlc.evaluation.reporting.document import Block, Heading, Paragraph, Picture, Table
+from lightning_mlc.evaluation.reporting.plots import plot_heatmaps, plot_layers, plot_spectra
+from lightning_mlc.report import save
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WAYS = ("raw", "centred")
+
+
+def representation_section(results: Mapping[str, Any], plots: Path) -> list[Block]:
+    """The section, or nothing where no prompt has two languages.
+
+    Args:
+        results: The content of ``results.json``.
+        plots: Folder for the pictures.
+    """
+    models = {model: own for model, own in results["representations"].items() if own["prompts"]}
+    if not models:
+        return []
+    blocks: list[Block] = [
+        Heading("Hidden states at the end of the prompt"),
+        Paragraph(
+            "Each prompt's hidden states in all languages, at every layer, from one pass. Raw states share a large "
+            "common direction, which makes everything look consistent; centred ones have the mean over prompts and "
+            "languages subtracted. Where the centred curve is low, the model keeps its languages apart; the "
+            "consistency term acts on the layer that it is given (see docs/consistency.md)."
+        ),
+        _layer_table(models),
+    ]
+    for name, (figure, caption) in _pictures(models).items():
+        path = plots / f"states-{file_name(name)}.png"
+        save(figure, path)
+        blocks.append(Picture(path, caption))
+    return blocks
+
+
+def _pictures(models: Mapping[str, Any]) -> dict[str, tuple[Figure, str]]:
+    """Figures with their captions, by file name."""
+    curves = {model: {way: own[way]["explained_variance"] for way in WAYS} for model, own in models.items()}
+    smallest = {model: {way: own[way]["min_cosine"] for way in WAYS} for model, own in models.items()}
+    found = {
+        "variance": (
+            plot_layers(curves, "explained variance", "How much of a prompt's translations lies on one line"),
+            "Explained variance of the first direction at every layer",
+        ),
+        "cosine": (
+            plot_layers(smallest, "smallest cosine", "The two translations of a prompt that are furthest apart"),
+            "Smallest cosine between two languages at every layer",
+        ),
+    }
+    spectra = {}
+    for model, own in models.items():
+        middle, last = len(own["raw"]["spectrum"]) // 2, len(own["raw"]["spectrum"]) - 1
+        for layer in (middle, last):
+            spectra[f"{model}, layer {layer}, centred"] = own["centred"]["spectrum"][layer]
+        if "extracted" in own:
+            spectra[f"{model}, extracted from layer {own['extracted']['layer']}"] = own["extracted"]["spectrum"][0]
+        panels = {f"layer {layer}, {way}": own[way]["cosines"][layer] for layer in (middle, last) for way in WAYS}
+        title = f"{model}: cosine between the hidden states of a prompt in two languages"
+        found[f"cosines-{model}"] = plot_heatmaps(panels, own["languages"], title), title
+    found["spectra"] = (
+        plot_spectra(spectra, "Spectrum of a prompt's translations"),
+        "Mean share of each squared singular value",
+    )
+    return found
+
+
+def _layer_table(models: Mapping[str, Any]) -> Table:
+    rows = []
+    for model, own in models.items():
+        last = len(own["raw"]["explained_variance"]) - 1
+        centred = [(v, layer) for layer, v in enumerate(own["centred"]["explained_variance"]) if v is not None]
+        ends = (max(centred, default=(0, 0)), min(centred, default=(0, 0)))
+        extracted = own.get("extracted")
+        rows.append(
+            [
+                model,
+                str(own["prompts"]),
+                number_cell(own["raw"]["explained_variance"][last]),
+                number_cell(own["centred"]["explained_variance"][last]),
+                *(f"layer {layer}: {value:.3f}" if centred else "undefined" for value, layer in ends),
+                "-"
+                if extracted is None
+                else f"layer {extracted['layer']}: {number_cell(extracted['explained_variance'][0])}",
+            ]
+        )
+    columns = ["", "prompts", "last layer", "last, centred", "highest, centred", "lowest, centred", "extracted"]
+    return Table(columns, rows, "Explained variance (1: all languages on one line)")

@@ -1,0 +1,131 @@
+"""The sections of a report about one prompt set: safety, over-refusal, refusal margin, rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_mlc.evaluation.judges.roster import MARGIN
+from lightning_mlc.evaluation.prompts import HARMFUL
+from lightning_mlc.evaluation.reporting.document import Block, Heading, Paragraph
+from lightning_mlc.evaluation.reporting.figure_tables import FigureTables
+from lightning_mlc.evaluation.reporting.measures import (
+    INVALID,
+    OVER_REFUSAL,
+    PREFERS_REFUSAL,
+    REFUSAL_MARGIN,
+    REWARD_ACCURACY,
+    REWARD_MARGIN,
+    SAFE,
+    UNSAFE,
+)
+from lightning_mlc.evaluation.reporting.results import REWARD
+
+ABOUT_JUDGES = {
+    "refusal": "rules that look for phrases of refusal at the beginning of a response, in about twenty languages. They "
+    "report how often a model declines, not whether its responses are harmless: a weak judge, for comparisons of runs.",
+    "qwen3guard": "Qwen3Guard-Gen; its label controversial counts as unsafe.",
+    "qwen3guard_loose": "Qwen3Guard-Gen; its label controversial counts as safe.",
+    "llama_guard": "Llama Guard; it does not report refusals, and knows few languages.",
+    "polyguard": "PolyGuard; it knows 17 languages.",
+    "llm": "a chat model, asked to grade.",
+}
+
+NOT_GREEDY = (
+    "the endpoint refuses a temperature of 0 and chooses tokens by its own settings (decoding: default), so another "
+    "run gives other figures."
+)
+
+
+def set_sections(results: Mapping[str, Any], part: Mapping[str, Any], tables: FigureTables) -> list[Block]:
+    """All sections about the prompt set ``part``.
+
+    Args:
+        results: The content of ``results.json``.
+        part: The description of the prompt set in ``results``.
+        tables: Makes tables and pictures.
+    """
+    found = _harmful(results, part, tables) if part["kind"] == HARMFUL else _ordinary(results, part, tables)
+    return found + _rewards(results, part, tables)
+
+
+def _judge_as_given(results: Mapping[str, Any], judge: str) -> str:
+    """The judge as the command line names it, with its model."""
+    own = next(one for one in results["judges"] if one["judge"] == judge)
+    sampled = f" Its answers are sampled: {NOT_GREEDY}" if "decoding" in own else ""
+    return f"Given as `{own['named']}`.{sampled}"
+
+
+def _harmful(results: Mapping[str, Any], part: Mapping[str, Any], tables: FigureTables) -> list[Block]:
+    name = part["name"]
+    found: list[Block] = []
+    for judge in tables.judges(name, SAFE):
+        about = f"{ABOUT_JUDGES.get(judge, judge)} {_judge_as_given(results, judge)}"
+        found += [
+            Heading(f"{name}, judged by {judge}"),
+            Paragraph(f"Harmful prompts. The judge is {about}"),
+            tables.overview(name, judge),
+            tables.picture(name, judge, SAFE, "safe responses"),
+            *tables.agreement_heatmap(name, judge),
+            tables.table(name, judge, SAFE, "Safe responses"),
+            tables.table(name, judge, UNSAFE, "Unsafe responses (attack success)"),
+            tables.table(name, judge, INVALID, "Invalid responses (empty, unintelligible, off topic)"),
+            *tables.comparison(name, judge, SAFE, "Safe responses, difference"),
+        ]
+    return found + _margin(name, "How much likelier a refusal is than a compliance. Higher is safer here.", tables)
+
+
+def _ordinary(results: Mapping[str, Any], part: Mapping[str, Any], tables: FigureTables) -> list[Block]:
+    name = part["name"]
+    found: list[Block] = []
+    for judge in tables.judges(name, INVALID):
+        given = _judge_as_given(results, judge)
+        invalid = tables.table(name, judge, INVALID, "Invalid responses, which neither refuse nor answer")
+        found.append(Heading(f"{name}, judged by {judge}"))
+        if not tables.has(name, judge, OVER_REFUSAL):  # the judge does not report refusals
+            found += [Paragraph(given), invalid]
+            continue
+        found += [
+            Paragraph(f"Ordinary prompts, which a useful model answers: how often it declines (over-refusal). {given}"),
+            tables.picture(name, judge, OVER_REFUSAL, "refused, though ordinary"),
+            tables.table(name, judge, OVER_REFUSAL, "Refused, though ordinary"),
+            invalid,
+            *tables.comparison(name, judge, OVER_REFUSAL, "Refused, though ordinary, difference"),
+        ]
+    return found + _margin(name, "Ordinary prompts: a useful model is not likelier to refuse them.", tables)
+
+
+def _margin(part: str, text: str, tables: FigureTables) -> list[Block]:
+    if not tables.has(part, MARGIN, REFUSAL_MARGIN):
+        return []
+    return [
+        Heading(f"{part}, {REFUSAL_MARGIN.name}"),
+        Paragraph(
+            f"{text} Mean log-probability per token of openings that decline, minus that of openings that comply; "
+            "the openings are the same after prompts in every language. No response is generated."
+        ),
+        tables.picture(part, MARGIN, REFUSAL_MARGIN, "refusal margin, nats per token"),
+        tables.table(part, MARGIN, REFUSAL_MARGIN, "Refusal margin, nats per token"),
+        tables.table(part, MARGIN, PREFERS_REFUSAL, "Prompts after which a refusal is the likelier opening"),
+        *tables.comparison(part, MARGIN, REFUSAL_MARGIN, "Refusal margin, difference"),
+    ]
+
+
+def _rewards(results: Mapping[str, Any], part: Mapping[str, Any], tables: FigureTables) -> list[Block]:
+    name = part["name"]
+    if not tables.has(name, REWARD, REWARD_MARGIN):
+        return []
+    reference = results["settings"]["reference"]
+    unit = "nats per token" if reference is None else f"nats, relative to {reference}"
+    return [
+        Heading(f"{name}, chosen against rejected"),
+        Paragraph(
+            "How often the model finds the chosen response likelier than the rejected one, both in the source "
+            "language, given the prompt in each language, and by how much: "
+            + ("log-probability per token." if reference is None else f"log-ratio to `{reference}` (DPO, beta 1).")
+        ),
+        tables.picture(name, REWARD, REWARD_MARGIN, f"reward margin, {unit}"),
+        tables.table(name, REWARD, REWARD_ACCURACY, "Reward accuracy"),
+        tables.table(name, REWARD, REWARD_MARGIN, f"Reward margin, {unit}"),
+        *tables.comparison(name, REWARD, REWARD_MARGIN, "Reward margin, difference"),
+    ]
