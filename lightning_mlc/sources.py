@@ -1,4 +1,4 @@
-"""Where a model comes from: a folder, the hub, a GGUF file or an installed package; its tokenizer and configuration."""
+"""The source of a model (a folder, the hub, a GGUF file or an installed package), its tokenizer and configuration."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from lightning_mlc.errors import UserError, first_line
 
 PACKAGE_PREFIX = "package:"
-"""``package:NAME`` names the folder of an installed Python package that carries model files."""
+"""``package:NAME`` means the folder of an installed Python package that contains model files."""
 
 CONFIG = "config.json"
 _T = TypeVar("_T")
@@ -24,7 +24,14 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model comes from. The fields are the options of the same names under ``model``."""
+    """The source of a model. Each field is the option of the same name below ``model``.
+
+    Args:
+        name_or_path: A folder, an id of the hub, a GGUF file, or ``package:NAME``.
+        gguf_file: Name of a GGUF file in the folder or repository. None: no GGUF file, unless ``name_or_path`` is one.
+        revision: Branch, tag or commit of the hub. None: ``main``.
+        trust_remote_code: Whether to run Python code from the model's repository.
+    """
 
     name_or_path: str
     gguf_file: str | None = None
@@ -33,12 +40,14 @@ class ModelSource:
 
     @classmethod
     def parse(cls, text: str) -> ModelSource:
-        """``owner/name@revision``, where one text says all: a branch, tag or commit of the hub.
+        """Read a source from one text.
 
-        Only ids of the hub have revisions. A folder or file of this machine may have an ``@`` in its name.
+        Args:
+            text: A name or path; or ``owner/name@revision``, with a branch, tag or commit of the hub. Only ids of the
+                hub have revisions, so the name of a folder or file of this machine may contain ``@``.
 
         Raises:
-            UserError: A folder of this machine is given with a revision, or the revision is empty.
+            UserError: A folder of this machine has a revision, or the revision is empty.
         """
         whole = cls(text)
         name, at, revision = text.rpartition("@")
@@ -47,12 +56,12 @@ class ModelSource:
         if name and Path(name).is_dir():
             raise UserError(
                 "model.name_or_path",
-                f"{name} is a folder of this machine, which has no revisions; leave out @{revision}",
+                f"{name} is a folder of this machine, which has no revisions; remove @{revision}",
             )
         if whole.hub_id is None:
             return whole
         if not name or not revision:
-            raise UserError("model.name_or_path", f"{text} is no id with a revision; write owner/name@REVISION")
+            raise UserError("model.name_or_path", f"{text} is not an id with a revision; write owner/name@REVISION")
         return cls(name, revision=revision)
 
     def __str__(self) -> str:
@@ -60,7 +69,7 @@ class ModelSource:
 
     @property
     def gguf_name(self) -> str | None:
-        """Name, in its folder, of the GGUF file of the weights, which are quantised there and whole once loaded."""
+        """Name of the GGUF file in its folder, if the weights are in one. They are dequantised when they are loaded."""
         named = self.name_or_path.endswith(".gguf")
         return Path(self.name_or_path).name if named and self.gguf_file is None else self.gguf_file
 
@@ -71,22 +80,22 @@ class ModelSource:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is a folder or file of this machine."""
+        """Whether the source is a folder or file of this machine."""
         path = self.name_or_path
         return path.startswith(("/", "./", "../", "~")) or Path(path).is_dir() or path.endswith(".gguf")
 
     @property
     def hub_id(self) -> str | None:
-        """Its name on the hub, unless it is on this machine."""
+        """Name of the model on the hub. None: it is not on the hub."""
         return None if self.is_local or self.name_or_path.startswith(PACKAGE_PREFIX) else self.name_or_path
 
     @property
     def short_name(self) -> str:
-        """What it may be called where paths of this machine mean nothing."""
+        """A name without the path, for readers on other machines."""
         return Path(self.name_or_path).expanduser().resolve().name if self.is_local else self.name_or_path
 
     def resolve(self) -> tuple[str, dict[str, Any]]:
-        """The first argument and the keywords of any ``from_pretrained``.
+        """Return the first argument and the keywords for any ``from_pretrained``.
 
         Raises:
             UserError: A package, folder or GGUF file does not exist.
@@ -115,7 +124,7 @@ class ModelSource:
 
 
 def _package_folder(package: str) -> str:
-    # Of `a.b`, Python would import `a` to find it: code of whoever wrote the name, which may be in a checkpoint.
+    # To find `a.b`, Python would import `a`. That must not happen, because the name may come from a checkpoint.
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or spec.origin is None:
         name = package.replace("_", "-")
@@ -127,37 +136,59 @@ def _package_folder(package: str) -> str:
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
-    """The tokenizer of ``source``, with a padding token.
+    """Load the tokenizer of a model. It always has a padding token.
+
+    Args:
+        source: The model.
 
     Raises:
-        UserError: There is none, or it cannot be read.
+        UserError: The tokenizer does not exist or cannot be read.
     """
     tokenizer: PreTrainedTokenizerBase = from_pretrained(AutoTokenizer.from_pretrained, source, "tokenizer")
     if tokenizer.pad_token_id is None:
-        # Padding is masked everywhere, so its id only has to exist.
+        # Padding is masked everywhere, so any id will do.
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
 def load_config(source: ModelSource) -> PreTrainedConfig:
-    """The configuration of ``source``, without its weights.
+    """Load the configuration of a model, without its weights.
+
+    Args:
+        source: The model.
 
     Raises:
-        UserError: There is none, or it cannot be read.
+        UserError: The configuration does not exist or cannot be read.
     """
     config: PreTrainedConfig = from_pretrained(AutoConfig.from_pretrained, source, "configuration")
     return config
 
 
 def hub_commit(source: ModelSource) -> str | None:
-    """The commit of the hub that ``source`` is at, once :func:`load_config` has read it; None elsewhere."""
+    """Return the commit of a model of the hub.
+
+    Args:
+        source: The model, whose configuration :func:`load_config` has read before.
+
+    Returns:
+        The hash of the commit. None: the model is not on the hub, or was not read before.
+    """
     location, keywords = source.resolve()
     found = None if source.hub_id is None else try_to_load_from_cache(location, CONFIG, revision=keywords["revision"])
     return Path(found).parent.name if isinstance(found, str) else None  # .../snapshots/COMMIT/config.json
 
 
 def from_pretrained(load: Callable[..., _T], source: ModelSource, what: str, **keywords: Any) -> _T:
-    """``load``, a ``from_pretrained`` of transformers, called for ``source``; ``what`` it loads is named in errors.
+    """Call a ``from_pretrained`` of transformers, and turn its errors into a ``UserError``.
+
+    Args:
+        load: The ``from_pretrained``.
+        source: The model.
+        what: Name of what is loaded, for errors.
+        **keywords: Further keywords of ``load``.
+
+    Returns:
+        The result of ``load``.
 
     Raises:
         UserError: It cannot be loaded.

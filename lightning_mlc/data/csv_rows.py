@@ -1,4 +1,4 @@
-"""Rows of CSV files. Every cell is text, whatever it looks like, and only an empty cell is missing."""
+"""Read the rows of CSV files. Every cell is text, even if it looks like a number, and an empty cell is missing."""
 
 from __future__ import annotations
 
@@ -12,20 +12,28 @@ from lightning_mlc.data.records import PAIR, RESPONSES, Place, Row
 from lightning_mlc.errors import UserError, shortened
 
 LABELS = {"true": True, "false": False}
-"""What the cells of a column ``label`` stand for, in any case; other texts stay texts."""
+"""Meaning of the cells of a column ``label``, in upper or lower case. Other texts stay texts."""
 LARGEST_CELL = 2**31 - 1
-"""Characters. The module ``csv`` has a limit of its own, for the whole process, that a long prompt exceeds."""
+"""Largest number of characters in a cell. The default limit of the module ``csv`` is too low for long prompts."""
 
 
 def csv_rows(location: Path, option: str) -> Iterator[tuple[Place, Row]]:
-    """The rows of a CSV file with a header: numbered from 1, without the header and without empty lines.
+    """Read the rows of a CSV file with a header.
 
-    Names are stripped of spaces. An empty cell is None; but where a row has one response of a pair, or none where a
-    single response belongs, its empty cell is the empty response. The cells of ``label`` are true or false.
+    Rows are numbered from 1; the header and empty lines do not count. Spaces around names are removed. An empty cell is
+    None, with one exception: if a row has only one response of a pair, or no single response, the empty cell is an
+    empty response. The cells of ``label`` become true or false.
+
+    Args:
+        location: The file.
+        option: Configuration key or flag of the file, for errors.
+
+    Yields:
+        The place of a row, and the row.
 
     Raises:
-        UserError: The file is not UTF-8, or not CSV; a row has more or fewer cells than the header; the header has a
-            name twice, or a column with cells has none.
+        UserError: The file is not UTF-8 or not CSV; a row has more or fewer cells than the header; or the header has a
+            name twice, or no name for a column with text.
     """
     csv.field_size_limit(LARGEST_CELL)
     reader = csv.reader(_physical_lines(location, option), strict=True)
@@ -42,8 +50,8 @@ def csv_rows(location: Path, option: str) -> Iterator[tuple[Place, Row]]:
             if len(cells) != len(names):
                 raise UserError(
                     where,
-                    f"has {len(cells)} cells (line {reader.line_num}), the header has {len(names)}; "
-                    "quote cells that have commas or line breaks",
+                    f"has {len(cells)} cells (line {reader.line_num}), but the header has {len(names)}; "
+                    "quote cells that contain commas or line breaks",
                 )
             yield where, _row(names, cells, where)
     except csv.Error as error:
@@ -53,7 +61,7 @@ def csv_rows(location: Path, option: str) -> Iterator[tuple[Place, Row]]:
 
 
 def _physical_lines(location: Path, option: str) -> Iterator[str]:
-    """Lines for ``csv.reader``, which wants each line break, also a lone carriage return, at the end of one."""
+    """Split lines for ``csv.reader``, which needs every line break, even a lone carriage return, at a line's end."""
     for _, line in lines(location, option):
         yield from io.StringIO(line, newline="") if "\r" in line else (line,)
 
@@ -74,7 +82,7 @@ def _row(names: list[str], cells: list[str], where: str) -> Row:
     for column, (name, cell) in enumerate(zip(names, cells, strict=True), start=1):
         if name:
             row[name] = cell or None
-        elif cell and column > 1:  # the first one without a name is the index of a table that pandas wrote
+        elif cell and column > 1:  # pandas writes the index as a first column without a name
             raise UserError(where, f"has text in column {column}, which has no name; name it, or delete it")
     label = row.get("label")
     if isinstance(label, str):
@@ -83,7 +91,7 @@ def _row(names: list[str], cells: list[str], where: str) -> Row:
 
 
 def _empty_responses(row: Row) -> dict[str, str]:
-    """The response that an empty cell stands for: a row with a prompt has one, and to say nothing is one, too."""
+    """Find the empty cell that means an empty response, because every row with a prompt has a response."""
     missing = [key for key in PAIR if key in row and row[key] is None]
     if len(missing) == 1 and all(key in row for key in PAIR):
         return {missing[0]: ""}

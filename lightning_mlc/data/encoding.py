@@ -1,4 +1,4 @@
-"""Texts of chats to token ids: many at a time, and no piece of text twice."""
+"""Turn texts of chats into token ids, many at a time, and each different piece of text only once."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 _TRIAL = ("", "x", " x", "x ", "\n", "\n\nX\n", "é", "你好 ", "▁x", "1.", "  ")
-"""Texts around a border, which show whether tokens reach over it. Spaces and beginnings are what tokenizers change."""
+"""Texts around a border, to try whether tokens cross it. Tokenizers treat spaces and beginnings specially."""
 
 _MARKS = set(string.punctuation) - {"_"}
-"""Characters that are no part of a word."""
+"""Characters that are not part of a word."""
 
 
 class ChatEncoder:
-    """Gives the ids that ``tokenizer(texts, add_special_tokens=False)`` gives, and takes half as long.
+    """Returns the same ids as ``tokenizer(texts, add_special_tokens=False)`` in half the time.
 
-    The texts of chats have much in common: what a template writes around messages, and a prompt that comes again
-    before each of its responses. So texts are cut before each of the template's tokens (``<|im_start|>``), and each
-    different piece is encoded once. It is exact because a tokenizer looks for those tokens first, in the text as it is
-    given, and no other token reaches over one. Where that does not hold, texts are encoded whole.
+    Texts of chats share many pieces: those that the template writes around messages, and prompts, which are repeated
+    for each response. So texts are cut before each of the template's tokens (such as ``<|im_start|>``), and each
+    different piece is encoded once. This is exact if the tokenizer searches for these tokens first, in the unchanged
+    text, so that no other token crosses one. If it does not, texts are encoded whole.
 
     Args:
         tokenizer: The tokenizer.
-        sample: A chat as the template renders it, which has the template's tokens in it.
+        sample: A rendered chat, which contains the template's tokens.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, sample: str) -> None:
@@ -42,12 +42,12 @@ class ChatEncoder:
             self._backend = None
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each of ``texts``, without special tokens around them."""
+        """Return the ids of each of ``texts``, without special tokens around them."""
         if self._backend is None:
             return self.plain(texts)
         pieces = [self._pieces(text) for text in texts]
         different = list(dict.fromkeys(itertools.chain.from_iterable(pieces)))
-        # They are set by whoever uses the tokenizer, and stay.
+        # Earlier calls of the tokenizer may have turned these on.
         self._backend.no_padding()
         self._backend.no_truncation()
         found = self._backend.encode_batch_fast(different, add_special_tokens=False)
@@ -55,14 +55,14 @@ class ChatEncoder:
         return [list(itertools.chain.from_iterable(map(ids.__getitem__, its))) for its in pieces]
 
     def _pieces(self, text: str) -> list[str]:
-        """``text``, cut before each border."""
+        """Cut ``text`` before each border."""
         if self._borders is None:
             return [text]
         first, *rest = self._borders.split(text)
         return [first, *map(str.__add__, rest[::2], rest[1::2])]
 
     def plain(self, texts: Sequence[str]) -> list[list[int]]:
-        """The same, from the tokenizer itself."""
+        """Return the same ids from the tokenizer itself."""
         if not texts:
             return []
         ids: list[list[int]] = self._tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)[
@@ -72,20 +72,20 @@ class ChatEncoder:
 
 
 def _backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
-    """What ``tokenizer`` encodes with; None if it does anything else to a text, or encodes in Python."""
+    """Return the fast tokenizer inside. None: the tokenizer changes texts itself, or is written in Python."""
     kind = type(tokenizer)
     if (
         isinstance(tokenizer, PreTrainedTokenizerFast)
         and kind.__call__ is PreTrainedTokenizerFast.__call__
         and kind._encode_plus is PreTrainedTokenizerFast._encode_plus
-        and not tokenizer.split_special_tokens  # a template's tokens are text, then
+        and not tokenizer.split_special_tokens  # which would treat a template's tokens as text
     ):
         return tokenizer.backend_tokenizer
     return None
 
 
 def _borders(backend: Tokenizer) -> list[str]:
-    """Tokens of which each occurrence in a text is one, whatever is around it."""
+    """Tokens whose text is always this token, whatever text is around it."""
     added = [token for token in backend.get_added_tokens_decoder().values() if token.content]
     raw = [token for token in added if not token.normalized]
     return [token.content for token in raw if _stands_alone(token, raw)]
@@ -93,8 +93,8 @@ def _borders(backend: Tokenizer) -> list[str]:
 
 def _stands_alone(token: AddedToken, others: Sequence[AddedToken]) -> bool:
     text = token.content
-    # Some tokens take the spaces before or after them, or ask whether a word is there. A cut would hide it from those,
-    # and hide from others the beginning of this one.
+    # Some tokens depend on spaces or words next to them, and others may begin with the same characters. A cut would
+    # hide that text from them.
     if token.lstrip or token.single_word or text[0] not in _MARKS:
         return False
     begins = tuple(text[:length] for length in range(1, len(text)))

@@ -1,4 +1,4 @@
-"""What garbage collection costs where many rows are gone through."""
+"""Cheaper garbage collection while many rows are processed."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from contextlib import contextmanager
 
 @contextmanager
 def without_old_objects() -> Iterator[None]:
-    """The garbage collector leaves alone what is there already: half a million objects of torch and transformers.
+    """Make the garbage collector ignore existing objects inside the context: half a million of torch and transformers.
 
-    To look through them takes up to a fifth of the time that rows take. It also writes to pages that forked processes
-    share.
+    Scanning them would take up to a fifth of the time that rows take, and would write to memory pages that forked
+    processes share.
     """
-    if gc.get_freeze_count():  # somebody has frozen them, for longer
+    if gc.get_freeze_count():  # they are already frozen, by someone who will unfreeze them
         yield
         return
     gc.freeze()

@@ -1,4 +1,4 @@
-"""Numbers in the place of texts, to compare many texts without holding them."""
+"""Numbers that stand for texts, to compare many texts without keeping them in memory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import hashlib
 
 
 def digest(text: str) -> int:
-    """64 bits of a hash of ``text``, as a signed number; never 0. Equal texts have equal ones in every process."""
+    """Return 64 bits of a hash of ``text`` as a signed number, never 0. It is the same in every process."""
     found = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
     return found or 1

@@ -1,4 +1,4 @@
-"""Rows of JSON files, one at a time: JSON Lines, and arrays of objects. A wrong row is named."""
+"""Read the rows of JSON files one by one: JSON Lines, and arrays of objects. Errors name the row."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from lightning_mlc.data.records import Place, Row
 from lightning_mlc.errors import UserError, shortened
 
 CHUNK = 1 << 20
-"""Bytes of an array that are read at a time."""
+"""Number of bytes of an array that are read at a time."""
 _SPACE = " \t\r\n"
 _VALUES = '"[-0123456789tfnNI'
-"""What a JSON value other than an object begins with."""
+"""First characters of JSON values other than objects."""
 _NEAR = 16
-"""An error this many characters before the end of what was read may only be that: the end of what was read."""
+"""An error within this many characters of the end of the text may vanish when more of the file is read."""
 
 
 class _Refused(ValueError):
-    """A value that a row may not have; the text is the end of a sentence about the row."""
+    """A value that a row must not have. The message continues a sentence that begins with the row."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -35,13 +35,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _constant(name: str) -> None:
-    raise _Refused(f"has {name}, which JSON does not know; write null where there is no value")
+    raise _Refused(f"has {name}, which is not JSON; write null for a missing value")
 
 
 def _integer(digits: str) -> int:
     try:
         return int(digits)
-    except ValueError as error:  # Python limits how many digits it turns into a number
+    except ValueError as error:  # Python limits the digits of a number
         raise _Refused(f"has a number of {len(digits)} digits; write it as a string, in quotes") from error
 
 
@@ -49,14 +49,21 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant,
 
 
 def lines(location: Path, option: str) -> Iterator[tuple[int, str]]:
-    """Each line of a text file with the byte that it begins at, its line break included, and without a byte-order mark.
+    """Read the lines of a text file.
+
+    Args:
+        location: The file.
+        option: Configuration key or flag of the file, for errors.
+
+    Yields:
+        The position of the line's first byte, and the line with its line break and without a byte-order mark.
 
     Raises:
         UserError: The file is not UTF-8.
     """
     begin = 0
     with location.open("rb") as file:
-        for line in file:  # ends at line feeds alone: U+2028 and its like end no line
+        for line in file:  # only line feeds end a line, not U+2028 or similar
             mark = len(codecs.BOM_UTF8) if begin == 0 and line.startswith(codecs.BOM_UTF8) else 0
             try:
                 yield begin, line[mark:].decode("utf-8")
@@ -70,10 +77,17 @@ def _not_utf8(location: Path, option: str, byte: int) -> UserError:
 
 
 def json_lines(location: Path, option: str) -> Iterator[tuple[Place, Row]]:
-    """The rows of a JSON Lines file. Empty lines are skipped, and counted.
+    """Read the rows of a JSON Lines file. Empty lines are skipped, but they count for the numbers of rows.
+
+    Args:
+        location: The file.
+        option: Configuration key or flag of the file, for errors.
+
+    Yields:
+        The place of a row, and the row.
 
     Raises:
-        UserError: A line is not a JSON object that a row can be, or not UTF-8.
+        UserError: A line is not UTF-8, not a JSON object, or has a value that a row must not have.
     """
     for number, (_, line) in enumerate(lines(location, option), start=1):
         if not line.strip():
@@ -97,16 +111,23 @@ def _guarded(where: str, decode: Callable[[str], Any], text: str, place: Callabl
 
 
 def json_array(location: Path, option: str) -> Iterator[tuple[Place, Row]]:
-    """The rows of a JSON file that holds an array of objects. Held are one row and a chunk of the file.
+    """Read the rows of a JSON file that contains an array of objects. Memory holds one row and one chunk of the file.
+
+    Args:
+        location: The file.
+        option: Configuration key or flag of the file, for errors.
+
+    Yields:
+        The place of a row, and the row.
 
     Raises:
-        UserError: The file is not an array, one of its elements is not a JSON object that a row can be, or it is not
-            UTF-8.
+        UserError: The file is not UTF-8 or not an array; or an element is not a JSON object, or has a value that a
+            row must not have.
     """
     with location.open("rb") as file:
         text = _Window(file, location, option)
         if text.next_character() != "[":
-            raise UserError(option, f"{location} must be a JSON array of objects; for one object a line use .jsonl")
+            raise UserError(option, f"{location} must be a JSON array of objects; for one object per line use .jsonl")
         text.skip()
         number = 0
         while text.next_character() != "]" or number:
@@ -116,15 +137,15 @@ def json_array(location: Path, option: str) -> Iterator[tuple[Place, Row]]:
             if (after := text.next_character()) == "]":
                 break
             if after != ",":
-                raise UserError(where, f"is followed by no comma and no ] (line {text.line()}); repair the file")
+                raise UserError(where, f"is not followed by a comma or ] (line {text.line()}); repair the file")
             text.skip()
         text.skip()
         if text.next_character():
-            raise UserError(option, f"{location} has more after its array (line {text.line()}); remove it")
+            raise UserError(option, f"{location} has text after its array (line {text.line()}); remove it")
 
 
 class _Window:
-    """The part of a text file from where its reader is to where it has been read."""
+    """The part of a text file that was read and not yet used."""
 
     def __init__(self, file: BinaryIO, location: Path, option: str) -> None:
         self._file = file
@@ -138,7 +159,7 @@ class _Window:
         self._at_end = False
 
     def next_character(self) -> str:
-        """The next one that is no space, without going past it; empty at the end."""
+        """Return the next character that is not white space, without moving past it. Empty: the end of the file."""
         while True:
             while self._position < len(self._text):
                 if (character := self._text[self._position]) not in _SPACE:
@@ -149,15 +170,15 @@ class _Window:
             self._read(CHUNK)
 
     def skip(self) -> None:
-        """Go past one character."""
+        """Move past one character."""
         self._position += 1
 
     def line(self, position: int | None = None) -> int:
-        """The number of the line that the reader, or ``position`` of the text, is in."""
+        """Return the number of the line at ``position`` in the text (by default the current position)."""
         return 1 + self._lines_before + self._text.count("\n", 0, self._position if position is None else position)
 
     def row(self, where: str) -> Row:
-        """The object that begins at the next character, and go past it."""
+        """Read the object that begins at the next character."""
         if (character := self.next_character()) != "{":
             if character and character in _VALUES:
                 raise UserError(where, "is not a JSON object")
@@ -166,29 +187,29 @@ class _Window:
             row = _guarded(where, self._decode, self._text, lambda error: f"line {self.line(error.pos)}")
             if row is not None:
                 return dict(row)
-            # Twice as much of the row: a long one is not begun again too often.
+            # Double the text each time, so that a long row is not decoded too often.
             self._read(max(CHUNK, len(self._text) - self._position))
 
     def _decode(self, text: str) -> dict[str, Any] | None:
-        """The row at the reader's position; None if more must be read for it."""
+        """Decode the row at the current position. None: more of the file must be read first."""
         try:
             row: dict[str, Any]
             row, self._position = _DECODER.raw_decode(text, self._position)
         except json.JSONDecodeError as error:
-            if self._at_end or not self._may_go_on(error.pos):
+            if self._at_end or not self._may_be_cut(error.pos):
                 raise
             return None
         return row
 
-    def _may_go_on(self, position: int) -> bool:
-        """Whether what is wrong at ``position`` may be right once more has been read."""
+    def _may_be_cut(self, position: int) -> bool:
+        """Whether the error at ``position`` may come from a row that is not completely read."""
         if position >= len(self._text) - _NEAR:
             return True
         if self._text[position] != '"':
             return False
         try:
             scanstring(self._text, position + 1)
-        except json.JSONDecodeError:  # a string that has not ended yet
+        except json.JSONDecodeError:  # a string whose end was not read yet
             return True
         return False
 

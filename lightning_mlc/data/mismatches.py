@@ -1,7 +1,7 @@
-"""For each example a response to another prompt: what a model makes of responses in general (see KTO).
+"""Choose for each example a response to another prompt (see :class:`~lightning_mlc.objectives.kto.KTO`).
 
-They are fixed for the whole data set. So they do not depend on how a step is cut into batches or on the order of
-the examples, and whatever is known of them beforehand stays true.
+The choice is made once for the whole data set. So it does not depend on batches or on the order of the examples, and
+lengths and scores of the responses can be computed in advance.
 """
 
 from __future__ import annotations
@@ -13,36 +13,41 @@ import numpy as np
 
 
 class Mismatch(NamedTuple):
-    """Where an example's mismatched response is."""
+    """The place of an example's mismatched response."""
 
     row: int
+    """Row of the example that it comes from."""
     response: Literal["chosen", "rejected"]
+    """Which of that example's responses it is."""
 
 
 class Mismatches(NamedTuple):
     """The mismatched responses of N examples."""
 
     rows: np.ndarray
-    """(N,) int64, the row each is taken from."""
+    """(N,) int64: row of the example that each comes from."""
     rejected: np.ndarray
-    """(N,) bool, whether it is that row's rejected response."""
+    """(N,) bool: whether it is that example's rejected response."""
 
     def of(self, row: int) -> Mismatch:
-        """That of the example in ``row``."""
+        """Return the mismatched response of the example in ``row``."""
         return Mismatch(int(self.rows[row]), "rejected" if self.rejected[row] else "chosen")
 
 
 def mismatches(prompts: np.ndarray, chosen: np.ndarray, rejected: np.ndarray) -> Mismatches | None:
-    """The mismatched response of each example; None if one of them has none.
+    """Choose the mismatched response of each example.
 
-    It is that of the next example (after the last comes the first) that answers another prompt in the source
-    language, and differently from the example's own responses. Of a pair it is the chosen one for every other
-    example and the rejected one for the others, if that differs: as many of each as there are among the responses.
+    It comes from the next example (the first follows the last) that has another prompt in the source language, and a
+    response that differs from the example's own responses. If both responses of a pair differ, examples in even rows
+    take the chosen one and examples in odd rows the rejected one, so that both kinds are used equally often.
 
     Args:
-        prompts: (N,) int64, equal for equal prompts in the source language.
-        chosen: (N,) int64, equal for equal chosen responses; 0 where there is none.
-        rejected: (N,) int64, the same of rejected responses.
+        prompts: (N,) int64: equal for equal prompts in the source language.
+        chosen: (N,) int64: equal for equal chosen responses; 0 for a missing one.
+        rejected: (N,) int64: equal for equal rejected responses; 0 for a missing one.
+
+    Returns:
+        The mismatched responses. None: at least one example has none.
     """
     of_prompt: list[int] = prompts.tolist()
     responses: list[tuple[int, int]] = list(zip(chosen.tolist(), rejected.tolist(), strict=True))
@@ -53,7 +58,7 @@ def mismatches(prompts: np.ndarray, chosen: np.ndarray, rejected: np.ndarray) ->
         other = row + 1
         while other < row + count:
             index = other % count
-            # Whole runs are skipped: data sorted by prompt or by response would take quadratic time.
+            # Skip runs of equal values, because data sorted by prompt or response would take quadratic time otherwise.
             if of_prompt[index] == of_prompt[row]:
                 other += same_prompt[index]
             elif responses[index] == own:
@@ -69,7 +74,7 @@ def mismatches(prompts: np.ndarray, chosen: np.ndarray, rejected: np.ndarray) ->
 
 
 def _differing(others: tuple[int, int], own: tuple[int, int], row: int) -> bool | None:
-    """Whether the rejected (or else the chosen) of the ``others`` is to be taken; None if neither can be."""
+    """Whether to take the rejected one of the ``others``, instead of the chosen one. None: neither can be taken."""
     for which in (False, True) if row % 2 == 0 else (True, False):
         if others[which] and others[which] not in own:
             return which
@@ -77,7 +82,7 @@ def _differing(others: tuple[int, int], own: tuple[int, int], row: int) -> bool 
 
 
 def _lengths_of_runs(values: Sequence[Hashable]) -> list[int]:
-    """For each of ``values`` the number of equal ones from there on, up to the next different one or the end."""
+    """For each position, the number of equal values from there to the next different value or the end."""
     lengths = [1] * len(values)
     for index in range(len(values) - 2, -1, -1):
         if values[index] == values[index + 1]:

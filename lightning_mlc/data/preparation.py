@@ -1,4 +1,4 @@
-"""Tokenising in several processes. What comes out does not depend on how many there are."""
+"""Tokenising in several processes. The result does not depend on their number."""
 
 from __future__ import annotations
 
@@ -21,50 +21,60 @@ from lightning_mlc.data.tokenization import ChatTokenizer
 from lightning_mlc.errors import UserError
 
 ROWS_PER_PROCESS = 2000
-"""With fewer rows for each, another process is not worth its start."""
+"""With fewer rows per process, starting another process takes longer than it saves."""
 MOST_PROCESSES = 16
-"""That are taken unasked."""
+"""Largest number of processes, unless the user asks for more."""
 
 
 class Encoder(NamedTuple):
-    """Examples to rows of a table."""
+    """Turns examples into rows of a table."""
 
     chat: ChatTokenizer
     languages: tuple[str, ...]
+    """BCP-47 codes of the languages to keep."""
     schema: pyarrow.Schema
+    """Columns of the table."""
 
     def encode(self, written: list[bytes]) -> pyarrow.RecordBatch:
-        """The rows of these examples, which are as :meth:`~lightning_mlc.data.spool.Spool.read` gives them."""
+        """Tokenise examples that :meth:`~lightning_mlc.data.spool.Spool.read` returned."""
         rows = self.chat.encode_all([example_of(text) for text in written], self.languages)
         return pyarrow.RecordBatch.from_pylist(rows, schema=self.schema)
 
 
 def processes_for(rows: int, asked: int | None) -> int:
-    """How many processes tokenise so many ``rows``; ``asked`` is ``data.num_proc``."""
+    """Return the number of processes that tokenise.
+
+    Args:
+        rows: Number of examples.
+        asked: The option ``data.num_proc``. None: choose a number.
+    """
     if asked is not None:
         return asked
     return max(1, min(_cores(), MOST_PROCESSES, rows // ROWS_PER_PROCESS))
 
 
 def encode_in_order(encoder: Encoder, parts: Iterable[list[bytes]], processes: int) -> Iterator[pyarrow.RecordBatch]:
-    """What ``encoder`` makes of each of ``parts``, in their order.
+    """Tokenise examples in order.
 
-    Not ``datasets.map(num_proc=...)``, which tells an error of one process only once all others are done, and which
-    needs functions that can be pickled, as tokenizers with code of their own cannot.
+    This does not use ``datasets.map(num_proc=...)``, which reports an error of one process only when all others are
+    done, and which cannot pickle tokenizers with their own code.
 
     Args:
-        encoder: Makes rows of examples.
-        parts: Examples, some at a time. A few parts per process are held.
-        processes: 1 works in this one.
+        encoder: Turns examples into rows.
+        parts: Examples, in parts. At most a few parts per process are in memory.
+        processes: Number of processes. 1: only this process.
+
+    Yields:
+        The rows of each part.
 
     Raises:
-        UserError: A row is wrong: the first one of the part that is.
+        UserError: An example is wrong, or a process was killed.
     """
     with _without_threads(), without_old_objects():
         if processes == 1:
             yield from map(encoder.encode, parts)
             return
-        # A forked process has the tokenizer at once; it runs nothing that another thread of this one could hold.
+        # A forked process has the tokenizer immediately. It needs no lock that a thread of this process could hold.
         context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
         with ProcessPoolExecutor(processes, context, _start, (encoder,)) as pool:
             waiting: deque[Future[pyarrow.RecordBatch]] = deque()
@@ -78,15 +88,15 @@ def encode_in_order(encoder: Encoder, parts: Iterable[list[bytes]], processes: i
             except BrokenProcessPool as error:
                 raise UserError(
                     "data.num_proc",
-                    f"one of the {processes} processes that tokenise was ended from outside, for want of memory "
-                    "perhaps; set it to 1",
+                    f"one of the {processes} processes that tokenise was killed, possibly because memory was full; "
+                    "set it to 1",
                 ) from error
             finally:
                 pool.shutdown(cancel_futures=True)
 
 
 _encoder: Encoder | None = None
-"""Of a process that tokenises."""
+"""The encoder of a process that tokenises."""
 
 
 def _start(encoder: Encoder) -> None:
@@ -96,7 +106,7 @@ def _start(encoder: Encoder) -> None:
 
 
 def _end_with_parent() -> None:
-    """A process that is killed tells its own ones nothing, and they would wait for work for ever."""
+    """End this process when its parent ends. Otherwise, if the parent is killed, it would wait for work for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -109,14 +119,14 @@ def _encode(written: list[bytes]) -> pyarrow.RecordBatch:
 
 
 def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # not everywhere; it knows of containers and `taskset`
+    if hasattr(os, "sched_getaffinity"):  # not on all systems; it respects containers and `taskset`
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 @contextmanager
 def _without_threads() -> Iterator[None]:
-    """Tokenizers start no threads of their own: after that, processes could not be forked safely."""
+    """Keep tokenizers from starting threads inside the context, because a process with threads cannot fork safely."""
     before = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     try:

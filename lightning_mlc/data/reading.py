@@ -1,4 +1,4 @@
-"""Rows of a data source, each with where it stands. They are read one after the other, and the file is never held."""
+"""Read the rows of a data source, each with its place. Rows are read one by one, so a file may exceed the memory."""
 
 from __future__ import annotations
 
@@ -20,18 +20,25 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SAMPLE = "sample"
-"""``train_path: sample`` is the data that ships with the package."""
+"""``train_path: sample`` means the data that comes with this package."""
 HUB = "hf://"
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 BATCH = 256
-"""Rows of a Parquet file that are read at a time."""
+"""Number of rows of a Parquet file that are read at a time."""
 
 
 def locate(path: str, option: str) -> Path | None:
-    """The file or folder that ``path`` names, taken as it is written; None for a dataset on the hub.
+    """Find the file or folder of a data source.
+
+    Args:
+        path: The path as the user wrote it. It is not a pattern.
+        option: Configuration key or flag of the path, for errors.
+
+    Returns:
+        The file or folder. None: a data set on the hub.
 
     Raises:
-        UserError: There is none, it cannot be read, or it is of no known kind. The message starts with ``option``.
+        UserError: The file does not exist, cannot be read, or has an unknown format.
     """
     if path.startswith(HUB):
         return None
@@ -44,7 +51,7 @@ def locate(path: str, option: str) -> Path | None:
             f"there is no file {path}; give a file, a folder of datasets.save_to_disk, {HUB}owner/name, or '{SAMPLE}'",
         )
     if not os.access(location, os.R_OK):
-        raise UserError(option, f"{path} may not be read; ask for the right to read it")
+        raise UserError(option, f"no permission to read {path}; change its permissions")
     if location.is_dir():
         return location
     if location.suffix.lower() not in SUFFIXES:
@@ -55,13 +62,14 @@ def locate(path: str, option: str) -> Path | None:
 
 
 def read_rows(path: str, option: str) -> Iterator[tuple[Place, Row]]:
-    """Each row of ``path`` after where it stands (``train.jsonl row 3``, counted from 1).
-
-    Held are one row and a few megabytes of what is read, however large the source is.
+    """Read the rows of a data source one by one. Memory holds one row and a few megabytes of a file.
 
     Args:
-        path: As the user gave it: a file, a folder of ``datasets.save_to_disk``, ``hf://owner/name``, ``sample``.
-        option: Its configuration key or flag, for errors.
+        path: A file, a folder of ``datasets.save_to_disk``, ``hf://owner/name`` or ``sample``.
+        option: Configuration key or flag of the path, for errors.
+
+    Yields:
+        The place of a row (``train.jsonl row 3``, counted from 1), and the row.
 
     Raises:
         UserError: The source or one of its rows cannot be read.
@@ -82,7 +90,7 @@ def read_rows(path: str, option: str) -> Iterator[tuple[Place, Row]]:
 
 
 def _parquet_rows(location: Path, option: str) -> Iterator[tuple[Place, Row]]:
-    # Not `load_dataset`, which takes a name as a pattern, and copies the file into a cache.
+    # Not `load_dataset`, because it treats a name as a pattern and copies the file into a cache.
     import pyarrow
     from datasets import Dataset
     from datasets.table import InMemoryTable
@@ -110,7 +118,9 @@ def _saved_rows(location: Path, option: str) -> Iterator[tuple[Place, Row]]:
         raise UserError(option, f"{location} is not a folder that datasets.save_to_disk wrote") from error
     if isinstance(table, DatasetDict):
         if "train" not in table:
-            raise UserError(option, f"{location} has no split 'train', only {', '.join(table)}; give one's folder")
+            raise UserError(
+                option, f"{location} has no split 'train', only {', '.join(table)}; give the folder of one split"
+            )
         table = table["train"]
     yield from _dataset_rows(table, location.name)
 
@@ -119,7 +129,7 @@ def _hub_rows(path: str, option: str) -> Iterator[tuple[Place, Row]]:
     from datasets import load_dataset
 
     parts = urlsplit(path)
-    # A plus joins splits; in a query of the web it would be a space.
+    # A plus joins splits here. In a URL's query it would mean a space.
     given = parse_qs(parts.query.replace("+", "%2B"), keep_blank_values=True)
     query = {key: values[0] for key, values in given.items() if len(values) == 1 and values[0]}
     name = f"{parts.netloc}{parts.path}".strip("/")
@@ -130,7 +140,7 @@ def _hub_rows(path: str, option: str) -> Iterator[tuple[Place, Row]]:
         table = load_dataset(
             name, name=query.get("name"), split=query.get("split", "train"), revision=query.get("revision")
         )
-    except Exception as error:  # the hub's, the network's and the builder's errors alike
+    except Exception as error:  # errors of the hub, the network and the builder have no common base
         raise UserError(option, f"cannot load {path} ({first_line(error)})") from error
     yield from _dataset_rows(table, name)
 
@@ -141,5 +151,5 @@ def _dataset_rows(table: Dataset, name: str) -> Iterator[tuple[Place, Row]]:
 
 
 def _without_nan(row: dict[str, Any]) -> Row:
-    """``row`` with None for NaN, which is what pandas writes where there is no text."""
+    """Replace NaN by None, because pandas writes NaN for a missing text."""
     return {key: None if isinstance(cell, float) and math.isnan(cell) else cell for key, cell in row.items()}

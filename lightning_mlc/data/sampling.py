@@ -1,8 +1,8 @@
-"""Which examples make up which micro-batch, known before an epoch starts.
+"""Plan the micro-batches of an epoch before it starts.
 
-The windows of an epoch, one per optimizer step (:mod:`lightning_mlc.data.windows`), are shared out to the
-micro-batches of each process. They do not depend on that; so 1 x 4, 2 x 2 and 4 x 1 (processes x accumulation)
-train on the same examples in the same steps, and each micro-batch knows the totals of its step.
+An epoch consists of windows, one per optimizer step (:mod:`lightning_mlc.data.windows`). The micro-batches of a window
+are divided among the processes. Windows do not depend on this division, so 1 x 4, 2 x 2 and 4 x 1 (processes x
+accumulation) train on the same examples in the same steps. Each micro-batch carries the totals of its step.
 """
 
 from __future__ import annotations
@@ -19,19 +19,24 @@ from lightning_mlc.data.windows import Cut, Division, Window
 
 @dataclass(frozen=True)
 class Sizes:
-    """What an example adds to the totals of its step, for each example of a table (see `Normalizers`)."""
+    """For each of N examples, what it adds to the totals of its step (see `Normalizers`)."""
 
     response_tokens: np.ndarray
-    """Tokens of the chosen response."""
+    """(N,): number of tokens of the chosen response."""
     groups: np.ndarray
-    """1 where there are prompts in two or more languages, else 0."""
+    """(N,): 1 if the prompt exists in two or more languages, else 0."""
     chosen: np.ndarray
-    """1 where there is a chosen response, else 0."""
+    """(N,): 1 if the example has a chosen response, else 0."""
     rejected: np.ndarray
-    """1 where there is a rejected response, else 0."""
+    """(N,): 1 if the example has a rejected response, else 0."""
 
     def totals(self, taken: list[int], share: int = 1) -> Normalizers:
-        """Of the examples ``taken``, divided by ``share``."""
+        """Add up some examples.
+
+        Args:
+            taken: Indices of the examples.
+            share: Number that the totals are divided by.
+        """
         return Normalizers(
             examples=len(taken) / share,
             response_tokens=float(self.response_tokens[taken].sum()) / share,
@@ -43,18 +48,24 @@ class Sizes:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Examples of one process's micro-batch, and what its sums are divided by."""
+    """A micro-batch of one process."""
 
     indices: tuple[int, ...]
+    """Indices of its examples."""
     normalizers: Normalizers
+    """The numbers that its sums are divided by."""
 
 
 def plan_epoch(
     windows: Sequence[Window], sizes: Sizes, division: Division, limit: int | float | None = None
 ) -> list[MicroBatch]:
-    """The micro-batches of process ``division.rank`` in an epoch of ``windows``.
+    """Plan the micro-batches of one process in an epoch. Every process gets the same number.
 
-    Every process gets equally many. ``limit`` cuts the epoch as ``Trainer.limit_train_batches`` does.
+    Args:
+        windows: The windows of the epoch.
+        sizes: What each example adds to the totals of its step.
+        division: The processes, and which of them this is.
+        limit: ``Trainer.limit_train_batches``: a number of micro-batches, or a share. None: no limit.
     """
     world_size, rank = division.world_size, division.rank
     total = length_of(windows, division)
@@ -65,28 +76,33 @@ def plan_epoch(
         micro = min(len(parts) // world_size, left)
         left -= micro
         taken = [index for part in parts[: micro * world_size] for index in part]
-        # Lightning divides by `accumulate` even in an incomplete window, and DDP by the processes.
+        # Lightning divides by `accumulate` even in an incomplete window, and DDP by the number of processes.
         normalizers = sizes.totals(taken, share=division.micro_batches)
         plan += [MicroBatch(tuple(parts[step * world_size + rank]), normalizers) for step in range(micro)]
     return plan
 
 
 def length_of(windows: Sequence[Window], division: Division) -> int:
-    """Micro-batches of each process in an epoch of ``windows``."""
+    """Return the number of micro-batches of each process in an epoch.
+
+    Args:
+        windows: The windows of the epoch.
+        division: The processes.
+    """
     return sum(len(parts) // division.world_size for parts in windows)
 
 
 class TrainingBatches(Sampler[MicroBatch]):
-    """Sampler over the plan of each epoch, from where ``progress`` says that training stands.
+    """Sampler of training batches, which resumes in the middle of an epoch.
 
     Args:
-        sizes: What each example adds to a step's totals.
-        cut: The windows of each epoch, equally many micro-batches in all of them.
-        division: Among whom their micro-batches are divided.
-        limit: ``Trainer.limit_train_batches``.
-        progress: Gives the current epoch, and how many of its micro-batches are already trained on: a resumed
-            run goes on with the next. Asked whenever an iteration starts, for Lightning's ``set_epoch`` counts
-            one epoch too many after a resumption at an epoch's end.
+        sizes: What each example adds to the totals of its step.
+        cut: Returns the windows of an epoch. All epochs have the same number of micro-batches.
+        division: The processes, and which of them this is.
+        limit: ``Trainer.limit_train_batches``: a number of micro-batches, or a share. None: no limit.
+        progress: Returns the current epoch, and how many of its micro-batches have been trained. A resumed run
+            continues with the next one. It is called whenever an iteration starts, because Lightning's ``set_epoch``
+            counts one epoch too many after a run resumes at the end of an epoch.
     """
 
     def __init__(
@@ -109,15 +125,21 @@ class TrainingBatches(Sampler[MicroBatch]):
         return iter(plan_epoch(self._cut(epoch), self._sizes, self._division, self._limit)[done:])
 
     def __len__(self) -> int:
-        """Micro-batches of an epoch without the limit, which Lightning applies to this number itself."""
+        """Number of micro-batches of an epoch without the limit, because Lightning applies the limit itself."""
         return self._length
 
 
 class EvaluationBatches(Sampler[MicroBatch]):
-    """Batches in the order of the table, in turn over the processes.
+    """Sampler of evaluation batches, in the order of the table. Processes take batches in turn.
 
-    Where they do not share out evenly, the last ones repeat examples, so that no process waits for another;
-    metrics count each example once.
+    If the batches cannot be divided evenly, the last ones repeat examples, so that no process waits for another.
+    Metrics count each example once.
+
+    Args:
+        sizes: Sizes of all examples.
+        batch_size: Number of examples in a batch.
+        world_size: Number of processes.
+        rank: Number of this process, from 0.
     """
 
     def __init__(self, sizes: Sizes, batch_size: int, world_size: int = 1, rank: int = 0) -> None:

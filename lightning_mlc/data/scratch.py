@@ -1,4 +1,4 @@
-"""Folders for what is not finished yet, in the cache. None outlives its process for long."""
+"""Temporary folders in the cache. None outlives its process for long."""
 
 from __future__ import annotations
 
@@ -14,15 +14,22 @@ from pathlib import Path
 from lightning_mlc.errors import UserError
 
 AGE = 60
-"""Seconds after which a folder that no process holds is a left one. A new one is not held at once."""
+"""Seconds after which an unlocked folder counts as abandoned. A new folder is not locked immediately."""
 
 
 @contextmanager
 def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
-    """A new folder in ``parent``, which is made if it is not there. It is removed at the end, if it still is there.
+    """Make a temporary folder, and remove it at the end if it still exists.
 
-    Those of the same ``name`` that processes left when they were killed are removed first. A process holds a lock on
-    its folder, which the system gives back however the process ends; where there are no locks, nothing is removed.
+    Folders of the same name that killed processes have left are removed first. A process locks its folder, and the
+    system releases the lock however the process ends. On systems without locks no abandoned folder is removed.
+
+    Args:
+        parent: Folder for the new folder. It is made if it does not exist.
+        name: Beginning of the new folder's name, after a dot.
+
+    Yields:
+        The new folder.
 
     Raises:
         UserError: ``parent`` cannot be written to, or its disk is full.
@@ -41,7 +48,7 @@ def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
-                "data.cache_dir", f"there is no room left in {parent}; make some, or give another folder"
+                "data.cache_dir", f"no space is left in {parent}; free some space, or give another folder"
             ) from error
         raise
     finally:
@@ -62,7 +69,11 @@ def _remove_left(parent: Path, prefix: str) -> None:
 
 
 def _lock(folder: Path) -> int | None:
-    """The descriptor that holds the lock of ``folder``; None if another process does, or if there are no locks."""
+    """Lock a folder.
+
+    Returns:
+        The descriptor that holds the lock. None: another process has it, or the system has no locks.
+    """
     try:
         import fcntl
 

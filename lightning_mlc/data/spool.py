@@ -1,4 +1,4 @@
-"""Examples on their way from a file to a table: on disk, for a large file does not fit into memory as objects."""
+"""Examples between reading and tokenising. They are on disk, because a large file does not fit into memory."""
 
 from __future__ import annotations
 
@@ -16,32 +16,37 @@ from lightning_mlc.data.garbage import without_old_objects
 from lightning_mlc.data.records import DataKind, Example
 
 ROWS = 256
-"""Examples that are written, and later tokenised, together."""
+"""Number of examples that are written, and later tokenised, together."""
 
 _SCHEMA = pyarrow.schema([("example", pyarrow.binary())])
 
 
 @dataclass(frozen=True)
 class Spool:
-    """Examples in a file of Arrow's, and what is known of all of them."""
+    """Examples in an Arrow file, and a summary of them."""
 
     path: Path
+    """The file."""
     kind: DataKind
-    """What responses they have."""
+    """Which responses the examples have."""
     languages: tuple[str, ...]
-    """Languages of their prompts, in the order in which they come."""
+    """Languages of their prompts, in order of first appearance."""
     rows: int
-    """How many there are."""
+    """Number of examples."""
     digest: str
-    """Hash of all they consist of, in their order."""
+    """Hash of the examples and their order."""
 
     @classmethod
     @without_old_objects()
     def write(cls, examples: Iterable[Example], path: Path) -> Spool:
-        """Write ``examples``, at least one, to ``path``. No more than ``ROWS`` of them are held.
+        """Write examples to a file. At most ``ROWS`` of them are in memory at a time.
+
+        Args:
+            examples: At least one example.
+            path: The file.
 
         Raises:
-            UserError: One of ``examples`` cannot be had.
+            UserError: An example cannot be read.
         """
         hashed = hashlib.sha256()
         languages: dict[str, None] = {}
@@ -62,14 +67,14 @@ class Spool:
         return cls(path, kind, tuple(languages), rows, hashed.hexdigest())
 
     def read(self) -> Iterator[list[bytes]]:
-        """The examples, ``ROWS`` at a time, each as :func:`example_of` takes it."""
+        """Read the examples, ``ROWS`` at a time, in the form that :func:`example_of` decodes."""
         with pyarrow.OSFile(str(self.path), "rb") as file, pyarrow.ipc.open_stream(file) as reader:
             for batch in reader:
                 yield batch.column(0).to_pylist()
 
 
 def example_of(written: bytes) -> Example:
-    """An example as :meth:`Spool.read` gives it."""
+    """Decode an example that :meth:`Spool.read` returned."""
     fields: dict[str, Any] = json.loads(written)
     fields["translated"] = {language: tuple(pair) for language, pair in fields["translated"].items()}
     return Example(**fields)

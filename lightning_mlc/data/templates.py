@@ -1,4 +1,4 @@
-"""Chat templates: from messages to text. The text is the same on every day, and every message is in it."""
+"""Chat templates turn messages into text. The text does not depend on today's date, and contains every message."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ _DATE = {
     "%-M": "0", "%-S": "0", "%-y": "24", "%-j": "208", "%f": "000000", "%c": "Fri Jul 26 00:00:00 2024",
     "%Z": "", "%z": "",
 }  # fmt: skip
-"""The day that every template is told: 26 July 2024, which Llama 3's takes where it cannot ask for one."""
+"""The date that every template gets: 26 July 2024, which Llama 3's template uses if it cannot ask for the date."""
 _STRFTIME_NOW = (
     "{% macro strftime_now(format) %}{{ format"
     + "".join(f" | replace('{code}', '{text}')" for code, text in _DATE.items())
     + " }}{% endmacro %}\n"
 )
-"""What takes the place of the clock. transformers hands a template no function of a caller's, but a macro is text."""
+"""Replaces the clock. It is a macro in the text, because transformers do not pass a caller's functions to a
+template."""
 
 
 class TemplateProblem(Exception):
     """A conversation that a chat template cannot render, or renders without one of its messages.
 
     Args:
-        does: What the template does, without its object: ``refuses``.
-        reason: Why, in its own words.
+        does: A verb for what the template does, such as ``refuses``. The object follows.
+        reason: The template's own error message, if there is one.
     """
 
     def __init__(self, does: str, reason: str = "") -> None:
@@ -45,7 +46,7 @@ class TemplateProblem(Exception):
         self.reason = reason
 
     def told(self, given: str) -> str:
-        """What the template does to what it was ``given`` (``this prompt``), for a message."""
+        """Return a text for a message: what the template does to ``given``, such as ``this prompt``."""
         return f"{self.does} {given}" + (f" ({self.reason})" if self.reason else "")
 
 
@@ -56,7 +57,7 @@ class ChatTemplate:
         tokenizer: The tokenizer.
 
     Raises:
-        UserError: It has no chat template, or several of which none is the default.
+        UserError: It has no chat template, or several and none is the default.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -79,10 +80,14 @@ class ChatTemplate:
         self._forms: dict[tuple[str, ...], bool] = {}
 
     def render(self, conversations: Sequence[Sequence[Message]], header: bool) -> list[str]:
-        """The text of each of ``conversations``, with the generation header if ``header``.
+        """Turn conversations into texts.
+
+        Args:
+            conversations: Messages of each conversation.
+            header: Whether to add the generation header, with which a response begins.
 
         Raises:
-            TemplateProblem: The template refuses one of them, or leaves a message out.
+            TemplateProblem: The template refuses a conversation, or leaves out some text of a message.
         """
         texts = self.render_unchecked(conversations, header)
         for messages, text in zip(conversations, texts, strict=True):
@@ -94,17 +99,21 @@ class ChatTemplate:
         return texts
 
     def render_unchecked(self, conversations: Sequence[Sequence[Message]], header: bool) -> list[str]:
-        """The same, whether or not the template puts all of the messages into it.
+        """Turn conversations into texts, without checking that these contain all messages.
+
+        Args:
+            conversations: Messages of each conversation.
+            header: Whether to add the generation header.
 
         Raises:
-            TemplateProblem: The template refuses one of them.
+            TemplateProblem: The template refuses a conversation.
         """
         given = [_in_parts(m) if self._wants_parts(m) else list(m) for m in conversations]
         return self._apply(given, header)
 
     @cached_property
     def sample(self) -> tuple[str, str]:
-        """A prompt with the generation header, and the same with its response; empty where one of them is refused."""
+        """A prompt with the generation header, and the same prompt with a response. Empty if one of them is refused."""
         asked = [{"role": "user", "content": "prompt"}]
         try:
             (header,) = self.render_unchecked([asked], header=True)
@@ -115,21 +124,21 @@ class ChatTemplate:
 
     @cached_property
     def opened_block(self) -> str:
-        """How the generation header ends where it opens a block in which a model thinks (``<think>`` and a line break).
+        """The end of a generation header that opens a block for thoughts, such as ``<think>`` and a line break.
 
-        Empty where it opens none. It is such a block by its name, or because finished turns do not have it.
+        Empty if the header opens no such block. A block is recognised by its name, or because finished turns lack it.
         """
         header, whole = self.sample
         tag = re.search(r"(<(?P<name>[\w:]+)>|\[(?P<NAME>[A-Z]+)\]|(?:<\||◁)(?!(?i:end))\w+(?:\|>|▷))\s*$", header)
         if tag is None:
             return ""
-        # Tokens such as <|assistant|>, which stand for a role, open a block only if their name says so.
+        # Tokens such as <|assistant|> may stand for a role. They open a block only if their name says so.
         is_there = header.count(tag[1]) == whole.count(tag[1]) or not (tag["name"] or tag["NAME"])
         return "" if is_there and not re.search("think|thought|reason", tag[1].lower()) else tag[0]
 
     @property
     def closed_block(self) -> str:
-        """What ends the block that the generation header opens: ``</think>``, ``<|END_THINKING|>``."""
+        """The text that closes the block, such as ``</think>`` or ``<|END_THINKING|>``."""
         opened = self.opened_block.strip()
         if begun := re.match(r"(\W+)(?:start|begin)(?=_)", opened, re.IGNORECASE):
             end = "END" if opened.isupper() else "end"
@@ -138,14 +147,14 @@ class ChatTemplate:
         return f"{before[0]}/{opened[before.end() :]}" if before else ""
 
     def _wants_parts(self, messages: Sequence[Message]) -> bool:
-        # A dictionary, because a wrapper of functools cannot be pickled, and processes may be spawned with this.
+        # A dictionary, because spawned processes need to pickle this, and wrappers of functools cannot be pickled.
         roles = tuple(message["role"] for message in messages)
         if roles not in self._forms:
             self._forms[roles] = self._find_form(roles)
         return self._forms[roles]
 
     def _find_form(self, roles: tuple[str, ...]) -> bool:
-        """Whether the template wants the content of such messages as a list of parts."""
+        """Try whether the template needs the content of messages with these roles as a list of parts."""
         marked = [{"role": role, "content": f"message{n}text"} for n, role in enumerate(roles, start=1)]
         problem = None
         for parts in (False, True):
@@ -156,7 +165,7 @@ class ChatTemplate:
                 problem = problem or error
                 continue
             missing = next((message for message in marked if message["content"] not in text), None)
-            # One that takes parts for text may write them as Python does.
+            # A template that expects text would write a list of parts as Python code.
             if missing is None and not (parts and any(str(message["content"]) in text for message in given)):
                 return parts
             if missing is not None:
@@ -165,39 +174,39 @@ class ChatTemplate:
         raise problem
 
     def _compiled(self) -> Any:
-        """The template as transformers compiles it; None if the tokenizer has its own way to apply it.
+        """Return the template as transformers compile it. None: the tokenizer has its own way to apply it.
 
-        ``apply_chat_template`` takes as long again to turn any kind of message into the plain ones that ours are. It is
-        asked for each time, because transformers keeps it, and because it cannot be sent to another process.
+        ``apply_chat_template`` would take twice as long, because it first converts messages of any form to plain ones.
+        The template is not kept here, because transformers cache it and it cannot be sent to another process.
         """
         own = type(self._tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template
         compiler = getattr(chat_template_utils, "_compile_jinja_template", None)
         if own or compiler is None:
             return None
         template = compiler(self._text)
-        # They are copied for each text, and a chain of dictionaries, which they are, takes ten times as long to copy.
+        # The globals are copied for each text. Copying their chain of dictionaries would take ten times as long.
         template.globals = dict(template.globals)
         return template
 
     def _apply(self, conversations: Sequence[Sequence[object]], header: bool) -> list[str]:
         try:
             if (template := self._compiled()) is not None:
-                told: dict[str, Any] = {"tools": None, "documents": None, "add_generation_prompt": header}
-                told |= self._tokenizer.special_tokens_map
-                return [template.render(messages=messages, **told) for messages in conversations]
+                variables: dict[str, Any] = {"tools": None, "documents": None, "add_generation_prompt": header}
+                variables |= self._tokenizer.special_tokens_map
+                return [template.render(messages=messages, **variables) for messages in conversations]
             texts = self._tokenizer.apply_chat_template(
                 conversations,  # type: ignore[arg-type]
                 chat_template=self._text,
                 add_generation_prompt=header,
                 tokenize=False,
             )
-        except Exception as error:  # a template is a program: besides jinja2's, any error of Python may come
+        except Exception as error:  # a template is a program, which may raise any error
             raise TemplateProblem("refuses", first_line(error)) from error
         return list(texts)
 
 
 def contains(text: str, content: str) -> bool:
-    """Whether ``content`` is in ``text``, apart from white space, which templates trim and add."""
+    """Whether ``content`` is in ``text``. White space is ignored, because templates trim and add it."""
     return content.strip() in text or "".join(content.split()) in "".join(text.split())
 
 

@@ -1,4 +1,4 @@
-"""Where a response ends, in the words of a chat template."""
+"""The tokens that end a response."""
 
 from __future__ import annotations
 
@@ -11,16 +11,22 @@ from lightning_mlc.errors import UserError
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The token that ends a response: what the chat template puts there, else EOS; None where there is neither.
+    """Find the token that ends a response: the one that the chat template writes there, or else EOS.
 
-    They differ in models that have learnt to chat with a token of their own (Gemma's ``<end_of_turn>``, ``<|im_end|>``
-    of Qwen's base models), and where a tokenizer names the wrong one, as those of GGUF files do in transformers 5.17.
+    The two differ if a model has learnt to chat with another token (``<end_of_turn>`` of Gemma, ``<|im_end|>`` of
+    Qwen's base models), or if the tokenizer names a wrong EOS, as those of GGUF files do in transformers 5.17.
+
+    Args:
+        tokenizer: The tokenizer, with or without a chat template.
+
+    Returns:
+        The token. None: there is neither.
     """
     response = "response"
     turns = [{"role": "user", "content": "prompt"}, {"role": "assistant", "content": response}]
     try:
         (text,) = ChatTemplate(tokenizer).render([turns], header=False)
-    except (TemplateProblem, UserError):  # no template of a conversation, or one of a guard model, say
+    except (TemplateProblem, UserError):  # no template, or one that is not for conversations (a guard model's)
         text = ""
     _, found, ending = text.rpartition(response)
     own = {token.content for token in tokenizer.added_tokens_decoder.values() if token.content.strip()}
@@ -30,7 +36,12 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids that end a response: those of the model's generation config, of the tokenizer and of its chat template."""
+    """Return all token ids that end a response, ascending.
+
+    Args:
+        model: The model, whose generation configuration may name some.
+        tokenizer: The tokenizer, which may have an EOS token and a chat template.
+    """
     own = model.generation_config.eos_token_id
     end = end_of_turn(tokenizer)
     template = None if end is None else tokenizer.convert_tokens_to_ids(end)

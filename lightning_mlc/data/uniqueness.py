@@ -1,4 +1,4 @@
-"""Whether ids are unique, for any number of rows: some thirty bytes are kept of each, and not the ids."""
+"""Check that ids are unique, for any number of rows. About thirty bytes are kept per id, not the id itself."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _FEWEST = 1 << 14
 
 
 class UniqueIds:
-    """Ids that have been seen, by 64 bits of a hash, each with the number of its row.
+    """The ids seen so far, as 64 bits of a hash, each with the number of its row.
 
-    Two different ids are taken for the same with a chance of 1 in 370,000 among ten million rows.
+    With ten million rows, the chance that two different ids are taken for the same is 1 in 370,000.
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,15 @@ class UniqueIds:
         self._numbers = np.empty(0, np.int64)
 
     def row_with(self, id: str, number: int) -> int | None:
-        """The number of the earlier row with this ``id``; None, and remember it as that of row ``number``."""
+        """Look up an id, and remember it if it is new.
+
+        Args:
+            id: The id.
+            number: Number of its row.
+
+        Returns:
+            Number of the earlier row with this id. None: the id is new.
+        """
         hashed = digest(id)
         place = int(np.searchsorted(self._hashes, hashed))
         if place < len(self._hashes) and self._hashes[place] == hashed:
@@ -34,7 +42,7 @@ class UniqueIds:
         return None
 
     def _sort(self) -> None:
-        """Move those kept lately, in a dictionary, to the sorted arrays, which take a tenth of the room."""
+        """Move the recent ids from the dictionary to the sorted arrays, which take a tenth of the memory."""
         count = len(self._recent)
         hashes = np.concatenate([self._hashes, np.fromiter(self._recent.keys(), np.int64, count)])
         numbers = np.concatenate([self._numbers, np.fromiter(self._recent.values(), np.int64, count)])

@@ -1,8 +1,8 @@
-"""How an epoch's shuffled examples are cut into windows, one per optimizer step, and these into micro-batches.
+"""Cut the shuffled examples of an epoch into windows, one per optimizer step, and windows into micro-batches.
 
-A micro-batch takes a fixed number of examples, or as many as make up a budget of tokens. Both ways, the
-windows depend neither on the process that asks nor, as long as a window has equally many examples or
-micro-batches, on how accumulation and processes share it out.
+A micro-batch has a fixed number of examples, or as many examples as fit into a budget of tokens. Every process computes
+the same windows. They do not depend on the division into accumulation and processes either, as long as a window keeps
+its number of examples or micro-batches.
 """
 
 from __future__ import annotations
@@ -14,38 +14,44 @@ from itertools import pairwise
 import numpy as np
 
 Window = list[list[int]]
-"""The micro-batches of an optimizer step, in turn over the processes: indices of examples."""
+"""The micro-batches of an optimizer step, as indices of examples. The processes take them in turn."""
 
 Cut = Callable[[int], list[Window]]
-"""Gives the windows of an epoch."""
+"""Takes the number of an epoch, and returns its windows."""
 
 DRAWS = 8
-"""Shuffled orders that are tried out for the number of micro-batches of an epoch. A new order needs no more than
-the greediest of so many in eight of nine cases."""
+"""Number of shuffled orders that are tried to choose the number of micro-batches of an epoch. In eight of nine cases a
+new order needs no more micro-batches than the worst of eight orders."""
 
 
 @dataclass(frozen=True)
 class Division:
-    """Among whom the micro-batches of an optimizer step are divided."""
+    """How the micro-batches of an optimizer step are divided."""
 
     accumulate: int = 1
-    """Micro-batches one after the other."""
+    """Number of micro-batches that a process runs one after the other."""
     world_size: int = 1
-    """Processes side by side; those that run the same examples count as one."""
+    """Number of processes. Those that run the same examples count as one."""
     rank: int = 0
-    """Which of them this is."""
+    """Number of this process, from 0."""
 
     @property
     def micro_batches(self) -> int:
-        """Micro-batches of a whole window, of all processes."""
+        """Number of micro-batches of a complete window, of all processes."""
         return self.accumulate * self.world_size
 
 
 class ByExamples:
-    """Micro-batches of ``batch_size`` examples.
+    """Cuts epochs into micro-batches with a fixed number of examples.
 
-    Of an epoch's last, incomplete window at most ``world_size - 1`` examples are dropped, since every process
-    needs one for each of its micro-batches.
+    From the last, incomplete window of an epoch at most ``world_size - 1`` examples are dropped, because every process
+    needs at least one example for each of its micro-batches.
+
+    Args:
+        count: Number of examples.
+        batch_size: Number of examples in a micro-batch.
+        division: How a window is divided.
+        seed: Seed of the shuffled orders.
     """
 
     def __init__(self, count: int, batch_size: int, division: Division, seed: int) -> None:
@@ -71,14 +77,20 @@ class ByExamples:
 
 
 class ByTokens:
-    """Micro-batches of consecutive examples with at most ``budget`` tokens.
+    """Cuts epochs into micro-batches with at most a given number of tokens.
 
-    Every epoch has a shuffled order of its own and yet the same number of micro-batches, for schedules, progress
-    bars and limits count on it. The number is what the shuffled orders of a first try need, rounded up to whole
-    windows, so that no step is smaller than the others; an order that needs more is drawn again. The room that is
-    left is shared out evenly: micro-batches side by side take about equally long.
+    Every epoch has another order, but the same number of micro-batches, because schedules, progress bars and limits
+    need a fixed number. It is the largest number that ``DRAWS`` shuffled orders need, rounded up to complete windows,
+    so that no step is smaller than the others. An order that needs more is replaced by a new one. Tokens are spread
+    evenly, so that micro-batches of different processes take about the same time.
 
-    Examples are dropped only where nearly each is a micro-batch of its own: at most ``world_size - 1``.
+    Examples are dropped only if nearly every example is a micro-batch of its own: at most ``world_size - 1``.
+
+    Args:
+        tokens: (N,): number of tokens of each example.
+        budget: Largest number of tokens in a micro-batch.
+        division: How a window is divided.
+        seed: Seed of the shuffled orders.
 
     Raises:
         ValueError: An example has more than ``budget`` tokens.
@@ -110,9 +122,13 @@ class ByTokens:
 
 
 def fewest_parts(tokens: np.ndarray, budget: int) -> int:
-    """Into how few consecutive parts of at most ``budget`` tokens the examples can be cut.
+    """Return the smallest number of consecutive parts with at most ``budget`` tokens each.
 
-    To take examples for as long as they fit is optimal where their order is given.
+    Each part takes examples as long as they fit, which is optimal for a given order.
+
+    Args:
+        tokens: (N,): number of tokens of each example, in order.
+        budget: Largest number of tokens in a part.
     """
     reach = _reach(tokens, budget)
     parts = position = 0
@@ -123,31 +139,36 @@ def fewest_parts(tokens: np.ndarray, budget: int) -> int:
 
 
 def even_parts(tokens: np.ndarray, budget: int, parts: int) -> list[int]:
-    """Bounds of ``parts`` consecutive parts, none empty, of at most ``budget`` tokens and as even as that allows.
+    """Cut examples into consecutive parts of similar size. No part is empty.
+
+    Args:
+        tokens: (N,): number of tokens of each example, in order.
+        budget: Largest number of tokens in a part.
+        parts: Number of parts.
 
     Returns:
-        ``parts + 1`` positions, from 0. Where the examples do not fit into so many parts, those at the end are
-        left out, and the last position is short of their number.
+        ``parts + 1`` positions that separate the parts, from 0. If the examples do not fit into that many parts, those
+        at the end are left out, and the last position is less than N.
     """
     reach = _reach(tokens, budget)
     end = 0
     for _ in range(parts):
         if end < len(tokens):
             end = reach[end]
-    # How few parts are needed for what begins at each position.
+    # The smallest number of parts for the examples from each position on.
     fewest = [0] * (end + 1)
     for position in reversed(range(end)):
         fewest[position] = 1 + fewest[min(reach[position], end)]
     sums = np.concatenate([[0], np.cumsum(tokens[:end])])
     bounds = [0]
-    for left in reversed(range(parts)):  # parts after this one
+    for left in reversed(range(parts)):  # number of parts after this one
         begin = bounds[-1]
         goal = sums[begin] + (sums[end] - sums[begin]) / (left + 1)
         after = int(np.searchsorted(sums, goal))
         position = after if goal - sums[after - 1] > sums[after] - goal else after - 1
-        # At least one example is taken, and one left for each of the other parts, ...
+        # Take at least one example, and leave at least one for each later part.
         position = min(max(position, begin + 1), reach[begin], end - left)
-        # ... which must be able to hold the rest.
+        # Take more if the later parts could not hold the rest.
         while fewest[position] > left:
             position += 1
         bounds.append(position)
@@ -155,7 +176,7 @@ def even_parts(tokens: np.ndarray, budget: int, parts: int) -> list[int]:
 
 
 def _reach(tokens: np.ndarray, budget: int) -> list[int]:
-    """For each position, where the part that begins there ends at the latest."""
+    """For each position, the last possible end of a part that begins there."""
     sums = np.cumsum(tokens)
     reach: list[int] = np.searchsorted(sums, sums - tokens + budget, side="right").tolist()
     return reach

@@ -122,8 +122,8 @@ HEADER = "prompt_en,response\n"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (HEADER + "a,b\n\nc,d,e\n", r"^a\.csv row 2: has 3 cells \(line 4\), the header has 2; quote"),
-        (HEADER + '"a\nb",c\nd\n', r"^a\.csv row 2: has 1 cells \(line 4\), the header has 2"),
+        (HEADER + "a,b\n\nc,d,e\n", r"^a\.csv row 2: has 3 cells \(line 4\), but the header has 2; quote"),
+        (HEADER + '"a\nb",c\nd\n', r"^a\.csv row 2: has 1 cells \(line 4\), but the header has 2"),
         (HEADER + 'a,"b\n', r"^a\.csv row 1: is not CSV \(unexpected end of data, line 2\)"),
         (HEADER + 'a,"b"c\n', r"^a\.csv row 1: is not CSV"),
         ("prompt_en,response, prompt_en\na,b,c\n", r"^data\.train_path: .*a\.csv has the column 'prompt_en' twice"),
@@ -154,8 +154,8 @@ ROW = '{"prompt": {"en": "a"}, "response": "b"'
     ("more", "told"),
     [
         (', "id": ' + "1" * 5000 + "}", "has a number of 5000 digits; write it as a string"),
-        (', "score": NaN}', "has NaN, which JSON does not know; write null"),
-        (', "score": -Infinity}', "has -Infinity, which JSON does not know"),
+        (', "score": NaN}', "has NaN, which is not JSON; write null"),
+        (', "score": -Infinity}', "has -Infinity, which is not JSON"),
         (', "more": ' + "[" * 100_000 + "]" * 100_000 + "}", "is nested too deeply"),
         (', "more": ' + '{"a":' * 100_000 + "1" + "}" * 100_000 + "}", "is nested too deeply"),
         (', "a": 1, "a": 2}', "has the key 'a' twice"),
@@ -196,12 +196,12 @@ def test_an_array_is_read_in_chunks_of_any_size(tmp_path: Path, monkeypatch: pyt
     assert [row for _, row in read_rows(written(tmp_path, json.dumps(rows), "a.json"), "--data")] == rows
     for wrong, message in [
         ('[{"a": "b",\n"c": 1 "d": 2}]', r"^a\.json row 1: is not JSON \(Expecting ',' delimiter at line 2\)"),
-        ('[{"a": 1},\n\n{"b": 2}\n{"c": 3}]', r"^a\.json row 2: is followed by no comma and no \] \(line 4\)"),
+        ('[{"a": 1},\n\n{"b": 2}\n{"c": 3}]', r"^a\.json row 2: is not followed by a comma or \] \(line 4\)"),
         ('[{"a": 1},\n]', r"^a\.json row 2: is not JSON \(Expecting value, line 2\)"),
         ('[{"a": 1}, "b"]', r"^a\.json row 2: is not a JSON object"),
         ('[{"a": 1}, {"b": "c', r"^a\.json row 2: is not JSON \(Unterminated string"),
-        ('[{"a": 1}', r"^a\.json row 1: is followed by no comma and no \] \(line 1\)"),
-        ('[{"a": 1}]\n[]', r"^--data: .*a\.json has more after its array \(line 2\)"),
+        ('[{"a": 1}', r"^a\.json row 1: is not followed by a comma or \] \(line 1\)"),
+        ('[{"a": 1}]\n[]', r"^--data: .*a\.json has text after its array \(line 2\)"),
         (b'[{"a": "\xc3\xa9\xff"}]', r"^--data: .*a\.json is not UTF-8 \(byte 10\)"),
     ]:
         with pytest.raises(UserError, match=message):

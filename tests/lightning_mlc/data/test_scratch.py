@@ -74,7 +74,7 @@ def test_a_cache_that_cannot_be_written_to(tmp_path: Path, tiny_model: Path) -> 
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^data\.cache_dir: there is no room left in .*; make some"):  # noqa: SIM117
+    with pytest.raises(UserError, match=r"^data\.cache_dir: no space is left in .*; free some space"):  # noqa: SIM117
         with scratch_folder(tmp_path, "reading"):
             raise OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(FileNotFoundError), scratch_folder(tmp_path, "reading"):

@@ -97,7 +97,7 @@ def test_an_at_sign_in_a_folder_is_part_of_its_name(tmp_path: Path) -> None:
     assert ModelSource.parse("owner/name") == ModelSource("owner/name")
     assert ModelSource.parse("owner/name@refs/pr/3") == ModelSource("owner/name", revision="refs/pr/3")
     assert ModelSource.parse("/no@where/model@v1") == ModelSource("/no@where/model@v1")  # and there is no such folder
-    with pytest.raises(UserError, match=r"plain is a folder of this machine, which has no revisions; leave out @v1"):
+    with pytest.raises(UserError, match=r"plain is a folder of this machine, which has no revisions; remove @v1"):
         ModelSource.parse(f"{tmp_path}/plain@v1")
     for bad in ("owner/name@", "@v1"):
         with pytest.raises(UserError, match="write owner/name@REVISION"):
