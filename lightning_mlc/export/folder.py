@@ -76,12 +76,7 @@ def export(
             merged; the folder differs from the trained model; or ``out`` is not empty or cannot be written.
     """
     folder = Path(out)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError("--out", f"{folder} exists and is not an empty folder; give another one")
-    if max_shard_size is not None:
-        _check_shard_size(max_shard_size, adapters)
-    if push_to_hub is not None:
-        require_pushable(push_to_hub)
+    _check_options(folder, adapters, max_shard_size, push_to_hub)
     path = find_checkpoint(Path(ckpt_path))
     say(f"reading {path}: {size(bytes_of(path))}")
     checkpoint = read_checkpoint(path, wanted={"state_dict", Provenance.KEY, CALLBACKS})
@@ -167,6 +162,16 @@ def _complete_or_absent(folder: Path) -> Iterator[Path]:
     finally:
         if unfinished is not None:
             shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _check_options(folder: Path, adapters: bool, max_shard_size: str | None, push_to_hub: str | None) -> None:
+    """Refuse, before the checkpoint is read, options that cannot work."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError("--out", f"{folder} exists and is not an empty folder; give another one")
+    if max_shard_size is not None:
+        _check_shard_size(max_shard_size, adapters)
+    if push_to_hub is not None:
+        require_pushable(push_to_hub)
 
 
 def _check_shard_size(size: str, adapters: bool) -> None:
