@@ -47,6 +47,7 @@ def test_what_is_concluded() -> None:
             "rows": rows,
             "processes": processes,
             "seconds": rows * each / processes**0.5,
+            "seconds_apart": rows * each / processes**0.75,
             "peak_bytes": 10**9 + 500 * rows,
         }
         for rows, each in ((1000, 0.005), (10_000, 0.004), (100_000, 0.006))
@@ -55,3 +56,4 @@ def test_what_is_concluded() -> None:
     found = summary(cases)
     assert found["1"] == {"bytes_per_row": 500, "linearity": 1.5, "speedup": 1.0}
     assert found["4"]["speedup"] == 2
+    assert found["4"]["ceiling"] == pytest.approx(4**0.75)
