@@ -8,6 +8,7 @@ import json
 import logging
 import warnings
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -64,7 +65,16 @@ def _expanded_after_name(text: str, option: str) -> str:
 
 
 def _with_lists(args: Sequence[str]) -> list[str]:
-    """``args`` with each list option as one argument, a JSON list, which is the form that ``jsonargparse`` takes."""
+    """``args`` with each list option as one argument, a JSON list, which is the form that ``jsonargparse`` takes.
+
+    Each ``--config`` keeps its place between the other options, because the later of two values wins.
+    """
+    starts = [index for index, word in enumerate(args) if word.partition("=")[0] == "--config"]
+    return [word for start, end in pairwise([0, *starts, len(args)]) for word in _joined(args[start:end])]
+
+
+def _joined(args: Sequence[str]) -> list[str]:
+    """``args``, without a ``--config`` after the first word, with the list options joined and at the end."""
     lists = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name in LISTS:
         lists.add_argument(f"--{name}", nargs="+", default=argparse.SUPPRESS)

@@ -435,6 +435,8 @@ def test_options_come_from_a_file_and_from_the_command_line(tmp_path: Path) -> N
     found = parse(["--config", str(path), "--languages", "en,sw", "ur", "--judges", "refusal,margin", "--limit", "5"])
     assert (found.models, found.languages, found.judges) == (["a", "b"], ["en", "sw", "ur"], ["refusal", "margin"])
     assert (found.prompts, found.limit) == (["sample"], 5)
+    # The later of two values wins, also where that is the file's.
+    assert parse(["--languages", "en,sw", "--limit", "5", f"--config={path}"]).languages == ["en"]
     assert parse(["--models", "a", "b", "--prompts=sample"]).models == ["a", "b"]
     assert parse(["--models=a", "--prompts=sample", "--seen=null"]).seen is None
     for given, shown in (([], False), (["--show_text"], True), (["--show_text", "false"], False)):
