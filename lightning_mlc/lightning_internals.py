@@ -1,7 +1,7 @@
 """Everything that this package uses of Lightning and that Lightning's documentation does not promise.
 
-No other module touches a private attribute of Lightning: ``tests/test_architecture.py`` holds that. The tests of this
-module run every function and class against the installed Lightning, so that they fail if an upgrade changes one.
+No other module touches a private attribute of Lightning. The tests of this module hold that, and run every function and
+class against the installed Lightning, so that they fail if an upgrade changes one.
 """
 
 from __future__ import annotations

@@ -114,28 +114,25 @@ class TokenCounts:
 
 
 class Extent(NamedTuple):
-    """The largest numbers that a model meets in some tables."""
+    """The largest numbers of tokens in some tables."""
 
-    highest_token: int
-    """Highest token id, padding included."""
     longest_sequence: int
     """Most tokens of a prompt with one response."""
     longest_row: int
     """Most tokens of a prompt with both responses; no row is longer."""
 
     @classmethod
-    def of(cls, tables: Iterable[Dataset], languages: int, pad_id: int) -> Extent:
+    def of(cls, tables: Iterable[Dataset], languages: int) -> Extent:
         """The extent of ``tables``, whose prompts are in ``languages`` languages."""
-        highest, sequence, row = pad_id, 0, 0
+        sequence, row = 0, 0
         for table in tables:
             counts = TokenCounts.of(table, languages)
             prompt, chosen, rejected = (
                 int(found.max(initial=0)) for found in (counts.prompts, counts.chosen, counts.rejected)
             )
-            highest = max(highest, highest_token(table))
             sequence = max(sequence, prompt + max(chosen, rejected))
             row = max(row, prompt + chosen + rejected)
-        return cls(highest, sequence, row)
+        return cls(sequence, row)
 
 
 def require_room(costs: np.ndarray, budget: int, languages: tuple[str, ...], where: Callable[[int], str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from lightning_mlc.data.batches import Batch
 from lightning_mlc.data.collation import Collator
-from lightning_mlc.data.costs import Extent, TokenCounts, require_room
+from lightning_mlc.data.costs import Extent, TokenCounts, highest_token, require_room
 from lightning_mlc.data.languages import canonical_language, canonical_languages
 from lightning_mlc.data.loading import TableLoader
 from lightning_mlc.data.lookup import Collate, MicroBatches
@@ -233,9 +234,13 @@ class MultilingualData(LightningDataModule):
         return str(self._tables["train"][self._rows["train"][index]]["where"])
 
     def extent(self) -> Extent:
-        """The largest numbers in any split that is set up: tokens of a row, and token ids."""
+        """The largest numbers of tokens in any split that is set up."""
         tables = {id(table): table for table in self._tables.values()}  # splits may share one
-        return Extent.of(tables.values(), len(self.languages), self.pad_id)
+        return Extent.of(tables.values(), len(self.languages))
+
+    def highest_token(self) -> int:
+        """Highest token id in any split that is set up, padding included."""
+        return max(self.pad_id, *(highest_token(table) for table in self._tables.values()))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         trainer = self.trainer
@@ -245,8 +250,9 @@ class MultilingualData(LightningDataModule):
             sampler = TrainingBatches(sizes, self._order().cut(Division()))
         else:
             division = self._division
+            progress = partial(epoch_and_batches_done, trainer)
             sampler = TrainingBatches(
-                sizes, self._order().cut(division), division, limit=trainer.limit_train_batches, progress=self._progress
+                sizes, self._order().cut(division), division, limit=trainer.limit_train_batches, progress=progress
             )
         return self.loader("train", sampler, self.collator().training)
 
@@ -275,11 +281,6 @@ class MultilingualData(LightningDataModule):
         """How training examples are divided into micro-batches and among processes."""
         accumulate = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
         return Division(accumulate, self.share.size, self.share.rank)
-
-    def _progress(self) -> tuple[int, int]:
-        """The current epoch and the number of its micro-batches that are done, also right after a resumption."""
-        assert self.trainer is not None
-        return epoch_and_batches_done(self.trainer)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         return self._evaluation_loader("val", self.collator().evaluation) if self._rows.get("val") else []

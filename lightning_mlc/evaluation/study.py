@@ -36,7 +36,7 @@ from lightning_mlc.evaluation.representations import compare
 from lightning_mlc.evaluation.settings import Settings
 from lightning_mlc.evaluation.systems.decoding import noted
 from lightning_mlc.evaluation.systems.endpoint import EndpointGenerator, Unanswered
-from lightning_mlc.evaluation.systems.generation import Generator, LocalModel, TransformersGenerator
+from lightning_mlc.evaluation.systems.generation import Generator, LocalModel
 from lightning_mlc.evaluation.systems.local import check_lengths, explain_dtype, warn_of_slow_dtype
 from lightning_mlc.evaluation.systems.resolved import Placement, ResolvedSystem
 from lightning_mlc.evaluation.systems.system import System, parse_systems
@@ -261,10 +261,7 @@ class Study:
     def _generator(self, system: System, model: _Lazy | None) -> Generator:
         if model is None:
             return EndpointGenerator(self._endpoints[system.label])
-        resolved, batch_tokens = self._resolved[system.label], self.settings.batch_tokens
-        if resolved.engine == "vllm":
-            return resolved.generator(batch_tokens)
-        return TransformersGenerator(model.loaded, resolved.max_new_tokens, batch_tokens)
+        return self._resolved[system.label].generator(self.settings.batch_tokens, loaded=lambda: model.loaded)
 
     def _score(
         self,

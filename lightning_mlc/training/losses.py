@@ -13,6 +13,7 @@ from lightning_mlc.consistency import Consistency, ConsistencyTerm, Needs, Obser
 from lightning_mlc.data.batches import Batch
 from lightning_mlc.data.row_plan import RowPlan
 from lightning_mlc.errors import UserError
+from lightning_mlc.metrics.preference import wins
 from lightning_mlc.models.forward import Grid
 from lightning_mlc.objectives import Objective, Responses, Scores
 
@@ -160,14 +161,6 @@ class Losses:
                 for name, values in term.metrics(observed).items():
                     metrics[f"{term.name}/{name}"] = values.sum() / groups
         return StepLoss(total, metrics)
-
-
-def wins(margins: Tensor) -> Tensor:
-    """1 where the chosen response is preferred, 0 where the rejected one is, a half on a tie.
-
-    Before training the policy is its own reference and every margin is 0, which is chance.
-    """
-    return (torch.sign(margins) + 1) / 2
 
 
 def observe(representation: Representation | None, batch: Batch, grid: Grid, reference: Grid | None) -> Observed:

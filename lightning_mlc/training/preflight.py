@@ -107,8 +107,7 @@ def check_model(
     if sharding is not None:
         sharding.require_splittable(config)
     index = resolve_layer(layer, num_layers(config))
-    extent = data.extent()
-    builder.require_fitting(config, extent.highest_token, extent.longest_sequence)
+    builder.require_fitting(config, data.highest_token(), data.extent().longest_sequence)
     if stage != "predict":
         builder.require_compiler(trainer.strategy.root_device)
     return index

@@ -1,4 +1,4 @@
-"""Validation: what is measured per language and between languages."""
+"""Validation: metrics per language and between languages."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from lightning_mlc.data.batches import Batch
 from lightning_mlc.data.records import DataKind
 from lightning_mlc.data.rows import CHOSEN, REJECTED
 from lightning_mlc.metrics import Collinearity, ExampleMean, LanguageCosines, LanguageMean, language_differences
+from lightning_mlc.metrics.preference import wins
 from lightning_mlc.models.forward import Grid
-from lightning_mlc.training.losses import Losses, wins
+from lightning_mlc.training.losses import Losses
 
 
 class Results(NamedTuple):

@@ -106,6 +106,38 @@ def test_a_window_ends_where_an_optimizer_step_follows(tmp_path: Path) -> None:
     assert found == expected == [False, False, True, True]
 
 
+def test_a_step_is_logged_where_lightning_logs_it(tmp_path: Path) -> None:
+    """Lightning passes the metrics of every n-th optimizer step to its loggers."""
+    logged: list[int] = []
+    found: list[int] = []
+
+    class Seen(Logger):
+        name, version = "seen", 0
+
+        def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+            if "seen" in metrics and step is not None:
+                logged.append(step)
+
+        def log_hyperparams(self, *_: Any, **__: Any) -> None:
+            pass
+
+    def start(trainer: Trainer, *_: Any) -> None:
+        if internals.logs_step(trainer):
+            found.append(trainer.global_step)
+
+    fit(tmp_path, At("on_train_batch_start", start), logger=Seen(), log_every_n_steps=2, max_epochs=2)
+    assert found == logged == [1, 3, 5, 7]
+
+
+def test_time_is_reported_to_the_profiler(tmp_path: Path) -> None:
+    def start(trainer: Trainer, *_: Any) -> None:
+        with internals.profiled(trainer, "part"):
+            pass
+
+    made = fit(tmp_path, At("on_train_batch_start", start), profiler="simple")
+    assert len(made.profiler.recorded_durations["[Step]part"]) == BATCHES  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

@@ -30,6 +30,7 @@ from lightning_mlc.evaluation.reporting.statistics import (
 from lightning_mlc.evaluation.study import Study
 from lightning_mlc.evaluation.systems.decoding import Decoding, decoding_of, noted
 from lightning_mlc.evaluation.systems.system import System
+from lightning_mlc.metrics.preference import wins
 from lightning_mlc.metrics.verdicts import INVALID, MISSING, OUTCOMES, SAFE, UNSAFE, pair_agreement
 
 REWARD = "chosen and rejected"
@@ -190,16 +191,15 @@ def _likelihood_samples(study: Study, system: System, part: PromptSet, subject: 
         with study.margins(system) as journal:
             values = {key: record["margin"] for key, record in journal.records.items()}
         margins = _grid(part, subject.languages, values)
-        wins = torch.where(margins.isnan(), math.nan, (margins > 0).double())
+        prefers_refusal = torch.where(margins.isnan(), math.nan, (margins > 0).double())
         samples += [
             EvaluationSample.of(subject, MARGIN, margin, margins),
-            EvaluationSample.of(subject, MARGIN, prefers, wins),
+            EvaluationSample.of(subject, MARGIN, prefers, prefers_refusal),
         ]
     if any(row.chosen is not None for row in part.rows):
         margins = _grid(part, subject.languages, _rewards(study, system))
-        ties = (torch.sign(margins) + 1) / 2  # a tie is half a win; the sign of NaN is NaN
         samples += [
-            EvaluationSample.of(subject, REWARD, measures.REWARD_ACCURACY, ties),
+            EvaluationSample.of(subject, REWARD, measures.REWARD_ACCURACY, wins(margins)),
             EvaluationSample.of(subject, REWARD, measures.REWARD_MARGIN, margins),
         ]
     return samples

@@ -6,6 +6,7 @@ the same :class:`ResolvedSystem`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -106,19 +107,22 @@ class ResolvedSystem:
         """
         return load(self.system, self.chat, self.placement.device, self.placement.dtype)
 
-    def generator(self, batch_tokens: int, header: bool = True) -> Generator:
+    def generator(
+        self, batch_tokens: int, header: bool = True, loaded: Callable[[], LocalModel] | None = None
+    ) -> Generator:
         """Start the engine, which loads the weights.
 
         Args:
             batch_tokens: Most tokens of a batch; vLLM plans its own batches.
             header: Whether to ask the chat template for its generation header.
+            loaded: Gives the weights where others use them too; None loads them. vLLM loads its own.
 
         Raises:
             UserError: The model cannot be loaded, or does not fit on the device.
         """
         if self.engine == "vllm":
             return self._vllm(header)
-        return TransformersGenerator(self.load(), self.max_new_tokens, batch_tokens, header)
+        return TransformersGenerator((loaded or self.load)(), self.max_new_tokens, batch_tokens, header)
 
     def _vllm(self, header: bool) -> Generator:
         from vllm import LLM
