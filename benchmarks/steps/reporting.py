@@ -21,7 +21,7 @@ OURS, OTHERS, HATCH = "#2b6cb0", "#b8c4d0", "#111820"
 
 
 def table(results: Iterable[Result]) -> str:
-    """The figures of the variants, for a terminal."""
+    """The results as a table for a terminal."""
     lines = [
         f"{'':<10} {'s / step':>9} {'(20-80 %)':>15} {'peak GB':>8} {'(before)':>9} {'real tokens':>12} "
         f"{'computed':>9} {'reference':>10} {'TFLOP':>7} {'GFLOP/s':>8}"

@@ -27,7 +27,7 @@ class StepSettings:
     """The language of the responses first."""
     batch_size: int
     warm_up: int
-    """First steps, in which what is lazy happens and memory grows."""
+    """Number of first steps that are not measured, because libraries start lazily and memory still grows."""
     steps: int
     """Steps after these, which are measured."""
     counted_steps: int

@@ -1,4 +1,4 @@
-"""The model inside a checkpoint, with its adapters merged or beside it."""
+"""Restore the model of a checkpoint, with its adapters merged or kept apart."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ _PREFIX = "policy.model."
 def restore(checkpoint: dict[str, Any], merge: bool = True, trust_remote_code: bool = False) -> Any:
     """The model inside a ``checkpoint`` that :func:`read_checkpoint` read, on the CPU.
 
-    LoRA adapters are merged, or without ``merge`` kept beside the model, which must then have some. Code that the
-    model's repository carries is run with ``trust_remote_code`` alone, whatever the checkpoint says.
+    Args:
+        checkpoint: The checkpoint.
+        merge: Merge LoRA adapters into the weights. Otherwise the model keeps them, and must have some.
+        trust_remote_code: Run Python code of the model's repository. A checkpoint alone cannot ask for it.
 
     Raises:
         UserError: The checkpoint is not ours, or what it was trained from is gone.
@@ -37,7 +39,9 @@ def restore(checkpoint: dict[str, Any], merge: bool = True, trust_remote_code: b
     if provenance.lora is not None:
         model = _with_adapters(provenance, source, weights, merge)
     elif not merge:
-        raise UserError("--adapters", "the checkpoint has none, for it was trained without model.lora; leave it out")
+        raise UserError(
+            "--adapters", "the checkpoint has none, because it was trained without model.lora; leave it out"
+        )
     else:
         model = _rebuild(provenance, source, weights)
     if provenance.generation_config is not None:
@@ -52,7 +56,7 @@ def _with_adapters(provenance: Provenance, source: ModelSource, weights: dict[st
     if lora.quantize is None:
         base = lora.load_base(source, dtype, torch.device("cpu"))
     else:
-        # In the dtype it was trained in, for that is what was rounded to a few bits.
+        # In the dtype of the training, because those weights were rounded to a few bits.
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         base = lora.load_base(source, getattr(torch, provenance.config["dtype"]), device)
     if merge and is_quantized(base.config):

@@ -1,9 +1,9 @@
 """Checkpoints that a run can be killed around: written whole or not at all, and at places to resume from exactly.
 
-What makes a resumed run equal to one that was never interrupted: checkpoints hold weights, optimizer, scheduler
-and the loops' progress (Lightning); the order of the examples follows from seed and epoch
-(:mod:`lightning_mlc.data.sampling`); random numbers follow from seed, step and process
-(:mod:`lightning_mlc.training.resumption`); and what is saved is the state at the end of an optimizer step
+A resumed run equals one that was never interrupted, for four reasons. Checkpoints hold weights, optimizer, scheduler
+and the progress of Lightning's loops. The order of the examples follows from seed and epoch
+(:mod:`lightning_mlc.data.sampling`). Random numbers follow from seed, step and process
+(:mod:`lightning_mlc.training.resumption`). A checkpoint is the state at the end of an optimizer step
 (:class:`Checkpoint`).
 """
 

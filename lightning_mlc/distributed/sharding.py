@@ -1,4 +1,4 @@
-"""A model shared out over processes: PyTorch's FSDP2 as a Lightning strategy.
+"""A model sharded over processes: PyTorch's FSDP2 as a Lightning strategy.
 
 Every process holds a part of each weight, its gradient and its optimizer state. The weights of a decoder layer
 are gathered when the layer runs and let go afterwards; gradients are reduced to the process that holds the
@@ -175,7 +175,7 @@ class FSDP2(ModelParallelStrategy):
         return dataclasses.replace(batch, **filled)
 
     def in_step(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """``batches`` with equal passes. A process that has fewer than another goes on with batches of no example."""
+        """``batches`` with equal passes. A process with fewer batches than another adds batches without examples."""
         own = iter(batches)
         while True:
             batch = next(own, None)
