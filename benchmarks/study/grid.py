@@ -52,7 +52,7 @@ class DataSettings:
 
 
 @dataclass(frozen=True)
-class EvaluationSettings:
+class StudyEvaluation:
     """What is measured of every trained model.
 
     Args:
@@ -113,7 +113,7 @@ class Grid:
     questions: tuple[Question, ...] = ()
     configs: tuple[str, ...] = ()
     fit: Mapping[str, Any] = field(default_factory=dict)
-    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    evaluation: StudyEvaluation = field(default_factory=StudyEvaluation)
 
     def options(self, cell: str) -> dict[str, Any]:
         """The options of a cell, those of all cells included."""
@@ -153,13 +153,13 @@ def read_grid(path: Path) -> Grid:
         raise UserError("seeds", "one stands there twice")
     cells = _cells(content["cells"])
     shared = _options(content.get("fit") or {}, "fit")
-    for section, kind in (("data", DataSettings), ("evaluation", EvaluationSettings)):
+    for section, kind in (("data", DataSettings), ("evaluation", StudyEvaluation)):
         _known(content.get(section) or {}, kind, f"{section}.")
     data = DataSettings(**content["data"])
     measured: dict[str, Any] = {
         key: tuple(v) if isinstance(v, list) else v for key, v in (content.get("evaluation") or {}).items()
     }
-    evaluation = EvaluationSettings(**measured)
+    evaluation = StudyEvaluation(**measured)
     for name, number, least in (
         ("data.heldout", data.heldout, 2),
         ("data.max_prompt_tokens", data.max_prompt_tokens, 1),

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.study.grid import EvaluationSettings
+from benchmarks.study.grid import StudyEvaluation
 from lightning_mlc.data.file_layouts import parse_rows
 from lightning_mlc.data.languages import canonical_languages
 from lightning_mlc.data.reading import read_rows
@@ -24,7 +24,7 @@ from lightning_mlc.evaluation.judges.roster import make_judges
 from lightning_mlc.evaluation.likelihood import Likelihood, Openings, Scorer
 from lightning_mlc.evaluation.prompts import ORDINARY, read_prompt_sets
 from lightning_mlc.evaluation.representations import prompt_states
-from lightning_mlc.evaluation.settings import Settings
+from lightning_mlc.evaluation.settings import EvaluationSettings
 from lightning_mlc.evaluation.systems.generation import LocalModel, TransformersGenerator
 from lightning_mlc.evaluation.systems.local import chat_of, choose_device, choose_dtype, load
 from lightning_mlc.evaluation.systems.system import System
@@ -51,7 +51,7 @@ class Measurer:
     """
 
     def __init__(
-        self, heldout: Path, settings: EvaluationSettings, source_language: str, languages: Sequence[str] | None
+        self, heldout: Path, settings: StudyEvaluation, source_language: str, languages: Sequence[str] | None
     ) -> None:
         self.settings = settings
         self.examples = list(parse_rows(read_rows(str(heldout), "--data"), source_language, str(heldout)))
@@ -63,7 +63,7 @@ class Measurer:
         self.ordinary: Prompts = [row.prompts for row in rows[: settings.ordinary_limit]]
         # Judges read the settings of `evaluate`, of which these are what a study leaves open.
         self.judges = make_judges(
-            Settings(models=["-"], prompts=["-"], judges=list(settings.judges), device=settings.device)
+            EvaluationSettings(models=["-"], prompts=["-"], judges=list(settings.judges), device=settings.device)
         )
         self.device = choose_device(settings.device)
         self.dtype = choose_dtype(settings.dtype, self.device)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from lightning_mlc.commands.options import explain
 from lightning_mlc.errors import Interrupted
-from lightning_mlc.evaluation.settings import Settings
+from lightning_mlc.evaluation.settings import EvaluationSettings
 from lightning_mlc.files.paths import expand_all, expanded
 
 DESCRIPTION = "is a model safe in every language, and what did it cost?"
@@ -34,11 +34,11 @@ def parser() -> ArgumentParser:
     """The options of ``evaluate``."""
     found = ArgumentParser(prog="lightning-mlc evaluate", description=DESCRIPTION, exit_on_error=False)
     found.add_argument("--config", action="config", help="YAML file with any of these options")
-    found.add_class_arguments(Settings)
+    found.add_class_arguments(EvaluationSettings)
     return found
 
 
-def parse(args: Sequence[str]) -> Settings:
+def parse(args: Sequence[str]) -> EvaluationSettings:
     """The settings that the command line gives.
 
     Args:
@@ -52,11 +52,11 @@ def parse(args: Sequence[str]) -> Settings:
         config = options.parse_args(_with_lists(args))
     except argparse.ArgumentError as error:
         raise explain(error, [options], "lightning-mlc evaluate") from error
-    given: dict[str, Any] = {field.name: config[field.name] for field in dataclasses.fields(Settings)}
+    given: dict[str, Any] = {field.name: config[field.name] for field in dataclasses.fields(EvaluationSettings)}
     expand_all(given)
     for option in NAMED:
         given[option] = [_expanded_after_name(text, option) for text in given[option]]
-    return Settings(**given)
+    return EvaluationSettings(**given)
 
 
 def _expanded_after_name(text: str, option: str) -> str:

@@ -10,7 +10,7 @@ import torch
 from lightning_mlc.data.batches import Batch, Normalizers
 from lightning_mlc.data.row_layout import Layout, pad_in_chunks
 from lightning_mlc.data.row_plan import RowPlan
-from lightning_mlc.data.rows import CHOSEN, MISMATCHED, NO_RESPONSE, REJECTED, Row, TokenRows
+from lightning_mlc.data.rows import CHOSEN, MISMATCHED, NO_RESPONSE, REJECTED, TokenRows, TokenSequence
 from lightning_mlc.data.tokenised import TokenisedExample
 
 EVALUATION_TOKENS = 4096
@@ -43,8 +43,8 @@ class Collator:
         self, examples: Examples, keys: Sequence[int], normalizers: Normalizers, mismatched: Responses = ()
     ) -> Batch:
         """A training step: responses in the languages of the plan, and the other prompts alone."""
-        responses: list[Row] = []
-        translations: list[Row] = []
+        responses: list[TokenSequence] = []
+        translations: list[TokenSequence] = []
         prompts = []
         for index, example in enumerate(examples):
             for language, prompt in zip(example["languages"], example["prompts"], strict=True):
@@ -53,7 +53,7 @@ class Collator:
                 elif self.plan.responses_in == "all":
                     translations += self._with_responses(example, prompt, index, language)
                 else:
-                    prompts.append(Row(prompt, (), index, language, NO_RESPONSE))
+                    prompts.append(TokenSequence(prompt, (), index, language, NO_RESPONSE))
         return self._batch(
             examples,
             keys,
@@ -68,7 +68,7 @@ class Collator:
         self, examples: Examples, keys: Sequence[int], normalizers: Normalizers, mismatched: Responses = ()
     ) -> Batch:
         """Validation: the responses after the prompt in every language."""
-        responses: list[Row] = []
+        responses: list[TokenSequence] = []
         for index, example in enumerate(examples):
             for language, prompt in zip(example["languages"], example["prompts"], strict=True):
                 responses += self._with_responses(example, prompt, index, language)
@@ -90,7 +90,7 @@ class Collator:
     ) -> Batch:
         """Generation: the prompts in every language, padded on the left."""
         prompts = [
-            Row(prompt, (), index, language, NO_RESPONSE)
+            TokenSequence(prompt, (), index, language, NO_RESPONSE)
             for index, example in enumerate(examples)
             for language, prompt in zip(example["languages"], example["prompts"], strict=True)
         ]
@@ -98,17 +98,19 @@ class Collator:
             examples, keys, normalizers, mismatched, (), pad_in_chunks(prompts, self.pad_id, side="left")
         )
 
-    def _with_responses(self, example: TokenisedExample, prompt: list[int], index: int, language: int) -> list[Row]:
+    def _with_responses(
+        self, example: TokenisedExample, prompt: list[int], index: int, language: int
+    ) -> list[TokenSequence]:
         chosen, rejected = example["chosen"], example["rejected"]
         if language in example["translated"]:
             place = example["translated"].index(language)
             chosen, rejected = example["translated_chosen"][place], example["translated_rejected"][place]
         rows = []
         if chosen:
-            rows.append(Row(prompt, chosen, index, language, CHOSEN))
+            rows.append(TokenSequence(prompt, chosen, index, language, CHOSEN))
         # Each prompt needs one row with a response, because the prompt's hidden state is taken from it.
         if rejected and (self.plan.rejected or not rows):
-            rows.append(Row(prompt, rejected, index, language, REJECTED, leads=not rows))
+            rows.append(TokenSequence(prompt, rejected, index, language, REJECTED, leads=not rows))
         return rows
 
     def _batch(
@@ -122,7 +124,7 @@ class Collator:
         translations: tuple[TokenRows, ...] = (),
     ) -> Batch:
         others = [
-            Row(examples[index]["prompts"][0], response, index, 0, MISMATCHED, leads=False)
+            TokenSequence(examples[index]["prompts"][0], response, index, 0, MISMATCHED, leads=False)
             for index, response in enumerate(mismatched)
         ]
         return Batch(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from lightning_mlc.data.rows import Piece, Row, TokenRows, length_of
+from lightning_mlc.data.rows import Piece, TokenRows, TokenSequence, length_of
 
 _WASTE_PADDED = 0.25
 """Largest share of padding in a block of padded rows. Lengths differ by a factor of five or more between languages."""
@@ -38,7 +38,9 @@ class Layout:
     one_row: bool = False
     few_passes: bool = False
 
-    def blocks(self, rows: Sequence[Row], pad_id: int, max_tokens: int | None = None) -> tuple[TokenRows, ...]:
+    def blocks(
+        self, rows: Sequence[TokenSequence], pad_id: int, max_tokens: int | None = None
+    ) -> tuple[TokenRows, ...]:
         """Arrange ``rows`` in blocks, which are run one after the other.
 
         Args:
@@ -60,9 +62,9 @@ class Layout:
         return tuple(TokenRows.pack(block, pad_id) for block in blocks)
 
 
-def _pieces(rows: Sequence[Row]) -> list[Piece]:
+def _pieces(rows: Sequence[TokenSequence]) -> list[Piece]:
     """Sequences grouped by their prompt."""
-    found: dict[tuple[int, int], list[Row]] = {}
+    found: dict[tuple[int, int], list[TokenSequence]] = {}
     for row in rows:
         found.setdefault((row.example, row.language), []).append(row)
     return list(found.values())
@@ -90,7 +92,7 @@ def _fill(pieces: Sequence[Piece], capacity: int) -> list[list[Piece]]:
 
 
 def pad_in_chunks(
-    rows: Sequence[Row], pad_id: int, max_tokens: int | None = None, side: Literal["left", "right"] = "right"
+    rows: Sequence[TokenSequence], pad_id: int, max_tokens: int | None = None, side: Literal["left", "right"] = "right"
 ) -> tuple[TokenRows, ...]:
     """Arrange ``rows`` in a few padded blocks of similar lengths; see :meth:`Layout.blocks`."""
     return tuple(TokenRows.pad(block, pad_id, side) for block in _alike(rows, len, _WASTE_PADDED, max_tokens))

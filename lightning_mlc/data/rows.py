@@ -27,7 +27,7 @@ NO_RESPONSE = -1
 
 
 @dataclass(frozen=True)
-class Row:
+class TokenSequence:
     """One sequence: a prompt with its generation header, then a response or nothing."""
 
     prompt: Sequence[int]
@@ -45,7 +45,7 @@ class Row:
         return len(self.prompt) + len(self.response)
 
 
-Piece = Sequence[Row]
+Piece = Sequence[TokenSequence]
 """Sequences with the same prompt. A packed row has the prompt once; each response sees it, and no other response."""
 
 
@@ -104,7 +104,7 @@ class TokenRows:
     """Number of tokens that are not padding."""
 
     @classmethod
-    def pad(cls, rows: Sequence[Row], pad_id: int, side: Literal["left", "right"] = "right") -> TokenRows:
+    def pad(cls, rows: Sequence[TokenSequence], pad_id: int, side: Literal["left", "right"] = "right") -> TokenRows:
         """One sequence per row.
 
         Args:
@@ -153,7 +153,7 @@ class _Canvas:
         self.prompt = torch.full_like(self.input_ids, -1)
         self._segments = 0
         self._starts: list[int] = []
-        self._rows: list[Row] = []
+        self._rows: list[TokenSequence] = []
         self._prompt_end: list[int] = []
         self._response: list[int] = []
         self._predictor: list[int] = []

@@ -43,7 +43,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from lightning_mlc.checkpoints import format as checkpoint_format
 from lightning_mlc.data.batches import Batch, Normalizers
-from lightning_mlc.data.rows import NO_RESPONSE, Row, TokenRows
+from lightning_mlc.data.rows import NO_RESPONSE, TokenRows, TokenSequence
 from lightning_mlc.distributed import tensor_parallel
 from lightning_mlc.errors import UserError
 from lightning_mlc.lightning_internals import move_except, set_backend, set_data_parallel_size
@@ -311,7 +311,7 @@ _NO_EXAMPLES = Batch((), torch.zeros(0, dtype=torch.int64), ("",), 0, (), (), No
 
 def _idle_pass(with_response: bool) -> TokenRows:
     """Rows that belong to no example: they are run, their results go nowhere, and their gradient is zero."""
-    row = Row((0,), (0,) if with_response else (), 0, 0, NO_RESPONSE, leads=False)
+    row = TokenSequence((0,), (0,) if with_response else (), 0, 0, NO_RESPONSE, leads=False)
     return TokenRows.pad([row], 0)
 
 

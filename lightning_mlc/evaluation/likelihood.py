@@ -15,7 +15,7 @@ import torch
 
 from lightning_mlc.data.file_layouts import has_half_a_character
 from lightning_mlc.data.row_layout import Layout
-from lightning_mlc.data.rows import Row
+from lightning_mlc.data.rows import TokenSequence
 from lightning_mlc.errors import UserError
 from lightning_mlc.evaluation.systems.generation import Conversation, LocalModel, out_of_memory, plan
 from lightning_mlc.evaluation.systems.local import NO_LIMIT
@@ -124,7 +124,9 @@ class Scorer:
             ids = [chat.response(messages, text) for text in texts]
             whole = [ended] * len(ids) if isinstance(ended, bool) else ended
             kept = [(r if to_end else r[:-1])[: max(1, room)] for r, to_end in zip(ids, whole, strict=True)]
-            pieces.append([Row(prompt, response, index, 0, kind, kind == 0) for kind, response in enumerate(kept)])
+            pieces.append(
+                [TokenSequence(prompt, response, index, 0, kind, kind == 0) for kind, response in enumerate(kept)]
+            )
         lengths = [len(piece[0].prompt) + sum(len(row.response) for row in piece) for piece in pieces]
         if self._layout is None:
             self._layout = self_check(self._policy, longest=max(lengths, default=None)).layout
@@ -137,7 +139,7 @@ class Scorer:
                     yield index, [found[index, kind] for kind in range(len(pieces[index]))]
 
     @torch.inference_mode()
-    def _run(self, rows: Sequence[Row], layout: Layout) -> dict[tuple[int, int], Likelihood]:
+    def _run(self, rows: Sequence[TokenSequence], layout: Layout) -> dict[tuple[int, int], Likelihood]:
         found = {}
         pad = int(self._local.chat.tokenizer.pad_token_id or 0)
         for block in layout.blocks(rows, pad, max_tokens=self._batch_tokens):

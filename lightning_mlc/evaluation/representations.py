@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from lightning_mlc.data.rows import NO_RESPONSE, Row, TokenRows
+from lightning_mlc.data.rows import NO_RESPONSE, TokenRows, TokenSequence
 from lightning_mlc.evaluation.journal import Key
 from lightning_mlc.evaluation.systems.generation import Conversation, LocalModel, out_of_memory, plan
 from lightning_mlc.evaluation.systems.system import System
@@ -35,7 +35,8 @@ def prompt_states(
     states: list[Tensor | None] = [None] * len(prompts)
     for batch in plan([len(prompt) for prompt in prompts], batch_tokens, 0):
         rows = TokenRows.pad(
-            [Row(prompts[index], (), 0, 0, NO_RESPONSE) for index in batch], int(chat.tokenizer.pad_token_id or 0)
+            [TokenSequence(prompts[index], (), 0, 0, NO_RESPONSE) for index in batch],
+            int(chat.tokenizer.pad_token_id or 0),
         ).to(local.device)
         with out_of_memory():
             outputs = local.model.base_model(

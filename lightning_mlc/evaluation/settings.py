@@ -9,7 +9,7 @@ from lightning_mlc.errors import UserError
 
 
 @dataclass(frozen=True)
-class Settings:
+class EvaluationSettings:
     """Is a model safe in every language, and what did it cost?
 
     Args:

@@ -33,7 +33,7 @@ from lightning_mlc.evaluation.likelihood import Likelihood, Openings, Scorer
 from lightning_mlc.evaluation.phases import answered, fill
 from lightning_mlc.evaluation.prompts import EvaluationRow, choose_languages, conversations, read_prompt_sets
 from lightning_mlc.evaluation.representations import compare
-from lightning_mlc.evaluation.settings import Settings
+from lightning_mlc.evaluation.settings import EvaluationSettings
 from lightning_mlc.evaluation.systems.decoding import noted
 from lightning_mlc.evaluation.systems.endpoint import EndpointGenerator, Unanswered
 from lightning_mlc.evaluation.systems.generation import Generator, LocalModel
@@ -54,7 +54,7 @@ class Study:
         UserError: A setting, a prompt set, a model or a judge cannot be used.
     """
 
-    def __init__(self, settings: Settings, console: Console) -> None:
+    def __init__(self, settings: EvaluationSettings, console: Console) -> None:
         self.settings = settings
         self.console = console
         self.out = Path(settings.out)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lightning_mlc.data.rows import NO_RESPONSE, Row, TokenRows
+from lightning_mlc.data.rows import NO_RESPONSE, TokenRows, TokenSequence
 from lightning_mlc.models.trials import difference, tolerance_of, trial_tokens
 
 logger = logging.getLogger("lightning_mlc")
@@ -61,7 +61,9 @@ def _agree(model: PreTrainedModel, logits: Logits) -> bool:
     prompts = [tuple(itertools.islice(tokens, length)) for length in LENGTHS]
 
     def run(*some: Sequence[int]) -> Tensor:
-        rows = TokenRows.pad([Row(prompt, (), 0, 0, NO_RESPONSE) for prompt in some], 0, "left").to(model.device)
+        rows = TokenRows.pad([TokenSequence(prompt, (), 0, 0, NO_RESPONSE) for prompt in some], 0, "left").to(
+            model.device
+        )
         return logits(rows.input_ids, rows.attention_mask, NEW_TOKENS)
 
     alone = [run(prompt)[0] for prompt in prompts]

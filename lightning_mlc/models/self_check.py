@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lightning_mlc.data.row_layout import Layout
-from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, Row
+from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, TokenSequence
 from lightning_mlc.errors import UserError, first_line
 from lightning_mlc.models.attention import LAYER_TYPES, packed_layout_of
 from lightning_mlc.models.compiling import uncompiled
@@ -125,7 +125,7 @@ class _Trial:
 
     # ---- the plain way --------------------------------------------------------------------------------
 
-    def _alone(self, row: Row) -> _Plain:
+    def _alone(self, row: TokenSequence) -> _Plain:
         ids = torch.tensor([[*row.prompt, *row.response]], device=self.model.device)
         try:
             with self._watching_first_layer():
@@ -288,7 +288,9 @@ class _Trial:
     def _difference(self, layout: Layout, shortcuts: Shortcuts, tolerance: float | None = None) -> str:
         """Describe how ``layout`` with ``shortcuts`` differs from the plain way. Empty: it does not differ."""
         self.policy.shortcuts, self.policy.layer_returns = shortcuts, self.returns
-        prompts = [Row(row.prompt, (), row.example, row.language, NO_RESPONSE) for row in self.rows if row.leads]
+        prompts = [
+            TokenSequence(row.prompt, (), row.example, row.language, NO_RESPONSE) for row in self.rows if row.leads
+        ]
         try:
             answers = layout.blocks(self.rows, 0)
             alone = layout.blocks(prompts, 0) if self.states_matter else ()

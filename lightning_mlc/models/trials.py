@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from lightning_mlc.data.rows import CHOSEN, REJECTED, Row
+from lightning_mlc.data.rows import CHOSEN, REJECTED, TokenSequence
 
 LONGEST_TRIAL = 8192
 """Limit of a trial's length in tokens. Rows that could exceed a window of this length or more are not packed."""
@@ -84,7 +84,7 @@ def trial_length(config: PreTrainedConfig, longest: int | None) -> int:
     return max((window for window in windows(config) if window < bound), default=0)
 
 
-def trial_rows(config: PreTrainedConfig, exceed: int) -> list[Row]:
+def trial_rows(config: PreTrainedConfig, exceed: int) -> list[TokenSequence]:
     """Make the sequences of a trial: three prompts of different lengths, the first one with two responses.
 
     Args:
@@ -101,10 +101,10 @@ def trial_rows(config: PreTrainedConfig, exceed: int) -> list[Row]:
     # takes time.
     first = take(5)
     return [
-        Row(first, take(max(5, exceed)), 0, 0, CHOSEN),
-        Row(first, take(3), 0, 0, REJECTED, leads=False),
-        Row(take(3), take(4), 1, 0, CHOSEN),
-        Row(take(2), take(4), 1, 1, CHOSEN),
+        TokenSequence(first, take(max(5, exceed)), 0, 0, CHOSEN),
+        TokenSequence(first, take(3), 0, 0, REJECTED, leads=False),
+        TokenSequence(take(3), take(4), 1, 0, CHOSEN),
+        TokenSequence(take(2), take(4), 1, 1, CHOSEN),
     ]
 
 

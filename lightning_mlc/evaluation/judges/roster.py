@@ -11,7 +11,7 @@ from lightning_mlc.evaluation.judges.base import Exchange, Judge
 from lightning_mlc.evaluation.judges.formats import FORMATS, Format
 from lightning_mlc.evaluation.judges.prompted import PromptedJudge
 from lightning_mlc.evaluation.judges.refusal import RefusalJudge
-from lightning_mlc.evaluation.settings import Settings
+from lightning_mlc.evaluation.settings import EvaluationSettings
 from lightning_mlc.evaluation.systems.api_keys import key_of
 from lightning_mlc.evaluation.systems.endpoint import Endpoint, EndpointGenerator
 from lightning_mlc.evaluation.systems.resolved import Placement, ResolvedSystem
@@ -21,7 +21,7 @@ MARGIN = "margin"
 """The judge that looks at likelihoods, and at no response."""
 
 
-def judge_specs(settings: Settings) -> list[tuple[str, str]]:
+def judge_specs(settings: EvaluationSettings) -> list[tuple[str, str]]:
     """Name and model of each judge that ``settings`` name: ``JUDGE=MODEL``, or the model that it comes with."""
     found = []
     for text in settings.judges:
@@ -31,7 +31,7 @@ def judge_specs(settings: Settings) -> list[tuple[str, str]]:
     return found
 
 
-def make_judges(settings: Settings, placement: Placement | None = None) -> list[Judge]:
+def make_judges(settings: EvaluationSettings, placement: Placement | None = None) -> list[Judge]:
     """The judges of responses that ``settings`` name (all but ``margin``).
 
     Args:
@@ -63,7 +63,7 @@ def make_judges(settings: Settings, placement: Placement | None = None) -> list[
     return judges
 
 
-def _prompted(system: System, form: Format, settings: Settings, placement: Placement | None) -> PromptedJudge:
+def _prompted(system: System, form: Format, settings: EvaluationSettings, placement: Placement | None) -> PromptedJudge:
     """A judge that asks the model ``system``.
 
     Raises:
@@ -86,7 +86,7 @@ def _prompted(system: System, form: Format, settings: Settings, placement: Place
     return PromptedJudge(system.label, form, identity, lambda: resolved.generator(settings.batch_tokens, form.header))
 
 
-def endpoint_of(system: System, max_new_tokens: int, settings: Settings) -> Endpoint:
+def endpoint_of(system: System, max_new_tokens: int, settings: EvaluationSettings) -> Endpoint:
     """How to ask the endpoint ``system``, one of those that ``settings`` name.
 
     Raises:

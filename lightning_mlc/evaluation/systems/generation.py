@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from lightning_mlc.data.records import Message
-from lightning_mlc.data.rows import NO_RESPONSE, Row, TokenRows
+from lightning_mlc.data.rows import NO_RESPONSE, TokenRows, TokenSequence
 from lightning_mlc.data.tokenization import ChatTokenizer
 from lightning_mlc.data.turns import end_tokens
 from lightning_mlc.errors import UserError
@@ -101,7 +101,9 @@ class TransformersGenerator:
     @torch.inference_mode()
     def _respond(self, prompts: Sequence[Sequence[int]]) -> list[Response]:
         tokenizer, model = self._local.chat.tokenizer, self._local.model
-        rows = TokenRows.pad([Row(prompt, (), 0, 0, NO_RESPONSE) for prompt in prompts], tokenizer.pad_token_id, "left")
+        rows = TokenRows.pad(
+            [TokenSequence(prompt, (), 0, 0, NO_RESPONSE) for prompt in prompts], tokenizer.pad_token_id, "left"
+        )
         with out_of_memory():
             generated = generate_greedily(
                 model, rows.to(self._local.device), self._max_new_tokens, self._ends, tokenizer.pad_token_id

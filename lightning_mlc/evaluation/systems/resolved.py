@@ -14,7 +14,7 @@ import torch
 
 from lightning_mlc.data.tokenization import ChatTokenizer
 from lightning_mlc.evaluation.journal import digest
-from lightning_mlc.evaluation.settings import Settings
+from lightning_mlc.evaluation.settings import EvaluationSettings
 from lightning_mlc.evaluation.systems.engines import Engine, engine_of
 from lightning_mlc.evaluation.systems.generation import (
     Generator,
@@ -36,7 +36,7 @@ class Placement:
     """``float32``, ``bfloat16`` or ``float16``."""
 
     @classmethod
-    def of(cls, settings: Settings) -> Placement:
+    def of(cls, settings: EvaluationSettings) -> Placement:
         """The placement that ``settings`` ask for.
 
         Raises:
@@ -68,7 +68,7 @@ class ResolvedSystem:
     def of(
         cls,
         system: System,
-        settings: Settings,
+        settings: EvaluationSettings,
         placement: Placement,
         max_new_tokens: int,
         on_long_prompt: Literal["cut", "error"] = "error",

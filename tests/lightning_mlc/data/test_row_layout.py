@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_mlc.data.row_layout import Layout, pad_in_chunks
-from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, Row, TokenRows
+from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, TokenRows, TokenSequence
 
 LAYOUTS = {
     "padded": Layout(),
@@ -17,7 +17,7 @@ LAYOUTS = {
 }
 
 
-def pairs(count: int) -> list[Row]:
+def pairs(count: int) -> list[TokenSequence]:
     """Pairs in two languages and of all sorts of lengths, in an order that mixes them."""
     random = torch.Generator().manual_seed(3)
     draw = torch.randint(1, 30, (count, 3), generator=random).tolist()
@@ -25,8 +25,8 @@ def pairs(count: int) -> list[Row]:
     for example, (prompt, chosen, rejected) in enumerate(draw):
         for language in range(2):
             tokens = [100 * language + example] * (prompt + 5 * language)
-            rows.append(Row(tokens, [1] * chosen, example, language, CHOSEN))
-            rows.append(Row(tokens, [2] * rejected, example, language, REJECTED, leads=False))
+            rows.append(TokenSequence(tokens, [1] * chosen, example, language, CHOSEN))
+            rows.append(TokenSequence(tokens, [2] * rejected, example, language, REJECTED, leads=False))
     order = torch.randperm(len(rows), generator=random).tolist()
     return [rows[i] for i in order]
 
@@ -73,7 +73,7 @@ def test_shared_prompts_and_packing_save_tokens() -> None:
 
 
 def test_a_block_holds_one_piece_even_if_that_is_too_much() -> None:
-    rows = [Row([1] * n, [], i, 0, NO_RESPONSE) for i, n in enumerate([3, 50, 4])]
+    rows = [TokenSequence([1] * n, [], i, 0, NO_RESPONSE) for i, n in enumerate([3, 50, 4])]
     for layout in LAYOUTS.values():
         blocks = layout.blocks(rows, 0, max_tokens=20)
         assert sum(map(len, blocks)) == 3
@@ -81,7 +81,7 @@ def test_a_block_holds_one_piece_even_if_that_is_too_much() -> None:
 
 def test_padded_blocks_waste_little() -> None:
     lengths = [3, 50, 4, 52, 51, 5, 200, 4]
-    rows = [Row([1] * n, [], i, 0, NO_RESPONSE) for i, n in enumerate(lengths)]
+    rows = [TokenSequence([1] * n, [], i, 0, NO_RESPONSE) for i, n in enumerate(lengths)]
     blocks = pad_in_chunks(rows, 0)
     assert sorted(e for block in blocks for e in block.example.tolist()) == list(range(8))
     for block in blocks:
@@ -91,7 +91,7 @@ def test_padded_blocks_waste_little() -> None:
 
 def test_packed_blocks_waste_little() -> None:
     lengths = [100, 60, 39, 55, 44, 30]
-    rows = [Row([1] * n, [], i, 0, NO_RESPONSE) for i, n in enumerate(lengths)]
+    rows = [TokenSequence([1] * n, [], i, 0, NO_RESPONSE) for i, n in enumerate(lengths)]
     blocks = Layout(packed=True).blocks(rows, 0)
     # Three full rows, and one of 30 tokens that they would have padded to 100.
     assert [tuple(block.input_ids.shape) for block in blocks] == [(1, 30), (3, 100)]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, Row, TokenRows
+from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, TokenRows, TokenSequence
 
-PAIR = [Row([1, 2], [3], 0, 0, CHOSEN), Row([1, 2], [5, 6, 7], 0, 0, REJECTED, leads=False)]
-PROMPT = Row([4, 5, 6, 7], [], 1, 2, NO_RESPONSE)
+PAIR = [TokenSequence([1, 2], [3], 0, 0, CHOSEN), TokenSequence([1, 2], [5, 6, 7], 0, 0, REJECTED, leads=False)]
+PROMPT = TokenSequence([4, 5, 6, 7], [], 1, 2, NO_RESPONSE)
 
 
 def test_left_padding() -> None:

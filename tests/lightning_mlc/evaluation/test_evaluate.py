@@ -30,7 +30,7 @@ from lightning_mlc.commands.training import run
 from lightning_mlc.consistency import Consistency
 from lightning_mlc.data.tokenization import ChatTokenizer
 from lightning_mlc.evaluation.judges.roster import make_judges
-from lightning_mlc.evaluation.settings import Settings
+from lightning_mlc.evaluation.settings import EvaluationSettings
 from lightning_mlc.evaluation.systems import resolved
 from lightning_mlc.evaluation.systems.system import System
 from lightning_mlc.sources import ModelSource
@@ -444,7 +444,7 @@ def test_options_come_from_a_file_and_from_the_command_line(tmp_path: Path) -> N
 
 
 def test_each_option_that_takes_a_list_is_in_the_table() -> None:
-    kinds = typing.get_type_hints(Settings)
+    kinds = typing.get_type_hints(EvaluationSettings)
     assert set(LISTS) == {name for name, kind in kinds.items() if list[str] in (kind, *typing.get_args(kind))}
     assert set(SWITCHES) == {name for name, kind in kinds.items() if kind is bool}
 
@@ -518,7 +518,7 @@ def test_a_model_without_chat_template_is_refused(tmp_path: Path, capsys: pytest
 
 def test_verdicts_know_how_they_were_made(model: Path) -> None:
     """The same judge in another precision, or asked in other words, is another judge."""
-    settings = Settings(models=["x"], prompts=["sample"], judges=[f"qwen3guard={model}"], device="cpu")
+    settings = EvaluationSettings(models=["x"], prompts=["sample"], judges=[f"qwen3guard={model}"], device="cpu")
     (first,), (second,) = (
         make_judges(dataclasses.replace(settings, dtype=dtype)) for dtype in ("float32", "bfloat16")
     )  # fmt: skip

@@ -14,17 +14,17 @@ from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM
 
 from lightning_mlc.data.row_layout import Layout
-from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, Row
+from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, TokenSequence
 from lightning_mlc.errors import UserError
 from lightning_mlc.models.compiling import require_compiler
 from lightning_mlc.models.lora import LoRA, add_lora
 from lightning_mlc.models.policy import Policy, Shortcuts
 
 ROWS = [
-    Row((1, 2, 3), (4, 5), 0, 0, CHOSEN),
-    Row((1, 2, 3), (6,), 0, 0, REJECTED, leads=False),
-    Row((1, 2, 3, 7, 8, 9, 11, 12, 13, 14, 15), (4,), 0, 1, REJECTED),
-    Row((5, 6, 7), (), 1, 1, NO_RESPONSE),
+    TokenSequence((1, 2, 3), (4, 5), 0, 0, CHOSEN),
+    TokenSequence((1, 2, 3), (6,), 0, 0, REJECTED, leads=False),
+    TokenSequence((1, 2, 3, 7, 8, 9, 11, 12, 13, 14, 15), (4,), 0, 1, REJECTED),
+    TokenSequence((5, 6, 7), (), 1, 1, NO_RESPONSE),
 ]
 LAYOUTS = [Layout(), Layout(packed=True)]
 

@@ -22,7 +22,7 @@ from transformers import (
     RwkvConfig,
 )
 
-from lightning_mlc.data.rows import CHOSEN, Row, TokenRows
+from lightning_mlc.data.rows import CHOSEN, TokenRows, TokenSequence
 from lightning_mlc.models.flops import ModelFlops, Pass
 from lightning_mlc.models.lora import LoRA, add_lora
 from lightning_mlc.models.policy import Policy
@@ -69,7 +69,7 @@ def total(counter: FlopCounterMode) -> int:
 
 
 def sequences(*lengths: tuple[int, int]) -> TokenRows:
-    rows = [Row(list(range(n)), list(range(m)), i, 0, CHOSEN) for i, (n, m) in enumerate(lengths)]
+    rows = [TokenSequence(list(range(n)), list(range(m)), i, 0, CHOSEN) for i, (n, m) in enumerate(lengths)]
     return TokenRows.pad(rows, 0)
 
 

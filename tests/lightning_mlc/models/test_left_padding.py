@@ -10,7 +10,7 @@ import torch
 from families.architectures import FAMILIES
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 
-from lightning_mlc.data.rows import NO_RESPONSE, Row, TokenRows
+from lightning_mlc.data.rows import NO_RESPONSE, TokenRows, TokenSequence
 from lightning_mlc.errors import UserError
 from lightning_mlc.models import left_padding
 from lightning_mlc.models.greedy import generate_greedily
@@ -32,7 +32,7 @@ def make(kind: str) -> PreTrainedModel:
 
 
 def rows_of(prompts: list[list[int]]) -> TokenRows:
-    return TokenRows.pad([Row(prompt, (), 0, 0, NO_RESPONSE) for prompt in prompts], PAD, "left")
+    return TokenRows.pad([TokenSequence(prompt, (), 0, 0, NO_RESPONSE) for prompt in prompts], PAD, "left")
 
 
 def defined(model: PreTrainedModel, prompt: list[int], new_tokens: int) -> list[int]:

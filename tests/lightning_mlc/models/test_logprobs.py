@@ -21,7 +21,7 @@ from transformers import (
     PhiConfig,
 )
 
-from lightning_mlc.data.rows import CHOSEN, Row, TokenRows
+from lightning_mlc.data.rows import CHOSEN, TokenRows, TokenSequence
 from lightning_mlc.models.logprobs import logps_of, token_logps
 from lightning_mlc.models.lora import LoRA, add_lora
 from lightning_mlc.models.parts import find_decoder
@@ -223,5 +223,5 @@ def test_a_decoder_inside_another_module_is_found() -> None:
     policy = Policy(model)
     assert self_check(policy, 2).shortcuts.two_parts
     with torch.no_grad():
-        found = policy(TokenRows.pad([Row(ids[:1], ids[1:], 0, 0, CHOSEN)], 0))
+        found = policy(TokenRows.pad([TokenSequence(ids[:1], ids[1:], 0, 0, CHOSEN)], 0))
         torch.testing.assert_close(found.logps[0], whole_logps(model).sum())

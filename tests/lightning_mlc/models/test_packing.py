@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, MambaConfig, MistralConfig
 
 from lightning_mlc.data.row_layout import Layout
-from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, Row, TokenRows
+from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, TokenRows, TokenSequence
 from lightning_mlc.models.attention import packed_layout
 from lightning_mlc.models.lora import LoRA, add_lora
 from lightning_mlc.models.policy import Policy
@@ -42,18 +42,20 @@ KINDS = [(kind, "eager") for kind in (*CONFIGS, *WINDOWED)] + [
 ]
 
 
-def sequences() -> list[Row]:
+def sequences() -> list[TokenSequence]:
     """Pairs and prompts of all sorts of lengths, up to five windows long; no two rows have a token in common."""
     random = torch.Generator().manual_seed(1)
-    rows: list[Row] = []
+    rows: list[TokenSequence] = []
     for example, (prompt, chosen, rejected) in enumerate([(3, 9, 5), (14, 2, 17), (1, 1, 1), (8, 0, 12)]):
         draw = torch.randint(5, 250, (prompt + chosen + rejected,), generator=random).tolist()
         tokens, first, second = draw[:prompt], draw[prompt : prompt + chosen], draw[prompt + chosen :]
         if first:
-            rows.append(Row(tokens, first, example, 0, CHOSEN))
-        rows.append(Row(tokens, second, example, 0, REJECTED, leads=not first))
+            rows.append(TokenSequence(tokens, first, example, 0, CHOSEN))
+        rows.append(TokenSequence(tokens, second, example, 0, REJECTED, leads=not first))
     for language, length in enumerate([2, 30, 11, 7], start=1):
-        rows.append(Row(torch.randint(5, 250, (length,), generator=random).tolist(), (), 0, language, NO_RESPONSE))
+        rows.append(
+            TokenSequence(torch.randint(5, 250, (length,), generator=random).tolist(), (), 0, language, NO_RESPONSE)
+        )
     return rows
 
 
@@ -72,12 +74,12 @@ def load(kind: str, folder: Path, attention: str, dtype: torch.dtype = torch.flo
     return model.eval()  # GPT-2 has dropout
 
 
-def one_by_one(policy: Policy, rows: list[Row], layer: int) -> tuple[Tensor, Tensor]:
+def one_by_one(policy: Policy, rows: list[TokenSequence], layer: int) -> tuple[Tensor, Tensor]:
     outputs = [policy(TokenRows.pad([row], 0), layer) for row in rows]
     return torch.cat([output.logps for output in outputs]), torch.cat([output.states for output in outputs])
 
 
-def in_blocks(policy: Policy, rows: list[Row], layer: int, layout: Layout) -> tuple[Tensor, Tensor]:
+def in_blocks(policy: Policy, rows: list[TokenSequence], layer: int, layout: Layout) -> tuple[Tensor, Tensor]:
     """In the order of ``rows``, which is told from where each sequence belongs."""
     place = {(row.example, row.language, row.kind): index for index, row in enumerate(rows)}
     logps, states = [torch.empty(0)] * len(rows), [torch.empty(0)] * len(rows)
@@ -168,17 +170,17 @@ def test_prompts_run_no_layer_above_the_one_asked_for(tiny_model: Path, layer: i
     policy = Policy(model)
     self_check(policy, layer)
     runs.clear()
-    policy(TokenRows.pad([Row((7, 8), (), 0, 1, NO_RESPONSE)], 0), layer)
+    policy(TokenRows.pad([TokenSequence((7, 8), (), 0, 1, NO_RESPONSE)], 0), layer)
     assert runs == list(range(layer))
     assert len(model.model.layers) == 3  # all of them are back in their place
     runs.clear()
-    policy(TokenRows.pad([Row((7, 8), (9,), 0, 0, CHOSEN)], 0), layer)
+    policy(TokenRows.pad([TokenSequence((7, 8), (9,), 0, 0, CHOSEN)], 0), layer)
     assert runs[-3:] == [0, 1, 2]
 
 
 def test_the_layers_are_back_after_a_failure(tiny_model: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
-    rows = TokenRows.pad([Row((7, 10_000), (), 0, 1, NO_RESPONSE)], 0)  # no such token
+    rows = TokenRows.pad([TokenSequence((7, 10_000), (), 0, 1, NO_RESPONSE)], 0)  # no such token
     policy = Policy(model)
     self_check(policy, 1)
     with pytest.raises(IndexError):

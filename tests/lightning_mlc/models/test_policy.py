@@ -11,17 +11,17 @@ from conftest import CONFIGS, save_model
 from transformers import AutoModelForCausalLM
 
 from lightning_mlc.data.row_layout import Layout
-from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, Row, TokenRows
+from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, TokenRows, TokenSequence
 from lightning_mlc.errors import UserError
 from lightning_mlc.models.layers import resolve_layer
 from lightning_mlc.models.policy import Policy
 from lightning_mlc.models.self_check import self_check
 
 ROWS = [
-    Row([1, 2, 3], [4, 5], 0, 0, CHOSEN),
-    Row([1, 2, 3, 7, 8, 9, 11, 12, 13, 14, 15], [4], 0, 1, REJECTED),
-    Row([9, 8], [7, 7, 7, 7], 1, 0, CHOSEN),
-    Row([5, 6, 7], [], 1, 1, NO_RESPONSE),
+    TokenSequence([1, 2, 3], [4, 5], 0, 0, CHOSEN),
+    TokenSequence([1, 2, 3, 7, 8, 9, 11, 12, 13, 14, 15], [4], 0, 1, REJECTED),
+    TokenSequence([9, 8], [7, 7, 7, 7], 1, 0, CHOSEN),
+    TokenSequence([5, 6, 7], [], 1, 1, NO_RESPONSE),
 ]
 
 
@@ -54,7 +54,7 @@ def test_padded_rows_equal_rows_alone(tmp_path: Path, kind: str, side: Literal["
 @pytest.mark.parametrize("share_prompts", [True, False])
 def test_means_over_sequences_that_share_rows_and_prompts(tiny_model: Path, share_prompts: bool) -> None:
     model = load(tiny_model)
-    rows = [*ROWS[:3], Row([1, 2, 3], [6, 7, 8, 9], 0, 0, REJECTED, leads=False)]
+    rows = [*ROWS[:3], TokenSequence([1, 2, 3], [6, 7, 8, 9], 0, 0, REJECTED, leads=False)]
     (packed,) = Layout(packed=True, share_prompts=share_prompts, one_row=True).blocks(rows, pad_id=0)
     with torch.no_grad():
         found = Policy(model)(packed, pool=True).pooled

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from lightning_mlc.cli import main
 from lightning_mlc.commands.training import run
-from lightning_mlc.data.rows import CHOSEN, REJECTED, Row, TokenRows
+from lightning_mlc.data.rows import CHOSEN, REJECTED, TokenRows, TokenSequence
 from lightning_mlc.models.lora import LoRA, add_lora
 from lightning_mlc.models.policy import Policy
 from lightning_mlc.sources import ModelSource
@@ -24,7 +24,9 @@ needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
 )
 CPU = torch.device("cpu")
-ROWS = TokenRows.pad([Row((1, 2, 3), (4, 5), 0, 0, CHOSEN), Row((1, 2, 3), (6,), 0, 0, REJECTED)], pad_id=0)
+ROWS = TokenRows.pad(
+    [TokenSequence((1, 2, 3), (4, 5), 0, 0, CHOSEN), TokenSequence((1, 2, 3), (6,), 0, 0, REJECTED)], pad_id=0
+)
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from transformers import (
     RwkvConfig,
 )
 
-from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, Row
+from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, TokenSequence
 from lightning_mlc.errors import UserError
 from lightning_mlc.models.policy import Policy
 from lightning_mlc.models.self_check import self_check
@@ -105,7 +105,7 @@ def build(kind: str) -> Any:
     return AutoModelForCausalLM.from_config(MODELS[kind]()).eval()
 
 
-def sequences() -> list[Row]:
+def sequences() -> list[TokenSequence]:
     """Unequal, longer than the windows above, and not those of the trial."""
     drawn = torch.randint(5, 110, (200,), generator=torch.Generator().manual_seed(3)).tolist()
     tokens = iter(drawn)
@@ -115,14 +115,14 @@ def sequences() -> list[Row]:
 
     first = take(7)
     return [
-        Row(first, take(21), 0, 0, CHOSEN),
-        Row(first, take(4), 0, 0, REJECTED, leads=False),
-        Row(take(30), take(3), 1, 0, CHOSEN),
-        Row(take(3), take(6), 1, 1, CHOSEN),
+        TokenSequence(first, take(21), 0, 0, CHOSEN),
+        TokenSequence(first, take(4), 0, 0, REJECTED, leads=False),
+        TokenSequence(take(30), take(3), 1, 0, CHOSEN),
+        TokenSequence(take(3), take(6), 1, 1, CHOSEN),
     ]
 
 
-def expected(model: Any, row: Row, layer: int) -> tuple[Tensor, Tensor]:
+def expected(model: Any, row: TokenSequence, layer: int) -> tuple[Tensor, Tensor]:
     """Log-probability of the response and hidden state at the end of the prompt."""
     kept: list[Tensor] = []
     output = model(torch.tensor([[*row.prompt, *row.response]]), use_cache=False, output_hidden_states=True)
@@ -147,7 +147,9 @@ def test_what_was_found_right_is_right(kind: str, layer: str) -> None:
     assert checked.layout.packed == (kind in PACKED)
     assert all(checked.shortcuts)
     rows = {(row.example, row.language, row.kind): row for row in sequences()}
-    prompts = [Row(row.prompt, (), row.example, row.language, NO_RESPONSE) for row in rows.values() if row.leads]
+    prompts = [
+        TokenSequence(row.prompt, (), row.example, row.language, NO_RESPONSE) for row in rows.values() if row.leads
+    ]
     for block in (*checked.layout.blocks(list(rows.values()), 0), *checked.layout.blocks(prompts, 0)):
         found = policy(block, wanted)
         assert found.states is not None
@@ -172,7 +174,7 @@ def test_a_pass_over_prompts_ends_at_the_layer(kind: str) -> None:
     for index, layer in enumerate(policy.layers):
         layer.register_forward_pre_hook(lambda *_, index=index: runs.append(index))
     for count in (1, 2, 3):
-        rows = [Row(range(5, 9 + i), (), i, 0, NO_RESPONSE) for i in range(count)]
+        rows = [TokenSequence(range(5, 9 + i), (), i, 0, NO_RESPONSE) for i in range(count)]
         for block in checked.layout.blocks(rows, 0):
             policy(block, 1)
     assert set(runs) == {0}
@@ -256,8 +258,8 @@ def test_states_that_do_not_pass_where_they_are_looked_for(caplog: pytest.LogCap
         checked = self_check(policy, 1)
     assert not checked.shortcuts.early_end
     assert "LlamaForCausalLM is run the plain way" in caplog.text
-    (block,) = checked.layout.blocks([Row((7, 8, 9), (10,), 0, 0, CHOSEN)], 0)
-    _, state = expected(model, Row((7, 8, 9), (10,), 0, 0, CHOSEN), 1)
+    (block,) = checked.layout.blocks([TokenSequence((7, 8, 9), (10,), 0, 0, CHOSEN)], 0)
+    _, state = expected(model, TokenSequence((7, 8, 9), (10,), 0, 0, CHOSEN), 1)
     torch.testing.assert_close(policy(block, 1).states[0], state, rtol=1e-4, atol=1e-5)
 
 

@@ -10,10 +10,12 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForCausalLM
 
-from lightning_mlc.data.rows import CHOSEN, REJECTED, Row, TokenRows
+from lightning_mlc.data.rows import CHOSEN, REJECTED, TokenRows, TokenSequence
 from lightning_mlc.models.policy import Policy
 
-ROWS = TokenRows.pad([Row((1, 2, 3), (4, 5), 0, 0, CHOSEN), Row((1, 2, 3), (6,), 0, 0, REJECTED)], pad_id=0)
+ROWS = TokenRows.pad(
+    [TokenSequence((1, 2, 3), (4, 5), 0, 0, CHOSEN), TokenSequence((1, 2, 3), (6,), 0, 0, REJECTED)], pad_id=0
+)
 
 
 def gradients(model: Any, offload: bool, rows: TokenRows = ROWS) -> list[torch.Tensor]:
@@ -57,7 +59,7 @@ def test_the_input_of_each_layer_is_offloaded_and_nothing_else(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu_it_takes_less_memory_there_for_the_same_gradients(tiny_model: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).cuda()
-    long = TokenRows.pad([Row(tuple(range(200)) * 20, (4, 5), 0, 0, CHOSEN)], pad_id=0)
+    long = TokenRows.pad([TokenSequence(tuple(range(200)) * 20, (4, 5), 0, 0, CHOSEN)], pad_id=0)
     results, peaks = [], []
     for offload in (False, True):
         torch.cuda.reset_peak_memory_stats()

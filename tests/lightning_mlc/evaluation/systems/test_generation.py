@@ -12,7 +12,7 @@ import torch
 from conftest import save_model
 from transformers import GenerationConfig
 
-from lightning_mlc.data.rows import NO_RESPONSE, Row, TokenRows
+from lightning_mlc.data.rows import NO_RESPONSE, TokenRows, TokenSequence
 from lightning_mlc.data.turns import end_tokens
 from lightning_mlc.errors import UserError
 from lightning_mlc.evaluation.journal import Key
@@ -63,7 +63,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def test_nothing_of_the_models_own_settings_counts_in_predict_and_evaluate(model: LocalModel) -> None:
     """All that transformers would take from the generation configuration, and leaves there."""
     ids = torch.tensor([[5, 6, 7, 8, 9]])
-    rows, ends = TokenRows.pad([Row(ids[0].tolist(), (), 0, 0, NO_RESPONSE)], 0), [3]
+    rows, ends = TokenRows.pad([TokenSequence(ids[0].tolist(), (), 0, 0, NO_RESPONSE)], 0), [3]
     plain = generate_greedily(model.model, rows, 12, ends, 0)
     own = model.model.generation_config
     settings = {"repetition_penalty": 9.0, "no_repeat_ngram_size": 1, "min_new_tokens": 12, "suppress_tokens": [5, 6]}
