@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from benchmarks.environment import environment
-from lightning_mlc.data import MultilingualData
+from lightning_mlc.data.datamodule import MultilingualData
 from lightning_mlc.data.reading import locate
 from lightning_mlc.data.records import PAIR
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from benchmarks.published import Pair
-from lightning_mlc.data import MultilingualData
+from lightning_mlc.data.datamodule import MultilingualData
 from lightning_mlc.data.file_layouts import parse_rows
 from lightning_mlc.data.reading import read_rows
 from lightning_mlc.data.tokenization import ChatTokenizer

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks.study.grid import StudyEvaluation
+from lightning_mlc.consistency.measures import collinearity
 from lightning_mlc.data.file_layouts import parse_rows
 from lightning_mlc.data.languages import canonical_languages
 from lightning_mlc.data.reading import read_rows
@@ -28,7 +29,6 @@ from lightning_mlc.evaluation.settings import EvaluationSettings
 from lightning_mlc.evaluation.systems.generation import LocalModel, TransformersGenerator
 from lightning_mlc.evaluation.systems.local import chat_of, choose_device, choose_dtype, load
 from lightning_mlc.evaluation.systems.system import System
-from lightning_mlc.metrics import collinearity
 from lightning_mlc.metrics.verdicts import MISSING, OUTCOMES
 from lightning_mlc.models.layers import resolve_layer
 from lightning_mlc.progress.bars import track

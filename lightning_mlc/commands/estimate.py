@@ -9,8 +9,8 @@ from rich.table import Table
 
 from lightning_mlc.commands.precision_option import settle, tell
 from lightning_mlc.commands.training import TrainingCLI, make_cli
-from lightning_mlc.data import MultilingualData
 from lightning_mlc.data.batches import Batch
+from lightning_mlc.data.datamodule import MultilingualData
 from lightning_mlc.distributed.sharding import require_supported
 from lightning_mlc.training.memory import GB, GPUS, RESERVED, Estimate, Setup, Way, cells, estimate_largest, setup_of
 from lightning_mlc.training.module import AlignmentModule

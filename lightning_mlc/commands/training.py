@@ -24,7 +24,7 @@ from lightning_mlc.checkpoints.finding import checkpoint_files, checkpoint_folde
 from lightning_mlc.checkpoints.saving import AtomicCheckpointIO, Checkpoint
 from lightning_mlc.commands.options import explain
 from lightning_mlc.commands.precision_option import PrecisionTrainer, settle, tell
-from lightning_mlc.data import MultilingualData
+from lightning_mlc.data.datamodule import MultilingualData
 from lightning_mlc.distributed.sharding import require_supported
 from lightning_mlc.errors import Interrupted, UserError
 from lightning_mlc.files.paths import expand_all, expanded

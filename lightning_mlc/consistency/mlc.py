@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_mlc.consistency.base import ConsistencyTerm, Needs, Observed
-from lightning_mlc.metrics.collinearity import collinearity
+from lightning_mlc.consistency.measures import collinearity
 from mlc_kernels import mlc_loss
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_mlc.consistency.base import ConsistencyTerm, Needs, Observed
-from lightning_mlc.metrics.cosines import pair_cosines
+from lightning_mlc.consistency.measures import pair_cosines
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,11 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from lightning_mlc.consistency.measures import collinearity, pair_cosines
 from lightning_mlc.data.rows import NO_RESPONSE, TokenRows, TokenSequence
 from lightning_mlc.evaluation.journal import Key
 from lightning_mlc.evaluation.systems.generation import Conversation, LocalModel, out_of_memory, plan
 from lightning_mlc.evaluation.systems.system import System
-from lightning_mlc.metrics import collinearity
-from lightning_mlc.metrics.cosines import pair_cosines
 from lightning_mlc.progress.bars import track
 from mlc_kernels import singular_values
 

@@ -1,6 +1,6 @@
 """Metrics per language and between languages. Their values do not depend on the number of processes."""
 
-from lightning_mlc.metrics.collinearity import Collinearity, collinearity
+from lightning_mlc.metrics.collinearity import Collinearity
 from lightning_mlc.metrics.cosines import LanguageCosines
 from lightning_mlc.metrics.per_example import ExampleMean
 from lightning_mlc.metrics.per_language import LanguageMean, language_differences
@@ -13,6 +13,5 @@ __all__ = [
     "LanguageMean",
     "PairwiseAgreement",
     "SafetyRates",
-    "collinearity",
     "language_differences",
 ]

@@ -8,30 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_mlc.metrics.keyed import KeyedMetric, widen
-
-
-def pair_cosines(states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the cosines between the rows of each prompt.
-
-    A row that is missing or all zeros has no direction: it is not usable, and its cosines are 0. A row that is not
-    finite is usable, and its cosines are NaN, so that the error is visible.
-
-    Args:
-        states: (B, L, D) floating point: one row for each of L languages.
-        mask: (B, L) bool: False where a row is missing. Its values are ignored.
-
-    Returns:
-        (B, L, L) cosines from -1 to 1, in float64 (float32 on a device without float64).
-        (B, L) bool: whether a row is usable.
-    """
-    # `where`, not a product, because a missing row may hold NaN.
-    rows = widen(torch.where(mask[:, :, None], states, 0.0))
-    largest = rows.abs().amax(2, keepdim=True)
-    usable = largest != 0  # also true for NaN
-    rows = rows / torch.where(usable, largest, 1.0)  # no square can overflow or underflow
-    unit = rows / torch.where(usable, rows.norm(dim=2, keepdim=True), 1.0)
-    return (unit @ unit.transpose(1, 2)).clamp(-1, 1), usable[:, :, 0]
+from lightning_mlc.consistency.measures import pair_cosines
+from lightning_mlc.metrics.keyed import KeyedMetric
 
 
 class LanguageCosines(KeyedMetric):

@@ -14,10 +14,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-
-def widen(values: Tensor) -> Tensor:
-    """Convert to float64, or to float32 on MPS, which has no float64."""
-    return values.float() if values.device.type == "mps" else values.double()
+from lightning_mlc.consistency.measures import widen
 
 
 class KeyedMetric(Metric):

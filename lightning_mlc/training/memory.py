@@ -22,8 +22,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lightning_mlc.data import MultilingualData
 from lightning_mlc.data.batches import Batch
+from lightning_mlc.data.datamodule import MultilingualData
 from lightning_mlc.data.row_layout import Layout
 from lightning_mlc.distributed.sharding import FSDP2
 from lightning_mlc.distributed.tensor_parallel import OPTION

@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_mlc.checkpoints.provenance import Provenance
-from lightning_mlc.data import MultilingualData
+from lightning_mlc.data.datamodule import MultilingualData
 from lightning_mlc.errors import UserError
 from lightning_mlc.lightning_internals import number_logs_by_step, restart_batches
 from lightning_mlc.processes import DataParallel, is_first, raise_together

@@ -11,8 +11,8 @@ import pytest
 import torch
 from conftest import write_jsonl
 
-from lightning_mlc.data import MultilingualData
 from lightning_mlc.data.batches import Batch
+from lightning_mlc.data.datamodule import MultilingualData
 from lightning_mlc.data.row_layout import Layout
 from lightning_mlc.data.row_plan import ResponsesIn, RowPlan
 from lightning_mlc.errors import UserError

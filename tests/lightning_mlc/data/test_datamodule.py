@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from conftest import example_rows, labelled_rows, save_model, translated_rows, write_jsonl
 
-from lightning_mlc.data import MultilingualData
 from lightning_mlc.data.batches import Batch
+from lightning_mlc.data.datamodule import MultilingualData
 from lightning_mlc.data.row_plan import RowPlan
 from lightning_mlc.errors import UserError
 

@@ -16,7 +16,7 @@ import pyarrow
 import pytest
 from conftest import TEMPLATE, byte_tokenizer, example_rows, labelled_rows, save_model, translated_rows, write_jsonl
 
-from lightning_mlc.data import MultilingualData
+from lightning_mlc.data.datamodule import MultilingualData
 from lightning_mlc.data.file_layouts import parse_rows
 from lightning_mlc.data.preparation import MOST_PROCESSES, Encoder, encode_in_order, processes_for
 from lightning_mlc.data.reading import read_rows

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import example_rows, write_jsonl
 
-from lightning_mlc.data import MultilingualData
+from lightning_mlc.data.datamodule import MultilingualData
 from lightning_mlc.data.scratch import AGE, scratch_folder
 from lightning_mlc.errors import UserError
 

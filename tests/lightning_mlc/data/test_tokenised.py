@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import get_type_hints
 
-from lightning_mlc.data import MultilingualData
+from lightning_mlc.data.datamodule import MultilingualData
 from lightning_mlc.data.tokenised import COLUMNS, TokenisedExample
 
 

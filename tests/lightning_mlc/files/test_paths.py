@@ -79,7 +79,7 @@ def test_fit_export_and_predict_in_the_home_folder(
 
 
 def test_the_cache_of_the_environment(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning_mlc.data import MultilingualData
+    from lightning_mlc.data.datamodule import MultilingualData
 
     monkeypatch.setenv("LIGHTNING_MLC_CACHE", "~/kept")  # a file of variables knows no shell
     assert MultilingualData().cache_dir == home / "kept"
@@ -185,7 +185,7 @@ def test_a_second_run_damages_nothing(
     monkeypatch.setattr("lightning_mlc.training.run_folder.WAIT", 0.0)
     if more == ["--ckpt_path=last"]:
         assert cli.main(["fit", *options]) == 0
-    from lightning_mlc.data import MultilingualData
+    from lightning_mlc.data.datamodule import MultilingualData
 
     prepare, kept, locks = MultilingualData.prepare_data, {}, []
 

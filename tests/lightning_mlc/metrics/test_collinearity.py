@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_mlc.metrics import Collinearity, collinearity
+from lightning_mlc.consistency.measures import collinearity
+from lightning_mlc.metrics import Collinearity
 from lightning_mlc.metrics.collinearity import MEASURES
 
 ALL = torch.ones(1, 3, dtype=torch.bool)
@@ -156,7 +157,7 @@ def test_the_eigen_solver_is_kept_from_rows_that_are_not_finite(monkeypatch: pyt
         seen.append(bool(representations[mask].isfinite().all()))
         return torch.ones(mask.shape)
 
-    module = sys.modules["lightning_mlc.metrics.collinearity"]
+    module = sys.modules["lightning_mlc.consistency.measures"]
     monkeypatch.setattr(module, "singular_values", watch)
     monkeypatch.setattr(module, "mlc_loss", lambda *given, **options: watch(*given)[:, 0])
     states = torch.randn(2, 3, 4)

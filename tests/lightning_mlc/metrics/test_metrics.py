@@ -11,7 +11,8 @@ import torch
 from processes import run_in_forks
 from torch import Tensor, distributed
 
-from lightning_mlc.metrics import Collinearity, ExampleMean, LanguageCosines, LanguageMean, collinearity
+from lightning_mlc.consistency.measures import collinearity
+from lightning_mlc.metrics import Collinearity, ExampleMean, LanguageCosines, LanguageMean
 
 LANGUAGES = ("en", "sw", "zh")
 

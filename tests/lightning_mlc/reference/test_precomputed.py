@@ -23,8 +23,9 @@ from transformers import AutoModelForCausalLM
 
 from lightning_mlc.commands.training import run
 from lightning_mlc.consistency import MLC, Consistency
-from lightning_mlc.data import MultilingualData, scoring
 from lightning_mlc.data import datamodule as datamodule_module
+from lightning_mlc.data import scoring
+from lightning_mlc.data.datamodule import MultilingualData
 from lightning_mlc.data.rows import KINDS
 from lightning_mlc.errors import UserError
 from lightning_mlc.models.lora import LoRA

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from lightning_mlc.cli import main
 from lightning_mlc.commands.training import run
 from lightning_mlc.consistency import MLC, Consistency
-from lightning_mlc.data import MultilingualData
+from lightning_mlc.data.datamodule import MultilingualData
 from lightning_mlc.objectives import DPO
 from lightning_mlc.reference import OnlineReference, ReferenceSettings
 from lightning_mlc.training.module import AlignmentModule

@@ -14,8 +14,8 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lightning_mlc.consistency import DCO, MLC, MPO, Consistency, PairwiseCosine, SourceCosine
-from lightning_mlc.data import MultilingualData
 from lightning_mlc.data.batches import Batch
+from lightning_mlc.data.datamodule import MultilingualData
 from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, TokenRows
 from lightning_mlc.errors import UserError
 from lightning_mlc.objectives import CPO, DPO, KTO, ORPO, SFT, Objective, SimPO, Sum

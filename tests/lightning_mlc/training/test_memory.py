@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM
 
 from lightning_mlc.cli import main
 from lightning_mlc.consistency import MLC, Consistency
-from lightning_mlc.data import MultilingualData
 from lightning_mlc.data.batches import Batch
+from lightning_mlc.data.datamodule import MultilingualData
 from lightning_mlc.errors import UserError
 from lightning_mlc.models.lora import LoRA
 from lightning_mlc.objectives import DPO, SFT

@@ -12,7 +12,7 @@ import torch
 from conftest import example_rows, write_jsonl
 
 from lightning_mlc.cli import main
-from lightning_mlc.data import MultilingualData
+from lightning_mlc.data.datamodule import MultilingualData
 from lightning_mlc.processes import DataParallel
 from lightning_mlc.training.resumption import ExactResume
 
