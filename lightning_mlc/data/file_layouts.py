@@ -7,7 +7,8 @@ Our own layout::
 
 TEXT is a string or a list of messages (``{"role", "content"}``). ``chosen`` and ``rejected`` may also be
 ``{"en": TEXT, "sw": TEXT}``, in every layout. Files that cannot nest, such as CSV, have the prompts in columns
-``prompt_en``, ``prompt_sw``, ...
+``prompt_en``, ``prompt_sw``, ... Files made for other trainers can keep their ``prompt``, and have the other
+languages in a column ``translations``: ``{"sw": TEXT, ...}``.
 
 Layouts of the MLC authors, whose prompt without a suffix is in the source language: preference pairs (``prompt``,
 ``prompt_sw``, ... as ShareGPT turns, ``chosen``, ``rejected``) and Alpaca (``instruction``, ``input``, ``output``,
@@ -155,11 +156,16 @@ def _nested_prompts(row: Row, where: str, source: str) -> dict[str, list[Message
 
 
 def _columns(row: Row, where: str, source: str) -> dict[str, list[Message]]:
-    """Prompts of ``prompt_en``, ``prompt_sw``, ..., and of the column without a suffix, in the source language."""
+    """Prompts of ``prompt_en``, ..., of ``translations``, and of the column that is in the source language."""
     instruction, extra = row.get("instruction"), row.get("input")
     if isinstance(instruction, str) and isinstance(extra, str) and extra.strip():
         instruction = f"{instruction}\n{extra}"
     columns = [(key.removeprefix(_PREFIX), text) for key, text in row.items() if key.startswith(_PREFIX)]
+    translations = row.get("translations")
+    if isinstance(translations, Mapping):
+        columns += translations.items()
+    elif not _is_null(translations):
+        raise UserError(where, f"'translations' must hold one text per language, got {type(translations).__name__}")
     return _by_language([(source, _first_given(instruction, row.get("prompt"))), *columns], where)
 
 
