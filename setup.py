@@ -13,7 +13,8 @@ assert VERSION is not None
 GGUF = ["gguf>=0.10", "accelerate"]
 # Quantised models under adapters; transformers loads them with both.
 QLORA = ["peft>=0.17", "bitsandbytes>=0.50", "accelerate"]
-TEST = [*GGUF, *QLORA, "pytest>=8", "pytest-xdist>=3.6", "PyYAML>=6", "scipy>=1.11", "kernels", "tensorboard", "wandb"]
+BENCH = ["trl>=1.16", "PyYAML>=6", "scipy>=1.11"]
+TEST = [*GGUF, *QLORA, *BENCH, "pytest>=8", "pytest-xdist>=3.6", "kernels", "tensorboard", "wandb"]
 
 setup(
     name="lightning-mlc",
@@ -58,8 +59,9 @@ setup(
     extras_require={
         "quickstart": GGUF,
         "lora": ["peft>=0.17"],
+        "trl": ["trl>=1.16"],
         "qlora": QLORA,
-        "bench": ["trl>=1.16", "PyYAML>=6", "scipy>=1.11"],
+        "bench": BENCH,
         "test": TEST,
         "dev": [*TEST, "ruff", "mypy", "types-PyYAML"],
     },

@@ -40,6 +40,7 @@ MAY_IMPORT = {
         "reference",
         "report",
     },
+    "plugins": {"consistency", "data", "models", "progress"},
     "commands": {
         "checkpoints",
         "data",

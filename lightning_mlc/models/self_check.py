@@ -57,7 +57,11 @@ class Checked:
 
 @torch.no_grad()
 def self_check(
-    policy: Policy, layer: int | None = None, longest: int | None = None, packing: bool | None = None
+    policy: Policy,
+    layer: int | None = None,
+    longest: int | None = None,
+    packing: bool | None = None,
+    responses: bool = True,
 ) -> Checked:
     """Check a model in evaluation mode, and turn on the shortcuts that give the same results.
 
@@ -66,6 +70,7 @@ def self_check(
         layer: Index of the layer whose hidden states are needed. None: hidden states are not needed.
         longest: Largest number of tokens in a row of the run. None: unknown.
         packing: Whether to pack rows. None: pack them if the results are the same.
+        responses: Whether the policy will score responses. If not, its shortcut for them stays off.
 
     Returns:
         How to lay out rows, and the shortcuts that were turned on.
@@ -78,7 +83,7 @@ def self_check(
     policy.eval()
     try:
         with uncompiled(), _restored_hooks(policy.causal_lm):
-            trial = _Trial(policy, layer, longest)
+            trial = _Trial(policy, layer, longest, responses)
             checked = trial.run(packing)
     finally:
         for module in training:
@@ -103,11 +108,12 @@ class _Plain(NamedTuple):
 class _Trial:
     """One check of one model."""
 
-    def __init__(self, policy: Policy, layer: int | None, longest: int | None) -> None:
+    def __init__(self, policy: Policy, layer: int | None, longest: int | None, responses: bool) -> None:
         self.policy = policy
         self.model = policy.causal_lm
         self.name = type(self.model).__name__
         self.longest = longest
+        self.responses = responses
         self.depth = num_layers(self.model.config)
         self.layer = self.depth if layer is None else layer
         # If hidden states are not needed, the model need not return them.
@@ -215,7 +221,7 @@ class _Trial:
         """Try packing and all shortcuts together. If results differ, try them one by one."""
         self._require_causal()
         packed, why_not = self._packed_layout(packing)
-        everything = Shortcuts(True, True, True) if self.policy.decoder is not None else Shortcuts(hooks=False)
+        everything = Shortcuts(True, self.responses, True) if self.policy.decoder is not None else Shortcuts()
         if packed is not None and not self._difference(packed, everything):
             return self._checked(packed, everything)
         return self._piece_by_piece(packing, packed, why_not)
@@ -255,6 +261,8 @@ class _Trial:
         reasons: dict[str, str] = {}
         if self.policy.decoder is not None:
             for name in Shortcuts._fields:
+                if name == "two_parts" and not self.responses:
+                    continue
                 tried = shortcuts._replace(**{name: True})
                 if difference := self._difference(layout, tried):
                     reasons[name] = difference

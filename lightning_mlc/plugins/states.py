@@ -49,7 +49,7 @@ class PromptStates:
         if not is_sharded(model) and _is_causal_lm(causal_lm):
             policy = Policy(inner)  # type: ignore[arg-type]
             with renamed(("model.name_or_path",), "model"):
-                self.layout = self_check(policy, self._layer, longest).layout
+                self.layout = self_check(policy, self._layer, longest, responses=False).layout
             self._policy = policy
         self._accepted = frozenset(inspect.signature(causal_lm.forward).parameters)
 
