@@ -61,7 +61,10 @@ class PromptGroups:
             raise UserError("max_prompt_length", f"must be at least 1, got {max_prompt_length}")
         with renamed(("model.name_or_path",), "tokenizer"):
             chat = ChatTokenizer(tokenizer, max_prompt_length, 1, "cut")
+        name = str(prompts) if isinstance(prompts, str | Path) else "prompts"
         rows = list(_conversations(prompts, source))
+        if not rows:
+            raise UserError(name, "has no rows; give at least one prompt in two languages")
         self.languages = _chosen(languages, source, rows)
         """The languages, the source language first."""
         order = [(where, {code: row[code] for code in self.languages if code in row}) for where, row in rows]
@@ -70,7 +73,7 @@ class PromptGroups:
         """Number of prompts that exist in one of the languages only."""
         if not groups:
             raise UserError(
-                str(prompts) if isinstance(prompts, str | Path) else "prompts",
+                name,
                 f"has no prompt in two or more of the languages {', '.join(self.languages)}; give prompts with "
                 "translations, such as columns prompt_en and prompt_sw",
             )
