@@ -33,6 +33,7 @@ setup(
         "": ["py.typed"],
         "lightning_mlc.configs": ["*.yaml", "*/*.yaml"],
         "lightning_mlc.data": ["sample/*"],
+        "lightning_mlc.evaluation.reporting": ["*.jinja", "*.css"],
     },
     install_requires=[
         "torch>=2.11",

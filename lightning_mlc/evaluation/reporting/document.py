@@ -1,4 +1,4 @@
-"""A report as what it says, and two ways to write it: HTML in one file, and Markdown beside its pictures."""
+"""The parts of a report, and two ways to write it: HTML in one file, and Markdown with links to its pictures."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import jinja2
 
 
 @dataclass(frozen=True)
@@ -28,26 +30,36 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells of text; the first column is the heading of its row.
-
-    ``strong`` are the indices of rows to set off, ``rule_before`` those that start a new part, ``words`` those of
-    columns that hold words and not numbers.
-    """
+    """Cells of text. The first cell of a row is its heading."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     caption: str = ""
     strong: Sequence[int] = ()
+    """Indices of bold rows."""
     rule_before: Sequence[int] = ()
+    """Indices of rows that have a rule above them."""
     words: Sequence[int] = (0,)
+    """Indices of columns that hold words, which are aligned to the left. The others hold numbers."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file, and what it shows, for those who do not see it."""
+    """A PNG file, and a caption that says what it shows to those who cannot see it."""
 
     path: Path
     caption: str
+
+    @property
+    def data_url(self) -> str:
+        """The file itself as an address."""
+        return "data:image/png;base64," + base64.b64encode(self.path.read_bytes()).decode()
+
+    @property
+    def display_width(self) -> int:
+        """Width on a page in CSS pixels: 100 of them for an inch of the picture, which has 150 pixels per inch."""
+        pixels = int.from_bytes(self.path.read_bytes()[16:20], "big")  # of the PNG header
+        return pixels * 2 // 3
 
 
 @dataclass(frozen=True)
@@ -60,98 +72,39 @@ class Verbatim:
 
 Block = Heading | Paragraph | Table | Picture | Verbatim
 
-STYLE = """
-:root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, "Segoe UI", "Noto Sans", sans-serif; color: #1a1a1a; background: #fff;
-       max-width: 62rem; margin: 2rem auto; padding: 0 1.25rem; }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .5rem; }
-h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; border-bottom: 1px solid #bbb; padding-bottom: .2rem; }
-h3 { font-size: 1.05rem; margin: 1.6rem 0 .3rem; }
-p { max-width: 46rem; }
-.tables { display: flex; flex-wrap: wrap; gap: .4rem 3rem; align-items: flex-start; }
-.tables > div { overflow-x: auto; max-width: 100%; margin: .6rem 0; }
-.caption { font-weight: 600; max-width: 24rem; margin: 0 0 .2rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .22rem .8rem .22rem 0; text-align: right; white-space: nowrap; vertical-align: baseline; }
-th.words, td.words { text-align: left; }
-thead th { border-bottom: 1.5px solid #333; vertical-align: bottom; font-weight: 600; }
-tbody th { font-weight: 400; }
-tbody tr.strong th, tbody tr.strong td { font-weight: 600; }
-tbody tr.rule th, tbody tr.rule td { border-top: 1px solid #999; }
-td small { color: #555; }
-figure { margin: 1.2rem 0; }
-figure img { max-width: 100%; height: auto; display: block; }
-figcaption { color: #444; font-size: .9rem; max-width: 46rem; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f4f4f4; padding: .6rem .8rem; }
-code { font-size: .92em; }
-@page { margin: 1.5cm; }
-@media print {
-  body { max-width: none; margin: 0; padding: 0; font-size: 8.5pt; line-height: 1.35; }
-  h2 { margin-top: 1.4rem; }
-  .tables { gap: .2rem 1.8rem; }
-  th, td { padding: .08rem .5rem .08rem 0; }
-  figure img { max-height: 10.5cm; width: auto; }
-  h2, h3, .caption { break-after: avoid; }
-  figure, tr, .tables > div { break-inside: avoid; }
-  .tables > div { overflow: visible; }
-}
-"""
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
 
 
 def to_html(blocks: Sequence[Block]) -> str:
-    """One file that needs no other, and runs no script."""
+    """One HTML file with its pictures and its style inside. It loads nothing and runs no script."""
     title = next((block.text for block in blocks if isinstance(block, Heading)), "")
-    parts: list[str] = []
-    for is_table, group in itertools.groupby(blocks, lambda block: isinstance(block, Table)):
-        inside = "\n".join(_html(block) for block in group)
-        # Tables that follow one another stand beside each other where there is room.
-        parts.append(f'<div class="tables">\n{inside}\n</div>' if is_table else inside)
-    body = "\n".join(parts)
-    return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
-    )
+    # Tables that follow each other are one group, which the page puts side by side.
+    groups = [list(group) for _, group in itertools.groupby(blocks, lambda block: isinstance(block, Table))]
+    return _TEMPLATES.get_template("report.html.jinja").render(title=title, groups=groups)
 
 
-def _html(block: Block) -> str:
-    if isinstance(block, Heading):
-        return f"<h{block.level}>{_inline(block.text)}</h{block.level}>"
-    if isinstance(block, Paragraph):
-        return f"<p>{_inline(block.text)}</p>"
-    if isinstance(block, Verbatim):
-        return f'<pre lang="{html.escape(block.language)}" dir="auto">{html.escape(block.text)}</pre>'
-    if isinstance(block, Picture):
-        data = base64.b64encode(block.path.read_bytes()).decode()
-        caption = html.escape(block.caption)
-        width = _png_width(block.path) * 2 // 3  # as large on all screens as letters of its size should be
-        image = f'<img src="data:image/png;base64,{data}" width="{width}" alt="{caption}">'
-        return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
-    kinds = [' class="words"' if index in block.words else "" for index in range(len(block.columns))]
-    head = "".join(
-        f'<th scope="col"{kind}>{_inline(cell)}</th>' for cell, kind in zip(block.columns, kinds, strict=True)
-    )
-    rows = []
-    for index, row in enumerate(block.rows):
-        marks = " ".join(
-            name for name, marked in (("strong", block.strong), ("rule", block.rule_before)) if index in marked
-        )
-        cells = f'<th scope="row"{kinds[0]}>{_inline(row[0])}</th>'
-        cells += "".join(f"<td{kind}>{_cell(cell)}</td>" for cell, kind in zip(row[1:], kinds[1:], strict=True))
-        rows.append(f'<tr class="{marks}">{cells}</tr>' if marks else f"<tr>{cells}</tr>")
-    caption = f'<p class="caption">{_inline(block.caption)}</p>' if block.caption else ""
-    body = "\n".join(rows)
-    return f"<div>{caption}<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>"
+def _kind(block: Block) -> str:
+    return type(block).__name__
 
 
-def _cell(text: str) -> str:
-    """An interval in brackets stands back behind its figure."""
-    return re.sub(r"(\[[^\]]*\])", r"<small>\1</small>", _inline(text))
+def _code_spans(text: str) -> list[tuple[bool, str]]:
+    """``text`` in pieces, each with whether it is `code`, without its backticks."""
+    return [(index % 2 == 1, piece) for index, piece in enumerate(re.split(r"`([^`]+)`", text))]
 
 
-def _inline(text: str) -> str:
-    """Escaped, with `code` as such."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
+def _interval_spans(text: str) -> list[tuple[bool, str]]:
+    """``text`` in pieces, each with whether it is an interval in brackets."""
+    return [(index % 2 == 1, piece) for index, piece in enumerate(re.split(r"(\[[^\]]*\])", text))]
+
+
+_TEMPLATES.filters |= {"kind": _kind, "code_spans": _code_spans, "interval_spans": _interval_spans}
 
 
 def to_markdown(blocks: Sequence[Block], folder: Path) -> str:
@@ -187,8 +140,3 @@ def _harmless(text: str) -> str:
     """No HTML, which Markdown would pass on; `code` shows it as it is."""
     parts = re.split(r"((?<![`\\])`(?!`)[^`]+`(?!`))", text)
     return "".join(part if index % 2 else html.escape(part, quote=False) for index, part in enumerate(parts))
-
-
-def _png_width(path: Path) -> int:
-    """Pixels, from the header."""
-    return int.from_bytes(path.read_bytes()[16:20], "big")

@@ -50,9 +50,13 @@ def test_tables_side_by_side_and_intervals_behind_their_figures() -> None:
     table = Table(["", "m"], [["en", "50% [10, 90]"]], rule_before=[0], strong=[0])
     written = to_html([table, table, Paragraph("`code` then text")])
     assert written.count('<div class="tables">') == 1
-    assert '<tr class="strong rule"><th scope="row" class="words">en</th>' in written
+    assert '<tr class="strong rule">\n<th scope="row" class="words">en</th>' in written
     assert "<td>50% <small>[10, 90]</small></td>" in written
     assert "<p><code>code</code> then text</p>" in written
+
+
+def test_text_as_it_is_keeps_its_lines_and_spaces() -> None:
+    assert '<pre lang="ar" dir="auto">a\n\n  `b` [c]\n</pre>' in to_html([Verbatim("a\n\n  `b` [c]\n", "ar")])
 
 
 def test_pictures_are_inside_html_and_beside_markdown(tmp_path: Path) -> None:
@@ -63,8 +67,9 @@ def test_pictures_are_inside_html_and_beside_markdown(tmp_path: Path) -> None:
     picture = Picture(path, 'Safe "responses"')
     assert to_markdown([picture], tmp_path) == '![Safe "responses"](plots/one.png)\n'
     written = to_html([picture])
-    assert 'src="data:image/png;base64,' in written
-    assert 'width="750" alt="Safe &quot;responses&quot;"' in written  # 7.5 inches at 150 points, as on paper at 100
+    assert re.findall(r"""(?:src|href|url)\b\W+(.{15})""", written) == ["data:image/png;"]
+    assert ".tables { display: flex;" in written  # the style is inside, too
+    assert 'width="750" alt="Safe &#34;responses&#34;"' in written  # 7.5 inches at 150 points, as on paper at 100
 
 
 def test_models_differ_in_marker_and_not_in_colour_alone() -> None:
