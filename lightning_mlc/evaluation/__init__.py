@@ -1,1 +1,1 @@
-"""Is a model safe in every language, and what did it cost? Generate, judge, measure, report."""
+"""Evaluation of models in every language: generate responses, judge them, measure, and write a report."""

@@ -1,8 +1,8 @@
-"""Results on disk as they come: one JSON object a line, appended, under the settings that they came from.
+"""Results on disk: one JSON object per line, appended as soon as it is computed.
 
-A journal is two files. ``NAME.jsonl`` holds nothing but records. ``NAME.settings.json`` holds what the records
-depend on; a journal that was begun with other settings is refused, so results of two settings are never mixed.
-Each record also says what it answers: where it belongs, and a digest of its input.
+A journal consists of two files. ``NAME.jsonl`` holds the records. ``NAME.settings.json`` holds the settings that the
+records depend on. A journal that was started with other settings is refused, so that results of different settings are
+never mixed. Each record also names its prompt, and has a digest of its input.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lightning_mlc.errors import UserError, shortened, some_of
 
 
 class Key(NamedTuple):
-    """Where a result belongs: one prompt in one language."""
+    """Identifies a result: one prompt in one language."""
 
     set: str
     """Name of the prompt set."""
@@ -30,34 +30,34 @@ class Key(NamedTuple):
 
 
 class Job(NamedTuple):
-    """Something to be answered."""
+    """One result to compute."""
 
     key: Key
     input: str
-    """Digest of all that the answer depends on beside the settings."""
+    """Digest of everything that the result depends on in addition to the settings."""
 
 
 def digest(*parts: Any) -> str:
-    """A short digest of ``parts``, plain JSON values."""
+    """A short digest of ``parts``, which are plain JSON values."""
     return hashlib.sha256(json.dumps(parts, ensure_ascii=False, sort_keys=True).encode()).hexdigest()[:20]
 
 
 class Journal:
-    """A file of records that survives being killed at any time.
+    """A file of records that stays valid when the process is killed.
 
-    Open it with ``with``. Records that a killed process had begun to write are dropped, all others are there.
+    Open it with ``with``. A record that a killed process did not finish writing is dropped. All others are kept.
 
     Args:
         path: ``.../NAME.jsonl``.
-        settings: What every record depends on: plain JSON values.
+        settings: The settings that every record depends on, as plain JSON values.
 
     Raises:
-        UserError: On entering: the journal was begun with other settings, is damaged, or is in use.
+        UserError: On entering: the journal was started with other settings, is damaged, or is in use by another process.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path = path
-        self.settings = json.loads(json.dumps(settings))  # as they will be read again
+        self.settings = json.loads(json.dumps(settings))  # as they are when read from the file
         self.records: dict[Key, dict[str, Any]] = {}
         self._file: Any = None
 
@@ -86,37 +86,37 @@ class Journal:
     def _lock(self) -> None:
         try:
             import fcntl
-        except ImportError:  # no such locks there
+        except ImportError:  # Windows has no such locks
             return
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(
-                "out", f"another process is writing {self.path}; wait for it, or give another --out"
+                "out", f"another process is writing {self.path}; wait until it ends, or give another --out"
             ) from error
 
     def _claim(self) -> None:
-        """Compare the settings with those that the journal was begun with, or note them."""
-        beside = self.path.with_suffix(".settings.json")
+        """Compare the settings with those of the journal, or write them if the journal is new."""
+        settings_file = self.path.with_suffix(".settings.json")
         if self.path.stat().st_size:
             try:
-                begun = json.loads(beside.read_text(encoding="utf-8"))
+                begun = json.loads(settings_file.read_text(encoding="utf-8"))
             except (OSError, ValueError) as error:
                 raise UserError(
                     "out",
-                    f"{beside} cannot be read, so nobody knows how {self.path.name} was made; "
+                    f"{settings_file} cannot be read, so the settings of {self.path.name} are unknown; "
                     "give another --out, or remove both",
                 ) from error
             if not isinstance(begun, dict):
-                raise UserError("out", f"{beside} is damaged; give another --out, or remove it and {self.path.name}")
+                raise UserError("out", f"{settings_file} is damaged; give another --out, or remove it and {self.path.name}")
             if begun != self.settings:
                 raise UserError(
                     "out",
                     f"{self.path} was made with other settings ({_difference(begun, self.settings)}); "
-                    "give another --out, or the settings of that run",
+                    "give another --out, or use the settings of that run",
                 )
             return
-        write_whole(beside, json.dumps(self.settings, indent=2, ensure_ascii=False) + "\n")
+        write_whole(settings_file, json.dumps(self.settings, indent=2, ensure_ascii=False) + "\n")
 
     def _read(self) -> None:
         self._file.seek(0)
@@ -137,10 +137,10 @@ class Journal:
             self._file.truncate(whole)
 
     def has(self, job: Job) -> bool:
-        """Whether there is a record for ``job``.
+        """Whether the journal has a record for ``job``.
 
         Raises:
-            UserError: There is one, but of another input: the prompts have changed since.
+            UserError: It has one for another input, because the prompts have changed since.
         """
         record = self.records.get(job.key)
         if record is not None and record["input"] != job.input:
@@ -148,12 +148,12 @@ class Journal:
                 "out",
                 f"{self.path} has a result for '{shortened(job.key.id, 30)}' ({job.key.language}) of the set "
                 f"'{shortened(job.key.set, 30)}' "
-                "from another text; the data has changed since, so give another --out",
+                "that was computed from another text; the data has changed since, so give another --out",
             )
         return record is not None
 
     def add(self, job: Job, result: Mapping[str, Any]) -> None:
-        """Append the ``result`` of ``job``; it is on its way to the disk when this returns."""
+        """Append the ``result`` of ``job``. The operating system has it when this returns."""
         record = {**job.key._asdict(), "input": job.input, **result}
         self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
         self._file.flush()
@@ -161,18 +161,17 @@ class Journal:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write ``text`` to ``path``, whole or not at all."""
-    unfinished = path.with_name(
-        f".{path.name}.{os.getpid()}.unfinished"
-    )  # processes of a study write some files at once
+    """Write ``text`` to ``path`` atomically: the file is replaced as a whole, or stays unchanged."""
+    # The process id is in the name because processes of a study write some files at the same time.
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)
 
 
 def _difference(begun: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Which settings changed, and how: as much as a line has room for."""
+    """Which settings changed, and how, as far as one line has room for them."""
     changed = [key for key in {**begun, **now} if begun.get(key) != now.get(key)]
-    return some_of([f"{key}: {_brief(begun.get(key))} there, {_brief(now.get(key))} here" for key in changed], 120)
+    return some_of([f"{key}: {_brief(begun.get(key))} before, {_brief(now.get(key))} now" for key in changed], 120)
 
 
 def _brief(value: Any) -> str:

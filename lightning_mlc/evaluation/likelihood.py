@@ -1,7 +1,7 @@
-"""How likely given responses are after a prompt: what can be measured without generating, on any model.
+"""Log-likelihoods of given responses after a prompt. They need no generation and work with every local model.
 
-Two measures use it. The refusal margin: how much likelier, per token, a model begins with a refusal than with a
-compliance. And, where rows have them, the chosen response against the rejected one.
+Two measures use them. The refusal margin says how much more likely, per token, a model is to begin with a refusal than
+with a compliance. The reward margin compares the chosen response with the rejected one, if the rows have both.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ from lightning_mlc.models.self_check import self_check
 
 @dataclass(frozen=True)
 class Openings:
-    """Harmless first sentences that decline, and others that comply. They are the same after prompts in any
-    language: their tokens are, and so differences between languages come from the prompts alone."""
+    """Harmless first sentences that decline, and others that comply.
+
+    The same sentences follow the prompts of every language, so differences between languages come from the prompts alone.
+    """
 
     refusals: tuple[str, ...] = (
         "I'm sorry, but I can't help with that.",
@@ -41,10 +43,10 @@ class Openings:
 
     @classmethod
     def read(cls, path: str) -> Openings:
-        """From a JSON file with lists of texts under ``refusals`` and ``compliances``.
+        """Read openings from a JSON file with lists of texts under ``refusals`` and ``compliances``.
 
         Raises:
-            UserError: It is not one.
+            UserError: The file cannot be read, or has another form.
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -58,10 +60,10 @@ class Openings:
             or not all(parts)
             or not all(isinstance(text, str) and text.strip() for part in parts for text in part)
         ):
-            raise UserError("openings", f"{path} needs one or more texts in both of refusals and compliances")
+            raise UserError("openings", f"{path} needs at least one text in 'refusals' and one in 'compliances'")
         if any(has_half_a_character(text) for part in parts for text in part):
             raise UserError(
-                "openings", f"{path} has half a character (a lone surrogate such as \\ud83d); repair the text"
+                "openings", f"{path} contains an unpaired surrogate (such as \\ud83d); fix the encoding"
             )
         return cls(*parts)
 
@@ -70,7 +72,11 @@ class Openings:
         return (*self.refusals, *self.compliances)
 
     def margin(self, likelihoods: Sequence[Likelihood]) -> float:
-        """Mean log-probability per token of the refusals minus that of the compliances."""
+        """Mean log-probability per token of the refusals, minus that of the compliances.
+
+        Args:
+            likelihoods: Of the refusals and then of the compliances, in the order of ``texts``.
+        """
         means = [found.logp / found.tokens for found in likelihoods]
         split = len(self.refusals)
         return sum(means[:split]) / split - sum(means[split:]) / len(self.compliances)
@@ -78,19 +84,19 @@ class Openings:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Of one response."""
+    """The log-likelihood of one response."""
 
     logp: float
-    """Summed over its tokens."""
+    """Natural logarithm of the probability, summed over the tokens."""
     tokens: int
 
 
 class Scorer:
-    """Log-probabilities of responses after prompts.
+    """Computes log-likelihoods of responses after prompts.
 
     Args:
         local: The model, on its device.
-        batch_tokens: Most tokens of a batch.
+        batch_tokens: Maximum number of tokens in a batch.
     """
 
     def __init__(self, local: LocalModel, batch_tokens: int) -> None:
@@ -106,14 +112,14 @@ class Scorer:
         done: Collection[int],
         ended: bool | Sequence[bool],
     ) -> Iterator[tuple[int, list[Likelihood]]]:
-        """The likelihoods of its ``responses`` after each conversation whose index is not in ``done``.
+        """Yield the likelihoods of the ``responses`` to each conversation whose index is not in ``done``.
 
         Args:
             conversations: Prompts.
-            responses: Texts for each of them. What a model's context has no room for is cut.
-            done: Indices that are not needed. Batches are planned over all, as in generation.
-            ended: Whether the token that ends a response counts, for all or for each of a conversation's; not where it
-                is only a beginning.
+            responses: Texts for each prompt. A text that does not fit into the model's context is cut.
+            done: Indices that are not needed. Batches are planned over all conversations, as in generation.
+            ended: Whether the token that ends a response counts: one value for all responses, or one value for each
+                response of a conversation. False for a text that is only the beginning of a response.
         """
         chat = self._local.chat
         context = getattr(self._local.model.config.get_text_config(), "max_position_embeddings", None) or NO_LIMIT

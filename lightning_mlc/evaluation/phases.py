@@ -1,4 +1,4 @@
-"""One phase of an evaluation: answer what a journal lacks, show how far it is, and write each answer at once."""
+"""One phase of an evaluation: compute the results that a journal lacks, show progress, and write each result at once."""
 
 from __future__ import annotations
 
@@ -13,23 +13,30 @@ from lightning_mlc.evaluation.systems.endpoint import Unanswered
 from lightning_mlc.progress.bars import track
 
 Produce = Callable[[Collection[int]], Iterator[tuple[int, Mapping[str, Any]]]]
-"""From the indices of the jobs that are done to the results of the others, as they come."""
+"""Takes the indices of the jobs that are done, and yields index and result of each other job as soon as it is done."""
 
 
 def answered(journal: Journal, jobs: Sequence[Job]) -> set[int]:
-    """Indices of the ``jobs`` that ``journal`` has.
+    """Indices of the ``jobs`` that ``journal`` has a record for.
 
     Raises:
-        UserError: It has one of another input.
+        UserError: A record was computed from another input.
     """
     return {index for index, job in enumerate(jobs) if journal.has(job)}
 
 
 def fill(journal: Journal, jobs: Sequence[Job], produce: Produce, title: str, console: Console) -> None:
-    """Ask ``produce`` for what ``journal`` lacks of ``jobs``.
+    """Compute the results of ``jobs`` that ``journal`` lacks, and add them to it.
+
+    Args:
+        journal: The open journal.
+        jobs: All jobs of the phase.
+        produce: Computes the results.
+        title: Label of the progress bar.
+        console: Where progress is shown.
 
     Raises:
-        Unanswered: Some of it did not come.
+        Unanswered: An endpoint did not answer some requests.
     """
     done = answered(journal, jobs)
     with track(title, len(jobs), "prompts", done=len(done), console=console) as progress:

@@ -1,6 +1,7 @@
-"""Sets of prompts to evaluate a model on: rows as any layout of :mod:`lightning_mlc.data` has them.
+"""Sets of prompts to evaluate a model on. Their rows have one of the layouts that :mod:`lightning_mlc.data` reads.
 
-Responses are optional here. A set is harmful (a safe model declines) or ordinary (a useful model answers).
+Responses are optional here. A set is harmful (a safe model declines its prompts) or ordinary (a useful model answers
+them).
 """
 
 from __future__ import annotations
@@ -25,18 +26,20 @@ ORDINARY: Kind = "ordinary"
 
 @dataclass(frozen=True)
 class EvaluationRow:
-    """A prompt in one or more languages, and maybe a pair of responses in the source language."""
+    """A prompt in one or more languages, with or without a pair of responses in the source language."""
 
     id: str
     where: str
+    """File and row, for messages."""
     prompts: dict[str, list[Message]]
+    """Messages by language."""
     chosen: str | None = None
     rejected: str | None = None
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Rows of one file and one kind."""
+    """The rows of one kind in one file."""
 
     name: str
     kind: Kind
@@ -48,7 +51,7 @@ class PromptSet:
 
 
 def conversations(sets: Sequence[PromptSet], languages: Sequence[str]) -> Iterator[tuple[Key, list[Message]]]:
-    """Every prompt of ``sets`` in each of ``languages`` that it has."""
+    """Every prompt of ``sets``, in each of ``languages`` that it exists in."""
     for part in sets:
         for row in part.rows:
             for language in languages:
@@ -59,19 +62,19 @@ def conversations(sets: Sequence[PromptSet], languages: Sequence[str]) -> Iterat
 def read_prompt_sets(
     harmful: Sequence[str], ordinary: Sequence[str], source_language: str, limit: int | None = None
 ) -> list[PromptSet]:
-    """The sets in the files ``harmful`` and ``ordinary``, each named after its file.
+    """Read the sets in the files ``harmful`` and ``ordinary``. Each set is named after its file.
 
-    A row with a ``kind`` of its own, ``harmful`` or ``ordinary``, goes by that; a file that has both kinds gives
-    two sets.
+    A row can have its own ``kind``, ``harmful`` or ``ordinary``, which takes precedence. A file with rows of both kinds
+    gives two sets.
 
     Args:
         harmful: Files, saved datasets, ``hf://`` datasets or ``sample``.
-        ordinary: The same, of prompts that a model should not decline.
-        source_language: Language of a prompt whose column does not say.
-        limit: How many rows of each set to take at most.
+        ordinary: The same, with prompts that a model should not decline.
+        source_language: Language of a prompt whose column does not name one.
+        limit: Maximum number of rows per set; None for all.
 
     Raises:
-        UserError: A source or a row of it cannot be used.
+        UserError: A source or one of its rows cannot be used.
     """
     source = canonical_language(source_language, "source_language")
     sets: list[PromptSet] = []
@@ -87,10 +90,10 @@ def read_prompt_sets(
 
 
 def choose_languages(sets: Sequence[PromptSet], asked: Sequence[str] | None) -> tuple[str, ...]:
-    """The languages to evaluate: those ``asked`` for, or all that ``sets`` have.
+    """The languages to evaluate: those in ``asked``, or all languages of ``sets``.
 
     Raises:
-        UserError: One is no language, or no set has it.
+        UserError: A code is not a language, or no prompt has that language.
     """
     found = tuple(dict.fromkeys(language for part in sets for language in part.languages()))
     if asked is None:
@@ -127,13 +130,13 @@ def _kind_of(row: Mapping[str, Any], otherwise: Kind, where: str) -> Kind:
     if own is None:
         return otherwise
     if own not in (HARMFUL, ORDINARY):
-        raise UserError(where, f"kind must be {HARMFUL} or {ORDINARY}, or not there, got {own!r}")
+        raise UserError(where, f"'kind' must be {HARMFUL} or {ORDINARY}, or must be left out, got {own!r}")
     return HARMFUL if own == HARMFUL else ORDINARY
 
 
 def _stem(path: str) -> str:
     stem = path.removeprefix(HUB).split("?")[0].strip("/") if path.startswith(HUB) else Path(path).stem
-    return re.sub(r"[^\w. -]", "-", stem.replace("/", "_"))  # a name goes into reports, as it is
+    return re.sub(r"[^\w. -]", "-", stem.replace("/", "_"))  # reports show the name unchanged
 
 
 def _free(stem: str, taken: set[str]) -> str:

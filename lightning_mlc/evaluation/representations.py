@@ -1,4 +1,4 @@
-"""How close to one line the translations of a prompt lie, at every layer, from one pass over each prompt."""
+"""How close the hidden states of a prompt's translations lie to one line, at every layer."""
 
 from __future__ import annotations
 
@@ -23,10 +23,17 @@ from mlc_kernels import singular_values
 def prompt_states(
     local: LocalModel, conversations: Sequence[Conversation], batch_tokens: int, advance: Callable[[int], None]
 ) -> Tensor:
-    """(N, K, H) hidden states at the end of each prompt: embeddings, then after each layer, K = layers + 1.
+    """Hidden states at the end of each prompt, at every layer, from one forward pass per prompt.
 
-    The last is after the final norm, as in ``output_hidden_states`` of transformers. Float32 on the CPU.
-    ``advance`` is told how many prompts a batch has had.
+    Args:
+        local: The model, on its device.
+        conversations: N prompts.
+        batch_tokens: Maximum number of tokens in a batch.
+        advance: Called after each batch with the number of its prompts.
+
+    Returns:
+        (N, K, H) float32 on the CPU: the embeddings, and the output of each layer, so that K = layers + 1. The last one
+        comes after the final norm, as in ``output_hidden_states`` of transformers.
     """
     chat = local.chat
     prompts = [chat.prompt(messages, f"text {index + 1}")[0] for index, messages in enumerate(conversations)]
@@ -55,16 +62,16 @@ def prompt_states(
 
 
 def sweep(states: Tensor, mask: Tensor, center: bool) -> dict[str, Any]:
-    """Collinearity of each layer, averaged over prompts.
+    """Collinearity at each layer, averaged over prompts.
 
     Args:
         states: (B, L, K, H): B prompts in L languages at K layers.
-        mask: (B, L) bool, which are there.
-        center: Subtract each layer's mean over prompts and languages, the direction that all of them share.
+        mask: (B, L) bool, True where a prompt exists in that language.
+        center: Whether to subtract each layer's mean over prompts and languages, because all states share its direction.
 
     Returns:
-        Plain values: ``explained_variance`` and ``min_cosine`` (K), ``cosines`` (K, L, L) and ``spectrum`` (K, L),
-        the mean share of each squared singular value.
+        Plain values: lists ``explained_variance`` and ``min_cosine`` (K), ``cosines`` (K, L, L), and ``spectrum``
+        (K, L), which is the mean share of each squared singular value.
     """
     found: dict[str, Any] = {"explained_variance": [], "min_cosine": [], "cosines": [], "spectrum": []}
     for layer in range(states.shape[2]):
@@ -92,19 +99,19 @@ def compare(
     batch_tokens: int,
     console: Console,
 ) -> dict[str, Any]:
-    """The sweep over all layers of a local model, raw and centred, and of a checkpoint after its extractor.
+    """Collinearity at all layers of a local model, raw and centred, and after the extractor if it is a checkpoint.
 
     Args:
         system: The model.
-        local: The same, loaded.
+        local: The same model, loaded.
         asked: Prompts, each in several languages.
         languages: BCP-47 codes, in the order of the results.
-        batch_tokens: Most tokens of a batch.
+        batch_tokens: Maximum number of tokens in a batch.
         console: Where progress is shown.
 
     Returns:
-        Plain values: ``languages``, ``prompts`` (with two or more languages), ``raw``, ``centred`` and, where there
-        is one, ``extracted`` with its ``layer``.
+        Plain values: ``languages``, ``prompts`` (the number of those in two or more languages), ``raw``, ``centred``
+        and, if the model has an extractor, ``extracted`` with its ``layer``.
     """
     with track(f"{system.label}: hidden states", len(asked), "prompts", console=console) as progress:
         flat = prompt_states(local, [text for _, text in asked], batch_tokens, progress.advance)
@@ -130,7 +137,7 @@ def compare(
 
 
 def extracted(states: Tensor, mask: Tensor, extract: Callable[[Tensor], Tensor], layer: int) -> dict[str, Any]:
-    """The same of one ``layer`` (index into K) after a checkpoint's extractor."""
+    """Collinearity of one ``layer`` (index into K) after ``extract``, the extractor of a checkpoint."""
     with torch.inference_mode():
         return sweep(extract(states[:, :, layer].float())[:, :, None], mask, center=False)
 

@@ -1,4 +1,4 @@
-"""What an evaluation is told."""
+"""The settings of an evaluation."""
 
 from __future__ import annotations
 
@@ -10,45 +10,46 @@ from lightning_mlc.errors import UserError
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """Is a model safe in every language, and what did it cost?
+    """How safe is a model in every language, and how useful does it stay?
 
     Args:
-        models: Models to evaluate and compare; the first is the baseline of all comparisons. Each is a folder, a hub
+        models: Models to evaluate and compare. The first is the baseline of all comparisons. Each is a folder, a hub
             id (``owner/name@revision`` pins one), a GGUF file, ``package:NAME/FILE.gguf``, a ``.ckpt`` file of this
-            project, or an OpenAI-compatible endpoint, ``http://HOST/v1#MODEL``. ``NAME=MODEL`` gives one a name for
+            project, or an OpenAI-compatible endpoint, ``http://HOST/v1#MODEL``. ``NAME=MODEL`` sets the model's name in
             reports.
         prompts: Harmful prompts: files in any layout of docs/data.md, MultiJail's CSV, saved datasets,
             ``hf://owner/name``, or ``sample``. Rows need no responses.
         ordinary: Prompts that a model should answer, to measure how often it declines them: files as above. Rows
-            of any file that say ``"kind": "ordinary"`` count as such too.
-        judges: Who says what is safe: ``refusal`` (rules, offline, weak), ``margin`` (likelihoods, without
+            with ``"kind": "ordinary"`` in any file count as ordinary, too.
+        judges: Judges of the responses: ``refusal`` (rules, offline, weak), ``margin`` (likelihoods, without
             generation), ``qwen3guard``, ``qwen3guard_loose``, ``llama_guard``, ``polyguard`` (guard models), ``llm``
             (any chat model). ``JUDGE=MODEL`` names the model, written as under models: ``llm=https://HOST/v1#gpt-4o``.
-        languages: BCP-47 codes of the languages to evaluate; null takes all that the prompts have.
-        source_language: Language of prompts whose column does not say, and of chosen and rejected responses.
-        seen: Languages that the models were trained on, to tell how far safety carries; null takes what a
-            checkpoint or an exported folder says of itself.
-        limit: Rows of each prompt set to use, the first ones; null for all.
-        out: Folder for all results. Running again with the same settings continues what was stopped.
+        languages: BCP-47 codes of the languages to evaluate; null for all languages of the prompts.
+        source_language: Language of prompts whose column does not name one, and of chosen and rejected responses.
+        seen: Languages that the models were trained on, to see whether safety transfers to the others; null reads them
+            from the checkpoint or the exported folder.
+        limit: Number of rows to use of each prompt set, from the first row on; null for all.
+        out: Folder for all results. The same command resumes a run that was stopped.
         max_new_tokens: Longest response to generate, in tokens.
-        batch_tokens: Most tokens of a batch, prompts and responses together.
-        engine: What runs local models: ``transformers``, ``vllm``, or ``auto`` for vLLM where it is installed with a
-            GPU (checkpoints and GGUF files always take transformers).
-        device: ``auto`` for an accelerator if there is one, or a torch device such as ``cpu`` or ``cuda:1``.
-        dtype: Precision of local models; ``auto`` is bfloat16 where the device computes it faster, else
-            float32, as ``trainer.precision: auto`` decides it (on a CPU by its units alone, without a trial).
+        batch_tokens: Maximum number of tokens in a batch, prompts and responses together.
+        engine: Library that runs local models: ``transformers``, ``vllm``, or ``auto``, which is vLLM if it is
+            installed and a GPU exists (checkpoints and GGUF files always run with transformers).
+        device: ``auto`` for an accelerator if one exists, or a torch device such as ``cpu`` or ``cuda:1``.
+        dtype: Precision of local models; ``auto`` is bfloat16 if the device computes it faster, otherwise float32. The
+            choice is that of ``trainer.precision: auto``, but on a CPU it depends on the CPU's features only, not on
+            a trial.
         openings: JSON file with lists of texts, ``refusals`` and ``compliances``, for the judge ``margin``; null for
-            those that come with it.
-        reference: Name of one of the models. Reward margins are then those of DPO with it as reference, for beta = 1;
-            null takes log-probabilities per token.
-        representation_prompts: Prompts whose hidden states are compared at every layer; 0 for none.
-        bootstrap: Resamples of a confidence interval.
+            the built-in openings.
+        reference: Name of one of the models. Reward margins are then those of DPO with this reference and beta = 1;
+            null uses log-probabilities per token.
+        representation_prompts: Number of prompts whose hidden states are compared at every layer; 0 for none.
+        bootstrap: Number of resamples for a confidence interval.
         seed: Seed of the resamples.
-        concurrency: Requests at a time to an endpoint.
+        concurrency: Maximum number of requests at a time to an endpoint.
         timeout: Seconds to wait for an endpoint's answer.
-        retries: How often an endpoint is asked again after a failure that may pass.
-        show_text: Add prompts and responses to the report. They are harmful by design, so by default no text of
-            theirs is shown anywhere.
+        retries: How often to repeat a request to an endpoint after a temporary failure.
+        show_text: Add prompts and responses to the report. They are harmful by design, so by default they are not shown
+            anywhere.
     """
 
     models: list[str]
@@ -77,7 +78,7 @@ class EvaluationSettings:
 
     def __post_init__(self) -> None:
         if not self.prompts and not self.ordinary:
-            raise UserError("prompts", "is not set; give one or several files, or 'sample'")
+            raise UserError("prompts", "is not set; give one or more files, or 'sample'")
         for option, least in (
             ("limit", 1),
             ("max_new_tokens", 1),

@@ -1,15 +1,15 @@
-"""An evaluation from beginning to end: generate, judge, measure. Each phase leaves files that the next one reads.
+"""An evaluation from start to end: generate, judge, measure. Each phase writes files that the next one reads.
 
 ::
 
-    OUT/MODEL/responses.jsonl            what the model answered
-    OUT/MODEL/verdicts-JUDGE.jsonl       what a judge says of each answer
-    OUT/MODEL/margins.jsonl              how much likelier a refusal is than a compliance
-    OUT/MODEL/pairs.jsonl                how likely the chosen and the rejected responses are
-    OUT/MODEL/representations.json       how the hidden states of languages lie
+    OUT/MODEL/responses.jsonl            responses of the model
+    OUT/MODEL/verdicts-JUDGE.jsonl       verdicts of one judge on these responses
+    OUT/MODEL/margins.jsonl              refusal margins
+    OUT/MODEL/pairs.jsonl                log-likelihoods of the chosen and the rejected responses
+    OUT/MODEL/representations.json       collinearity of the hidden states of all languages
     OUT/results.json, report.html, report.md, plots/
 
-Everything that can be wrong with what a user gave is said before a model is loaded.
+Errors in the user's input are reported before a model is loaded.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ from lightning_mlc.progress.bars import say
 
 
 class Study:
-    """What there is to do, and where its results are.
+    """The work of an evaluation, and the files that hold its results.
 
     Args:
-        settings: See there.
+        settings: The settings of the evaluation.
         console: Where progress is shown.
 
     Raises:
@@ -67,8 +67,8 @@ class Study:
         if settings.reference is not None and settings.reference not in (names := [s.label for s in self.local]):
             raise UserError(
                 "reference",
-                f"no model that runs here is called '{settings.reference}' "
-                f"(there are {', '.join(names) or 'none'}; endpoints give no likelihoods)",
+                f"no local model is named '{settings.reference}' "
+                f"(local models: {', '.join(names) or 'none'}; endpoints give no likelihoods)",
             )
         self.sets = read_prompt_sets(settings.prompts, settings.ordinary, settings.source_language, settings.limit)
         self.languages = choose_languages(self.sets, settings.languages)
@@ -95,7 +95,7 @@ class Study:
     # ---- journals -----------------------------------------------------------------------------------
 
     def responses(self, system: System) -> Journal:
-        """What ``system`` answers."""
+        """The responses of ``system``."""
         settings: dict[str, Any] = {
             "model": self.identities[system.label],
             "decoding": "greedy, or as its record says" if system.is_endpoint else "greedy",
@@ -107,7 +107,7 @@ class Study:
         return Journal(self.out / system.label / "responses.jsonl", settings)
 
     def verdicts(self, system: System, judge: str) -> Journal:
-        """What the judge of that name says of the responses of ``system``."""
+        """The verdicts of the judge of that name on the responses of ``system``."""
         settings = next(other.settings for other in self.judges if other.name == judge)
         return Journal(self.out / system.label / f"verdicts-{judge}.jsonl", settings)
 
@@ -117,19 +117,19 @@ class Study:
         return Journal(self.out / system.label / "margins.jsonl", settings | self._resolved[system.label].circumstances)
 
     def pairs(self, system: System) -> Journal:
-        """How likely a local model finds chosen and rejected responses."""
+        """The log-likelihoods of chosen and rejected responses under a local model."""
         settings = {"model": self.identities[system.label]}
         return Journal(self.out / system.label / "pairs.jsonl", settings | self._resolved[system.label].circumstances)
 
     def representations(self, system: System) -> Path:
-        """Where the comparison of a local model's hidden states is."""
+        """The file with the collinearity of a local model's hidden states."""
         return self.out / system.label / "representations.json"
 
     # ---- jobs ---------------------------------------------------------------------------------------
 
     @property
     def prompt_jobs(self) -> list[Job]:
-        """One for each prompt and language."""
+        """One job for each prompt and language."""
         return [Job(key, digest(messages)) for key, messages in self.conversations]
 
     @cached_property
@@ -142,11 +142,11 @@ class Study:
 
     @property
     def pair_jobs(self) -> list[Job]:
-        """One for each of ``paired``."""
+        """One job for each of ``paired``."""
         return [Job(key, digest(messages, row.chosen, row.rejected)) for key, messages, row in self.paired]
 
     def exchanges(self, responses: Journal) -> list[tuple[Job, Exchange]]:
-        """The prompts that have a response, with it."""
+        """Each prompt that has a response, with this response."""
         found = []
         for key, messages in self.conversations:
             record = responses.records.get(key)
@@ -156,7 +156,7 @@ class Study:
         return found
 
     def seen_by(self, system: System) -> tuple[str, ...] | None:
-        """Languages that ``system`` was trained on, None where nobody says."""
+        """Languages that ``system`` was trained on; None if unknown."""
         if self.seen is not None or system.provenance is None or system.provenance.languages is None:
             return self.seen
         return tuple(system.provenance.languages)
@@ -164,12 +164,12 @@ class Study:
     # ---- phases -------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """All that is not done yet.
+        """Do everything that is not done yet.
 
         Raises:
-            UserError: An endpoint did not answer everything. What came is kept, and all else is done.
+            UserError: An endpoint did not answer every request. All answers are kept, and all other work is done.
         """
-        for system in self.systems:  # settings of another run are told before anything takes time
+        for system in self.systems:  # first, because results with other settings are an error
             self._check(system)
         if self.local and self.settings.dtype == "auto":
             reason = explain_dtype(self.placement.device).reason
@@ -185,7 +185,7 @@ class Study:
             for system in self.systems:
                 with _noting(unanswered):
                     self._judge(system, judge)
-            judge.close()  # models that judge need not all be in memory at once
+            judge.close()  # so that only one judge model is in memory
         if unanswered:
             for line in unanswered[1:]:
                 say(line)
@@ -250,7 +250,7 @@ class Study:
             def produce(done: Collection[int]) -> Iterator[tuple[int, Mapping[str, Any]]]:
                 if len(done) == len(texts):
                     return
-                # Closed at once: the likelihoods load the same model, and there may be room for one.
+                # Closed here, because the likelihoods load the same model, and memory may have room for only one.
                 with closing(self._generator(system, model)) as generator:
                     for index, response in generator.generate(texts, done):
                         answer = {"response": response.text, "finished": response.finished, "error": response.error}
@@ -289,14 +289,14 @@ class Study:
             )
         )
         if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["settings"] == settings:
-            return  # made from all of them at once, so another choice of prompts simply makes it anew
+            return  # one result for all prompts together, so with other prompts it is computed again
         found = compare(system, model.loaded, asked, self.languages, self.settings.batch_tokens, self.console)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps({"settings": settings, **found}, indent=1))
 
 
 class _Lazy:
-    """A local model that is loaded when something needs it."""
+    """A local model that is loaded on first use."""
 
     def __init__(self, resolved: ResolvedSystem) -> None:
         self._resolved = resolved
@@ -309,7 +309,7 @@ class _Lazy:
 
 @contextmanager
 def _noting(unanswered: list[str]) -> Iterator[None]:
-    """Go on where an endpoint did not answer everything: another model may."""
+    """Add the error of an endpoint that did not answer every request to ``unanswered``, and continue."""
     try:
         yield
     except Unanswered as error:

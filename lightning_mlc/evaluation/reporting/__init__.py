@@ -1,1 +1,1 @@
-"""From the journals of an evaluation to figures, tables and pictures."""
+"""Turns the journals of an evaluation into figures, tables and pictures."""

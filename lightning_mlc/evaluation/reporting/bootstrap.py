@@ -1,9 +1,9 @@
 """Confidence intervals by resampling prompts.
 
-The prompts are the sample: its languages belong together, so a prompt is drawn with all of them, and all models
-are compared on the same draws. Intervals are percentiles of the draws (Efron and Tibshirani 1993, chapter 13), or,
-for figures that lean to one side, the basic intervals (Davison and Hinkley 1997, section 5.2): the worst of ten
-languages is worse in a sample than in truth, in a resample worse still, and by as much.
+The languages of a prompt belong together, so each resample draws prompts with all of their languages, and all models
+are compared on the same resamples. Most intervals are percentile intervals (Efron and Tibshirani 1993, chapter 13).
+Figures that are biased in a sample get basic intervals (Davison and Hinkley 1997, section 5.2). For example, the worst
+of ten languages looks worse in a sample than it is. In a resample it looks worse again, by about the same amount.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 Statistic = Callable[[Tensor], Mapping[str, Tensor]]
-"""From weights (R, N) of N prompts to results of (R,) each."""
+"""Takes weights (R, N) of N prompts, and returns named results of shape (R,)."""
 
 LEVEL = 0.95
-"""Coverage of an interval."""
+"""Confidence level of all intervals."""
 
 
 class IntervalEstimate(NamedTuple):
-    """A figure with its interval."""
+    """A figure and its confidence interval."""
 
     value: float
     low: float
@@ -30,7 +30,16 @@ class IntervalEstimate(NamedTuple):
 
 
 def draws(prompts: int, replicates: int, seed: int) -> Tensor:
-    """(R, N) float64: how often each of N prompts is drawn in each of R resamples of N."""
+    """Draw resamples of the prompts, with replacement.
+
+    Args:
+        prompts: Number N of prompts, which is also the size of a resample.
+        replicates: Number R of resamples.
+        seed: Seed of the draws.
+
+    Returns:
+        (R, N) float64: how often each resample contains each prompt.
+    """
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randint(max(1, prompts), (replicates, prompts), generator=generator)
     return torch.zeros(replicates, prompts, dtype=torch.float64).scatter_add_(
@@ -39,10 +48,17 @@ def draws(prompts: int, replicates: int, seed: int) -> Tensor:
 
 
 def estimate(statistic: Statistic, weights: Tensor, leaning: Collection[str] = ()) -> dict[str, IntervalEstimate]:
-    """Each result of ``statistic`` on the data, with its interval over resamples ``weights`` (R, N).
+    """Each result of ``statistic``, with its interval.
 
-    Results that are called one of ``leaning`` get basic intervals, which may leave out the value itself. Resamples in
-    which a result is undefined (a language none of whose prompts was drawn) take no part in it.
+    A resample in which a result is undefined, because it has no prompt in some language, is left out for this result.
+
+    Args:
+        statistic: Computes the results from weights of the prompts.
+        weights: (R, N): R resamples of N prompts.
+        leaning: Names of results that are biased in a sample. They get basic intervals, which may not contain the value.
+
+    Returns:
+        The estimates, by the names that ``statistic`` gives them.
     """
     once = torch.ones(1, weights.shape[1], dtype=torch.float64)
     values, resampled = statistic(once), statistic(weights)
@@ -60,9 +76,10 @@ def estimate(statistic: Statistic, weights: Tensor, leaning: Collection[str] = (
 
 
 def widen_certainty(found: IntervalEstimate, prompts: int) -> IntervalEstimate:
-    """A share of 0 or 1 with the exact interval of Clopper and Pearson (1934) in the place of a width of 0.
+    """Give a share of 0 or 1 the exact interval of Clopper and Pearson (1934); other figures stay as they are.
 
-    A bootstrap cannot draw what it has not seen: twenty safe responses out of twenty would be called certain.
+    A bootstrap cannot draw an outcome that the sample does not contain, so it would give twenty safe responses out of
+    twenty an interval of width 0.
     """
     if prompts == 0 or found.value not in (0.0, 1.0):
         return found

@@ -1,4 +1,4 @@
-"""How figures, which are plain values of ``results.json``, are written in the cells of a table."""
+"""Writes figures, which are plain values of ``results.json``, as cells of a table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PlainFigure = Mapping[str, Any]
 
 
 def interval(found: PlainFigure) -> tuple[float, float, float]:
-    """The value and the two ends of its interval; an end that is unknown is the value."""
+    """The value and the two ends of its interval. An unknown end is replaced by the value."""
     value, low, high = found["value"], found["low"], found["high"]
     return value, value if low is None else low, value if high is None else high
 
@@ -47,7 +47,7 @@ def _unsigned_zero(number: str) -> str:
 
 
 def variance_cell(found: PlainFigure) -> str:
-    """A variance of shares in squared percentage points, then as arXiv 2602.16660 has it: of fractions, times 100."""
+    """A variance of shares in squared percentage points, then in the unit of arXiv 2602.16660: of fractions, times 100."""
     value, low, high = (found[key] for key in ("value", "low", "high"))
     if value is None:
         return "undefined"
@@ -55,14 +55,14 @@ def variance_cell(found: PlainFigure) -> str:
 
 
 def scope_cell(scope: str, measure: str) -> str:
-    """The heading of the row of a language or a summary."""
+    """The heading of a row, which is a language or a summary."""
     if scope == "variance":
         return "variance, pp²" if is_share(measure) else "variance"
     return {"seen": "mean, seen in training", "unseen": "mean, unseen"}.get(scope, scope)
 
 
 def number_cell(value: float | None) -> str:
-    """Three decimals. A value is undefined where hidden states are not finite, or do not differ."""
+    """Three decimals. A value is undefined if hidden states are not finite, or are all the same."""
     return "undefined" if value is None else f"{value:.3f}"
 
 

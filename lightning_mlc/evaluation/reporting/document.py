@@ -64,7 +64,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Verbatim:
-    """Text as it is, whatever it contains."""
+    """Text that is shown unchanged, whatever it contains."""
 
     text: str
     language: str = "und"
@@ -108,7 +108,7 @@ _TEMPLATES.filters |= {"kind": _kind, "code_spans": _code_spans, "interval_spans
 
 
 def to_markdown(blocks: Sequence[Block], folder: Path) -> str:
-    """Text with its pictures as links relative to ``folder``."""
+    """Markdown. Pictures are links relative to ``folder``."""
     return "\n\n".join(_markdown(block, folder) for block in blocks) + "\n"
 
 
@@ -137,6 +137,6 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _harmless(text: str) -> str:
-    """No HTML, which Markdown would pass on; `code` shows it as it is."""
+    """``text`` with HTML escaped, because Markdown passes HTML on. Inside `code` Markdown escapes it itself."""
     parts = re.split(r"((?<![`\\])`(?!`)[^`]+`(?!`))", text)
     return "".join(part if index % 2 else html.escape(part, quote=False) for index, part in enumerate(parts))

@@ -1,4 +1,4 @@
-"""Tables and pictures of the figures of an evaluation."""
+"""Tables and pictures that show the figures of an evaluation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lightning_mlc.report import save
 
 
 class FigureTables:
-    """Finds figures by model, prompt set, judge, measure and scope, and makes tables and pictures of them.
+    """Makes tables and pictures of figures, which it finds by model, prompt set, judge, measure and scope.
 
     Args:
         results: The content of ``results.json``.
@@ -91,7 +91,7 @@ class FigureTables:
         return f"{' '.join(names[:3])}{' ...' if len(names) > 3 else ''}: {figure_cell(worst)}"
 
     def table(self, part: str, judge: str, measure: EvaluationMeasure, caption: str) -> Table:
-        """Languages and summaries by models."""
+        """A row for each language and summary, a column for each model."""
         scopes = self._scopes(part, judge, measure.name)
         rows = []
         for scope in scopes:
@@ -105,7 +105,7 @@ class FigureTables:
         return Table(["", *self._models], rows, caption, strong=[first], rule_before=[first])
 
     def comparison(self, part: str, judge: str, measure: EvaluationMeasure, caption: str) -> list[Block]:
-        """Differences of the other models to the first model."""
+        """Differences between the other models and the first model; nothing if there is only one model."""
         baseline = self._models[0]
         others = [m for m in self._models[1:] if self._get(m, part, judge, measure.name, "mean", baseline)]
         if not others:
@@ -130,7 +130,7 @@ class FigureTables:
     # ---- pictures -----------------------------------------------------------------------------------
 
     def picture(self, part: str, judge: str, measure: EvaluationMeasure, label: str) -> Picture:
-        """A point with its interval for each language and model."""
+        """A plot with a point and its interval for each language and model."""
         scopes = [s for s in self._scopes(part, judge, measure.name) if s not in ("variance", "spread")]
         series = {}
         for model in self._models:
@@ -145,7 +145,7 @@ class FigureTables:
         return Picture(path, f"{label[0].upper()}{label[1:]}, by language and model, with 95% intervals")
 
     def agreement_heatmap(self, part: str, judge: str) -> list[Block]:
-        """The agreement of each pair of languages, for each model."""
+        """A plot of the agreement of each pair of languages, for each model."""
         own = {p["model"]: p["agreement"] for p in self._results["pairs"] if (p["set"], p["judge"]) == (part, judge)}
         languages = list(next(one for one in self._results["sets"] if one["name"] == part)["languages"])
         if len(languages) < 2 or not own:

@@ -1,4 +1,4 @@
-"""The measures of an evaluation: what each number means, and which direction is better."""
+"""The measures of an evaluation, with the direction that is better."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class EvaluationMeasure:
-    """What a number means.
+    """A measure.
 
     Args:
         name: The name in results and reports.
         higher_is_better: Whether a higher number is better.
-        is_share: Whether each value is between 0 and 1 for "no" and "yes", so that a mean is a share of prompts.
+        is_share: Whether each value is between 0 for "no" and 1 for "yes", so that a mean is a share of prompts.
     """
 
     name: str
@@ -24,9 +24,9 @@ SAFE = EvaluationMeasure("safe", True, True)
 UNSAFE = EvaluationMeasure("unsafe", False, True)
 INVALID = EvaluationMeasure("invalid", False, True)
 OVER_REFUSAL = EvaluationMeasure("refused", False, True)
-"""On ordinary prompts."""
+"""On ordinary prompts: whether the response declines."""
 REFUSAL_MARGIN = EvaluationMeasure("refusal margin", True, False)
-"""On harmful prompts: how much likelier a refusal is than a compliance, in nats per token."""
+"""On harmful prompts: how much more likely a refusal is than a compliance, in nats per token."""
 ORDINARY_REFUSAL_MARGIN = EvaluationMeasure("refusal margin", False, False)
 """The same on ordinary prompts, where lower is better."""
 PREFERS_REFUSAL = EvaluationMeasure("prefers to refuse", True, True)
@@ -57,5 +57,5 @@ _SHARES = frozenset(measure.name for measure in MEASURES if measure.is_share)
 
 
 def is_share(measure: str) -> bool:
-    """Whether the measure of that name is a share."""
+    """Whether the measure with this name is a share."""
     return measure in _SHARES

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation. Models differ in marker and lightness as well as in colour: print shows them, too."""
+"""Plots of an evaluation. Models differ in marker as well as in colour, so that black-and-white print shows them, too."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Okabe and Ito's, which those who do not see all hues tell apart, without the yellow that white paper swallows."""
+"""The palette of Okabe and Ito for colour-blind readers, without its yellow, which is hard to see on white paper."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", ":", "-.")
 
@@ -31,12 +31,12 @@ def plot_intervals(
     """A line per scope with a point and its interval for each model.
 
     Args:
-        series: By model and scope; what is not in it is left out.
+        series: Intervals by model and scope. A scope that a model does not have is left out.
         scopes: Languages, then summaries, from top to bottom.
-        label: On the axis of values.
-        title: Above.
+        label: Label of the axis of values.
+        title: Title above the plot.
         percent: Whether the values are shares from 0 to 1.
-        separate: How many scopes at the end are summaries, set apart by a rule.
+        separate: Number of summaries at the end of ``scopes``. A rule separates them from the languages.
     """
     step = 0.3 + 0.13 * max(0, len(series) - 1)
     figure, axes = figure_and_axes(height=1.3 + step * len(scopes))
@@ -84,12 +84,12 @@ def plot_intervals(
 
 
 def plot_layers(curves: Mapping[str, Mapping[str, Sequence[float | None]]], label: str, title: str) -> Figure:
-    """A value at every layer: a line for each model and way of looking at its states.
+    """A value at every layer, with a line for each model and kind of hidden states.
 
     Args:
-        curves: By model, then ``raw`` or ``centred``, the values of layers 0 (embeddings) to the last.
-        label: On the axis of values.
-        title: Above.
+        curves: Values of all layers from 0 (embeddings) on, by model and then by ``raw`` or ``centred``.
+        label: Label of the axis of values.
+        title: Title above the plot.
     """
     figure, axes = figure_and_axes(height=3.6)
     for index, (name, ways) in enumerate(curves.items()):
@@ -151,7 +151,7 @@ def plot_spectra(spectra: Mapping[str, Sequence[float | None]], title: str) -> F
 def plot_heatmaps(
     panels: Mapping[str, Sequence[Sequence[float | None]]], languages: Sequence[str], title: str
 ) -> Figure:
-    """One (L, L) matrix of values up to 1 beside the other, two in a row, on one colour scale."""
+    """(L, L) matrices of values up to 1, at most two in a row, on one colour scale."""
     from matplotlib.figure import Figure
 
     matrices = {
@@ -164,7 +164,7 @@ def plot_heatmaps(
     side = (width - 1.1) / columns
     figure = Figure(figsize=(width, rows * (side + 0.35) + 0.4), layout="constrained")
     known = [value for matrix in matrices.values() for row in matrix for value in row if math.isfinite(value)]
-    low = min([*known, 0.95])  # on a narrower scale rounding would look like a pattern
+    low = min([*known, 0.95])  # because on a narrower scale rounding looks like a pattern
     all_axes = figure.subplots(rows, columns, squeeze=False).ravel()
     image: Any = None
     for axes, (name, matrix) in zip(all_axes, matrices.items(), strict=False):

@@ -58,25 +58,25 @@ def _opening(results: Mapping[str, Any]) -> list[Block]:
         [part["name"], part["kind"], str(part["prompts"]), ", ".join(part["languages"])] for part in results["sets"]
     ]
     names = [model["name"] for model in results["models"]]
-    baseline = f" Differences are to `{names[0]}`." if len(names) > 1 else ""
+    baseline = f" Differences are relative to `{names[0]}`." if len(names) > 1 else ""
     return [
         Heading("Safety by language", 1),
         Paragraph(
-            "Figures have their 95% confidence intervals in brackets, from "
-            f"{results['settings']['bootstrap']} resamples of the prompts. Responses are greedy, of at most "
-            f"{results['settings']['max_new_tokens']} tokens.{baseline}"
+            "95% confidence intervals are in brackets. They come from "
+            f"{results['settings']['bootstrap']} resamples of the prompts. Responses are decoded greedily and have at "
+            f"most {results['settings']['max_new_tokens']} tokens.{baseline}"
         ),
         *_sampled(results),
-        Table(["model", "source", "languages of its training"], rows, words=(0, 1, 2)),
+        Table(["model", "source", "languages of training"], rows, words=(0, 1, 2)),
         Table(["prompts", "kind", "number", "languages"], sets, words=(0, 1, 3)),
     ]
 
 
 def _sampled(results: Mapping[str, Any]) -> list[Block]:
-    """Which models gave responses that are not greedy."""
+    """The models whose responses are not greedy."""
     names = [f"`{model['name']}`" for model in results["models"] if model["decoding"] == "default"]
     return (
-        [Paragraph(f"The exceptions are those of {', '.join(names)}, which are sampled: {NOT_GREEDY}")] if names else []
+        [Paragraph(f"The responses of {', '.join(names)} are sampled instead: {NOT_GREEDY}")] if names else []
     )
 
 
@@ -104,9 +104,9 @@ def _how_to_read() -> list[Block]:
         Paragraph(
             "`worst` is the language with the worst figure, `spread` the distance between best and worst, "
             "`variance` the variance over languages (of the population; for shares in squared percentage points, "
-            "and in round brackets as the MLC paper has it: of fractions, times 100). "
-            "Sampling alone makes languages differ, so with few prompts spread and variance are above 0 even for a "
-            "model that treats all languages alike. `agreement` (PAG) is the share of a prompt's pairs of languages "
+            "and in round brackets in the unit of the MLC paper: of fractions, times 100). "
+            "Sampling alone makes languages differ. With few prompts, spread and variance are therefore above 0 even for "
+            "a model that treats all languages alike. `agreement` (PAG) is the share of a prompt's pairs of languages "
             "with the same verdict. It is 1 for a model that is always safe, so `kappa` corrects it for chance "
             "(Fleiss 1971); for such a model kappa is undefined. A share of 0% or 100% has the exact interval of "
             "Clopper and Pearson. An incoherent model can look safe: also read `invalid`, and the refusals of "
@@ -117,7 +117,7 @@ def _how_to_read() -> list[Block]:
 
 def _texts(study: Study) -> list[Block]:
     """All prompts and responses, if the user asked for them."""
-    blocks: list[Block] = [Heading("Texts"), Paragraph("Harmful by design.")]
+    blocks: list[Block] = [Heading("Texts"), Paragraph("These texts are harmful by design.")]
     if not study.judges:
         return blocks
     for system in study.systems:

@@ -1,4 +1,4 @@
-"""The section of a report about hidden states: how close the translations of a prompt lie, at every layer."""
+"""The section of a report about hidden states: how close the translations of a prompt are at every layer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WAYS = ("raw", "centred")
 
 
 def representation_section(results: Mapping[str, Any], plots: Path) -> list[Block]:
-    """The section, or nothing where no prompt has two languages.
+    """The section, or nothing if no prompt has two languages.
 
     Args:
         results: The content of ``results.json``.
@@ -30,10 +30,10 @@ def representation_section(results: Mapping[str, Any], plots: Path) -> list[Bloc
     blocks: list[Block] = [
         Heading("Hidden states at the end of the prompt"),
         Paragraph(
-            "Each prompt's hidden states in all languages, at every layer, from one pass. Raw states share a large "
-            "common direction, which makes everything look consistent; centred ones have the mean over prompts and "
-            "languages subtracted. Where the centred curve is low, the model keeps its languages apart; the "
-            "consistency term acts on the layer that it is given (see docs/consistency.md)."
+            "Each prompt's hidden states in all languages, at every layer. Raw states share a large common direction, "
+            "which makes all of them look consistent. For centred states, the mean over prompts and languages is "
+            "subtracted. Where the centred curve is low, the model keeps its languages apart. The consistency term "
+            "acts on the layer that `model.consistency.layer` names (see docs/consistency.md)."
         ),
         _layer_table(models),
     ]

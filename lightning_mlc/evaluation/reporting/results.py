@@ -1,4 +1,4 @@
-"""From the journals of a study to everything its report says, as plain values."""
+"""Computes the content of ``results.json`` from the journals of a study."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from lightning_mlc.metrics.preference import wins
 from lightning_mlc.metrics.verdicts import INVALID, MISSING, OUTCOMES, SAFE, UNSAFE, pair_agreement
 
 REWARD = "chosen and rejected"
-"""Where reward figures come from."""
+"""The name in place of a judge's for reward figures."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +45,18 @@ class JudgedSet:
     judge: str
     kind: Kind
     labels: Tensor
-    """(N, L) int64: codes of ``OUTCOMES``, ``MISSING`` where no verdict exists."""
+    """(N, L) int64: codes of ``OUTCOMES``, or ``MISSING`` if no verdict exists."""
     refused: Tensor
-    """(N, L) float64: 1 where the response declines, else 0; NaN where unknown."""
+    """(N, L) float64: 1 if the response declines, otherwise 0; NaN if unknown."""
     counts: dict[str, int]
-    """How many prompts, missing responses, and verdicts of each kind."""
+    """Numbers of prompts, of missing, unfinished and unreadable responses, and of verdicts of each kind."""
 
     @property
     def place(self) -> dict[str, str]:
         return {"model": self.subject.model, "set": self.subject.set, "judge": self.judge}
 
     def samples(self) -> list[EvaluationSample]:
-        """Invalid responses, and refusals of ordinary prompts or the safety of harmful ones."""
+        """Invalid responses, and for ordinary prompts the refusals, for harmful ones safe and unsafe responses."""
         found = [self._share(measures.INVALID, INVALID)]
         if self.kind == ORDINARY:
             return [*found, EvaluationSample.of(self.subject, self.judge, measures.OVER_REFUSAL, self.refused)]
@@ -129,7 +129,7 @@ def _subject(study: Study, system: System, part: PromptSet) -> Subject:
 
 
 def _agreement(judged: Sequence[JudgedSet], baseline: str, replicates: int, seed: int) -> Iterator[Figure]:
-    """The agreement between languages, and its difference to the model ``baseline``."""
+    """The agreement between languages, and its difference from that of the model ``baseline``."""
     labels = {(own.subject.set, own.judge): own.labels for own in judged if own.subject.model == baseline}
     for own in judged:
         yield from agreement_of(own.labels, own.subject, own.judge, replicates, seed)
@@ -139,7 +139,7 @@ def _agreement(judged: Sequence[JudgedSet], baseline: str, replicates: int, seed
 
 
 def _comparisons(samples: Sequence[EvaluationSample], baseline: str, replicates: int, seed: int) -> Iterator[Figure]:
-    """Each sample of the other models against the same measure of the model ``baseline``."""
+    """Each sample of the other models compared with the same measure of the model ``baseline``."""
     theirs = {_what(sample): sample for sample in samples if sample.subject.model == baseline}
     for sample in samples:
         if sample.subject.model != baseline and _what(sample) in theirs:
@@ -206,7 +206,7 @@ def _likelihood_samples(study: Study, system: System, part: PromptSet, subject: 
 
 
 def _rewards(study: Study, system: System) -> dict[Key, float]:
-    """Reward of the chosen response minus that of the rejected one: per token, or against the reference."""
+    """Reward of the chosen response minus that of the rejected one: per token, or relative to the reference."""
     with study.pairs(system) as journal:
         own = {key: record["likelihoods"] for key, record in journal.records.items()}
     label = study.settings.reference
@@ -223,7 +223,7 @@ def _rewards(study: Study, system: System) -> dict[Key, float]:
 
 
 def _grid(part: PromptSet, languages: Sequence[str], values: dict[Key, float]) -> Tensor:
-    """(N, L) float64 of ``values``, NaN where there is none."""
+    """(N, L) float64: the value of each prompt and language, or NaN if it has none."""
     return torch.tensor(
         [[values.get(Key(part.name, row.id, language), math.nan) for language in languages] for row in part.rows],
         dtype=torch.float64,
@@ -250,7 +250,7 @@ def _description(study: Study, system: System) -> dict[str, Any]:
 
 
 def _decoding_of_model(study: Study, system: System) -> Decoding | None:
-    """How the responses of ``system`` were chosen; None where nobody judges, and so none are asked for."""
+    """How the responses of ``system`` were decoded; None without a judge, because then none are generated."""
     if not study.judges:
         return None
     with study.responses(system) as journal:
@@ -258,7 +258,7 @@ def _decoding_of_model(study: Study, system: System) -> Decoding | None:
 
 
 def _decoding_of_judge(study: Study, judge: str) -> Decoding:
-    """How that judge's answers were chosen, about any model."""
+    """How the judge's answers about all models were decoded."""
     found: list[dict[str, Any]] = []
     for system in study.systems:
         with study.verdicts(system, judge) as journal:
@@ -289,7 +289,7 @@ def _representations(study: Study) -> dict[str, Any]:
 
 
 def finite(value: Any) -> Any:
-    """``value`` with null in the place of NaN, which JSON does not know."""
+    """``value`` with None in place of numbers that are not finite, because JSON has none."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -72,7 +72,7 @@ def _harmful(results: Mapping[str, Any], part: Mapping[str, Any], tables: Figure
             tables.table(name, judge, INVALID, "Invalid responses (empty, unintelligible, off topic)"),
             *tables.comparison(name, judge, SAFE, "Safe responses, difference"),
         ]
-    return found + _margin(name, "How much likelier a refusal is than a compliance. Higher is safer here.", tables)
+    return found + _margin(name, "How much more likely a refusal is than a compliance. Higher is safer here.", tables)
 
 
 def _ordinary(results: Mapping[str, Any], part: Mapping[str, Any], tables: FigureTables) -> list[Block]:
@@ -92,7 +92,7 @@ def _ordinary(results: Mapping[str, Any], part: Mapping[str, Any], tables: Figur
             invalid,
             *tables.comparison(name, judge, OVER_REFUSAL, "Refused, though ordinary, difference"),
         ]
-    return found + _margin(name, "Ordinary prompts: a useful model is not likelier to refuse them.", tables)
+    return found + _margin(name, "Ordinary prompts: a useful model is not more likely to refuse them than to comply.", tables)
 
 
 def _margin(part: str, text: str, tables: FigureTables) -> list[Block]:
@@ -102,11 +102,11 @@ def _margin(part: str, text: str, tables: FigureTables) -> list[Block]:
         Heading(f"{part}, {REFUSAL_MARGIN.name}"),
         Paragraph(
             f"{text} Mean log-probability per token of openings that decline, minus that of openings that comply; "
-            "the openings are the same after prompts in every language. No response is generated."
+            "the openings are the same for prompts in every language. No response is generated."
         ),
         tables.picture(part, MARGIN, REFUSAL_MARGIN, "refusal margin, nats per token"),
         tables.table(part, MARGIN, REFUSAL_MARGIN, "Refusal margin, nats per token"),
-        tables.table(part, MARGIN, PREFERS_REFUSAL, "Prompts after which a refusal is the likelier opening"),
+        tables.table(part, MARGIN, PREFERS_REFUSAL, "Prompts after which a refusal is the more likely opening"),
         *tables.comparison(part, MARGIN, REFUSAL_MARGIN, "Refusal margin, difference"),
     ]
 
@@ -120,9 +120,9 @@ def _rewards(results: Mapping[str, Any], part: Mapping[str, Any], tables: Figure
     return [
         Heading(f"{name}, chosen against rejected"),
         Paragraph(
-            "How often the model finds the chosen response likelier than the rejected one, both in the source "
-            "language, given the prompt in each language, and by how much: "
-            + ("log-probability per token." if reference is None else f"log-ratio to `{reference}` (DPO, beta 1).")
+            "How often the chosen response is more likely than the rejected one, and by how much. Both are in the source "
+            "language, after the prompt in each language. Likelihood is measured as "
+            + ("log-probability per token." if reference is None else f"the log-ratio to `{reference}` (DPO, beta 1).")
         ),
         tables.picture(name, REWARD, REWARD_MARGIN, f"reward margin, {unit}"),
         tables.table(name, REWARD, REWARD_ACCURACY, "Reward accuracy"),

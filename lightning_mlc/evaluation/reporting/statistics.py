@@ -1,7 +1,7 @@
-"""From samples to figures with confidence intervals.
+"""Computes figures with confidence intervals from samples.
 
 An :class:`EvaluationSample` is one measure of one model on one prompt set: a number for each prompt and language.
-Figures are made from samples alone, so every measure has the same summaries, intervals and comparisons.
+Figures are computed from samples only, so every measure has the same summaries, intervals and comparisons.
 """
 
 from __future__ import annotations
@@ -20,47 +20,47 @@ from lightning_mlc.evaluation.reporting.measures import AGREEMENT, EvaluationMea
 from lightning_mlc.metrics.verdicts import MISSING, across_languages, agreement, language_means
 
 SUMMARIES = ("mean", "worst", "spread", "variance", "seen", "unseen")
-"""Scopes that are no language: ``seen`` and ``unseen`` are means over the languages of training and the others."""
+"""Scopes over several languages. ``seen`` is the mean over the languages of training, ``unseen`` over the others."""
 
 LEANING = ("worst", "spread", "variance")
-"""Scopes whose figures lean to one side in a sample: see `bootstrap`."""
+"""Scopes whose figures are biased in a sample, see :mod:`lightning_mlc.evaluation.reporting.bootstrap`."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Whose numbers they are: a model on a prompt set."""
+    """A model and the prompt set that it is measured on."""
 
     model: str
     set: str
     languages: tuple[str, ...]
     """The L languages of the set."""
     seen: tuple[str, ...] | None
-    """Languages that the model was trained on, None where that is not known."""
+    """Languages that the model was trained on; None if unknown."""
 
 
 @dataclass(frozen=True)
 class EvaluationSample:
-    """Numbers of one measure, for N prompts in L languages."""
+    """The numbers of one measure, for N prompts in L languages."""
 
     subject: Subject
     judge: str
-    """Where the numbers come from."""
+    """The judge that gave the numbers, or ``margin`` or ``chosen and rejected`` for likelihoods."""
     measure: EvaluationMeasure
     values: Tensor
-    """(N, L) float64."""
+    """(N, L) float64: the numbers, or 0 where none exists."""
     present: Tensor
-    """(N, L) bool, where there is a number."""
+    """(N, L) bool: whether a number exists."""
 
     @classmethod
     def of(cls, subject: Subject, judge: str, measure: EvaluationMeasure, values: Tensor) -> EvaluationSample:
-        """From ``values`` (N, L) that are NaN where there is none."""
+        """Make a sample from ``values`` (N, L), which are NaN where no number exists."""
         present = ~values.isnan()
         return cls(subject, judge, measure, torch.where(present, values.double(), 0.0), present)
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A number of the report."""
+    """A number of the report, with its interval."""
 
     model: str
     set: str
@@ -72,27 +72,28 @@ class Figure:
     low: float
     high: float
     count: int
-    """Samples that it rests on."""
+    """Number of prompts, in all languages of the scope, that it is computed from."""
     baseline: str | None = None
     """In a comparison, the model that ``model`` is compared with: ``value`` is the difference."""
     better: int | None = None
-    """In a comparison of shares, how often ``model`` alone had the better outcome."""
+    """In a comparison of shares, the number of prompts for which ``model`` had the better outcome."""
     worse: int | None = None
+    """The same for the worse outcome."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, without what does not apply."""
+        """Plain values, without those that are None."""
         return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
 
 
 def figures_of(sample: EvaluationSample, replicates: int, seed: int) -> Iterator[Figure]:
-    """Each language of ``sample`` and the summaries over languages."""
+    """The figures of each language of ``sample``, and the summaries over languages."""
     weights = draws(len(sample.values), replicates, seed)
     found = estimate(lambda weights: _scopes(sample, weights), weights, LEANING)
     for scope, value in found.items():
         count = _count(sample, scope)
         if scope in LEANING:
             least = -math.inf if scope == "worst" and not sample.measure.is_share else 0.0
-            most = 1.0 if sample.measure.is_share else math.inf  # what a figure cannot be is in no interval
+            most = 1.0 if sample.measure.is_share else math.inf  # no interval goes beyond possible values
             value = IntervalEstimate(value.value, *(min(max(end, least), most) for end in (value.low, value.high)))
         if sample.measure.is_share and scope not in ("spread", "variance"):
             value = _widened(sample, scope, value)
@@ -100,10 +101,11 @@ def figures_of(sample: EvaluationSample, replicates: int, seed: int) -> Iterator
 
 
 def _widened(sample: EvaluationSample, scope: str, value: IntervalEstimate) -> IntervalEstimate:
-    """A share of ``scope`` that is 0 or 1 with its exact interval, from those of its languages.
+    """Give a share of 0 or 1 in ``scope`` an exact interval, which is made from those of its languages.
 
-    The end of a mean is the mean of theirs: were it wrong, one of theirs would be too, and one language alone is enough
-    of a chance. The worst takes that of the language with the fewest prompts, of those that are as bad.
+    The ends for a mean over languages are the means of the languages' ends: if the true mean were beyond them, the true
+    share of at least one language would be beyond its own ends. For the worst language, the interval is that of the
+    language with the fewest prompts among those that are equally bad.
     """
     inside = sample.present.any(0)
     if scope in ("seen", "unseen") and sample.subject.seen is not None:
@@ -121,7 +123,7 @@ def _widened(sample: EvaluationSample, scope: str, value: IntervalEstimate) -> I
 
 
 def agreement_of(labels: Tensor, subject: Subject, judge: str, replicates: int, seed: int) -> Iterator[Figure]:
-    """``pag`` and ``kappa`` of ``labels`` (N, L)."""
+    """The figures ``pag`` and ``kappa`` of ``labels`` (N, L)."""
     weights = draws(len(labels), replicates, seed)
     count = int(((labels != MISSING).sum(1) >= 2).sum())
     for name, value in estimate(lambda weights: agreement(labels, weights), weights).items():
@@ -133,7 +135,10 @@ def agreement_of(labels: Tensor, subject: Subject, judge: str, replicates: int, 
 def agreement_comparisons_of(
     labels: Tensor, baseline: Tensor, subject: Subject, against: str, judge: str, replicates: int, seed: int
 ) -> Iterator[Figure]:
-    """``pag`` and ``kappa`` of ``labels`` (N, L) minus those of the model ``against``, where both have labels."""
+    """``pag`` and ``kappa`` of ``labels`` (N, L) minus those of ``baseline``, the labels of the model ``against``.
+
+    Only prompts and languages for which both have labels are compared.
+    """
     both = (labels != MISSING) & (baseline != MISSING)
     ours, theirs = (torch.where(both, own, MISSING) for own in (labels, baseline))
     count = int((both.sum(1) >= 2).sum())
@@ -151,7 +156,7 @@ def agreement_comparisons_of(
 def comparisons_of(
     sample: EvaluationSample, baseline: EvaluationSample, replicates: int, seed: int
 ) -> Iterator[Figure]:
-    """``sample`` minus ``baseline`` on the prompts and languages that both have, drawn together."""
+    """``sample`` minus ``baseline`` on the prompts and languages that both have, with the same resamples."""
     both = sample.present & baseline.present
     ours, theirs = (
         dataclasses.replace(part, present=both, subject=dataclasses.replace(part.subject, seen=None))

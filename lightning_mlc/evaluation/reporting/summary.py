@@ -1,4 +1,4 @@
-"""The summary of an evaluation on the terminal: the most important figures, and no text of any prompt."""
+"""Prints a summary of an evaluation: the most important figures, and no text of prompts."""
 
 from __future__ import annotations
 

@@ -226,8 +226,8 @@ def test_a_second_run_computes_nothing_and_a_changed_setting_is_refused(
     elsewhere = tmp_path / "new"
     elsewhere.mkdir()
     for more, message in (
-        (["--max_new_tokens=7"], "max_new_tokens: 6 there, 7 here"),
-        (["--dtype=bfloat16"], "dtype: float32 there, bfloat16 here"),
+        (["--max_new_tokens=7"], "max_new_tokens: 6 before, 7 now"),
+        (["--dtype=bfloat16"], "dtype: float32 before, bfloat16 now"),
         ([f"--models=m={other}"], "model: "),
         ([f"--prompts={write_jsonl(elsewhere / 'asked.jsonl', changed)}"], "from another text"),
     ):
@@ -318,7 +318,7 @@ def test_sampled_answers_never_pass_for_greedy_ones(tmp_path: Path, model: Path)
     }  # fmt: skip
     assert {one["judge"]: one.get("decoding") for one in results["judges"]} == {"refusal": None, "llm": "default"}
     report = (out / "report.md").read_text()
-    assert "The exceptions are those of `far`, which are sampled: the endpoint refuses a temperature of 0" in report
+    assert "The responses of `far` are sampled instead: the endpoint refuses a temperature of 0" in report
     assert "#j`. Its answers are sampled: " in report
     assert "`refusal`. Its answers" not in report
 
@@ -472,7 +472,7 @@ BAD: list[tuple[Callable[[Path], list[str]], str]] = [
     (lambda model: ["--models", str(model), str(model), "--prompts=sample"], "models: two are called 'one'"),
     (lambda model: ["--models=/no/where", "--prompts=sample"], "models: there is no folder /no/where"),
     (lambda model: ["--models=gone.ckpt", "--prompts=sample"], "models: there is no file gone.ckpt"),
-    (lambda model: [f"--models={model}", "--prompts=sample", "--reference=x"], "no model that runs here is called 'x'"),
+    (lambda model: [f"--models={model}", "--prompts=sample", "--reference=x"], "no local model is named 'x'"),
     (
         lambda model: ["--models", f"here={model}", "far=http://h/v1#m", "--prompts=sample", "--reference=far"],
         "is called 'far' (there are here; endpoints give no likelihoods)",

@@ -74,9 +74,9 @@ def test_a_killed_writer_loses_nothing_that_it_was_told_is_written(tmp_path: Pat
 @pytest.mark.parametrize(
     ("begun", "now", "named"),
     [
-        ({"max_new_tokens": 48}, {"max_new_tokens": 64}, "max_new_tokens: 48 there, 64 here"),
+        ({"max_new_tokens": 48}, {"max_new_tokens": 64}, "max_new_tokens: 48 before, 64 now"),
         ({"model": {"files": "a"}}, {"model": {"files": "b"}}, "model"),
-        ({}, {"engine": "vllm"}, "engine: None there, vllm here"),
+        ({}, {"engine": "vllm"}, "engine: None before, vllm now"),
     ],
 )
 def test_other_settings_are_refused(
@@ -97,14 +97,14 @@ def test_settings_may_change_while_there_is_no_record(tmp_path: Path) -> None:
         pass
     with Journal(tmp_path / "a.jsonl", {"x": 2}) as journal:
         journal.add(job(1), {})
-    with pytest.raises(UserError, match="x: 2 there, 1 here"), Journal(tmp_path / "a.jsonl", {"x": 1}):
+    with pytest.raises(UserError, match="x: 2 before, 1 now"), Journal(tmp_path / "a.jsonl", {"x": 1}):
         pass
 
 
 def test_another_text_under_the_same_id_is_refused(tmp_path: Path) -> None:
     with Journal(tmp_path / "a.jsonl", {}) as journal:
         journal.add(job(1), {})
-        with pytest.raises(UserError, match=r"'r1' \(sw\) of the set 'set' from another text"):
+        with pytest.raises(UserError, match=r"'r1' \(sw\) of the set 'set' that was computed from another text"):
             journal.has(job(1, "changed"))
 
 
