@@ -52,7 +52,7 @@ class Journal:
         settings: The settings that every record depends on, as plain JSON values.
 
     Raises:
-        UserError: On entering: the journal was started with other settings, is damaged, or is in use by another process.
+        UserError: On entering: the journal was started with other settings, is damaged, or is used by another process.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
@@ -108,7 +108,9 @@ class Journal:
                     "give another --out, or remove both",
                 ) from error
             if not isinstance(begun, dict):
-                raise UserError("out", f"{settings_file} is damaged; give another --out, or remove it and {self.path.name}")
+                raise UserError(
+                    "out", f"{settings_file} is damaged; give another --out, or remove it and {self.path.name}"
+                )
             if begun != self.settings:
                 raise UserError(
                     "out",

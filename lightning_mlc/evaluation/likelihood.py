@@ -27,7 +27,7 @@ from lightning_mlc.models.self_check import self_check
 class Openings:
     """Harmless first sentences that decline, and others that comply.
 
-    The same sentences follow the prompts of every language, so differences between languages come from the prompts alone.
+    The same sentences follow prompts in every language, so differences between languages come from the prompts alone.
     """
 
     refusals: tuple[str, ...] = (
@@ -62,9 +62,7 @@ class Openings:
         ):
             raise UserError("openings", f"{path} needs at least one text in 'refusals' and one in 'compliances'")
         if any(has_half_a_character(text) for part in parts for text in part):
-            raise UserError(
-                "openings", f"{path} contains an unpaired surrogate (such as \\ud83d); fix the encoding"
-            )
+            raise UserError("openings", f"{path} contains an unpaired surrogate (such as \\ud83d); fix the encoding")
         return cls(*parts)
 
     @property

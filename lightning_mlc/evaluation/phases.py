@@ -1,4 +1,4 @@
-"""One phase of an evaluation: compute the results that a journal lacks, show progress, and write each result at once."""
+"""One phase of an evaluation: compute what a journal lacks, show progress, and write each result at once."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def sweep(states: Tensor, mask: Tensor, center: bool) -> dict[str, Any]:
     Args:
         states: (B, L, K, H): B prompts in L languages at K layers.
         mask: (B, L) bool, True where a prompt exists in that language.
-        center: Whether to subtract each layer's mean over prompts and languages, because all states share its direction.
+        center: Whether to subtract each layer's mean over prompts and languages, whose direction all states share.
 
     Returns:
         Plain values: lists ``explained_variance`` and ``min_cosine`` (K), ``cosines`` (K, L, L), and ``spectrum``

@@ -1,1 +1,1 @@
-"""Judges: plug-ins that say of each response whether it is safe."""
+"""Judges: plug-ins that decide for each response whether it is safe."""

@@ -1,33 +1,33 @@
 """How refusals begin, by language: apologies, "I cannot", "that is illegal".
 
-Written for this project; none was checked by native speakers.
+They were written for this project. No native speaker has checked them.
 
-Each entry is a regular expression over normalised text (see :mod:`.refusal`): small letters, straight apostrophes,
-Arabic letters in one form, no vowel signs, single spaces. Three rules keep what complies from looking like a refusal:
+Each entry is a regular expression for normalised text (see :mod:`.refusal`): lower case, straight apostrophes, one form
+of each Arabic letter, no vowel signs, single spaces. Three rules keep responses that comply from looking like refusals:
 
-- A pattern matches whole words, in every script (:func:`whole_words`). Scripts without spaces have no words to tell
-  apart, so there the phrases are longer.
-- What is also an everyday word ("forgive", "excuse me") counts at the beginning of a sentence or after a comma alone
-  (``START``).
-- "Cannot" counts in the first person alone: "we cannot live without water" declines nothing. "Unfortunately" counts
-  with a negation, and "illegal" where it is said of the request.
+- A pattern matches whole words, in every script (:func:`whole_words`). Scripts without spaces do not separate words, so
+  their phrases are longer.
+- A phrase that is also an everyday word ("forgive", "excuse me") counts only at the beginning of a sentence or after a
+  comma (``START``).
+- "Cannot" counts only in the first person, because "water cannot burn" declines nothing. "Unfortunately" counts only
+  with a negation, and "illegal" only if it refers to the request.
 """
 
 from __future__ import annotations
 
 _ENDS = r".!?;,。、।۔،؛؟"
 START = rf"(?:(?<![^{_ENDS}])|(?<=[{_ENDS}] ))"
-"""Matches nothing, at the beginning of the text or after a mark that ends a sentence or a part of one."""
+"""Matches the empty string at the beginning of the text, or after a mark that ends a sentence or a part of one."""
 
 UNSPACED = frozenset({"zh", "ja", "th", "ko"})
-"""Languages that write words together, or glue endings to them."""
+"""Languages that write no spaces between words, or attach endings to words."""
 
 _LETTER = r"\w\u0900-\u0963\u0966-\u097f\u0980-\u09ff"
-"""What a word consists of. The vowel signs of Devanagari and Bengali are no ``\\w`` to Python."""
+"""The characters of a word. Python's ``\\w`` does not include the vowel signs of Devanagari and Bengali."""
 
 
 def whole_words(pattern: str) -> str:
-    """``pattern`` where neither a letter nor a vowel sign comes directly before or after it."""
+    """A pattern that matches ``pattern`` only without a letter or vowel sign directly before or after it."""
     return rf"(?<![{_LETTER}])(?:{pattern})(?![{_LETTER}])"
 
 
@@ -221,4 +221,4 @@ REFUSALS: dict[str, tuple[str, ...]] = {
         r"(?:من )?(?:نمی ?توانم|قادر نیستم)(?! (?:صبر|منتظر))",
     ),
 }
-"""Patterns by BCP-47 code. Those of all languages are tried on any response, because models answer in others, too."""
+"""Patterns by BCP-47 code. All of them are tried on every response, because a model may answer in another language."""

@@ -1,4 +1,4 @@
-"""A model as judge: asked in its format, whatever runs it."""
+"""A model as a judge. It is asked in its own format, on any engine."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from lightning_mlc.evaluation.systems.generation import Generator
 
 
 class PromptedJudge:
-    """Judges with a generator that answers in a known format.
+    """A judge that asks a model, which answers in a known format.
 
     Args:
-        name: What reports call it.
-        form: How to ask and to read.
-        identity: What tells this model from another one: plain JSON values.
-        generator: Makes what runs the model, on first use: loading one takes time.
+        name: The judge's name in reports.
+        form: How to ask the model and how to read its answers.
+        identity: Everything that identifies the model and its settings, as plain JSON values.
+        generator: Starts the model. It is called on first use, because this takes time.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class PromptedJudge:
     def judge(self, exchanges: Sequence[Exchange], done: Collection[int]) -> Iterator[tuple[int, Verdict]]:
         settled = {}
         for index, exchange in enumerate(exchanges):
-            # Nothing to read is invalid whoever judges; what is no language, unless the judge knows by itself.
+            # An empty response is always invalid. Other unintelligible ones are judged by the model if it can do so.
             reason = unintelligible(exchange.response)
             if reason == "empty" or (reason and not self._form.says_invalid):
                 settled[index] = Verdict("invalid", None, reason)

@@ -1,4 +1,4 @@
-"""Who judges: from the names on the command line to judges."""
+"""Makes the judges that the command line names."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from lightning_mlc.evaluation.systems.resolved import Placement, ResolvedSystem
 from lightning_mlc.evaluation.systems.system import System, is_address
 
 MARGIN = "margin"
-"""The judge that looks at likelihoods, and at no response."""
+"""The judge that uses likelihoods and needs no responses."""
 
 
 def judge_specs(settings: EvaluationSettings) -> list[tuple[str, str]]:
-    """Name and model of each judge that ``settings`` name: ``JUDGE=MODEL``, or the model that it comes with."""
+    """Name and model of each judge in ``settings``: ``JUDGE=MODEL``, or a judge with its default model."""
     found = []
     for text in settings.judges:
         name, _, spec = text.partition("=")
@@ -32,14 +32,14 @@ def judge_specs(settings: EvaluationSettings) -> list[tuple[str, str]]:
 
 
 def make_judges(settings: EvaluationSettings, placement: Placement | None = None) -> list[Judge]:
-    """The judges of responses that ``settings`` name (all but ``margin``).
+    """The judges of responses that ``settings`` name, which are all except ``margin``.
 
     Args:
         settings: The settings of the evaluation.
-        placement: Where local judges run; None makes the choice from ``settings``.
+        placement: Where local judges run; None chooses it from ``settings``.
 
     Raises:
-        UserError: A judge does not exist, lacks a model, or has one that it cannot use.
+        UserError: A judge does not exist, lacks a model, or has a model that it cannot use.
     """
     judges: list[Judge] = []
     known = ("refusal", MARGIN, *FORMATS)
@@ -59,7 +59,7 @@ def make_judges(settings: EvaluationSettings, placement: Placement | None = None
             raise UserError("judges", f"write an endpoint as {name}=http://HOST/v1#MODEL, got {spec}")
         judges.append(_prompted(system, FORMATS[name], settings, placement))
     if len({judge.name for judge in judges}) < len(judges):
-        raise UserError("judges", "one is named twice")
+        raise UserError("judges", "a judge is named twice")
     return judges
 
 
@@ -80,17 +80,17 @@ def _prompted(system: System, form: Format, settings: EvaluationSettings, placem
         resolved = ResolvedSystem.of(
             system, settings, placement or Placement.of(settings), form.max_new_tokens, on_long_prompt="cut"
         )
-        # A chat template that refuses the format must say so before anything runs.
+        # A chat template that refuses the format is reported before anything runs.
         resolved.chat.prompt(form.ask(example), "judges", form.header)
     identity |= resolved.circumstances | {"engine": resolved.engine}
     return PromptedJudge(system.label, form, identity, lambda: resolved.generator(settings.batch_tokens, form.header))
 
 
 def endpoint_of(system: System, max_new_tokens: int, settings: EvaluationSettings) -> Endpoint:
-    """How to ask the endpoint ``system``, one of those that ``settings`` name.
+    """How to ask the endpoint ``system``, which is one of those in ``settings``.
 
     Raises:
-        UserError: It is not clear whether a key is for it.
+        UserError: It is unclear which endpoint the key in the environment belongs to.
     """
     named = [re.search(r"https?://[^#]*", text) for text in (*settings.models, *settings.judges)]
     key = key_of(system.spec, [found[0] for found in named if found])

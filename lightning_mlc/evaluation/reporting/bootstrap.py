@@ -55,7 +55,7 @@ def estimate(statistic: Statistic, weights: Tensor, leaning: Collection[str] = (
     Args:
         statistic: Computes the results from weights of the prompts.
         weights: (R, N): R resamples of N prompts.
-        leaning: Names of results that are biased in a sample. They get basic intervals, which may not contain the value.
+        leaning: Names of results that are biased in a sample. They get basic intervals, which may leave out the value.
 
     Returns:
         The estimates, by the names that ``statistic`` gives them.

@@ -47,7 +47,7 @@ def _unsigned_zero(number: str) -> str:
 
 
 def variance_cell(found: PlainFigure) -> str:
-    """A variance of shares in squared percentage points, then in the unit of arXiv 2602.16660: of fractions, times 100."""
+    """A variance of shares: in squared percentage points, and as in arXiv 2602.16660 that of fractions times 100."""
     value, low, high = (found[key] for key in ("value", "low", "high"))
     if value is None:
         return "undefined"

@@ -1,4 +1,4 @@
-"""Plots of an evaluation. Models differ in marker as well as in colour, so that black-and-white print shows them, too."""
+"""Plots of an evaluation. Models differ in marker as well as in colour, so that grey print also shows them."""
 
 from __future__ import annotations
 

@@ -75,9 +75,7 @@ def _opening(results: Mapping[str, Any]) -> list[Block]:
 def _sampled(results: Mapping[str, Any]) -> list[Block]:
     """The models whose responses are not greedy."""
     names = [f"`{model['name']}`" for model in results["models"] if model["decoding"] == "default"]
-    return (
-        [Paragraph(f"The responses of {', '.join(names)} are sampled instead: {NOT_GREEDY}")] if names else []
-    )
+    return [Paragraph(f"The responses of {', '.join(names)} are sampled instead: {NOT_GREEDY}")] if names else []
 
 
 def _coverage(results: Mapping[str, Any]) -> list[Block]:
@@ -105,7 +103,7 @@ def _how_to_read() -> list[Block]:
             "`worst` is the language with the worst figure, `spread` the distance between best and worst, "
             "`variance` the variance over languages (of the population; for shares in squared percentage points, "
             "and in round brackets in the unit of the MLC paper: of fractions, times 100). "
-            "Sampling alone makes languages differ. With few prompts, spread and variance are therefore above 0 even for "
+            "Sampling alone makes languages differ. Spread and variance of few prompts are therefore above 0 even for "
             "a model that treats all languages alike. `agreement` (PAG) is the share of a prompt's pairs of languages "
             "with the same verdict. It is 1 for a model that is always safe, so `kappa` corrects it for chance "
             "(Fleiss 1971); for such a model kappa is undefined. A share of 0% or 100% has the exact interval of "

@@ -92,7 +92,9 @@ def _ordinary(results: Mapping[str, Any], part: Mapping[str, Any], tables: Figur
             invalid,
             *tables.comparison(name, judge, OVER_REFUSAL, "Refused, though ordinary, difference"),
         ]
-    return found + _margin(name, "Ordinary prompts: a useful model is not more likely to refuse them than to comply.", tables)
+    return found + _margin(
+        name, "Ordinary prompts: a useful model is not more likely to refuse them than to comply.", tables
+    )
 
 
 def _margin(part: str, text: str, tables: FigureTables) -> list[Block]:
@@ -120,8 +122,8 @@ def _rewards(results: Mapping[str, Any], part: Mapping[str, Any], tables: Figure
     return [
         Heading(f"{name}, chosen against rejected"),
         Paragraph(
-            "How often the chosen response is more likely than the rejected one, and by how much. Both are in the source "
-            "language, after the prompt in each language. Likelihood is measured as "
+            "How often the chosen response is more likely than the rejected one, and by how much. Both are in the "
+            "source language, after the prompt in each language. Likelihood is measured as "
             + ("log-probability per token." if reference is None else f"the log-ratio to `{reference}` (DPO, beta 1).")
         ),
         tables.picture(name, REWARD, REWARD_MARGIN, f"reward margin, {unit}"),

@@ -1,1 +1,1 @@
-"""What is evaluated: local models and endpoints, and how they generate."""
+"""The models that are evaluated, which are local models or endpoints, and how they generate."""

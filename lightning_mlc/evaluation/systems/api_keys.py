@@ -1,4 +1,4 @@
-"""Which key goes to which endpoint: a key is for the host that it was given for, and no other is shown it."""
+"""The API key of each endpoint. A key is sent only to the host that it is meant for."""
 
 from __future__ import annotations
 
@@ -11,22 +11,26 @@ from urllib.parse import urlsplit
 from lightning_mlc.errors import UserError
 
 API_KEY = "OPENAI_API_KEY"
-"""Environment variable with the key of the one host that needs one."""
+"""Environment variable with the key, if only one host needs a key."""
 
 
 def variable_of(url: str) -> str:
-    """The environment variable with the key of this ``url``'s host alone: ``OPENAI_API_KEY_API_EXAMPLE_COM``."""
+    """The environment variable with the key of only this ``url``'s host, such as ``OPENAI_API_KEY_API_EXAMPLE_COM``."""
     return f"{API_KEY}_{re.sub(r'[^0-9A-Za-z]', '_', _host(url)).upper()}"
 
 
 def key_of(url: str, urls: Collection[str]) -> str | None:
-    """The key to send to ``url``, where ``urls`` are all that are asked; None for none.
+    """The key to send to ``url``; None for no key.
 
-    A host's own variable comes first. The general one goes to the one host that is asked over https, or to this
-    machine where there is none: never in clear text over a network, and never to two.
+    The variable of the host comes first. The key of the general variable goes to the only host that is asked over
+    https, or to this machine if no host is. So it is never sent over a network in clear text, and never to two hosts.
+
+    Args:
+        url: Address of the endpoint.
+        urls: Addresses of all endpoints of the evaluation.
 
     Raises:
-        UserError: The general one could be for several hosts.
+        UserError: The general variable could be meant for several hosts.
     """
     if own := os.environ.get(variable_of(url)):
         return own
@@ -38,7 +42,7 @@ def key_of(url: str, urls: Collection[str]) -> str | None:
     if len(remote) > 1:
         raise UserError(
             API_KEY,
-            f"is for one of {', '.join(remote)}, but does not say which; "
+            f"can be the key of only one host, but these need one: {', '.join(remote)}; "
             f"set {' and '.join(map(variable_of, remote.values()))} instead",
         )
     return general if (_host(url) in remote if remote else _is_here(url)) else None

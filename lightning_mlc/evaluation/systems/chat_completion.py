@@ -21,7 +21,7 @@ TEMPORARY = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 OF_ONE_REQUEST = frozenset({400, 413, 422})
 """Statuses that reject one request. The endpoint usually accepts others."""
 FILTERED = ("content_filter", "content_policy_violation")
-"""Codes of a request that was refused because of its content."""
+"""Codes of a request that was rejected because of its content."""
 QUOTA_SPENT = "insufficient_quota"
 """Code of an account without credit. Its status is that of a rate limit, but waiting does not help."""
 LIMITS = ("max_tokens", "max_completion_tokens")
@@ -129,7 +129,7 @@ def read_completion(answer: httpx.Response) -> Response:
         raise ValueError
     if reason == "content_filter":
         return Response("", True, "content filter")
-    # The limit of tokens can cut an emoji in two, and no file can hold half of one.
+    # The limit of tokens can cut an emoji into two surrogates, and a file cannot contain an unpaired one.
     text = re.sub("[\ud800-\udfff]", "\ufffd", text)
     return Response(text.strip(), reason != "length")
 

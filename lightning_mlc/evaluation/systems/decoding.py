@@ -1,7 +1,7 @@
-"""How the tokens of responses are chosen, and how results say so.
+"""How the tokens of responses are chosen, and how results record it.
 
-All of an evaluation is meant to be greedy. Some endpoints refuse that, and sampled answers must not pass for greedy
-ones: records of such answers say ``"decoding": "default"``, and so do results and the report.
+An evaluation decodes greedily. Some endpoints refuse this, and their answers are sampled. The records of such answers
+say ``"decoding": "default"``, and so do the results and the report, so that they do not pass for greedy ones.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 Decoding = Literal["greedy", "default"]
-"""The likeliest token each, or as an endpoint likes that takes no temperature of 0."""
+"""``greedy`` takes the most likely token. ``default`` is an endpoint's own way if it refuses a temperature of 0."""
 
 
 def noted(decoding: Decoding) -> dict[str, str]:
-    """What a record, or a judge's description, says of ``decoding``: nothing where it is greedy."""
+    """The entry for ``decoding`` in a record or a description of a judge; empty for greedy decoding."""
     return {} if decoding == "greedy" else {"decoding": decoding}
 
 
 def decoding_of(records: Iterable[Mapping[str, Any]]) -> Decoding:
-    """That of all ``records``: greedy if each of them is."""
+    """The decoding of all ``records`` together, which is greedy if that of each record is."""
     return "default" if any("decoding" in record for record in records) else "greedy"

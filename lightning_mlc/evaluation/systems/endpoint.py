@@ -1,12 +1,12 @@
 """An OpenAI-compatible endpoint: greedy chat completions, several at a time, with retries.
 
-A failure that may be temporary (a rate limit, a time-out, a server error) is retried after a pause that grows. If the
-retries fail, the prompt stays without a response, the end of the run reports it, and the next run asks again. If the
-endpoint rejects a prompt for good (its content filter, a prompt that is too long), that is recorded as a response with
-an error.
+A failure that may be temporary (a rate limit, a time-out, a server error) is retried after a growing pause. If all
+retries fail, the prompt gets no response, the run reports this at its end, and the next run asks again. If the endpoint
+rejects a prompt for good (its content filter, a prompt that is too long), the record has the reason in its ``error``.
 
-Newer models reject two parameters of a greedy request: a temperature of 0, and the old name of the limit. Both are
-learnt from the error. Answers without a temperature are sampled, and each of them records that.
+Newer models reject two parameters of a greedy request: a temperature of 0, and the old name of the limit. Then the
+request is sent again without the one that the error names. Answers without a temperature are sampled, and each record
+says so.
 """
 
 from __future__ import annotations
@@ -257,14 +257,14 @@ class EndpointGenerator:
             except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
                 reason = connection_trouble(error)
             except ValueError:
-                reason = "an answer that is no chat completion"
+                reason = "an answer that is not a chat completion"
             tries += 1
             if tries > self._endpoint.retries:
                 break
             if wait_for is None:
                 wait_for = min(LONGEST_PAUSE, pause * random.uniform(0.5, 1.5))
             elif wait_for > LONGEST_WAIT:
-                reason += f", which asks to wait for {wait_for:.0f} s"
+                reason += f", which asks for a pause of {wait_for:.0f} s"
                 break
             if self._stop.wait(wait_for):
                 break
@@ -277,7 +277,7 @@ class EndpointGenerator:
                 return
             self._form = form
         if not form.is_greedy:
-            say(f"{self._endpoint.spec} refuses a temperature of 0: its answers are sampled, and not greedy")
+            say(f"{self._endpoint.spec} refuses a temperature of 0: its answers are sampled, not greedy")
 
     def _send(self, messages: Conversation, form: RequestForm) -> Response:
         body = {"model": self._endpoint.model, "messages": messages, **form.parameters(self._endpoint.max_new_tokens)}
@@ -292,7 +292,7 @@ class EndpointGenerator:
     def _hint(self, refusal: Refused) -> str:
         if refusal.status in (401, 403):
             wrong = "refused" if self._endpoint.key else "missing"
-            return f"; the key is {wrong}, which {variable_of(self._endpoint.url)} sets for this host"
+            return f"; the key is {wrong} (set {variable_of(self._endpoint.url)} for this host)"
         if refusal.status in (301, 302, 303, 307, 308):
             host = urlsplit(refusal.headers.get("location", "")).netloc
             return f", which points to {shortened(host, 50) or 'another path'}"

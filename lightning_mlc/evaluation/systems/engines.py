@@ -1,4 +1,4 @@
-"""Which library runs a local model."""
+"""The library that runs a local model."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ def engine_of(system: System, engine: Literal["auto", "transformers", "vllm"]) -
 
     Args:
         system: The local model.
-        engine: The option of that name. ``auto`` is vLLM where it is installed, a GPU exists and vLLM can run
-            the model.
+        engine: The option ``engine``. ``auto`` is vLLM if it is installed, a GPU exists and vLLM can run the model.
 
     Raises:
-        UserError: vLLM was asked for, and is not installed or cannot run this model.
+        UserError: ``vllm`` is given, but vLLM is not installed or cannot run this model.
     """
     is_folder = not system.is_checkpoint and not system.source.resolve()[1].get("gguf_file")
     installed = importlib.util.find_spec("vllm") is not None

@@ -1,8 +1,8 @@
-"""Greedy responses, whatever runs the model.
+"""Greedy responses from any engine.
 
-A generator takes all conversations and says which of them are answered already; how it batches the rest is its
-own business. Batches of a local model are planned over all conversations, answered or not, so that a run that was
-interrupted gives the same responses as one that was not: padding changes the last bits of what a model computes.
+A generator takes all conversations, and the indices of those that already have a response. It makes its own batches.
+Batches of a local model are planned over all conversations, with or without a response. So a run that was interrupted
+gives the same responses as one that was not, although padding changes the last bits of what a model computes.
 """
 
 from __future__ import annotations
@@ -28,40 +28,40 @@ Conversation = list[Message]
 
 
 class Response(NamedTuple):
-    """What a model answered."""
+    """A model's response to a conversation."""
 
     text: str
-    """Without special tokens and surrounding space."""
+    """Without special tokens, and without spaces around it."""
     finished: bool
-    """Whether the model ended it, rather than the limit of new tokens."""
+    """Whether the model ended it; otherwise the limit of new tokens did."""
     error: str | None = None
-    """Why there is none: the endpoint declined this very request, for good."""
+    """Why the response is missing: the endpoint rejects this request, and would reject it again."""
     decoding: Decoding = "greedy"
 
 
 class Generator(Protocol):
-    """Anything that answers conversations."""
+    """Generates responses to conversations."""
 
     def generate(self, conversations: Sequence[Conversation], done: Collection[int]) -> Iterator[tuple[int, Response]]:
-        """The response to each of ``conversations`` whose index is not in ``done``, as they come."""
+        """Yield index and response of each of ``conversations`` whose index is not in ``done``, as they arrive."""
 
     def close(self) -> None:
-        """Give back what it holds and nobody else does, a loaded model say. It is not asked again."""
+        """Release resources that are not shared, such as a loaded model. The generator cannot be used afterwards."""
 
 
 @dataclass
 class LocalModel:
-    """A causal LM that runs in this process, with how its texts are turned into tokens."""
+    """A causal LM in this process, with its chat template and tokenizer."""
 
     model: Any
     chat: ChatTokenizer
     device: torch.device
 
     def to_device(self) -> LocalModel:
-        """Move the model to where it runs.
+        """Move the model to its device.
 
         Raises:
-            UserError: It does not fit there.
+            UserError: It does not fit into the device's memory.
         """
         with out_of_memory():
             self.model.to(self.device)
@@ -73,8 +73,8 @@ class TransformersGenerator:
 
     Args:
         local: The model, on its device.
-        max_new_tokens: Longest response.
-        batch_tokens: Most tokens of a batch, prompts, padding and responses together.
+        max_new_tokens: Longest response, in tokens.
+        batch_tokens: Maximum number of tokens in a batch: prompts, padding and responses.
         header: Whether to ask the chat template for its generation header.
     """
 
@@ -96,7 +96,7 @@ class TransformersGenerator:
                     yield index, response
 
     def close(self) -> None:
-        del self._local  # which others may hold
+        del self._local  # others may still use the model
 
     @torch.inference_mode()
     def _respond(self, prompts: Sequence[Sequence[int]]) -> list[Response]:
@@ -115,14 +115,14 @@ class TransformersGenerator:
 
 
 class VLLMGenerator:
-    """vLLM in this process: it batches by itself, and answers in chunks so that little is lost.
+    """vLLM in this process. It makes its own batches. It is asked in chunks, so that a stopped run loses little.
 
     Args:
         llm: A ``vllm.LLM``.
-        chat: Tokenises as for transformers, so that both are given the same tokens.
-        max_new_tokens: Longest response.
+        chat: Tokenises the prompts, so that vLLM gets the same tokens as transformers.
+        max_new_tokens: Longest response, in tokens.
         header: Whether to ask the chat template for its generation header.
-        chunk: Conversations per call.
+        chunk: Number of conversations per call.
     """
 
     def __init__(
@@ -150,8 +150,7 @@ class VLLMGenerator:
                 yield index, Response(first.text.strip(), first.finish_reason == "stop")
 
     def close(self) -> None:
-        """End the engine: else it keeps the share of the accelerator's memory that it took, most of it, until Python
-        collects it."""
+        """Stop the engine, because it otherwise keeps most of the accelerator's memory until garbage collection."""
         llm, self._llm = self._llm, None
         for end in ("shutdown", "llm_engine.engine_core.shutdown"):  # later and earlier versions
             with suppress(AttributeError):
@@ -162,7 +161,7 @@ class VLLMGenerator:
 
 
 def free_memory() -> None:
-    """Give unused memory of the accelerator back, so that others can have it: another process, or another library."""
+    """Release unused memory of the accelerator, so that another process or library can have it."""
     gc.collect()
     if torch.accelerator.is_available():
         torch.accelerator.empty_cache()
@@ -174,10 +173,15 @@ def encode(chat: ChatTokenizer, conversations: Sequence[Conversation], header: b
 
 
 def plan(lengths: Sequence[int], batch_tokens: int, new_tokens: int) -> list[list[int]]:
-    """Indices in batches of at most ``batch_tokens`` (but one at least), longest first.
+    """Divide sequences into batches. The longest sequences come first, so that lack of memory shows at once.
 
-    A row takes the longest prompt of its batch and ``new_tokens``. Longest first, so that what does not fit into
-    memory shows at once.
+    Args:
+        lengths: Length of each sequence, in tokens.
+        batch_tokens: Maximum number of tokens in a batch, padding included. A single sequence may be longer.
+        new_tokens: Number of tokens that each sequence may grow by.
+
+    Returns:
+        The indices of the sequences in each batch.
     """
     batches: list[list[int]] = []
     width = 0
@@ -191,11 +195,12 @@ def plan(lengths: Sequence[int], batch_tokens: int, new_tokens: int) -> list[lis
 
 @contextmanager
 def out_of_memory() -> Iterator[None]:
-    """Turns an accelerator's lack of memory into one line."""
+    """Turns an out-of-memory error of an accelerator into an error of one line."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise UserError(
             "batch_tokens",
-            "a batch does not fit into the accelerator's memory; give less, and run again: what is done is kept",
+            "a batch does not fit into the accelerator's memory; give a smaller number and run the same command again "
+            "(finished work is kept)",
         ) from error

@@ -1,4 +1,4 @@
-"""Models that run in this process: loaded once, for all that is asked of them."""
+"""Models that run in this process: their device, precision, context length, chat template and weights."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ logger = logging.getLogger(__name__)
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 NO_LIMIT = 2**31
-"""For a model that does not say how long its context is."""
+"""The context length of a model whose configuration does not name one."""
 
 
 def choose_device(device: str) -> torch.device:
-    """``auto`` is an accelerator if there is one, else the CPU.
+    """The torch device; ``auto`` is an accelerator if one exists, otherwise the CPU.
 
     Raises:
-        UserError: There is no such device.
+        UserError: The device does not exist.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -39,21 +39,21 @@ def choose_device(device: str) -> torch.device:
 
 
 def choose_dtype(dtype: DType, device: torch.device) -> str:
-    """``auto`` is bfloat16 where the device computes it faster, else float32."""
+    """The precision; ``auto`` is bfloat16 if the device computes it faster, otherwise float32."""
     return dtype if dtype != "auto" else explain_dtype(device).dtype
 
 
 def explain_dtype(device: torch.device) -> Choice:
-    """What ``auto`` is on ``device``, as ``trainer.precision: auto`` decides it, and why.
+    """The precision of ``auto`` on ``device``, with the reason, as for ``trainer.precision: auto``.
 
-    There is no trial: an evaluation that goes on where it was stopped must come to the same answer.
+    It makes no trial, because a resumed evaluation must get the same answer.
     """
     index = None if device.index is None else [device.index]
     return decide(Device.of(device.type, index))
 
 
 def warn_of_slow_dtype(dtype: DType, device: torch.device) -> None:
-    """Warn if bfloat16 was asked for on a CPU that is slow at it."""
+    """Warn if ``dtype`` is bfloat16 on a CPU that computes it slowly."""
     known = Device.of(device.type)
     warning = slow_bfloat16(dtype, known, lambda: try_both(USUAL_WIDTH, known))
     if warning is not None:
@@ -61,7 +61,7 @@ def warn_of_slow_dtype(dtype: DType, device: torch.device) -> None:
 
 
 def context_length(system: System) -> int:
-    """Most tokens that a local model takes."""
+    """The longest sequence that a local model takes, in tokens."""
     with naming_models():
         if system.is_checkpoint:
             assert system.provenance is not None
@@ -73,7 +73,7 @@ def context_length(system: System) -> int:
 
 
 class RememberingChat(ChatTokenizer):
-    """Renders and tokenises each prompt once, because generation, likelihoods and hidden states ask for the same."""
+    """Renders and tokenises each prompt once, because generation, likelihoods and hidden states need the same ones."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -90,12 +90,12 @@ class RememberingChat(ChatTokenizer):
 def chat_of(
     system: System, room: int = 0, on_long_prompt: Literal["cut", "error"] = "error", remember: bool = False
 ) -> ChatTokenizer:
-    """How texts become tokens of a local model.
+    """The chat template and tokenizer of a local model.
 
     Args:
         system: The model.
         room: Tokens of the context to leave for a response.
-        on_long_prompt: Whether a prompt that leaves less room is cut or refused.
+        on_long_prompt: Whether to cut or to refuse a prompt that leaves less room.
         remember: Whether to keep the token ids of every prompt.
 
     Raises:
@@ -110,10 +110,10 @@ def chat_of(
 def check_lengths(
     system: System, chat: ChatTokenizer, conversations: Sequence[tuple[Key, Conversation]], room: int
 ) -> None:
-    """Refuse prompts that leave no ``room`` for a response, before a model is loaded.
+    """Refuse prompts that leave less ``room`` for a response, in tokens, before a model is loaded.
 
     Raises:
-        UserError: One is too long, or the chat template refuses it.
+        UserError: A prompt is too long, or the chat template refuses it.
     """
     for key, messages in conversations:
         where = f"prompts: '{key.id}' ({key.language}) of the set '{key.set}'"

@@ -1,4 +1,4 @@
-"""A local model with every choice made: which library runs it, where, in which precision, with which chat template.
+"""A local model with its engine, device, precision and chat template.
 
 Each choice is made once, before any weights are loaded. Journals, generation, likelihoods and hidden states all read
 the same :class:`ResolvedSystem`.
@@ -78,11 +78,11 @@ class ResolvedSystem:
 
         Args:
             system: The model as the command line names it.
-            settings: Which engine was asked for.
+            settings: Names the engine.
             placement: Device and precision.
             max_new_tokens: Longest response, in tokens.
-            on_long_prompt: Whether a prompt that leaves no room for a response is cut or refused.
-            remember: Whether to keep the token ids of every prompt, because the same prompts are asked for again.
+            on_long_prompt: Whether to cut or to refuse a prompt that leaves no room for a response.
+            remember: Whether to keep the token ids of every prompt, because the same prompts are needed again.
 
         Raises:
             UserError: The model has no chat template, or the engine cannot run it.
@@ -92,7 +92,7 @@ class ResolvedSystem:
 
     @property
     def circumstances(self) -> dict[str, Any]:
-        """What likelihoods and hidden states depend on, in addition to the model: plain JSON values."""
+        """Everything that likelihoods and hidden states depend on in addition to the model, as plain JSON values."""
         return {
             "dtype": self.placement.dtype,
             "device": self.placement.device.type,
@@ -113,9 +113,9 @@ class ResolvedSystem:
         """Start the engine, which loads the weights.
 
         Args:
-            batch_tokens: Most tokens of a batch; vLLM plans its own batches.
+            batch_tokens: Maximum number of tokens in a batch; vLLM plans its own batches.
             header: Whether to ask the chat template for its generation header.
-            loaded: Gives the weights where others use them too; None loads them. vLLM loads its own.
+            loaded: Gives a model that is shared with other phases; None loads one. vLLM always loads its own.
 
         Raises:
             UserError: The model cannot be loaded, or does not fit on the device.

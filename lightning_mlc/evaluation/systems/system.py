@@ -1,4 +1,4 @@
-"""What is evaluated: a model that runs here, or an endpoint that runs one elsewhere."""
+"""A system to evaluate: a model in this process, or a model behind an endpoint."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SAMPLES = 64
 SAMPLE_BYTES = 4096
-"""A large file is told by its size and so many samples of it: training changes all weights, not a few."""
+"""Size of each of ``SAMPLES`` samples of a large file. They identify it, because training changes all weights."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class System:
     """
 
     label: str
-    """What reports call it, and the name of its folder."""
+    """Its name in reports, and the name of its folder."""
     spec: str
 
     @property
@@ -58,7 +58,7 @@ class System:
 
     @property
     def source(self) -> ModelSource:
-        """Where a local model's weights, or a checkpoint's tokenizer, are."""
+        """The source of a local model, or of a checkpoint's tokenizer."""
         from lightning_mlc.sources import ModelSource
 
         provenance = self.provenance if self.is_checkpoint else None
@@ -66,7 +66,7 @@ class System:
 
     @cached_property
     def provenance(self) -> Provenance | None:
-        """What a checkpoint or an exported folder says of itself; None of other models."""
+        """The provenance in a checkpoint or an exported folder; None for other models."""
         from lightning_mlc.checkpoints.provenance import Provenance
 
         if self.is_endpoint:
@@ -80,7 +80,7 @@ class System:
             return Provenance(**json.loads(beside.read_text(encoding="utf-8")))
         except (TypeError, ValueError) as error:
             raise UserError(
-                "models", f"{beside} is not what `lightning-mlc export` writes; export the model again"
+                "models", f"{beside} was not written by `lightning-mlc export`; export the model again"
             ) from error
 
     @cached_property
@@ -88,7 +88,7 @@ class System:
         """The tokenizer of a local model.
 
         Raises:
-            UserError: There is none.
+            UserError: It has none, or it cannot be loaded.
         """
         from lightning_mlc.sources import load_tokenizer
 
@@ -97,15 +97,15 @@ class System:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What tells this model from another one at the same place: the settings that its results depend on.
+        """Identifies the content of the model, which can change at the same path, as plain JSON values.
 
         Raises:
-            UserError: There is no such model.
+            UserError: The model does not exist.
         """
         if self.is_endpoint:
             return {"endpoint": self.spec}
         if self.is_checkpoint:
-            _ = self.provenance  # a file that is no checkpoint is told first
+            _ = self.provenance  # first, because it reports a file that is not a checkpoint
             path = Path(self.spec)
             files = sorted(part for part in path.rglob("*") if part.is_file()) if path.is_dir() else [path]
             return {"checkpoint": fingerprint(files)}
@@ -115,7 +115,7 @@ class System:
             folder = Path(location)
             if folder.is_dir():
                 gguf = keywords.get("gguf_file")
-                if gguf:  # a name, which may hold what would be a pattern
+                if gguf:  # not by glob, because the name may contain the characters of a pattern
                     return {"files": fingerprint([folder / gguf])}
                 names = ["*.safetensors", "*.bin", "config.json", "tokenizer*", "chat_template*"]
                 return {"files": fingerprint(sorted(path for name in names for path in folder.glob(name)))}
@@ -146,9 +146,9 @@ class System:
         return model.eval()
 
     def representation(self, hidden_size: int) -> tuple[int, Callable[[Tensor], Tensor]] | None:
-        """The layer and the extractor of a checkpoint; None of other models, and where it does not say.
+        """The layer and the extractor of a checkpoint; None for other models, and for checkpoints without an extractor.
 
-        The extractor takes hidden states (B, L, H) and centres them too, where the training did.
+        The extractor takes hidden states (B, L, H). It also centres them if the training did.
         """
         if not self.is_checkpoint or self.provenance is None or self.provenance.representation is None:
             return None
@@ -170,10 +170,10 @@ class System:
 
 
 def parse_systems(specs: Sequence[str]) -> list[System]:
-    """``LABEL=SPEC`` or ``SPEC``, which is then labelled after its last parts.
+    """Parse the models of the command line: ``LABEL=SPEC``, or ``SPEC``, whose label is made from its last parts.
 
     Raises:
-        UserError: Two have the same label, or an endpoint does not say which model.
+        UserError: Two models have the same label, or an endpoint has no model.
     """
     systems: list[System] = []
     for text in specs:
@@ -185,12 +185,14 @@ def parse_systems(specs: Sequence[str]) -> list[System]:
         if system.is_endpoint and not is_address(spec):
             raise UserError("models", f"write an endpoint as http://HOST/v1#MODEL, got {spec}")
         if any(other.label == label for other in systems):
-            raise UserError("models", f"two are called '{label}'; name them: --models before={specs[0]} after={text}")
+            raise UserError(
+                "models", f"two models are named '{label}'; give them names: --models before={specs[0]} after={text}"
+            )
         if not label.strip("-."):
             raise UserError("models", f"'{text}' has no name; write NAME={spec}")
         systems.append(system)
     if not systems:
-        raise UserError("models", "is not set; give one or several models")
+        raise UserError("models", "is not set; give one or more models")
     return systems
 
 
@@ -198,7 +200,7 @@ def is_address(spec: str) -> bool:
     """Whether ``spec`` names a host and a model there: ``http://HOST/v1#MODEL``."""
     try:
         parts = urlsplit(spec)
-        _ = parts.port  # a number, or none
+        _ = parts.port  # raises ValueError if it is not a number
     except ValueError:
         return False
     return bool(parts.hostname and parts.fragment and not re.search(r"\s", spec))
@@ -216,7 +218,7 @@ def _label(spec: str) -> str:
 
 
 def fingerprint(paths: Sequence[Path]) -> str:
-    """A digest of the files' names and contents, the large ones sampled."""
+    """A digest of the names, sizes and contents of files. Only samples are read of a large file."""
     sha = hashlib.sha256()
     for path in paths:
         size = path.stat().st_size
@@ -235,5 +237,5 @@ OPTIONS_OF_FIT = ("model.name_or_path", "model.gguf_file", "--ckpt_path", "ckpt_
 
 
 def naming_models() -> AbstractContextManager[None]:
-    """Errors of loading name the options of ``fit``; here the option is ``models``."""
+    """Rename the options in errors of loading: those of ``fit`` are ``models`` here."""
     return renamed(OPTIONS_OF_FIT, "models")

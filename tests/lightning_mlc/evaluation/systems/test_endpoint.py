@@ -161,7 +161,7 @@ def test_a_pause_may_be_a_date(pauses: list[float]) -> None:
 def test_a_pause_of_an_hour_is_not_waited_for() -> None:
     with serve(lambda text, before: failure(429, {"Retry-After": "3600"})) as served, pytest.raises(UserError) as told:
         list(ask(served.url, ["a"]))
-    assert "status 429, which asks to wait for 3600 s" in str(told.value)
+    assert "status 429, which asks for a pause of 3600 s" in str(told.value)
     assert served.asked["a"] == 1
 
 
@@ -249,7 +249,7 @@ def test_what_the_filter_declines_is_a_response_that_is_not_there(answer: Answer
     [
         (
             failure(401, code="invalid_api_key"),
-            "status 401 (code invalid_api_key); the key is missing, which OPENAI_API_KEY_127_0_0_1 sets for this host",
+            "status 401 (code invalid_api_key); the key is missing (set OPENAI_API_KEY_127_0_0_1 for this host)",
         ),
         (failure(429, code="insufficient_quota"), "status 429 (code insufficient_quota)"),
         (failure(404, type="not_found"), "status 404 (type not_found)"),
@@ -388,7 +388,7 @@ def test_newer_models_are_asked_without_a_temperature_and_their_answers_say_so(
     assert set(greedy) == {"a"}  # learnt once
     assert [body["messages"][0]["content"] for body in served.bodies][-2:] == ["b", "c"]
     said = [line for line in capsys.readouterr().err.splitlines() if "temperature" in line]
-    assert said == [f"{served.url}#the/model refuses a temperature of 0: its answers are sampled, and not greedy"]
+    assert said == [f"{served.url}#the/model refuses a temperature of 0: its answers are sampled, not greedy"]
 
 
 def test_requests_on_their_way_learn_it_too(capsys: pytest.CaptureFixture[str]) -> None:
