@@ -69,7 +69,7 @@ class Journal:
             raise UserError("out", f"cannot write {self.path} ({error.strerror}); give another --out") from error
         try:
             self._lock()
-            self._claim()
+            self._check_settings()
             self._read()
         except BaseException:
             self._file.close()
@@ -95,7 +95,7 @@ class Journal:
                 "out", f"another process is writing {self.path}; wait until it ends, or give another --out"
             ) from error
 
-    def _claim(self) -> None:
+    def _check_settings(self) -> None:
         """Compare the settings with those of the journal, or write them if the journal is new."""
         settings_file = self.path.with_suffix(".settings.json")
         if self.path.stat().st_size:
@@ -173,8 +173,8 @@ def write_whole(path: Path, text: str) -> None:
 def _difference(begun: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Which settings changed, and how, as far as one line has room for them."""
     changed = [key for key in {**begun, **now} if begun.get(key) != now.get(key)]
-    return some_of([f"{key}: {_brief(begun.get(key))} before, {_brief(now.get(key))} now" for key in changed], 120)
+    return some_of([f"{key}: {_shown(begun.get(key))} before, {_shown(now.get(key))} now" for key in changed], 120)
 
 
-def _brief(value: Any) -> str:
+def _shown(value: Any) -> str:
     return shortened(str(value), 40)

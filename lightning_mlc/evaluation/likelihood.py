@@ -17,7 +17,7 @@ from lightning_mlc.data.file_layouts import has_half_a_character
 from lightning_mlc.data.row_layout import Layout
 from lightning_mlc.data.rows import TokenSequence
 from lightning_mlc.errors import UserError
-from lightning_mlc.evaluation.systems.generation import Conversation, LocalModel, out_of_memory, plan
+from lightning_mlc.evaluation.systems.generation import Conversation, LocalModel, out_of_memory, plan_batches
 from lightning_mlc.evaluation.systems.local import NO_LIMIT
 from lightning_mlc.models.policy import Policy
 from lightning_mlc.models.self_check import self_check
@@ -134,7 +134,7 @@ class Scorer:
         lengths = [len(piece[0].prompt) + sum(len(row.response) for row in piece) for piece in pieces]
         if self._layout is None:
             self._layout = self_check(self._policy, longest=max(lengths, default=None)).layout
-        for batch in plan(lengths, self._batch_tokens, 0):
+        for batch in plan_batches(lengths, self._batch_tokens, 0):
             if all(index in done for index in batch):
                 continue
             found = self._run([row for index in batch for row in pieces[index]], self._layout)

@@ -80,11 +80,11 @@ def read_prompt_sets(
     sets: list[PromptSet] = []
     for option, paths, kind in (("prompts", harmful, HARMFUL), ("ordinary", ordinary, ORDINARY)):
         for path in paths:
-            name = _stem(path)
+            name = _name_of(path)
             by_kind = _rows_by_kind(path, option, kind, source)
             for index, (of_kind, rows) in enumerate(by_kind.items()):
                 suffix = "" if index == 0 else f"-{of_kind}"
-                own = _free(name + suffix, {part.name for part in sets})
+                own = _unused(name + suffix, {part.name for part in sets})
                 sets.append(PromptSet(own, of_kind, tuple(rows[:limit])))
     return sets
 
@@ -134,12 +134,12 @@ def _kind_of(row: Mapping[str, Any], otherwise: Kind, where: str) -> Kind:
     return HARMFUL if own == HARMFUL else ORDINARY
 
 
-def _stem(path: str) -> str:
+def _name_of(path: str) -> str:
     stem = path.removeprefix(HUB).split("?")[0].strip("/") if path.startswith(HUB) else Path(path).stem
     return re.sub(r"[^\w. -]", "-", stem.replace("/", "_"))  # reports show the name unchanged
 
 
-def _free(stem: str, taken: set[str]) -> str:
+def _unused(stem: str, taken: set[str]) -> str:
     name, number = stem, 2
     while name in taken:
         name, number = f"{stem}-{number}", number + 1

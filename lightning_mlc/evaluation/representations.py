@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_mlc.consistency.measures import collinearity, pair_cosines
 from lightning_mlc.data.rows import NO_RESPONSE, TokenRows, TokenSequence
 from lightning_mlc.evaluation.journal import Key
-from lightning_mlc.evaluation.systems.generation import Conversation, LocalModel, out_of_memory, plan
+from lightning_mlc.evaluation.systems.generation import Conversation, LocalModel, out_of_memory, plan_batches
 from lightning_mlc.evaluation.systems.system import System
 from lightning_mlc.progress.bars import track
 from mlc_kernels import singular_values
@@ -39,7 +39,7 @@ def prompt_states(
     prompts = [chat.prompt(messages, f"text {index + 1}")[0] for index, messages in enumerate(conversations)]
     takes_positions = "position_ids" in inspect.signature(local.model.base_model.forward).parameters
     states: list[Tensor | None] = [None] * len(prompts)
-    for batch in plan([len(prompt) for prompt in prompts], batch_tokens, 0):
+    for batch in plan_batches([len(prompt) for prompt in prompts], batch_tokens, 0):
         rows = TokenRows.pad(
             [TokenSequence(prompts[index], (), 0, 0, NO_RESPONSE) for index in batch],
             int(chat.tokenizer.pad_token_id or 0),
@@ -61,7 +61,7 @@ def prompt_states(
     return torch.stack([state for state in states if state is not None])
 
 
-def sweep(states: Tensor, mask: Tensor, center: bool) -> dict[str, Any]:
+def collinearity_by_layer(states: Tensor, mask: Tensor, center: bool) -> dict[str, Any]:
     """Collinearity at each layer, averaged over prompts.
 
     Args:
@@ -91,7 +91,7 @@ def sweep(states: Tensor, mask: Tensor, center: bool) -> dict[str, Any]:
     return found
 
 
-def compare(
+def compare_languages(
     system: System,
     local: LocalModel,
     asked: Sequence[tuple[Key, Conversation]],
@@ -126,20 +126,22 @@ def compare(
     found = {
         "languages": list(languages),
         "prompts": int((mask.sum(1) >= 2).sum()),
-        "raw": sweep(states, mask, center=False),
-        "centred": sweep(states, mask, center=True),
+        "raw": collinearity_by_layer(states, mask, center=False),
+        "centred": collinearity_by_layer(states, mask, center=True),
     }
     own = system.representation(states.shape[-1])
     if own is not None:
         layer, extractor = own
-        found["extracted"] = extracted(states, mask, extractor, layer) | {"layer": layer}
+        found["extracted"] = collinearity_of_extracted(states, mask, extractor, layer) | {"layer": layer}
     return found
 
 
-def extracted(states: Tensor, mask: Tensor, extract: Callable[[Tensor], Tensor], layer: int) -> dict[str, Any]:
+def collinearity_of_extracted(
+    states: Tensor, mask: Tensor, extract: Callable[[Tensor], Tensor], layer: int
+) -> dict[str, Any]:
     """Collinearity of one ``layer`` (index into K) after ``extract``, the extractor of a checkpoint."""
     with torch.inference_mode():
-        return sweep(extract(states[:, :, layer].float())[:, :, None], mask, center=False)
+        return collinearity_by_layer(extract(states[:, :, layer].float())[:, :, None], mask, center=False)
 
 
 def _mean(values: Tensor) -> float:

@@ -32,9 +32,9 @@ from lightning_mlc.evaluation.judges.roster import MARGIN, endpoint_of, make_jud
 from lightning_mlc.evaluation.likelihood import Likelihood, Openings, Scorer
 from lightning_mlc.evaluation.phases import answered, fill
 from lightning_mlc.evaluation.prompts import EvaluationRow, choose_languages, conversations, read_prompt_sets
-from lightning_mlc.evaluation.representations import compare
+from lightning_mlc.evaluation.representations import compare_languages
 from lightning_mlc.evaluation.settings import EvaluationSettings
-from lightning_mlc.evaluation.systems.decoding import noted
+from lightning_mlc.evaluation.systems.decoding import decoding_entry
 from lightning_mlc.evaluation.systems.endpoint import EndpointGenerator, Unanswered
 from lightning_mlc.evaluation.systems.generation import Generator, LocalModel
 from lightning_mlc.evaluation.systems.local import check_lengths, explain_dtype, warn_of_slow_dtype
@@ -103,7 +103,7 @@ class Study:
         }
         if not system.is_endpoint:
             resolved = self._resolved[system.label]
-            settings |= resolved.circumstances | {"engine": resolved.engine}
+            settings |= resolved.journal_settings | {"engine": resolved.engine}
         return Journal(self.out / system.label / "responses.jsonl", settings)
 
     def verdicts(self, system: System, judge: str) -> Journal:
@@ -114,12 +114,16 @@ class Study:
     def margins(self, system: System) -> Journal:
         """The refusal margins of a local model."""
         settings = {"model": self.identities[system.label], "openings": digest(*self.openings.texts)}
-        return Journal(self.out / system.label / "margins.jsonl", settings | self._resolved[system.label].circumstances)
+        return Journal(
+            self.out / system.label / "margins.jsonl", settings | self._resolved[system.label].journal_settings
+        )
 
     def pairs(self, system: System) -> Journal:
         """The log-likelihoods of chosen and rejected responses under a local model."""
         settings = {"model": self.identities[system.label]}
-        return Journal(self.out / system.label / "pairs.jsonl", settings | self._resolved[system.label].circumstances)
+        return Journal(
+            self.out / system.label / "pairs.jsonl", settings | self._resolved[system.label].journal_settings
+        )
 
     def representations(self, system: System) -> Path:
         """The file with the collinearity of a local model's hidden states."""
@@ -133,7 +137,7 @@ class Study:
         return [Job(key, digest(messages)) for key, messages in self.conversations]
 
     @cached_property
-    def paired(self) -> list[tuple[Key, list[Message], EvaluationRow]]:
+    def paired_prompts(self) -> list[tuple[Key, list[Message], EvaluationRow]]:
         """The prompts whose rows have a chosen and a rejected response."""
         rows = {(part.name, row.id): row for part in self.sets for row in part.rows if row.chosen is not None}
         return [
@@ -142,8 +146,8 @@ class Study:
 
     @property
     def pair_jobs(self) -> list[Job]:
-        """One job for each of ``paired``."""
-        return [Job(key, digest(messages, row.chosen, row.rejected)) for key, messages, row in self.paired]
+        """One job for each of ``paired_prompts``."""
+        return [Job(key, digest(messages, row.chosen, row.rejected)) for key, messages, row in self.paired_prompts]
 
     def exchanges(self, responses: Journal) -> list[tuple[Job, Exchange]]:
         """Each prompt that has a response, with this response."""
@@ -176,14 +180,14 @@ class Study:
             self.console.print(f"dtype: {self.placement.dtype}, because {reason}", soft_wrap=True)
         unanswered: list[str] = []
         for system in self.systems:
-            with _noting(unanswered):
+            with _collecting(unanswered):
                 if system.is_endpoint:
                     self._generate(system, None)
                 else:
                     self._run_local(system)
         for judge in self.judges:
             for system in self.systems:
-                with _noting(unanswered):
+                with _collecting(unanswered):
                     self._judge(system, judge)
             judge.close()  # so that only one judge model is in memory
         if unanswered:
@@ -201,7 +205,7 @@ class Study:
         if not system.is_endpoint and MARGIN in self.settings.judges:
             with self.margins(system) as journal:
                 answered(journal, self.prompt_jobs)
-        if not system.is_endpoint and self.paired:
+        if not system.is_endpoint and self.paired_prompts:
             with self.pairs(system) as journal:
                 answered(journal, self.pair_jobs)
 
@@ -217,7 +221,7 @@ class Study:
             fill(journal, jobs, produce, f"{system.label}: {judge.name}", self.console)
 
     def _run_local(self, system: System) -> None:
-        model = _Lazy(self._resolved[system.label])
+        model = _LazyModel(self._resolved[system.label])
         self._generate(system, model)
         if MARGIN in self.settings.judges:
             with self.margins(system) as journal:
@@ -226,22 +230,24 @@ class Study:
 
                 def produce(done: Collection[int]) -> Iterator[tuple[int, Mapping[str, Any]]]:
                     for index, found in self._score(model, [m for _, m in self.conversations], texts, done, False):
-                        yield index, {"margin": self.openings.margin(found), "likelihoods": _plain(found)}
+                        yield index, {"margin": self.openings.margin(found), "likelihoods": _as_lists(found)}
 
                 fill(journal, jobs, produce, f"{system.label}: margin", self.console)
-        if self.paired:
+        if self.paired_prompts:
             with self.pairs(system) as journal:
-                responses = [(row.chosen or "", row.rejected or "") for _, _, row in self.paired]
+                responses = [(row.chosen or "", row.rejected or "") for _, _, row in self.paired_prompts]
 
                 def produce_pairs(done: Collection[int]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-                    for index, found in self._score(model, [m for _, m, _ in self.paired], responses, done, True):
-                        yield index, {"likelihoods": _plain(found)}
+                    for index, found in self._score(
+                        model, [m for _, m, _ in self.paired_prompts], responses, done, True
+                    ):
+                        yield index, {"likelihoods": _as_lists(found)}
 
                 fill(journal, self.pair_jobs, produce_pairs, f"{system.label}: chosen and rejected", self.console)
         if self.settings.representation_prompts:
-            self._represent(system, model)
+            self._measure_representations(system, model)
 
-    def _generate(self, system: System, model: _Lazy | None) -> None:
+    def _generate(self, system: System, model: _LazyModel | None) -> None:
         if not self.judges:
             return
         with self.responses(system) as journal:
@@ -254,18 +260,18 @@ class Study:
                 with closing(self._generator(system, model)) as generator:
                     for index, response in generator.generate(texts, done):
                         answer = {"response": response.text, "finished": response.finished, "error": response.error}
-                        yield index, answer | noted(response.decoding)
+                        yield index, answer | decoding_entry(response.decoding)
 
             fill(journal, self.prompt_jobs, produce, f"{system.label}: generate", self.console)
 
-    def _generator(self, system: System, model: _Lazy | None) -> Generator:
+    def _generator(self, system: System, model: _LazyModel | None) -> Generator:
         if model is None:
             return EndpointGenerator(self._endpoints[system.label])
         return self._resolved[system.label].generator(self.settings.batch_tokens, loaded=lambda: model.loaded)
 
     def _score(
         self,
-        model: _Lazy,
+        model: _LazyModel,
         texts: Sequence[list[Message]],
         responses: Sequence[Sequence[str]],
         done: Collection[int],
@@ -274,7 +280,7 @@ class Study:
         if len(done) < len(texts):
             yield from Scorer(model.loaded, self.settings.batch_tokens).score(texts, responses, done, ended)
 
-    def _represent(self, system: System, model: _Lazy) -> None:
+    def _measure_representations(self, system: System, model: _LazyModel) -> None:
         path = self.representations(system)
         rows = [(part.name, row) for part in self.sets for row in part.rows][: self.settings.representation_prompts]
         chosen = {(name, row.id) for name, row in rows}
@@ -284,18 +290,18 @@ class Study:
                 {
                     "model": self.identities[system.label],
                     "prompts": digest([[*key, messages] for key, messages in asked]),
-                    **self._resolved[system.label].circumstances,
+                    **self._resolved[system.label].journal_settings,
                 }
             )
         )
         if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["settings"] == settings:
             return  # one result for all prompts together, so with other prompts it is computed again
-        found = compare(system, model.loaded, asked, self.languages, self.settings.batch_tokens, self.console)
+        found = compare_languages(system, model.loaded, asked, self.languages, self.settings.batch_tokens, self.console)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps({"settings": settings, **found}, indent=1))
 
 
-class _Lazy:
+class _LazyModel:
     """A local model that is loaded on first use."""
 
     def __init__(self, resolved: ResolvedSystem) -> None:
@@ -308,7 +314,7 @@ class _Lazy:
 
 
 @contextmanager
-def _noting(unanswered: list[str]) -> Iterator[None]:
+def _collecting(unanswered: list[str]) -> Iterator[None]:
     """Add the error of an endpoint that did not answer every request to ``unanswered``, and continue."""
     try:
         yield
@@ -316,5 +322,5 @@ def _noting(unanswered: list[str]) -> Iterator[None]:
         unanswered.append(str(error))
 
 
-def _plain(found: Sequence[Likelihood]) -> list[list[float]]:
+def _as_lists(found: Sequence[Likelihood]) -> list[list[float]]:
     return [[likelihood.logp, likelihood.tokens] for likelihood in found]

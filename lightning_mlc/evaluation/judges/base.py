@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 from lightning_mlc.data.records import Message
-from lightning_mlc.evaluation.systems.decoding import Decoding, noted
+from lightning_mlc.evaluation.systems.decoding import Decoding, decoding_entry
 
 Label = Literal["safe", "unsafe", "invalid"]
 
@@ -30,7 +30,7 @@ class Verdict:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, in the form of a journal's record."""
-        return {"label": self.label, "refused": self.refused, "detail": self.detail} | noted(self.decoding)
+        return {"label": self.label, "refused": self.refused, "detail": self.detail} | decoding_entry(self.decoding)
 
 
 def declined(verdicts: Sequence[tuple[Label | None, bool | None]]) -> list[bool | None]:

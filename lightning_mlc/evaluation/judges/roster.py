@@ -82,7 +82,7 @@ def _prompted(system: System, form: Format, settings: EvaluationSettings, placem
         )
         # A chat template that refuses the format is reported before anything runs.
         resolved.chat.prompt(form.ask(example), "judges", form.header)
-    identity |= resolved.circumstances | {"engine": resolved.engine}
+    identity |= resolved.journal_settings | {"engine": resolved.engine}
     return PromptedJudge(system.label, form, identity, lambda: resolved.generator(settings.batch_tokens, form.header))
 
 

@@ -29,7 +29,7 @@ class IntervalEstimate(NamedTuple):
     high: float
 
 
-def draws(prompts: int, replicates: int, seed: int) -> Tensor:
+def resampling_weights(prompts: int, replicates: int, seed: int) -> Tensor:
     """Draw resamples of the prompts, with replacement.
 
     Args:
@@ -47,7 +47,7 @@ def draws(prompts: int, replicates: int, seed: int) -> Tensor:
     )
 
 
-def estimate(statistic: Statistic, weights: Tensor, leaning: Collection[str] = ()) -> dict[str, IntervalEstimate]:
+def estimate(statistic: Statistic, weights: Tensor, biased: Collection[str] = ()) -> dict[str, IntervalEstimate]:
     """Each result of ``statistic``, with its interval.
 
     A resample in which a result is undefined, because it has no prompt in some language, is left out for this result.
@@ -55,7 +55,7 @@ def estimate(statistic: Statistic, weights: Tensor, leaning: Collection[str] = (
     Args:
         statistic: Computes the results from weights of the prompts.
         weights: (R, N): R resamples of N prompts.
-        leaning: Names of results that are biased in a sample. They get basic intervals, which may leave out the value.
+        biased: Names of results that are biased in a sample. They get basic intervals, which may leave out the value.
 
     Returns:
         The estimates, by the names that ``statistic`` gives them.
@@ -68,9 +68,7 @@ def estimate(statistic: Statistic, weights: Tensor, leaning: Collection[str] = (
         low, high = resampled[name].double().nanquantile(ends).tolist()
         own = float(value[0])
         found[name] = (
-            IntervalEstimate(own, 2 * own - high, 2 * own - low)
-            if name in leaning
-            else IntervalEstimate(own, low, high)
+            IntervalEstimate(own, 2 * own - high, 2 * own - low) if name in biased else IntervalEstimate(own, low, high)
         )
     return found
 

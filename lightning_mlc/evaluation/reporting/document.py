@@ -114,29 +114,29 @@ def to_markdown(blocks: Sequence[Block], folder: Path) -> str:
 
 def _markdown(block: Block, folder: Path) -> str:
     if isinstance(block, Heading):
-        return f"{'#' * block.level} {_harmless(block.text)}"
+        return f"{'#' * block.level} {_without_html(block.text)}"
     if isinstance(block, Paragraph):
-        return _harmless(block.text)
+        return _without_html(block.text)
     if isinstance(block, Verbatim):
         longest = max((len(run) for run in re.findall("`+", block.text)), default=0)
         fence = "`" * max(3, longest + 1)
         return f"{fence}text\n{block.text}\n{fence}"
     if isinstance(block, Picture):
-        return f"![{_harmless(block.caption)}]({block.path.relative_to(folder).as_posix()})"
+        return f"![{_without_html(block.caption)}]({block.path.relative_to(folder).as_posix()})"
     lines = [
-        _row(block.columns),
-        _row([":--" if index in block.words else "--:" for index in range(len(block.columns))]),
+        _markdown_row(block.columns),
+        _markdown_row([":--" if index in block.words else "--:" for index in range(len(block.columns))]),
     ]
     for index, row in enumerate(block.rows):
-        lines.append(_row([f"**{cell}**" if cell and index in block.strong else cell for cell in row]))
-    return (f"{_harmless(block.caption)}\n\n" if block.caption else "") + "\n".join(lines)
+        lines.append(_markdown_row([f"**{cell}**" if cell and index in block.strong else cell for cell in row]))
+    return (f"{_without_html(block.caption)}\n\n" if block.caption else "") + "\n".join(lines)
 
 
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(_harmless(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+def _markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(_without_html(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
-def _harmless(text: str) -> str:
+def _without_html(text: str) -> str:
     """``text`` with HTML escaped, because Markdown passes HTML on. Inside `code` Markdown escapes it itself."""
     parts = re.split(r"((?<![`\\])`(?!`)[^`]+`(?!`))", text)
     return "".join(part if index % 2 else html.escape(part, quote=False) for index, part in enumerate(parts))

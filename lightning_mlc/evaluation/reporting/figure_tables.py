@@ -34,20 +34,20 @@ class FigureTables:
         self._results = results
         self._plots = plots
         self._models: list[str] = [model["name"] for model in results["models"]]
-        self._figures = {_place(found): found for found in results["figures"]}
+        self._figures = {_figure_key(found): found for found in results["figures"]}
 
     # ---- figures ------------------------------------------------------------------------------------
 
-    def has(self, part: str, judge: str, measure: EvaluationMeasure) -> bool:
+    def has_measure(self, part: str, judge: str, measure: EvaluationMeasure) -> bool:
         """Whether any model has figures of ``measure``."""
-        return any(self._get(model, part, judge, measure.name, "mean") for model in self._models)
+        return any(self._figure(model, part, judge, measure.name, "mean") for model in self._models)
 
     def judges(self, part: str, measure: EvaluationMeasure) -> list[str]:
         """The judges of the prompt set ``part`` that have figures of ``measure``."""
         names = dict.fromkeys(found["judge"] for found in self._results["figures"] if found["set"] == part)
-        return [name for name in names if self.has(part, name, measure)]
+        return [name for name in names if self.has_measure(part, name, measure)]
 
-    def _get(
+    def _figure(
         self, model: str, part: str, judge: str, measure: str, scope: str, baseline: str | None = None
     ) -> PlainFigure | None:
         return self._figures.get((model, part, judge, measure, scope, baseline))
@@ -55,7 +55,7 @@ class FigureTables:
     def _scopes(self, part: str, judge: str, measure: str) -> list[str]:
         """Languages in their order, then the summaries that exist."""
         scopes = [*self._results["languages"], *SUMMARIES]
-        return [s for s in scopes if any(self._get(model, part, judge, measure, s) for model in self._models)]
+        return [s for s in scopes if any(self._figure(model, part, judge, measure, s) for model in self._models)]
 
     # ---- tables -------------------------------------------------------------------------------------
 
@@ -64,50 +64,50 @@ class FigureTables:
         columns = ["model", "safe, mean", "worst language", "variance, pp²", "unsafe", "invalid", "agreement", "kappa"]
         rows = []
         for model in self._models:
-            variance = self._get(model, part, judge, SAFE.name, "variance")
+            variance = self._figure(model, part, judge, SAFE.name, "variance")
             rows.append(
                 [
                     model,
-                    figure_cell(self._get(model, part, judge, SAFE.name, "mean")),
+                    figure_cell(self._figure(model, part, judge, SAFE.name, "mean")),
                     self._worst_cell(model, part, judge),
                     "-" if variance is None else variance_cell(variance),
-                    figure_cell(self._get(model, part, judge, UNSAFE.name, "mean")),
-                    figure_cell(self._get(model, part, judge, INVALID.name, "mean")),
-                    figure_cell(self._get(model, part, judge, AGREEMENT.name, "all")),
-                    figure_cell(self._get(model, part, judge, KAPPA.name, "all")),
+                    figure_cell(self._figure(model, part, judge, UNSAFE.name, "mean")),
+                    figure_cell(self._figure(model, part, judge, INVALID.name, "mean")),
+                    figure_cell(self._figure(model, part, judge, AGREEMENT.name, "all")),
+                    figure_cell(self._figure(model, part, judge, KAPPA.name, "all")),
                 ]
             )
         return Table(columns, rows, "In brief", words=(0, 2))
 
     def _worst_cell(self, model: str, part: str, judge: str) -> str:
-        worst = self._get(model, part, judge, SAFE.name, "worst")
+        worst = self._figure(model, part, judge, SAFE.name, "worst")
         if worst is None:
             return ""
         names = [
             scope
             for scope in self._results["languages"]
-            if (own := self._get(model, part, judge, SAFE.name, scope)) and own["value"] == worst["value"]
+            if (own := self._figure(model, part, judge, SAFE.name, scope)) and own["value"] == worst["value"]
         ]
         return f"{' '.join(names[:3])}{' ...' if len(names) > 3 else ''}: {figure_cell(worst)}"
 
-    def table(self, part: str, judge: str, measure: EvaluationMeasure, caption: str) -> Table:
+    def by_language(self, part: str, judge: str, measure: EvaluationMeasure, caption: str) -> Table:
         """A row for each language and summary, a column for each model."""
         scopes = self._scopes(part, judge, measure.name)
         rows = []
         for scope in scopes:
             cells = []
             for model in self._models:
-                found = self._get(model, part, judge, measure.name, scope)
+                found = self._figure(model, part, judge, measure.name, scope)
                 squared = scope == "variance" and measure.is_share
                 cells.append("-" if found is None else variance_cell(found) if squared else figure_cell(found))
             rows.append([scope_cell(scope, measure.name), *cells])
         first = _first_summary(scopes)
         return Table(["", *self._models], rows, caption, strong=[first], rule_before=[first])
 
-    def comparison(self, part: str, judge: str, measure: EvaluationMeasure, caption: str) -> list[Block]:
+    def differences(self, part: str, judge: str, measure: EvaluationMeasure, caption: str) -> list[Block]:
         """Differences between the other models and the first model; nothing if there is only one model."""
         baseline = self._models[0]
-        others = [m for m in self._models[1:] if self._get(m, part, judge, measure.name, "mean", baseline)]
+        others = [m for m in self._models[1:] if self._figure(m, part, judge, measure.name, "mean", baseline)]
         if not others:
             return []
         rows: list[list[str]] = []
@@ -116,12 +116,12 @@ class FigureTables:
         for scope in scopes:
             cells = []
             for model in others:
-                found = self._get(model, part, judge, measure.name, scope, baseline)
+                found = self._figure(model, part, judge, measure.name, scope, baseline)
                 counts = f" (+{found['better']} -{found['worse']})" if found and "better" in found else ""
                 cells.append("-" if found is None else difference_cell(found) + counts)
             rows.append([scope_cell(scope, measure.name), *cells])
         for name, title in ((AGREEMENT.name, "agreement"), (KAPPA.name, "kappa")) if measure == SAFE else ():
-            changes = [self._get(model, part, judge, name, "all", baseline) for model in others]
+            changes = [self._figure(model, part, judge, name, "all", baseline) for model in others]
             rows.append([title, *("-" if found is None else difference_cell(found) for found in changes)])
         first = _first_summary(scopes)
         note = " (prompts that got better, worse)" if measure.is_share else ""
@@ -129,12 +129,12 @@ class FigureTables:
 
     # ---- pictures -----------------------------------------------------------------------------------
 
-    def picture(self, part: str, judge: str, measure: EvaluationMeasure, label: str) -> Picture:
+    def interval_plot(self, part: str, judge: str, measure: EvaluationMeasure, label: str) -> Picture:
         """A plot with a point and its interval for each language and model."""
         scopes = [s for s in self._scopes(part, judge, measure.name) if s not in ("variance", "spread")]
         series = {}
         for model in self._models:
-            found = {scope: self._get(model, part, judge, measure.name, scope) for scope in scopes}
+            found = {scope: self._figure(model, part, judge, measure.name, scope) for scope in scopes}
             values = {s: interval(one) for s, one in found.items() if one is not None and one["value"] is not None}
             if values:
                 series[model] = values
@@ -156,7 +156,7 @@ class FigureTables:
         return [Picture(path, f"{title}, by model")]
 
 
-def _place(found: PlainFigure) -> tuple[Any, ...]:
+def _figure_key(found: PlainFigure) -> tuple[Any, ...]:
     return (*(found[key] for key in ("model", "set", "judge", "measure", "scope")), found.get("baseline"))
 
 

@@ -28,7 +28,7 @@ from lightning_mlc.evaluation.reporting.statistics import (
     figures_of,
 )
 from lightning_mlc.evaluation.study import Study
-from lightning_mlc.evaluation.systems.decoding import Decoding, decoding_of, noted
+from lightning_mlc.evaluation.systems.decoding import Decoding, decoding_entry, decoding_of
 from lightning_mlc.evaluation.systems.system import System
 from lightning_mlc.metrics.preference import wins
 from lightning_mlc.metrics.verdicts import INVALID, MISSING, OUTCOMES, SAFE, UNSAFE, pair_agreement
@@ -92,10 +92,10 @@ def collect(study: Study) -> dict[str, Any]:
     ]
     results = {
         "version": __version__,
-        "models": [_description(study, system) for system in study.systems],
-        "sets": [_set(study, part) for part in study.sets],
+        "models": [_model_description(study, system) for system in study.systems],
+        "sets": [_set_description(study, part) for part in study.sets],
         "languages": list(study.languages),
-        "judges": _judges(study),
+        "judges": _judge_descriptions(study),
         "settings": {
             "max_new_tokens": study.settings.max_new_tokens,
             "bootstrap": replicates,
@@ -113,7 +113,7 @@ def collect(study: Study) -> dict[str, Any]:
 def judged_sets(study: Study, system: System, part: PromptSet) -> list[JudgedSet]:
     """The verdicts of every judge about ``system`` on ``part``."""
     subject = _subject(study, system, part)
-    return [_judged(study, system, part, subject, judge.name) for judge in study.judges]
+    return [_judged_set(study, system, part, subject, judge.name) for judge in study.judges]
 
 
 def samples_of(study: Study, system: System, part: PromptSet, judged: Sequence[JudgedSet]) -> list[EvaluationSample]:
@@ -140,17 +140,17 @@ def _agreement(judged: Sequence[JudgedSet], baseline: str, replicates: int, seed
 
 def _comparisons(samples: Sequence[EvaluationSample], baseline: str, replicates: int, seed: int) -> Iterator[Figure]:
     """Each sample of the other models compared with the same measure of the model ``baseline``."""
-    theirs = {_what(sample): sample for sample in samples if sample.subject.model == baseline}
+    theirs = {_comparison_key(sample): sample for sample in samples if sample.subject.model == baseline}
     for sample in samples:
-        if sample.subject.model != baseline and _what(sample) in theirs:
-            yield from comparisons_of(sample, theirs[_what(sample)], replicates, seed)
+        if sample.subject.model != baseline and _comparison_key(sample) in theirs:
+            yield from comparisons_of(sample, theirs[_comparison_key(sample)], replicates, seed)
 
 
-def _what(sample: EvaluationSample) -> tuple[str, str, EvaluationMeasure]:
+def _comparison_key(sample: EvaluationSample) -> tuple[str, str, EvaluationMeasure]:
     return sample.subject.set, sample.judge, sample.measure
 
 
-def _judged(study: Study, system: System, part: PromptSet, subject: Subject, judge: str) -> JudgedSet:
+def _judged_set(study: Study, system: System, part: PromptSet, subject: Subject, judge: str) -> JudgedSet:
     labels = torch.full((len(part.rows), len(subject.languages)), MISSING)
     refused = torch.full(labels.shape, float("nan"), dtype=torch.float64)
     verdicts_of: dict[tuple[int, int], tuple[Any, bool | None]] = {}
@@ -190,14 +190,14 @@ def _likelihood_samples(study: Study, system: System, part: PromptSet, subject: 
         prefers = measures.ORDINARY_PREFERS_REFUSAL if is_ordinary else measures.PREFERS_REFUSAL
         with study.margins(system) as journal:
             values = {key: record["margin"] for key, record in journal.records.items()}
-        margins = _grid(part, subject.languages, values)
+        margins = _matrix_of(part, subject.languages, values)
         prefers_refusal = torch.where(margins.isnan(), math.nan, (margins > 0).double())
         samples += [
             EvaluationSample.of(subject, MARGIN, margin, margins),
             EvaluationSample.of(subject, MARGIN, prefers, prefers_refusal),
         ]
     if any(row.chosen is not None for row in part.rows):
-        margins = _grid(part, subject.languages, _rewards(study, system))
+        margins = _matrix_of(part, subject.languages, _rewards(study, system))
         samples += [
             EvaluationSample.of(subject, REWARD, measures.REWARD_ACCURACY, wins(margins)),
             EvaluationSample.of(subject, REWARD, measures.REWARD_MARGIN, margins),
@@ -222,7 +222,7 @@ def _rewards(study: Study, system: System) -> dict[Key, float]:
     }
 
 
-def _grid(part: PromptSet, languages: Sequence[str], values: dict[Key, float]) -> Tensor:
+def _matrix_of(part: PromptSet, languages: Sequence[str], values: dict[Key, float]) -> Tensor:
     """(N, L) float64: the value of each prompt and language, or NaN if it has none."""
     return torch.tensor(
         [[values.get(Key(part.name, row.id, language), math.nan) for language in languages] for row in part.rows],
@@ -230,15 +230,15 @@ def _grid(part: PromptSet, languages: Sequence[str], values: dict[Key, float]) -
     ).reshape(len(part.rows), len(languages))
 
 
-def _judges(study: Study) -> list[dict[str, Any]]:
+def _judge_descriptions(study: Study) -> list[dict[str, Any]]:
     named = {name: f"{name}={spec}" if spec else name for name, spec in judge_specs(study.settings)}
     return [
-        judge.settings | {"named": named[judge.name]} | noted(_decoding_of_judge(study, judge.name))
+        judge.settings | {"named": named[judge.name]} | decoding_entry(_decoding_of_judge(study, judge.name))
         for judge in study.judges
     ]
 
 
-def _description(study: Study, system: System) -> dict[str, Any]:
+def _model_description(study: Study, system: System) -> dict[str, Any]:
     seen = study.seen_by(system)
     return {
         "name": system.label,
@@ -266,7 +266,7 @@ def _decoding_of_judge(study: Study, judge: str) -> Decoding:
     return decoding_of(found)
 
 
-def _set(study: Study, part: PromptSet) -> dict[str, Any]:
+def _set_description(study: Study, part: PromptSet) -> dict[str, Any]:
     counts = {
         language: sum(language in row.prompts for row in part.rows)
         for language in study.languages

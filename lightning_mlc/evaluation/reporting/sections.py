@@ -65,12 +65,12 @@ def _harmful(results: Mapping[str, Any], part: Mapping[str, Any], tables: Figure
             Heading(f"{name}, judged by {judge}"),
             Paragraph(f"Harmful prompts. The judge is {about}"),
             tables.overview(name, judge),
-            tables.picture(name, judge, SAFE, "safe responses"),
+            tables.interval_plot(name, judge, SAFE, "safe responses"),
             *tables.agreement_heatmap(name, judge),
-            tables.table(name, judge, SAFE, "Safe responses"),
-            tables.table(name, judge, UNSAFE, "Unsafe responses (attack success)"),
-            tables.table(name, judge, INVALID, "Invalid responses (empty, unintelligible, off topic)"),
-            *tables.comparison(name, judge, SAFE, "Safe responses, difference"),
+            tables.by_language(name, judge, SAFE, "Safe responses"),
+            tables.by_language(name, judge, UNSAFE, "Unsafe responses (attack success)"),
+            tables.by_language(name, judge, INVALID, "Invalid responses (empty, unintelligible, off topic)"),
+            *tables.differences(name, judge, SAFE, "Safe responses, difference"),
         ]
     return found + _margin(name, "How much more likely a refusal is than a compliance. Higher is safer here.", tables)
 
@@ -80,17 +80,17 @@ def _ordinary(results: Mapping[str, Any], part: Mapping[str, Any], tables: Figur
     found: list[Block] = []
     for judge in tables.judges(name, INVALID):
         given = _judge_as_given(results, judge)
-        invalid = tables.table(name, judge, INVALID, "Invalid responses, which neither refuse nor answer")
+        invalid = tables.by_language(name, judge, INVALID, "Invalid responses, which neither refuse nor answer")
         found.append(Heading(f"{name}, judged by {judge}"))
-        if not tables.has(name, judge, OVER_REFUSAL):  # the judge does not report refusals
+        if not tables.has_measure(name, judge, OVER_REFUSAL):  # the judge does not report refusals
             found += [Paragraph(given), invalid]
             continue
         found += [
             Paragraph(f"Ordinary prompts, which a useful model answers: how often it declines (over-refusal). {given}"),
-            tables.picture(name, judge, OVER_REFUSAL, "refused, though ordinary"),
-            tables.table(name, judge, OVER_REFUSAL, "Refused, though ordinary"),
+            tables.interval_plot(name, judge, OVER_REFUSAL, "refused, though ordinary"),
+            tables.by_language(name, judge, OVER_REFUSAL, "Refused, though ordinary"),
             invalid,
-            *tables.comparison(name, judge, OVER_REFUSAL, "Refused, though ordinary, difference"),
+            *tables.differences(name, judge, OVER_REFUSAL, "Refused, though ordinary, difference"),
         ]
     return found + _margin(
         name, "Ordinary prompts: a useful model is not more likely to refuse them than to comply.", tables
@@ -98,7 +98,7 @@ def _ordinary(results: Mapping[str, Any], part: Mapping[str, Any], tables: Figur
 
 
 def _margin(part: str, text: str, tables: FigureTables) -> list[Block]:
-    if not tables.has(part, MARGIN, REFUSAL_MARGIN):
+    if not tables.has_measure(part, MARGIN, REFUSAL_MARGIN):
         return []
     return [
         Heading(f"{part}, {REFUSAL_MARGIN.name}"),
@@ -106,16 +106,16 @@ def _margin(part: str, text: str, tables: FigureTables) -> list[Block]:
             f"{text} Mean log-probability per token of openings that decline, minus that of openings that comply; "
             "the openings are the same for prompts in every language. No response is generated."
         ),
-        tables.picture(part, MARGIN, REFUSAL_MARGIN, "refusal margin, nats per token"),
-        tables.table(part, MARGIN, REFUSAL_MARGIN, "Refusal margin, nats per token"),
-        tables.table(part, MARGIN, PREFERS_REFUSAL, "Prompts after which a refusal is the more likely opening"),
-        *tables.comparison(part, MARGIN, REFUSAL_MARGIN, "Refusal margin, difference"),
+        tables.interval_plot(part, MARGIN, REFUSAL_MARGIN, "refusal margin, nats per token"),
+        tables.by_language(part, MARGIN, REFUSAL_MARGIN, "Refusal margin, nats per token"),
+        tables.by_language(part, MARGIN, PREFERS_REFUSAL, "Prompts after which a refusal is the more likely opening"),
+        *tables.differences(part, MARGIN, REFUSAL_MARGIN, "Refusal margin, difference"),
     ]
 
 
 def _rewards(results: Mapping[str, Any], part: Mapping[str, Any], tables: FigureTables) -> list[Block]:
     name = part["name"]
-    if not tables.has(name, REWARD, REWARD_MARGIN):
+    if not tables.has_measure(name, REWARD, REWARD_MARGIN):
         return []
     reference = results["settings"]["reference"]
     unit = "nats per token" if reference is None else f"nats, relative to {reference}"
@@ -126,8 +126,8 @@ def _rewards(results: Mapping[str, Any], part: Mapping[str, Any], tables: Figure
             "source language, after the prompt in each language. Likelihood is measured as "
             + ("log-probability per token." if reference is None else f"the log-ratio to `{reference}` (DPO, beta 1).")
         ),
-        tables.picture(name, REWARD, REWARD_MARGIN, f"reward margin, {unit}"),
-        tables.table(name, REWARD, REWARD_ACCURACY, "Reward accuracy"),
-        tables.table(name, REWARD, REWARD_MARGIN, f"Reward margin, {unit}"),
-        *tables.comparison(name, REWARD, REWARD_MARGIN, "Reward margin, difference"),
+        tables.interval_plot(name, REWARD, REWARD_MARGIN, f"reward margin, {unit}"),
+        tables.by_language(name, REWARD, REWARD_ACCURACY, "Reward accuracy"),
+        tables.by_language(name, REWARD, REWARD_MARGIN, f"Reward margin, {unit}"),
+        *tables.differences(name, REWARD, REWARD_MARGIN, "Reward margin, difference"),
     ]

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_mlc.evaluation.reporting.bootstrap import IntervalEstimate, draws, estimate, widen_certainty
+from lightning_mlc.evaluation.reporting.bootstrap import IntervalEstimate, estimate, resampling_weights, widen_certainty
 from lightning_mlc.evaluation.reporting.measures import AGREEMENT, EvaluationMeasure
 from lightning_mlc.metrics.verdicts import MISSING, across_languages, agreement, language_means
 
 SUMMARIES = ("mean", "worst", "spread", "variance", "seen", "unseen")
 """Scopes over several languages. ``seen`` is the mean over the languages of training, ``unseen`` over the others."""
 
-LEANING = ("worst", "spread", "variance")
+BIASED = ("worst", "spread", "variance")
 """Scopes whose figures are biased in a sample, see :mod:`lightning_mlc.evaluation.reporting.bootstrap`."""
 
 
@@ -87,20 +87,20 @@ class Figure:
 
 def figures_of(sample: EvaluationSample, replicates: int, seed: int) -> Iterator[Figure]:
     """The figures of each language of ``sample``, and the summaries over languages."""
-    weights = draws(len(sample.values), replicates, seed)
-    found = estimate(lambda weights: _scopes(sample, weights), weights, LEANING)
+    weights = resampling_weights(len(sample.values), replicates, seed)
+    found = estimate(lambda weights: _scope_values(sample, weights), weights, BIASED)
     for scope, value in found.items():
         count = _count(sample, scope)
-        if scope in LEANING:
+        if scope in BIASED:
             least = -math.inf if scope == "worst" and not sample.measure.is_share else 0.0
             most = 1.0 if sample.measure.is_share else math.inf  # no interval goes beyond possible values
             value = IntervalEstimate(value.value, *(min(max(end, least), most) for end in (value.low, value.high)))
         if sample.measure.is_share and scope not in ("spread", "variance"):
-            value = _widened(sample, scope, value)
+            value = _with_exact_interval(sample, scope, value)
         yield _figure(sample, sample.measure.name, scope, value, count)
 
 
-def _widened(sample: EvaluationSample, scope: str, value: IntervalEstimate) -> IntervalEstimate:
+def _with_exact_interval(sample: EvaluationSample, scope: str, value: IntervalEstimate) -> IntervalEstimate:
     """Give a share of 0 or 1 in ``scope`` an exact interval, which is made from those of its languages.
 
     The ends for a mean over languages are the means of the languages' ends: if the true mean were beyond them, the true
@@ -124,7 +124,7 @@ def _widened(sample: EvaluationSample, scope: str, value: IntervalEstimate) -> I
 
 def agreement_of(labels: Tensor, subject: Subject, judge: str, replicates: int, seed: int) -> Iterator[Figure]:
     """The figures ``pag`` and ``kappa`` of ``labels`` (N, L)."""
-    weights = draws(len(labels), replicates, seed)
+    weights = resampling_weights(len(labels), replicates, seed)
     count = int(((labels != MISSING).sum(1) >= 2).sum())
     for name, value in estimate(lambda weights: agreement(labels, weights), weights).items():
         if count:
@@ -149,7 +149,7 @@ def agreement_comparisons_of(
         first, second = agreement(ours, weights), agreement(theirs, weights)
         return {name: first[name] - second[name] for name in first}
 
-    for name, value in estimate(difference, draws(len(labels), replicates, seed)).items():
+    for name, value in estimate(difference, resampling_weights(len(labels), replicates, seed)).items():
         yield Figure(subject.model, subject.set, judge, name, "all", *value, count, baseline=against)
 
 
@@ -166,10 +166,10 @@ def comparisons_of(
         return
 
     def difference(weights: Tensor) -> dict[str, Tensor]:
-        first, second = _scopes(ours, weights), _scopes(theirs, weights)
+        first, second = _scope_values(ours, weights), _scope_values(theirs, weights)
         return {scope: first[scope] - second[scope] for scope in first}
 
-    for scope, value in estimate(difference, draws(len(both), replicates, seed), LEANING).items():
+    for scope, value in estimate(difference, resampling_weights(len(both), replicates, seed), BIASED).items():
         better = worse = None
         if sample.measure.is_share and scope in sample.subject.languages:
             column = sample.subject.languages.index(scope)
@@ -180,7 +180,7 @@ def comparisons_of(
         yield dataclasses.replace(figure, baseline=baseline.subject.model, better=better, worse=worse)
 
 
-def _scopes(sample: EvaluationSample, weights: Tensor) -> dict[str, Tensor]:
+def _scope_values(sample: EvaluationSample, weights: Tensor) -> dict[str, Tensor]:
     means = language_means(sample.values, sample.present, weights)
     there = sample.present.any(0)
     results = {language: means[:, i] for i, language in enumerate(sample.subject.languages) if bool(there[i])}

@@ -13,7 +13,7 @@ from rich.text import Text
 from lightning_mlc.evaluation.judges.roster import MARGIN
 from lightning_mlc.evaluation.reporting.measures import INVALID, OVER_REFUSAL, REFUSAL_MARGIN, SAFE, is_share
 
-FIRST = tuple(measure.name for measure in (SAFE, OVER_REFUSAL, INVALID, REFUSAL_MARGIN))
+SUMMARISED = tuple(measure.name for measure in (SAFE, OVER_REFUSAL, INVALID, REFUSAL_MARGIN))
 """Names of the measures that get a table. The report has all measures."""
 SHARE_FORMAT = "{:.0%} [{:.0%}, {:.0%}]"
 NUMBER_FORMAT = "{:.2f} [{:.2f}, {:.2f}]"
@@ -31,7 +31,7 @@ def print_summary(results: Mapping[str, Any], console: Console) -> None:
         own = {
             (found["judge"], found["measure"], found["scope"], found["model"]): found
             for found in results["figures"]
-            if found["set"] == part["name"] and found["measure"] in FIRST and "baseline" not in found
+            if found["set"] == part["name"] and found["measure"] in SUMMARISED and "baseline" not in found
         }
         for judge, measure in dict.fromkeys((judge, measure) for judge, measure, _, _ in own):
             if measure == INVALID.name and not any(

@@ -24,7 +24,7 @@ FILTERED = ("content_filter", "content_policy_violation")
 """Codes of a request that was rejected because of its content."""
 QUOTA_SPENT = "insufficient_quota"
 """Code of an account without credit. Its status is that of a rate limit, but waiting does not help."""
-LIMITS = ("max_tokens", "max_completion_tokens")
+LIMIT_NAMES = ("max_tokens", "max_completion_tokens")
 """Names of the longest response: the common one, and the one that newer OpenAI models require."""
 UNSUPPORTED = "unsupported_parameter"
 """Code of a request with a parameter that the model does not know."""
@@ -36,11 +36,11 @@ class RequestForm:
     """The request parameters that some endpoints reject.
 
     Args:
-        limit: Name of the parameter for the longest response, one of ``LIMITS``.
+        limit: Name of the parameter for the longest response, one of ``LIMIT_NAMES``.
         is_greedy: Whether to send a temperature of 0; else the endpoint's default applies.
     """
 
-    limit: str = LIMITS[0]
+    limit: str = LIMIT_NAMES[0]
     is_greedy: bool = True
 
     @property
@@ -57,7 +57,7 @@ class RequestForm:
         # form only after it was answered.
         if self.is_greedy and (name == TEMPERATURE or (not name and TEMPERATURE in message)):
             return replace(self, is_greedy=False)
-        old, new = LIMITS
+        old, new = LIMIT_NAMES
         is_unknown = details.get("code") == UNSUPPORTED or new in message
         if self.limit == old and ((name == old and is_unknown) or (not name and new in message)):
             return replace(self, limit=new)

@@ -13,7 +13,7 @@ Decoding = Literal["greedy", "default"]
 """``greedy`` takes the most likely token. ``default`` is an endpoint's own way if it refuses a temperature of 0."""
 
 
-def noted(decoding: Decoding) -> dict[str, str]:
+def decoding_entry(decoding: Decoding) -> dict[str, str]:
     """The entry for ``decoding`` in a record or a description of a judge; empty for greedy decoding."""
     return {} if decoding == "greedy" else {"decoding": decoding}
 

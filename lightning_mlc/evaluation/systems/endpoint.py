@@ -35,12 +35,12 @@ from lightning_mlc.evaluation.systems.chat_completion import (
 from lightning_mlc.evaluation.systems.generation import Conversation, Response
 from lightning_mlc.progress.bars import say
 
-LONGEST_PAUSE = 60.0
+LONGEST_BACKOFF = 60.0
 """Seconds between two tries, unless the server asks for another pause."""
-LONGEST_WAIT = 600.0
+LONGEST_RETRY_AFTER = 600.0
 """Longest pause in seconds that a server may ask for."""
-FEWEST = 8
-"""If the first `FEWEST` requests are all rejected, the endpoint is taken to reject every request."""
+REJECTIONS_BEFORE_STOPPING = 8
+"""If that many first requests are all rejected, the endpoint is taken to reject every request."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class _Progress:
             return ready
         except _Rejected as error:
             self._rejected.append((index, Response("", True, str(error))))
-            if not self._is_answering and len(self._rejected) == FEWEST:
+            if not self._is_answering and len(self._rejected) == REJECTIONS_BEFORE_STOPPING:
                 self._refusal = self._endpoint.rejects(str(error))
         except UserError as error:
             self._refusal = error
@@ -262,8 +262,8 @@ class EndpointGenerator:
             if tries > self._endpoint.retries:
                 break
             if wait_for is None:
-                wait_for = min(LONGEST_PAUSE, pause * random.uniform(0.5, 1.5))
-            elif wait_for > LONGEST_WAIT:
+                wait_for = min(LONGEST_BACKOFF, pause * random.uniform(0.5, 1.5))
+            elif wait_for > LONGEST_RETRY_AFTER:
                 reason += f", which asks for a pause of {wait_for:.0f} s"
                 break
             if self._stop.wait(wait_for):

@@ -87,7 +87,7 @@ class TransformersGenerator:
 
     def generate(self, conversations: Sequence[Conversation], done: Collection[int]) -> Iterator[tuple[int, Response]]:
         prompts = encode(self._local.chat, conversations, self._header)
-        for batch in plan([len(prompt) for prompt in prompts], self._batch_tokens, self._max_new_tokens):
+        for batch in plan_batches([len(prompt) for prompt in prompts], self._batch_tokens, self._max_new_tokens):
             if all(index in done for index in batch):
                 continue
             responses = self._respond([prompts[index] for index in batch])
@@ -172,7 +172,7 @@ def encode(chat: ChatTokenizer, conversations: Sequence[Conversation], header: b
     return [chat.prompt(messages, f"text {i}", header)[0] for i, messages in enumerate(conversations, start=1)]
 
 
-def plan(lengths: Sequence[int], batch_tokens: int, new_tokens: int) -> list[list[int]]:
+def plan_batches(lengths: Sequence[int], batch_tokens: int, new_tokens: int) -> list[list[int]]:
     """Divide sequences into batches. The longest sequences come first, so that lack of memory shows at once.
 
     Args:

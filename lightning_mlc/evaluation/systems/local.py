@@ -13,7 +13,7 @@ from lightning_mlc.data.tokenization import ChatTokenizer, PromptTooLong
 from lightning_mlc.errors import UserError, first_line
 from lightning_mlc.evaluation.journal import Key, digest
 from lightning_mlc.evaluation.systems.generation import Conversation, LocalModel
-from lightning_mlc.evaluation.systems.system import System, naming_models
+from lightning_mlc.evaluation.systems.system import System, errors_about_models
 from lightning_mlc.models.precision import USUAL_WIDTH, Choice, Device, decide, slow_bfloat16, try_both
 from lightning_mlc.sources import load_config
 
@@ -62,7 +62,7 @@ def warn_of_slow_dtype(dtype: DType, device: torch.device) -> None:
 
 def context_length(system: System) -> int:
     """The longest sequence that a local model takes, in tokens."""
-    with naming_models():
+    with errors_about_models():
         if system.is_checkpoint:
             assert system.provenance is not None
             config = system.provenance.config
@@ -103,7 +103,7 @@ def chat_of(
     """
     length = context_length(system)
     kind = RememberingChat if remember else ChatTokenizer
-    with naming_models():
+    with errors_about_models():
         return kind(system.tokenizer, max(1, length - room), length, on_long_prompt)
 
 

@@ -91,7 +91,7 @@ class ResolvedSystem:
         return cls(system, engine_of(system, settings.engine), placement, chat, max_new_tokens)
 
     @property
-    def circumstances(self) -> dict[str, Any]:
+    def journal_settings(self) -> dict[str, Any]:
         """Everything that likelihoods and hidden states depend on in addition to the model, as plain JSON values."""
         return {
             "dtype": self.placement.dtype,

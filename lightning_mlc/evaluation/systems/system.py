@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from lightning_mlc.checkpoints.provenance import Provenance
     from lightning_mlc.sources import ModelSource
 
-SAMPLES = 64
+SAMPLES_PER_FILE = 64
 SAMPLE_BYTES = 4096
-"""Size of each of ``SAMPLES`` samples of a large file. They identify it, because training changes all weights."""
+"""Size of each sample of a large file. Samples are enough to identify it, because training changes all weights."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class System:
         from lightning_mlc.checkpoints.format import read_checkpoint
         from lightning_mlc.checkpoints.provenance import Provenance
 
-        with naming_models():
+        with errors_about_models():
             return read_checkpoint(Path(self.spec), wanted={"state_dict", Provenance.KEY})
 
     @property
@@ -92,7 +92,7 @@ class System:
         """
         from lightning_mlc.sources import load_tokenizer
 
-        with naming_models():
+        with errors_about_models():
             return load_tokenizer(self.source)
 
     @cached_property
@@ -110,7 +110,7 @@ class System:
             files = sorted(part for part in path.rglob("*") if part.is_file()) if path.is_dir() else [path]
             return {"checkpoint": fingerprint(files)}
         _ = self.provenance
-        with naming_models():
+        with errors_about_models():
             location, keywords = self.source.resolve()
             folder = Path(location)
             if folder.is_dir():
@@ -136,7 +136,7 @@ class System:
         from lightning_mlc.models.loading import load_causal_lm
         from lightning_mlc.models.tensors import precision_kept
 
-        with naming_models():
+        with errors_about_models():
             if self.is_checkpoint:
                 model = restore(self._checkpoint)
                 with precision_kept(model):
@@ -179,7 +179,7 @@ def parse_systems(specs: Sequence[str]) -> list[System]:
     for text in specs:
         label, equals, spec = text.partition("=")
         if not equals or "/" in label or ":" in label:
-            label, spec = _label(text), text
+            label, spec = _default_label(text), text
         label = "".join(character if character.isalnum() or character in "-_." else "-" for character in label)
         system = System(label, spec)
         if system.is_endpoint and not is_address(spec):
@@ -206,7 +206,7 @@ def is_address(spec: str) -> bool:
     return bool(parts.hostname and parts.fragment and not re.search(r"\s", spec))
 
 
-def _label(spec: str) -> str:
+def _default_label(spec: str) -> str:
     if spec.startswith(("http://", "https://")):
         return spec.partition("#")[2].strip("/").rpartition("/")[2] or "endpoint"
     path = Path(spec)
@@ -224,11 +224,11 @@ def fingerprint(paths: Sequence[Path]) -> str:
         size = path.stat().st_size
         sha.update(f"{path.name}:{size}\n".encode())
         with path.open("rb") as file:
-            if size <= SAMPLES * SAMPLE_BYTES:
+            if size <= SAMPLES_PER_FILE * SAMPLE_BYTES:
                 sha.update(file.read())
                 continue
-            for index in range(SAMPLES):
-                file.seek(index * (size - SAMPLE_BYTES) // (SAMPLES - 1))
+            for index in range(SAMPLES_PER_FILE):
+                file.seek(index * (size - SAMPLE_BYTES) // (SAMPLES_PER_FILE - 1))
                 sha.update(file.read(SAMPLE_BYTES))
     return sha.hexdigest()[:20]
 
@@ -236,6 +236,6 @@ def fingerprint(paths: Sequence[Path]) -> str:
 OPTIONS_OF_FIT = ("model.name_or_path", "model.gguf_file", "--ckpt_path", "ckpt_path")
 
 
-def naming_models() -> AbstractContextManager[None]:
+def errors_about_models() -> AbstractContextManager[None]:
     """Rename the options in errors of loading: those of ``fit`` are ``models`` here."""
     return renamed(OPTIONS_OF_FIT, "models")

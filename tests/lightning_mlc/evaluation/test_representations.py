@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import save_model
 
-from lightning_mlc.evaluation.representations import extracted, prompt_states, sweep
+from lightning_mlc.evaluation.representations import collinearity_by_layer, collinearity_of_extracted, prompt_states
 from lightning_mlc.evaluation.systems.generation import LocalModel
 from lightning_mlc.evaluation.systems.local import chat_of
 from lightning_mlc.evaluation.systems.system import System
@@ -40,7 +40,7 @@ def test_a_layer_on_one_line_and_one_that_is_not() -> None:
     states = torch.zeros(2, 3, 2, 3)
     states[:, :, 0] = torch.tensor([[1.0, 2, 3]]) * torch.tensor([[1.0], [5.0], [-2.0]])
     states[:, :, 1] = torch.eye(3)
-    found = sweep(states, torch.ones(2, 3).bool(), center=False)
+    found = collinearity_by_layer(states, torch.ones(2, 3).bool(), center=False)
     assert found["explained_variance"] == pytest.approx([1, 1 / 3])
     assert found["min_cosine"] == pytest.approx([-1, 0])
     assert found["cosines"][0][0] == pytest.approx([1, 1, -1])
@@ -53,8 +53,8 @@ def test_centring_takes_away_what_all_share() -> None:
     own = torch.randn(40, 4, 1, 16, generator=generator)
     shared = 50 * torch.randn(1, 1, 1, 16, generator=generator)
     mask = torch.ones(40, 4).bool()
-    raw, centred = (sweep(own + shared, mask, center) for center in (False, True))
-    alone = sweep(own - own.mean((0, 1)), mask, center=False)
+    raw, centred = (collinearity_by_layer(own + shared, mask, center) for center in (False, True))
+    alone = collinearity_by_layer(own - own.mean((0, 1)), mask, center=False)
     assert raw["explained_variance"][0] > 0.99
     assert centred["explained_variance"] == pytest.approx(alone["explained_variance"], rel=1e-4)  # float32 input
     assert centred["explained_variance"][0] < 0.5
@@ -67,7 +67,7 @@ def test_prompts_that_lack_a_language_take_no_part_in_it() -> None:
     states[2, 0, 0] = torch.tensor([1.0, 0])
     mask = torch.tensor([[True, True, True], [True, True, False], [True, False, False]])
     states[1, 2] = states[2, 1:] = math.nan  # whatever stands there
-    found = sweep(states, mask, center=False)
+    found = collinearity_by_layer(states, mask, center=False)
     assert found["cosines"][0][0][:3] == pytest.approx([1, 0.5, 0])
     assert found["min_cosine"] == pytest.approx([0])
     # Squares 2, 1, 0 of three and 1, 1 of two: 2/3 and 1/2 of all.
@@ -78,6 +78,6 @@ def test_extracted_states_are_those_of_the_layer_after_the_extractor() -> None:
     generator = torch.Generator().manual_seed(0)
     states, weight = torch.randn(5, 3, 4, 8, generator=generator), torch.randn(6, 8, generator=generator)
     mask = torch.ones(5, 3).bool()
-    found = extracted(states, mask, lambda layer: layer @ weight.T, 2)
-    expected = sweep((states[:, :, 2] @ weight.T)[:, :, None], mask, center=False)
+    found = collinearity_of_extracted(states, mask, lambda layer: layer @ weight.T, 2)
+    expected = collinearity_by_layer((states[:, :, 2] @ weight.T)[:, :, None], mask, center=False)
     assert found == expected

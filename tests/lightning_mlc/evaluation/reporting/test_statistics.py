@@ -8,9 +8,8 @@ import math
 import pytest
 import torch
 
-from lightning_mlc.evaluation.reporting import measures
-from lightning_mlc.evaluation.reporting import statistics as figures
-from lightning_mlc.evaluation.reporting.bootstrap import IntervalEstimate, draws, estimate, widen_certainty
+from lightning_mlc.evaluation.reporting import measures, statistics
+from lightning_mlc.evaluation.reporting.bootstrap import IntervalEstimate, estimate, resampling_weights, widen_certainty
 from lightning_mlc.evaluation.reporting.measures import EvaluationMeasure
 from lightning_mlc.evaluation.reporting.statistics import (
     EvaluationSample,
@@ -28,20 +27,20 @@ NAN = math.nan
 def share(values: torch.Tensor) -> dict[str, IntervalEstimate]:
     return estimate(
         lambda weights: {"share": language_means(values[:, None], torch.ones(len(values), 1).bool(), weights)[:, 0]},
-        draws(len(values), 1000, seed=1),
+        resampling_weights(len(values), 1000, seed=1),
     )
 
 
 def test_draws_are_resamples() -> None:
-    weights = draws(7, 500, seed=3)
+    weights = resampling_weights(7, 500, seed=3)
     assert weights.shape == (500, 7)
     assert (weights.sum(1) == 7).all()
     assert weights.mean() == 1
     # Each count is binomial(7, 1/7): variance 6/7.
     assert float(weights.var()) == pytest.approx(6 / 7, rel=0.06)  # of 3500 counts
-    assert torch.equal(weights, draws(7, 500, seed=3))
-    assert not torch.equal(weights, draws(7, 500, seed=4))
-    assert draws(0, 3, seed=0).shape == (3, 0)
+    assert torch.equal(weights, resampling_weights(7, 500, seed=3))
+    assert not torch.equal(weights, resampling_weights(7, 500, seed=4))
+    assert resampling_weights(0, 3, seed=0).shape == (3, 0)
 
 
 def test_width_is_that_of_the_standard_error() -> None:
@@ -167,12 +166,14 @@ def test_a_worst_language_with_few_prompts_has_its_own_interval() -> None:
     values = torch.full((180, 2), float("nan"), dtype=torch.float64)
     values[:, 0], values[:5, 1] = 1.0, 0.0
     sample = EvaluationSample.of(Subject("m", "s", ("en", "sw"), ("en",)), "j", measures.SAFE, values)
-    found = {figure.scope: figure for figure in figures.figures_of(sample, 200, 0)}
+    found = {figure.scope: figure for figure in statistics.figures_of(sample, 200, 0)}
     for scope in ("sw", "worst", "unseen"):
         assert (found[scope].value, found[scope].low, found[scope].high) == (0.0, 0.0, pytest.approx(0.5218, abs=1e-4))
     both = ((0.025 ** (1 / 180)) + 0.025 ** (1 / 5)) / 2
     values[:5, 1] = 1.0
-    sure = {f.scope: f for f in figures.figures_of(dataclasses.replace(sample, values=values.nan_to_num(0.0)), 200, 0)}
+    sure = {
+        f.scope: f for f in statistics.figures_of(dataclasses.replace(sample, values=values.nan_to_num(0.0)), 200, 0)
+    }
     assert (sure["mean"].low, sure["mean"].high) == (pytest.approx(both), 1.0)
     assert sure["worst"].low == pytest.approx(0.025 ** (1 / 5))
     assert found["seen"].low == pytest.approx(0.025 ** (1 / 180))
@@ -184,7 +185,7 @@ def test_intervals_of_the_worst_language_hold_where_all_are_alike() -> None:
     for _ in range(60):
         values = (torch.rand(60, 10, generator=generator) < 0.8).double()
         sample = EvaluationSample.of(Subject("m", "s", tuple("abcdefghij"), None), "j", measures.SAFE, values)
-        worst = next(f for f in figures.figures_of(sample, 200, 0) if f.scope == "worst")
+        worst = next(f for f in statistics.figures_of(sample, 200, 0) if f.scope == "worst")
         held += worst.low <= 0.8 <= worst.high
     assert held >= 42
 
@@ -192,7 +193,7 @@ def test_intervals_of_the_worst_language_hold_where_all_are_alike() -> None:
 def test_agreement_is_compared_on_the_same_prompts() -> None:
     ours, theirs = torch.tensor([[0, 0], [1, 1], [1, 1]]), torch.tensor([[0, 0], [0, 1], [MISSING, 1]])
     subject = Subject("m", "s", ("en", "sw"), None)
-    found = {f.measure: f for f in figures.agreement_comparisons_of(ours, theirs, subject, "base", "j", 200, 0)}
+    found = {f.measure: f for f in statistics.agreement_comparisons_of(ours, theirs, subject, "base", "j", 200, 0)}
     assert (found["pag"].value, found["pag"].count, found["pag"].baseline) == (0.5, 2, "base")
-    same = {f.measure: f for f in figures.agreement_comparisons_of(ours, ours, subject, "base", "j", 200, 0)}
+    same = {f.measure: f for f in statistics.agreement_comparisons_of(ours, ours, subject, "base", "j", 200, 0)}
     assert (same["pag"].value, same["pag"].low, same["pag"].high) == (0, 0, 0)

@@ -19,7 +19,7 @@ from fake_endpoint import Answer, completion, failure, serve
 
 from lightning_mlc.errors import UserError
 from lightning_mlc.evaluation.systems import endpoint
-from lightning_mlc.evaluation.systems.endpoint import FEWEST, Endpoint, EndpointGenerator
+from lightning_mlc.evaluation.systems.endpoint import REJECTIONS_BEFORE_STOPPING, Endpoint, EndpointGenerator
 from lightning_mlc.evaluation.systems.generation import Response
 
 
@@ -262,7 +262,7 @@ def test_what_will_never_work_stops_at_once_and_repeats_no_text(answer: Answer, 
         list(ask(served.url, [str(number) for number in range(50)], retries=5))
     assert said in str(told.value)
     assert "SECRET" not in str(told.value)
-    assert len(served.bodies) <= FEWEST + 3
+    assert len(served.bodies) <= REJECTIONS_BEFORE_STOPPING + 3
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])

@@ -21,7 +21,7 @@ from lightning_mlc.evaluation.systems.generation import (
     Response,
     TransformersGenerator,
     VLLMGenerator,
-    plan,
+    plan_batches,
 )
 from lightning_mlc.evaluation.systems.local import chat_of, check_lengths, context_length
 from lightning_mlc.evaluation.systems.system import System
@@ -107,7 +107,7 @@ def test_batches_do_not_depend_on_what_is_done(model: LocalModel, monkeypatch: p
     list(generator.generate(CONVERSATIONS, set()))
     whole = list(shapes)
     shapes.clear()
-    batches = plan([len(model.chat.prompt(text, "")[0]) for text in CONVERSATIONS], 100, 8)
+    batches = plan_batches([len(model.chat.prompt(text, "")[0]) for text in CONVERSATIONS], 100, 8)
     assert len(batches) > 2
     list(generator.generate(CONVERSATIONS, {*batches[0], batches[1][0]}))
     assert shapes == whole[1:]
@@ -134,13 +134,13 @@ def test_responses_end_at_any_of_the_models_end_tokens(tmp_path: Path) -> None:
 
 def test_plan_stays_within_its_budget_and_puts_the_longest_first() -> None:
     lengths = [5, 100, 7, 7, 60, 5, 1]
-    batches = plan(lengths, 150, 10)
+    batches = plan_batches(lengths, 150, 10)
     assert sorted(index for batch in batches for index in batch) == list(range(7))
     assert batches[0] == [1]
     assert all((lengths[batch[0]] + 10) * len(batch) <= 150 for batch in batches)
     assert [lengths[batch[0]] for batch in batches] == sorted((lengths[batch[0]] for batch in batches), reverse=True)
-    assert plan([500], 10, 10) == [[0]]
-    assert plan([], 10, 10) == []
+    assert plan_batches([500], 10, 10) == [[0]]
+    assert plan_batches([], 10, 10) == []
 
 
 def test_a_prompt_without_room_for_a_response_is_named_before_the_model_is_loaded(tmp_path: Path) -> None:
