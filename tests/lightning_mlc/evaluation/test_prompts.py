@@ -127,7 +127,7 @@ def test_responses_that_are_no_pair_are_of_no_use(tmp_path: Path) -> None:
 
 def test_a_kind_that_is_neither_is_refused(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "asked.jsonl", [{"prompt": {"en": "q"}, "kind": "Ordinary"}])
-    with pytest.raises(UserError, match=r"asked\.jsonl row 1: kind must be harmful or ordinary, .* got 'Ordinary'"):
+    with pytest.raises(UserError, match=r"asked\.jsonl row 1: 'kind' must be harmful or ordinary, .* got 'Ordinary'"):
         read_prompt_sets([str(path)], [], "en")
 
 
