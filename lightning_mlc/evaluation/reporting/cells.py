@@ -47,7 +47,10 @@ def _unsigned_zero(number: str) -> str:
 
 
 def variance_cell(found: PlainFigure) -> str:
-    """A variance of shares: in squared percentage points, and as in arXiv 2602.16660 that of fractions times 100."""
+    """``12.3 [8.1, 20.4] (0.12)``: a variance of shares in squared percentage points, and as in arXiv 2602.16660.
+
+    The latter is the variance of fractions, times 100.
+    """
     value, low, high = (found[key] for key in ("value", "low", "high"))
     if value is None:
         return "undefined"

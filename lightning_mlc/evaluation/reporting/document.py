@@ -45,19 +45,19 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file, and a caption that says what it shows to those who cannot see it."""
+    """A PNG file, and a caption that describes it, also to readers who cannot see it."""
 
     path: Path
     caption: str
 
     @property
     def data_url(self) -> str:
-        """The file itself as an address."""
+        """A ``data:`` URL with the content of the file."""
         return "data:image/png;base64," + base64.b64encode(self.path.read_bytes()).decode()
 
     @property
     def display_width(self) -> int:
-        """Width on a page in CSS pixels: 100 of them for an inch of the picture, which has 150 pixels per inch."""
+        """Width on a page, in CSS pixels. An inch of the picture has 150 pixels and is shown with 100."""
         pixels = int.from_bytes(self.path.read_bytes()[16:20], "big")  # of the PNG header
         return pixels * 2 // 3
 
@@ -83,7 +83,7 @@ _TEMPLATES = jinja2.Environment(
 
 
 def to_html(blocks: Sequence[Block]) -> str:
-    """One HTML file with its pictures and its style inside. It loads nothing and runs no script."""
+    """One HTML file, which contains its pictures and its style. It loads nothing and runs no script."""
     title = next((block.text for block in blocks if isinstance(block, Heading)), "")
     # Tables that follow each other are one group, which the page puts side by side.
     groups = [list(group) for _, group in itertools.groupby(blocks, lambda block: isinstance(block, Table))]

@@ -123,7 +123,7 @@ def check_lengths(
             raise UserError(
                 where,
                 f"is too long for {system.label}, which takes {chat.max_prompt_length + room} tokens, "
-                f"{room} of them for the response; remove the row, or give less max_new_tokens",
+                f"{room} of them for the response; remove the row, or reduce max_new_tokens",
             ) from error
 
 

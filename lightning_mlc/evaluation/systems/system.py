@@ -73,14 +73,14 @@ class System:
             return None
         if self.is_checkpoint:
             return Provenance.read(self._checkpoint)
-        beside = Path(self.spec).expanduser() / Provenance.FILE
-        if not beside.is_file():
+        provenance_file = Path(self.spec).expanduser() / Provenance.FILE
+        if not provenance_file.is_file():
             return None
         try:
-            return Provenance(**json.loads(beside.read_text(encoding="utf-8")))
+            return Provenance(**json.loads(provenance_file.read_text(encoding="utf-8")))
         except (TypeError, ValueError) as error:
             raise UserError(
-                "models", f"{beside} was not written by `lightning-mlc export`; export the model again"
+                "models", f"{provenance_file} was not written by `lightning-mlc export`; export the model again"
             ) from error
 
     @cached_property

@@ -162,7 +162,7 @@ def test_texts_are_shown_to_those_who_ask_and_break_nothing(model: Path, tmp_pat
     assert main([*args, "--show_text"]) == 0
     html, markdown = (out / "report.html").read_text(), (out / "report.md").read_text()
     assert "<script>" not in html
-    assert "&lt;script&gt;alert(&#x27;```&#x27;)&lt;/script&gt;" in html
+    assert "&lt;script&gt;alert(&#39;```&#39;)&lt;/script&gt;" in html
     assert "````text\n<script>alert('```')</script>\n````" in markdown
 
 
