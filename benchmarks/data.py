@@ -65,7 +65,7 @@ def prepare(path: str, processes: int, model: str, gguf: str | None, cache: str)
     }
 
 
-def measure_apart(rows: int, processes: int, model: str = MODEL, gguf: str | None = GGUF) -> float:
+def seconds_apart(rows: int, processes: int, model: str = MODEL, gguf: str | None = GGUF) -> float:
     """Seconds in which ``processes`` programs, each alone with its part of the rows, are done with ``rows`` rows.
 
     They share no work and no lock, so no way to divide the work could be faster: two cores of a virtual machine are
@@ -85,7 +85,7 @@ def measure_apart(rows: int, processes: int, model: str = MODEL, gguf: str | Non
     return max(float(json.loads(output.splitlines()[-1])["seconds"]) for output in outputs)
 
 
-def measure(rows: int, processes: int, model: str = MODEL, gguf: str | None = GGUF) -> dict[str, Any]:
+def measure_preparation(rows: int, processes: int, model: str = MODEL, gguf: str | None = GGUF) -> dict[str, Any]:
     """Time and memory of preparing ``rows`` rows; with several processes, also the time of as many programs apart."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
@@ -106,7 +106,7 @@ def measure(rows: int, processes: int, model: str = MODEL, gguf: str | None = GG
     before = [held for at, held in samples if at <= start]
     during = [held for at, held in samples if start <= at <= end]
     if processes > 1:
-        found["seconds_apart"] = measure_apart(rows, processes, model, gguf)
+        found["seconds_apart"] = seconds_apart(rows, processes, model, gguf)
     return {
         "rows": rows,
         "processes": processes,
@@ -129,7 +129,7 @@ def anonymous_bytes(pid: int) -> int:
     return (int(held[1]) * 1024 if held else 0) + sum(anonymous_bytes(child) for child in below)
 
 
-def summary(cases: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+def scaling_by_processes(cases: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """By number of processes, between the smallest and the largest number of rows: what a further row costs.
 
     ``linearity`` is the time per row of the largest case over that of the one before it (1: linear), ``speedup`` the
@@ -176,7 +176,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for rows in options.rows:
         for processes in options.processes:
-            case = measure(rows, processes, options.model, options.gguf_file or None)
+            case = measure_preparation(rows, processes, options.model, options.gguf_file or None)
             cases.append(case)
             print(
                 f"| {rows} | {processes} | {case['seconds']:.1f} | {case['cpu_seconds']:.1f} "
@@ -184,7 +184,7 @@ def main() -> None:
                 f"| {(case['peak_bytes'] - case['bytes_before']) / 1e6:.0f} MB |",
                 flush=True,
             )
-    found = summary(cases)
+    found = scaling_by_processes(cases)
     for processes, values in found.items():
         print(f"{processes} processes: {', '.join(f'{name} {value:.2f}' for name, value in values.items())}")
     options.out.mkdir(parents=True, exist_ok=True)

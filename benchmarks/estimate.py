@@ -42,7 +42,7 @@ CASES: dict[str, list[str]] = {
 }
 
 
-class Peak(Callback):
+class PeakMemory(Callback):
     """Memory: before the model is loaded, and at most in the latest step, until its gradients are there and in all."""
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class Peak(Callback):
         self.peak_of_step = memory.peak(trainer.strategy.root_device)
 
 
-def measure(options: list[str]) -> dict[str, Any]:
+def measure_and_estimate(options: list[str]) -> dict[str, Any]:
     """Run a case in this process: bytes measured and estimated, the latter in parts."""
     with tempfile.TemporaryDirectory() as out:
         done = run(
@@ -80,12 +80,12 @@ def measure(options: list[str]) -> dict[str, Any]:
                 "--trainer.limit_val_batches=0",
                 "--trainer.enable_progress_bar=false",
                 "--trainer.enable_model_summary=false",
-                "--trainer.callbacks+=benchmarks.estimate.Peak",
+                "--trainer.callbacks+=benchmarks.estimate.PeakMemory",
             ]
         )
     # Not `isinstance`: as the program, this module is another one than the one that was named.
     callbacks: Any = done.trainer.callbacks  # type: ignore[attr-defined]
-    peak: Any = next(callback for callback in callbacks if type(callback).__name__ == "Peak")
+    peak: Any = next(callback for callback in callbacks if type(callback).__name__ == "PeakMemory")
     # On the CPU, where the estimate thinks its tensors are.
     found = estimate(done.model, peak.batch.to(torch.device("cpu")), setup_of(done.config.fit.trainer))
     on_gpu = torch.cuda.is_available()
@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case is not None:
-        print(json.dumps(measure(CASES[options.case])))
+        print(json.dumps(measure_and_estimate(CASES[options.case])))
         return
     results = {}
     # Freed memory goes back to the system at once, or the peak of an earlier phase would be counted again.

@@ -72,7 +72,7 @@ REFERENCE = Provider("reference", partial(mlc_loss, backend="reference"), ours=T
 
 
 @dataclass
-class Row:
+class ProviderResult:
     """One provider on one shape. Times in seconds, of one call."""
 
     prompts: int
@@ -108,7 +108,9 @@ class Row:
         return Shape(self.prompts, self.languages, self.features, self.tokens)
 
 
-def measure(shape: Shape, dtype: torch.dtype, device: torch.device, seconds: float, copied: float) -> list[Row]:
+def measure_shape(
+    shape: Shape, dtype: torch.dtype, device: torch.device, seconds: float, copied: float
+) -> list[ProviderResult]:
     """A row for each provider that runs on ``device``."""
     mask = make_mask(shape, device)
     rows = make_input(shape, dtype, device)
@@ -135,7 +137,7 @@ def measure(shape: Shape, dtype: torch.dtype, device: torch.device, seconds: flo
         forward, backward, both = (times[phase][p.name] for phase in PHASES)
         on_gpu = in_graph[p.name].median if p.name in in_graph else None
         measured.append(
-            Row(
+            ProviderResult(
                 shape.prompts,
                 shape.languages,
                 shape.features,
@@ -218,7 +220,7 @@ def phase_of(phase: str, loss: Loss, rows: Tensor) -> Function:
     return lambda: torch.autograd.grad(loss(rows), rows)
 
 
-def inexact(rows: list[Row]) -> list[str]:
+def inexact(rows: list[ProviderResult]) -> list[str]:
     """What of ours is less exact than the published form on the same shape, in words."""
     complaints = []
     published = {row.shape: row for row in rows if row.provider == "svd"}
@@ -237,7 +239,7 @@ def inexact(rows: list[Row]) -> list[str]:
     return complaints
 
 
-def speed_ups(rows: list[Row]) -> list[dict[str, Any]]:
+def speed_ups(rows: list[ProviderResult]) -> list[dict[str, Any]]:
     """Forward + backward by the wall: ours against the published form and against the best eager one."""
     found = []
     for shape in dict.fromkeys(row.shape for row in rows):
@@ -258,7 +260,7 @@ def speed_ups(rows: list[Row]) -> list[dict[str, Any]]:
     return found
 
 
-def write(folder: Path, about: dict[str, Any], rows: list[Row], trusted: bool) -> list[Path]:
+def write(folder: Path, about: dict[str, Any], rows: list[ProviderResult], trusted: bool) -> list[Path]:
     """JSON with everything, ``about`` included, and CSV with the rows."""
     everything = {
         **about,
@@ -267,13 +269,13 @@ def write(folder: Path, about: dict[str, Any], rows: list[Row], trusted: bool) -
     }
     (folder / "kernel.json").write_text(json.dumps(everything, indent=1) + "\n")
     with (folder / "kernel.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Row)], lineterminator="\n")
+        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(ProviderResult)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(everything["rows"])
     return [folder / "kernel.json", folder / "kernel.csv"]
 
 
-def plot(rows: list[Row], path: Path, device: str) -> None:
+def plot(rows: list[ProviderResult], path: Path, device: str) -> None:
     """Time of forward + backward over the number of prompts; a panel for each number of features."""
     from matplotlib.figure import Figure
 
@@ -322,11 +324,11 @@ def main(args: list[str] | None = None) -> int:
         "settings": {"dtype": options.dtype, "seconds": options.seconds, "copy_bytes_per_second": copied},
     }
     options.out.mkdir(parents=True, exist_ok=True)
-    rows: list[Row] = []
+    rows: list[ProviderResult] = []
     shapes = [Shape(*sizes) for sizes in product(options.prompts, options.languages, options.features)]
     shapes += [Shape(8, 10, *sizes) for sizes in product(options.pool_features, options.pool_tokens)]
     for number, shape in enumerate(shapes, start=1):
-        rows += measure(shape, dtype, device, options.seconds, copied)
+        rows += measure_shape(shape, dtype, device, options.seconds, copied)
         complaints = inexact(rows)
         paths = write(options.out, about, rows, trusted=not complaints)  # now, or a run that is cut off would be lost
         print(f"\r{number}/{len(shapes)} shapes", end="", file=sys.stderr, flush=True)

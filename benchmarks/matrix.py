@@ -34,7 +34,7 @@ class Failed(Exception):
     """A stage did not do what it should have."""
 
 
-class Run:
+class LayoutStages:
     """The stages in one layout, in their order."""
 
     def __init__(self, layout: str, model: list[str], precision: str, steps: int, root: Path) -> None:
@@ -120,7 +120,7 @@ class Run:
 
 def run(layout: str, model: list[str], precision: str, steps: int, root: Path) -> tuple[list[str], bool]:
     """Cells of the layout's row, and whether all stages passed. After a failure the others are not tried."""
-    stages = Run(layout, model, precision, steps, root)
+    stages = LayoutStages(layout, model, precision, steps, root)
     cells: list[str] = []
     for name in STAGES:
         stage: Callable[[], None] = getattr(stages, name)

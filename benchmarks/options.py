@@ -45,7 +45,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 RECORD = "record.json"
 
 
-class Watch(Callback):
+class StepTimesAndMemory(Callback):
     """Writes the times of the steps and the most memory held during them into the run's folder."""
 
     def __init__(self) -> None:
@@ -86,7 +86,9 @@ def record(variant: str, model: Path, options: Sequence[str], out: Path) -> dict
         "--trainer.enable_progress_bar=false",
         "--trainer.log_every_n_steps=1",
     ]
-    command += [f"--trainer.callbacks+={__name__ if __name__ != '__main__' else 'benchmarks.options'}.Watch"]
+    command += [
+        f"--trainer.callbacks+={__name__ if __name__ != '__main__' else 'benchmarks.options'}.StepTimesAndMemory"
+    ]
     done = subprocess.run([*command, *options, *VARIANTS[variant]], capture_output=True, text=True)
     if done.returncode != 0:
         raise SystemExit(f"{variant}: {done.stderr.strip().splitlines()[-1]}")
@@ -94,7 +96,7 @@ def record(variant: str, model: Path, options: Sequence[str], out: Path) -> dict
     return found
 
 
-def summary(records: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def compare_with_plain(records: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """A row for each variant. First steps, in which things are compiled and allocated, count by themselves: that of the
     first round, and that of the last, which finds what was compiled before."""
     rows = []
@@ -142,7 +144,7 @@ def main(args: Sequence[str] | None = None) -> None:
             for name in names:
                 records[name].append(record(name, model, options, Path(temporary) / f"{number} {name}"))
                 print(f"round {number + 1} of {given.rounds}: {name}", file=sys.stderr)
-    rows = summary(records)
+    rows = compare_with_plain(records)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     result = {"environment": environment(device), "options": options, "rows": rows, "records": records}
     given.out.mkdir(parents=True, exist_ok=True)

@@ -45,7 +45,7 @@ class Pair:
         return sum(map(len, self.prompts[1:]))
 
 
-class Rows(NamedTuple):
+class PaddedBatch(NamedTuple):
     """Rows of B pairs: B chosen, B rejected, then the L prompts of the first pair, of the second, ..."""
 
     input_ids: Tensor
@@ -98,38 +98,38 @@ class PublishedStep:
 
     def __call__(self, pairs: Sequence[Pair]) -> Tensor:
         """Train on ``pairs``; the loss before that."""
-        rows = collate(pairs, self._pad_id, self._device)
+        batch = collate(pairs, self._pad_id, self._device)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._mixed):
-            loss = self._loss(rows)
+            loss = self._loss(batch)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self._parameters, self._clip)
         self._optimizer.step()
         self._optimizer.zero_grad()
         return loss.detach()
 
-    def _loss(self, rows: Rows) -> Tensor:
-        logps, logits, states = self._run(self._model, rows)
+    def _loss(self, batch: PaddedBatch) -> Tensor:
+        logps, logits, states = self._run(self._model, batch)
         with torch.no_grad():
-            reference = self._run(self._reference, rows)[0]
+            reference = self._run(self._reference, batch)[0]
         chosen, rejected = (logps - reference).chunk(2)
         # Logged with every step, which keeps the policy's logits alive while the reference makes its own.
         self.mean_logits = [half.detach().mean().item() for half in logits.chunk(2)]
         objective = -F.logsigmoid(self._beta * (chosen - rejected)).mean()
-        return objective + self._weight * self._consistency(states, rows)
+        return objective + self._weight * self._consistency(states, batch)
 
-    def _run(self, model: nn.Module, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+    def _run(self, model: nn.Module, batch: PaddedBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities (2 B,) and logits (2 B, T, V) of the responses, last hidden states (B L, T, H)."""
         output: Any = model(
-            input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False, output_hidden_states=True
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, output_hidden_states=True
         )
-        logits = output.logits.to(torch.float32)[: 2 * rows.pairs]
-        labels = rows.labels[: 2 * rows.pairs, 1:]
+        logits = output.logits.to(torch.float32)[: 2 * batch.pairs]
+        labels = batch.labels[: 2 * batch.pairs, 1:]
         predicted = logits[:, :-1].log_softmax(2).gather(2, labels.clamp(min=0)[:, :, None]).squeeze(2)
-        return (predicted * (labels != IGNORED)).sum(1), logits, output.hidden_states[-1][2 * rows.pairs :]
+        return (predicted * (labels != IGNORED)).sum(1), logits, output.hidden_states[-1][2 * batch.pairs :]
 
-    def _consistency(self, states: Tensor, rows: Rows) -> Tensor:
-        last = rows.attention_mask[2 * rows.pairs :].sum(1) - 1
-        prompts = states[torch.arange(len(states), device=states.device), last].view(rows.pairs, -1, states.shape[2])
+    def _consistency(self, states: Tensor, batch: PaddedBatch) -> Tensor:
+        last = batch.attention_mask[2 * batch.pairs :].sum(1) - 1
+        prompts = states[torch.arange(len(states), device=states.device), last].view(batch.pairs, -1, states.shape[2])
         extracted = self._extractor(prompts)
         unit = extracted / (extracted.norm(dim=2, keepdim=True) + 1e-12)
         with torch.autocast(self._device.type, enabled=False):
@@ -138,7 +138,7 @@ class PublishedStep:
             return F.cross_entropy(scaled, torch.zeros(len(scaled), dtype=torch.int64, device=scaled.device))
 
 
-def collate(pairs: Sequence[Pair], pad_id: int, device: torch.device) -> Rows:
+def collate(pairs: Sequence[Pair], pad_id: int, device: torch.device) -> PaddedBatch:
     """``pairs``, all with prompts in the same languages, as one right-padded batch on ``device``."""
     rows = [(pair.prompts[0], pair.chosen) for pair in pairs]
     rows += [(pair.prompts[0], pair.rejected) for pair in pairs]
@@ -153,4 +153,4 @@ def collate(pairs: Sequence[Pair], pad_id: int, device: torch.device) -> Rows:
         ids[index, :end] = torch.tensor(prompt + response, dtype=torch.int64)
         mask[index, :end] = 1
         labels[index, len(prompt) : end] = ids[index, len(prompt) : end]
-    return Rows(ids.to(device), mask.to(device), labels.to(device), len(pairs))
+    return PaddedBatch(ids.to(device), mask.to(device), labels.to(device), len(pairs))

@@ -53,7 +53,7 @@ WARM_UP = 1
 """First steps, in which memory is allocated."""
 
 
-class Watch(Callback):
+class MemoryAndCheckpointTimes(Callback):
     """Writes what this process took and held, and how long it was at a checkpoint, into the run's folder."""
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ def _together(trainer: Trainer) -> float:
     return time.perf_counter()
 
 
-def measure(model: Path, processes: int, options: Sequence[str], steps: int, out: Path) -> dict[str, Any]:
+def measure_run(model: Path, processes: int, options: Sequence[str], steps: int, out: Path) -> dict[str, Any]:
     """Figures of one case."""
     words = [
         "fit",
@@ -108,7 +108,7 @@ def measure(model: Path, processes: int, options: Sequence[str], steps: int, out
         "--trainer.enable_progress_bar=false",
         "--trainer.enable_model_summary=false",
         f"--checkpoint.every_n_train_steps={steps + WARM_UP + 1}",  # none but the one that is timed
-        "--trainer.callbacks+=benchmarks.scaling.Watch",
+        "--trainer.callbacks+=benchmarks.scaling.MemoryAndCheckpointTimes",
         *options,
     ]
     command = launched(words, processes)
@@ -250,7 +250,7 @@ def main(args: Sequence[str] | None = None) -> None:
                 cases += [(strategy, count, options) for strategy, options in STRATEGIES.items()]
             for strategy, count, options in cases:
                 out = Path(temporary) / "run"
-                figures = measure(model, count, options, given.steps, out)
+                figures = measure_run(model, count, options, given.steps, out)
                 shutil.rmtree(out)
                 rows.append({"model": size, "strategy": strategy, "processes": count, **figures})
                 print(f"{size}: {strategy}, {count}: {figures['tokens_per_second']:.0f} tokens/s", file=sys.stderr)

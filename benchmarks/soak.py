@@ -44,7 +44,7 @@ MOST_GROWTH = 0.03
 
 
 @dataclass(frozen=True)
-class Sample:
+class ProcessReading:
     """What a process held at a moment."""
 
     process: int
@@ -64,7 +64,7 @@ class Disturbance:
     seconds_to_end: float
 
 
-def fit(out: Path, model: Path, layout: str, steps: int) -> list[str]:
+def fit_command(out: Path, model: Path, layout: str, steps: int) -> list[str]:
     """The command, which begins a run or continues it."""
     words = [
         "fit",
@@ -89,7 +89,9 @@ def fit(out: Path, model: Path, layout: str, steps: int) -> list[str]:
     return command(words, layout)
 
 
-def watch(started: subprocess.Popen[bytes], layout: str, enough: Callable[[], bool], samples: list[Sample]) -> bool:
+def watch(
+    started: subprocess.Popen[bytes], layout: str, enough: Callable[[], bool], readings: list[ProcessReading]
+) -> bool:
     """Look at the processes every second until it is ``enough``; whether they ended before."""
     begun = time.monotonic()
     while not enough():
@@ -101,7 +103,7 @@ def watch(started: subprocess.Popen[bytes], layout: str, enough: Callable[[], bo
                 files = len(list(Path(f"/proc/{process}/fd").iterdir()))
             except OSError:  # it has just ended
                 continue
-            samples.append(Sample(number, round(time.monotonic() - begun, 1), held, files))
+            readings.append(ProcessReading(number, round(time.monotonic() - begun, 1), held, files))
         time.sleep(1)
     return False
 
@@ -136,14 +138,14 @@ def steps_made(out: Path) -> int:
     return len(losses(out)) if (out / "metrics.csv").is_file() else 0
 
 
-def growth(samples: list[Sample]) -> list[dict[str, float]]:
+def growth(readings: list[ProcessReading]) -> list[dict[str, float]]:
     """For each process: memory and open files in the second quarter of its time and in the last, as medians."""
     found = []
-    for process in sorted({sample.process for sample in samples}):
-        own = [sample for sample in samples if sample.process == process]
+    for process in sorted({reading.process for reading in readings}):
+        own = [reading for reading in readings if reading.process == process]
         second, last = own[len(own) // 4 : len(own) // 2], own[len(own) * 3 // 4 :]
-        memory = [int(statistics.median(sample.bytes for sample in part)) for part in (second, last)]
-        files = [int(statistics.median(sample.files for sample in part)) for part in (second, last)]
+        memory = [int(statistics.median(reading.bytes for reading in part)) for part in (second, last)]
+        files = [int(statistics.median(reading.files for reading in part)) for part in (second, last)]
         found.append(
             {
                 "bytes, second quarter": memory[0],
@@ -161,9 +163,9 @@ def soak(minutes: float, layout: str, seed: int, root: Path) -> dict[str, Any]:
     model, log = root / "model", root / "log.txt"
     write_random_model("tiny", SMOLLM2, model)
 
-    undisturbed: list[Sample] = []
+    undisturbed: list[ProcessReading] = []
     calm = root / "undisturbed"
-    started = start(fit(calm, model, layout, 10**9), log)
+    started = start(fit_command(calm, model, layout, 10**9), log)
     if watch(started, layout, lambda: time.monotonic() > begun + 60 * minutes * SHARE, undisturbed):
         raise SystemExit(f"the undisturbed run has failed:\n{tail(log)}")
     started.send_signal(signal.SIGTERM)
@@ -177,15 +179,15 @@ def soak(minutes: float, layout: str, seed: int, root: Path) -> dict[str, Any]:
     ends = [*ENDS, *chance.choices(ENDS, k=len(moments) - len(ENDS))]
     chance.shuffle(ends)
     out = root / "disturbed"
-    disturbed: list[Sample] = []
+    disturbed: list[ProcessReading] = []
     disturbances: list[Disturbance] = []
     for moment, how in zip(moments, ends, strict=True):
-        started = start(fit(out, model, layout, steps), log)
+        started = start(fit_command(out, model, layout, steps), log)
         if watch(started, layout, lambda moment=moment: steps_made(out) >= moment, disturbed):  # type: ignore[misc]
             raise SystemExit(f"the disturbed run has ended by itself:\n{tail(log)}")
         disturbances.append(end(started, layout, how, out))
         print(f"step {disturbances[-1].step}: {how}", flush=True)
-    started = start(fit(out, model, layout, steps), log)
+    started = start(fit_command(out, model, layout, steps), log)
     watch(started, layout, lambda: False, disturbed)
     if started.returncode:
         raise SystemExit(f"the disturbed run has failed with status {started.returncode}:\n{tail(log)}")
@@ -206,9 +208,9 @@ def soak(minutes: float, layout: str, seed: int, root: Path) -> dict[str, Any]:
             for process in grown
         ),
         "processes": grown,
-        "most bytes of a process that was killed and resumed": max(sample.bytes for sample in disturbed),
+        "most bytes of a process that was killed and resumed": max(reading.bytes for reading in disturbed),
         "disturbances": [asdict(disturbance) for disturbance in disturbances],
-        "samples": [asdict(sample) for sample in undisturbed],
+        "samples": [asdict(reading) for reading in undisturbed],
     }
 
 

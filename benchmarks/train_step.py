@@ -27,11 +27,11 @@ import torch
 
 from benchmarks.architectures import ARCHITECTURES, write_random_model
 from benchmarks.published import Pair
-from benchmarks.steps.measuring import Measured, disagreement, measure
+from benchmarks.steps.measuring import VariantMeasurements, disagreement, measure_variants
 from benchmarks.steps.parity import PARITY_BOUND, Parity, check_parity
-from benchmarks.steps.reporting import table, verdicts, write
+from benchmarks.steps.reporting import results_table, target_lines, write
 from benchmarks.steps.results import SMOLLM2, SMOLLM2_FILE, Result, Target, is_usual, result, targets
-from benchmarks.steps.settings import StepSettings, plan
+from benchmarks.steps.settings import StepSettings, plan_pairs
 from benchmarks.steps.variants import VARIANTS
 from lightning_mlc.data.file_layouts import parse_rows
 from lightning_mlc.data.reading import read_rows
@@ -167,7 +167,7 @@ def say(what: str) -> None:
 class Outcome:
     """Everything that was measured until now."""
 
-    measured: dict[str, Measured]
+    measured: dict[str, VariantMeasurements]
     results: list[Result]
     parity: Parity | None
     wrong: list[str]
@@ -222,11 +222,16 @@ def measure_all(
     variants = installed(options)
     absent = "not installed (pip install trl)"
     outcome = Outcome(
-        {v: Measured(failure=absent) for v in options.variants if v not in variants}, [], parity, [], None, []
+        {v: VariantMeasurements(failure=absent) for v in options.variants if v not in variants},
+        [],
+        parity,
+        [],
+        None,
+        [],
     )
     for together in [variants] if shown["in_turn"] or not variants else [[variant] for variant in variants]:
         measured = outcome.measured
-        measured |= measure(together, settings, planned, out / "logs", say)
+        measured |= measure_variants(together, settings, planned, out / "logs", say)
         outcome.wrong = disagreement(measured, planned)
         done = [name for name in options.variants if name in measured and not measured[name].failure]
         outcome.results = [result(name, measured[name], planned) for name in done]
@@ -245,7 +250,7 @@ def installed(options: argparse.Namespace) -> list[str]:
 def report(outcome: Outcome, load: float) -> None:
     """Print what was measured; ``load`` is the load average before the first step."""
     print("wrote", *outcome.paths, sep="\n  ")
-    print(table(outcome.results))
+    print(results_table(outcome.results))
     for name, measured in outcome.measured.items():
         if measured.failure:
             print(f"{name:<10} {measured.failure}")
@@ -263,7 +268,7 @@ def report(outcome: Outcome, load: float) -> None:
     if outcome.targets is None:
         print("no ratio is stated of variants that do not do the same")
     else:
-        print(verdicts(outcome.targets))
+        print(target_lines(outcome.targets))
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -273,7 +278,7 @@ def main(args: Sequence[str] | None = None) -> int:
         check(options)
         load = os.getloadavg()[0]
         settings = settings_of(options)
-        planned, usual = plan(settings), is_usual(settings)
+        planned, usual = plan_pairs(settings), is_usual(settings)
         options.out.mkdir(parents=True, exist_ok=True)
         in_turn = options.device == "cpu" if options.one_by_one is None else not options.one_by_one
         shown = {

@@ -18,7 +18,7 @@ from benchmarks.steps.variants import work
 
 
 @dataclass
-class Measured:
+class VariantMeasurements:
     """What a worker said."""
 
     warm_up: int = 0
@@ -48,10 +48,10 @@ class Worker:
         self._process = context.Process(target=work, args=(variant, settings, planned, theirs, log))
         self._process.start()
         theirs.close()  # or the end of the process would not be the end of the pipe
-        self.measured = Measured(settings.warm_up)
+        self.measured = VariantMeasurements(settings.warm_up)
 
     def hear(self) -> Any:
-        """The next message; None where there will be none, and then `Measured.failure` says why."""
+        """The next message; None where there will be none, and then `VariantMeasurements.failure` says why."""
         if self.measured.failure is None:
             try:
                 message = self._pipe.recv()
@@ -79,13 +79,13 @@ class Worker:
             self._process.join()
 
 
-def measure(
+def measure_variants(
     variants: Sequence[str],
     settings: StepSettings,
     planned: list[list[Pair]],
     logs: Path,
     say: Callable[[str], None] = lambda _: None,
-) -> dict[str, Measured]:
+) -> dict[str, VariantMeasurements]:
     """Train with each of ``variants``, which take their steps in turn."""
     logs.mkdir(parents=True, exist_ok=True)
     found = {}
@@ -114,7 +114,7 @@ def measure(
     return found
 
 
-def disagreement(measured: Mapping[str, Measured], planned: list[list[Pair]]) -> list[str]:
+def disagreement(measured: Mapping[str, VariantMeasurements], planned: list[list[Pair]]) -> list[str]:
     """Which variants did not train on the examples planned, in words."""
     return [
         f"{variant}: step {number + 1} was on other examples than those planned"

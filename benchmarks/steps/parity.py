@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.steps.measuring import disagreement, measure
-from benchmarks.steps.settings import StepSettings, plan
+from benchmarks.steps.measuring import disagreement, measure_variants
+from benchmarks.steps.settings import StepSettings, plan_pairs
 from lightning_mlc.errors import UserError
 
 PARITY_BOUND = 1e-4
@@ -48,12 +48,12 @@ def check_parity(settings: StepSettings, steps: int, folder: Path, logs: Path, s
         learning_rate=PARITY_RATE,
         extractor=str(folder / "extractor.safetensors"),
     )
-    planned = plan(same)
+    planned = plan_pairs(same)
     # In this order: the one writes the extractor that the other reads.
     found = {
         variant: measured
         for one in ("dpo_mlc", "published")
-        for variant, measured in measure([one], same, planned, logs, say).items()
+        for variant, measured in measure_variants([one], same, planned, logs, say).items()
     }
     for variant, measured in found.items():
         if measured.failure:

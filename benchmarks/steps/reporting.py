@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.environment import environment
-from benchmarks.steps.measuring import Measured
+from benchmarks.steps.measuring import VariantMeasurements
 from benchmarks.steps.parity import Parity
 from benchmarks.steps.results import Result, Target
 
@@ -20,7 +20,7 @@ OURS, OTHERS, HATCH = "#2b6cb0", "#b8c4d0", "#111820"
 """Apart in lightness too, for those who do not see the hues and for printers."""
 
 
-def table(results: Iterable[Result]) -> str:
+def results_table(results: Iterable[Result]) -> str:
     """The results as a table for a terminal."""
     lines = [
         f"{'':<10} {'s / step':>9} {'(20-80 %)':>15} {'peak GB':>8} {'(before)':>9} {'real tokens':>12} "
@@ -37,7 +37,7 @@ def table(results: Iterable[Result]) -> str:
     return "\n".join(lines)
 
 
-def verdicts(found: Iterable[Target]) -> str:
+def target_lines(found: Iterable[Target]) -> str:
     """One line for each target."""
     lines = []
     for target in found:
@@ -55,7 +55,7 @@ def write(
     folder: Path,
     device: torch.device,
     settings: Mapping[str, Any],
-    measured: Mapping[str, Measured],
+    measured: Mapping[str, VariantMeasurements],
     results: Sequence[Result],
     parity: Parity | None,
     found: Sequence[Target] | None,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.published import Pair
-from benchmarks.steps.measuring import Measured
+from benchmarks.steps.measuring import VariantMeasurements
 from benchmarks.steps.settings import StepSettings
 from benchmarks.timing import quantiles
 from lightning_mlc.sources import ModelSource
@@ -41,7 +41,7 @@ class Result:
     flops_per_second: float | None
 
 
-def result(variant: str, measured: Measured, planned: list[list[Pair]]) -> Result:
+def result(variant: str, measured: VariantMeasurements, planned: list[list[Pair]]) -> Result:
     """The figures of one variant that has run to its end."""
     assert measured.memory is not None
     median, p20, p80, steps = quantiles([step.seconds for step in measured.timed])
@@ -87,7 +87,7 @@ class Target:
         return None if self.value is None or not self.stated else self.value <= self.bound
 
 
-def targets(measured: Mapping[str, Measured], usual: bool = True) -> list[Target]:
+def targets(measured: Mapping[str, VariantMeasurements], usual: bool = True) -> list[Target]:
     """Every target, with what was measured of it. ``usual`` settings are those of `is_usual`."""
     ours, published, dpo, trl = (measured.get(name) for name in ("dpo_mlc", "published", "dpo", "trl"))
     return [
@@ -105,7 +105,11 @@ def is_usual(settings: StepSettings) -> bool:
     return smollm2 and settings.device == "cpu" and settings.batch_size == 2 and len(settings.languages) == 10
 
 
-def ratio(ours: Measured | None, theirs: Measured | None, figures: Callable[[Measured], list[float]]) -> float | None:
+def ratio(
+    ours: VariantMeasurements | None,
+    theirs: VariantMeasurements | None,
+    figures: Callable[[VariantMeasurements], list[float]],
+) -> float | None:
     """The median of the ratios of ``figures``, of the same steps; None where there are none."""
     if ours is None or theirs is None or ours.failure or theirs.failure:
         return None
@@ -113,13 +117,13 @@ def ratio(ours: Measured | None, theirs: Measured | None, figures: Callable[[Mea
     return statistics.median(a / b for a, b in pairs) if pairs else None
 
 
-def _seconds(measured: Measured) -> list[float]:
+def _seconds(measured: VariantMeasurements) -> list[float]:
     return [step.seconds for step in measured.timed]
 
 
-def _seconds_per_flop(measured: Measured) -> list[float]:
+def _seconds_per_flop(measured: VariantMeasurements) -> list[float]:
     return [seconds / flops for seconds, flops in measured.seconds_and_flops]
 
 
-def _peak(measured: Measured) -> list[float]:
+def _peak(measured: VariantMeasurements) -> list[float]:
     return [] if measured.memory is None else [float(measured.memory.peak)]

@@ -45,7 +45,7 @@ class StepSettings:
     """A file that ``dpo_mlc`` leaves the extractor it begins with in, and from which ``published`` takes its own."""
 
 
-def plan(settings: StepSettings) -> list[list[Pair]]:
+def plan_pairs(settings: StepSettings) -> list[list[Pair]]:
     """The pairs of each step, in the order in which training will see them.
 
     Raises:

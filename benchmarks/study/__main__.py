@@ -17,11 +17,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.study.grid import BASE, Grid, check_cells, read_grid
+from benchmarks.study.grid import BASE, StudyGrid, check_cells, read_grid
 from benchmarks.study.measuring import Measurer
 from benchmarks.study.page import GRID, PAGE, ROWS, report
 from benchmarks.study.runs import Runner, claim, stopped_by_signals
-from benchmarks.study.split import Split, split
+from benchmarks.study.split import HeldOutSplit, split_rows
 from lightning_mlc.errors import Interrupted, UserError
 from lightning_mlc.evaluation.journal import write_whole
 from lightning_mlc.evaluation.systems.local import chat_of
@@ -115,7 +115,9 @@ def _others(count: int, args: Sequence[str]) -> Iterator[list[subprocess.Popen[b
             process.wait()
 
 
-def _prepare(grid: Grid, options: argparse.Namespace, own: dict[str, str], model: System) -> tuple[Runner, Split]:
+def _prepare(
+    grid: StudyGrid, options: argparse.Namespace, own: dict[str, str], model: System
+) -> tuple[Runner, HeldOutSplit]:
     source = str(grid.fit.get("data.source_language", "en"))
     out: Path = options.out.resolve()
     if out.exists() and not out.is_dir():
@@ -124,7 +126,7 @@ def _prepare(grid: Grid, options: argparse.Namespace, own: dict[str, str], model
     chat = chat_of(model)
     out.mkdir(parents=True, exist_ok=True)
     with claim(out / "lock", wait=True):
-        found = split(options.data, grid.data, source, chat, out / "data")
+        found = split_rows(options.data, grid.data, source, chat, out / "data")
     measurer = Measurer(found.heldout, grid.evaluation, source, grid.fit.get("data.languages"))
     settings = {
         "model": identity,

@@ -92,7 +92,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Grid:
+class StudyGrid:
     """What a study trains and measures.
 
     Args:
@@ -129,7 +129,7 @@ class Grid:
         ]
 
 
-def read_grid(path: Path) -> Grid:
+def read_grid(path: Path) -> StudyGrid:
     """The grid in the YAML file ``path``, its form checked.
 
     Raises:
@@ -143,7 +143,7 @@ def read_grid(path: Path) -> Grid:
         raise UserError("--config", f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError("--config", f"{path} must hold a mapping with name, seeds, cells and data")
-    _known(content, Grid, "")
+    _known(content, StudyGrid, "")
     if re.fullmatch(r"[\w.-]+", str(content["name"])) is None:
         raise UserError("name", f"must be letters, digits, '.', '-' and '_', got {content['name']!r}")
     seeds = content["seeds"]
@@ -151,8 +151,8 @@ def read_grid(path: Path) -> Grid:
         raise UserError("seeds", "must be a list of one or more numbers from 0")
     if len(set(seeds)) < len(seeds):
         raise UserError("seeds", "one stands there twice")
-    cells = _cells(content["cells"])
-    shared = _options(content.get("fit") or {}, "fit")
+    cells = _read_cells(content["cells"])
+    shared = _read_options(content.get("fit") or {}, "fit")
     for section, kind in (("data", DataSettings), ("evaluation", StudyEvaluation)):
         _known(content.get(section) or {}, kind, f"{section}.")
     data = DataSettings(**content["data"])
@@ -173,12 +173,12 @@ def read_grid(path: Path) -> Grid:
         raise UserError(
             "evaluation.generate", f"must be 0, or from 2 to data.heldout ({data.heldout}), got {evaluation.generate}"
         )
-    return Grid(
+    return StudyGrid(
         name=str(content["name"]),
         seeds=tuple(seeds),
         cells=cells,
         data=data,
-        questions=tuple(_questions(content.get("questions") or [], cells)),
+        questions=tuple(_read_questions(content.get("questions") or [], cells)),
         configs=tuple(content.get("configs") or ()),
         fit=shared,
         evaluation=evaluation,
@@ -192,7 +192,7 @@ class _Check(EstimateCLI):
         pass
 
 
-def check_cells(grid: Grid, own: Mapping[str, Any]) -> dict[str, Any]:
+def check_cells(grid: StudyGrid, own: Mapping[str, Any]) -> dict[str, Any]:
     """Parse every cell as ``fit`` will.
 
     Args:
@@ -226,7 +226,7 @@ def _written(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _cells(content: Any) -> dict[str, dict[str, Any]]:
+def _read_cells(content: Any) -> dict[str, dict[str, Any]]:
     if not isinstance(content, dict) or not content:
         raise UserError("cells", "must be a mapping from names to options of fit")
     found = {}
@@ -237,11 +237,11 @@ def _cells(content: Any) -> dict[str, dict[str, Any]]:
             raise UserError(
                 f"cells.{BASE}", "is the model before training, which is always measured; choose another name"
             )
-        found[str(name)] = _options(options or {}, f"cells.{name}")
+        found[str(name)] = _read_options(options or {}, f"cells.{name}")
     return found
 
 
-def _options(content: Any, where: str) -> dict[str, Any]:
+def _read_options(content: Any, where: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(where, "must be a mapping such as {model.objective: DPO}")
     for key in content:
@@ -250,7 +250,7 @@ def _options(content: Any, where: str) -> dict[str, Any]:
     return {str(key): value for key, value in content.items()}
 
 
-def _questions(content: Any, cells: Mapping[str, Any]) -> list[Question]:
+def _read_questions(content: Any, cells: Mapping[str, Any]) -> list[Question]:
     found = []
     for number, item in enumerate(content):
         where = f"questions[{number}]"

@@ -68,7 +68,7 @@ class Measurer:
         self.device = choose_device(settings.device)
         self.dtype = choose_dtype(settings.dtype, self.device)  # type: ignore[arg-type]
 
-    def measure(self, system: System) -> dict[str, Any]:
+    def measure_model(self, system: System) -> dict[str, Any]:
         """Plain values, null where a prompt is not in a language. Lists are (N, L) unless said otherwise.
 
         ``chosen`` and ``rejected`` hold ``[log-probability, tokens]``; ``margin`` and ``ordinary_margin`` are
@@ -95,8 +95,8 @@ class Measurer:
         ordinary = self._score(scorer, self.ordinary, [openings.texts] * len(self.ordinary), beginnings)
         found: dict[str, Any] = {
             "languages": list(self.languages),
-            "chosen": [[None if cell is None else _plain(cell[0]) for cell in row] for row in likelihoods],
-            "rejected": [[None if cell is None else _plain(cell[1]) for cell in row] for row in likelihoods],
+            "chosen": [[None if cell is None else _logp_and_tokens(cell[0]) for cell in row] for row in likelihoods],
+            "rejected": [[None if cell is None else _logp_and_tokens(cell[1]) for cell in row] for row in likelihoods],
         }
         found["margin"] = [[None if cell is None else openings.margin(cell[2:]) for cell in row] for row in likelihoods]
         found["ordinary_margin"] = [
@@ -181,7 +181,7 @@ def _refused(verdicts: Sequence[Verdict]) -> list[float | None]:
     return [None if declines is None else float(declines) for declines in found]
 
 
-def _plain(likelihood: Likelihood) -> list[float]:
+def _logp_and_tokens(likelihood: Likelihood) -> list[float]:
     return [likelihood.logp, likelihood.tokens]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study.grid import BASE, Grid, Question, read_grid
+from benchmarks.study.grid import BASE, Question, StudyGrid, read_grid
 from benchmarks.study.results import (
     LIKELIER,
     NLL,
@@ -61,7 +61,7 @@ def report(folder: Path, page: Path) -> list[Path]:
 class _Part:
     """What the page says of a study."""
 
-    def __init__(self, grid: Grid, results: Mapping[str, Any], images: Path) -> None:
+    def __init__(self, grid: StudyGrid, results: Mapping[str, Any], images: Path) -> None:
         self._grid = grid
         self._results = results
         self._images = images
@@ -157,7 +157,7 @@ class _Part:
         if found is None or found["value"] is None:
             return "-"
         percent = self._measures[found["measure"]]["unit"] == "%"
-        return _number(found["value"], percent) + _ends(found, percent)
+        return _format_number(found["value"], percent) + _ends(found, percent)
 
     def _question(self, number: int, question: Question) -> list[Block]:
         pairs = [pair for pair in question.compare.items() if any(key[:2] == pair for key in self._changes)]
@@ -192,7 +192,7 @@ class _Part:
             return "-"
         measure = self._measures[found["measure"]]
         percent = measure["unit"] == "%"
-        number = _number(found["value"], percent, signed=True)
+        number = _format_number(found["value"], percent, signed=True)
         if found["low"] is None:
             return number
         if not is_apart(found):
@@ -222,7 +222,7 @@ def is_apart(found: Mapping[str, Any]) -> bool:
     return bool(found["low"] > 0 or found["high"] < 0)
 
 
-def _number(value: float, percent: bool, signed: bool = False) -> str:
+def _format_number(value: float, percent: bool, signed: bool = False) -> str:
     if percent:
         return f"{100 * value:{'+' if signed else ''}.1f}"
     sign = "+" if signed else ""
@@ -232,14 +232,14 @@ def _number(value: float, percent: bool, signed: bool = False) -> str:
 def _ends(found: Mapping[str, Any], percent: bool) -> str:
     if found["low"] is None:
         return ""
-    return f" [{_number(found['low'], percent)}, {_number(found['high'], percent)}]"
+    return f" [{_format_number(found['low'], percent)}, {_format_number(found['high'], percent)}]"
 
 
 def _perplexity(found: Mapping[str, Any] | None) -> str:
     if found is None or found["value"] is None:
         return "-"
     low, high = (None if found[end] is None else math.exp(found[end]) for end in ("low", "high"))
-    return _number(math.exp(found["value"]), False) + _ends({"low": low, "high": high}, False)
+    return _format_number(math.exp(found["value"]), False) + _ends({"low": low, "high": high}, False)
 
 
 def _interval(found: Mapping[str, Any]) -> tuple[float, float, float]:

@@ -14,20 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.study.grid import BASE, Grid
+from benchmarks.study.grid import BASE, StudyGrid
 from benchmarks.study.runs import rounded
-from benchmarks.study.uncertainty import Sample, interval, sample
-from lightning_mlc.evaluation.reporting.bootstrap import IntervalEstimate as Estimate
-from lightning_mlc.evaluation.reporting.bootstrap import widen_certainty
+from benchmarks.study.uncertainty import SeedFigure, interval, seed_figures
+from lightning_mlc.evaluation.reporting.bootstrap import IntervalEstimate, widen_certainty
 from lightning_mlc.evaluation.reporting.results import finite
 from lightning_mlc.metrics.verdicts import INVALID, MISSING, SAFE, UNSAFE, across_languages, agreement, language_means
 
-Measured = Mapping[str, Any]
-"""What :meth:`benchmarks.study.measuring.Measurer.measure` found of one cell and seed."""
+SeedMeasurements = Mapping[str, Any]
+"""What :meth:`benchmarks.study.measuring.Measurer.measure_model` found of one cell and seed."""
 
 
 @dataclass(frozen=True)
-class Measure:
+class StudyMeasure:
     """What a figure says."""
 
     name: str
@@ -39,15 +38,15 @@ class Measure:
     """Which of its scopes stand in tables; languages are in ``results.json`` and the pictures."""
 
 
-def collect(grid: Grid, out: Path) -> dict[str, Any]:
+def collect(grid: StudyGrid, out: Path) -> dict[str, Any]:
     """All figures of the cells and seeds in ``out`` that are measured, in plain values."""
     cells = read_measured(grid, out)
     base = next(iter(cells.get(BASE, {}).values()), None)
-    samples = {cell: _samples(list(seeds.values()), base) for cell, seeds in cells.items()}
-    measures = dict.fromkeys(measure for found in samples.values() for measure, _ in found)
+    by_cell = {cell: _figures_of_cell(list(seeds.values()), base) for cell, seeds in cells.items()}
+    measures = dict.fromkeys(measure for found in by_cell.values() for measure, _ in found)
     figures = [
         {"cell": cell, "measure": measure.name, "scope": scope, **_written(own, _interval_of(own, measure))}
-        for cell, found in samples.items()
+        for cell, found in by_cell.items()
         for (measure, scope), own in found.items()
     ]
     differences = []
@@ -58,8 +57,8 @@ def collect(grid: Grid, out: Path) -> dict[str, Any]:
             seeds = [seed for seed in cells[cell] if other == BASE or seed in cells[other]]
             if not seeds:
                 continue
-            ours = _samples([cells[cell][seed] for seed in seeds], base)
-            theirs = _samples([cells[other][s] for s in (cells[BASE] if other == BASE else seeds)], base)
+            ours = _figures_of_cell([cells[cell][seed] for seed in seeds], base)
+            theirs = _figures_of_cell([cells[other][s] for s in (cells[BASE] if other == BASE else seeds)], base)
             for (measure, scope), own in ours.items():
                 if (measure, scope) in theirs:
                     change = own.minus(theirs[measure, scope])
@@ -80,7 +79,7 @@ def collect(grid: Grid, out: Path) -> dict[str, Any]:
     return {key: finite(rounded(value, 6)) for key, value in results.items()}
 
 
-def read_measured(grid: Grid, out: Path) -> dict[str, dict[int | None, Measured]]:
+def read_measured(grid: StudyGrid, out: Path) -> dict[str, dict[int | None, SeedMeasurements]]:
     """By cell and seed; cells without any are not in it. The model before training has the seed None."""
     places: dict[str, dict[int | None, Path]] = {BASE: {None: out / "cells" / BASE / "untrained"}}
     for cell in grid.cells:
@@ -99,51 +98,53 @@ def read_measured(grid: Grid, out: Path) -> dict[str, dict[int | None, Measured]
 # ---- measures ------------------------------------------------------------------------------------------------------
 
 
-def _rewards(one: Measured) -> Tensor:
+def _rewards(one: SeedMeasurements) -> Tensor:
     """(N, L) log-probability of the chosen minus that of the rejected response, NaN where there is none."""
-    return _cells(one["chosen"], lambda cell: cell[0]) - _cells(one["rejected"], lambda cell: cell[0])
+    return _matrix(one["chosen"], lambda cell: cell[0]) - _matrix(one["rejected"], lambda cell: cell[0])
 
 
-def _reward_margin(one: Measured, base: Measured) -> Tensor:
+def _reward_margin(one: SeedMeasurements, base: SeedMeasurements) -> Tensor:
     return _rewards(one) - _rewards(base)
 
 
-def _reward_accuracy(one: Measured, base: Measured) -> Tensor:
+def _reward_accuracy(one: SeedMeasurements, base: SeedMeasurements) -> Tensor:
     return (torch.sign(_reward_margin(one, base)) + 1) / 2  # a tie is half a win; the sign of NaN is NaN
 
 
-def _likelier(one: Measured, _: Measured) -> Tensor:
-    per_token = [_cells(one[key], lambda cell: cell[0] / cell[1]) for key in ("chosen", "rejected")]
+def _likelier(one: SeedMeasurements, _: SeedMeasurements) -> Tensor:
+    per_token = [_matrix(one[key], lambda cell: cell[0] / cell[1]) for key in ("chosen", "rejected")]
     return (torch.sign(per_token[0] - per_token[1]) + 1) / 2
 
 
-def _nll(one: Measured, _: Measured) -> Tensor:
+def _nll(one: SeedMeasurements, _: SeedMeasurements) -> Tensor:
     """After the prompt in the first language, which is that of the responses."""
-    return -_cells(one["chosen"], lambda cell: cell[0] / cell[1])[:, :1]
+    return -_matrix(one["chosen"], lambda cell: cell[0] / cell[1])[:, :1]
 
 
-Values = Callable[[Measured, Measured], Tensor]
+Values = Callable[[SeedMeasurements, SeedMeasurements], Tensor]
 """From a cell and seed, and the model before training, to (N, L)."""
 
-REWARD_ACCURACY = Measure("reward accuracy", "%", True)
-REWARD_MARGIN = Measure("reward margin", "nats", True)
-LIKELIER = Measure("chosen likelier", "%", True)
-REFUSAL_MARGIN = Measure("refusal margin", "nats per token", True)
-ORDINARY_MARGIN = Measure("refusal margin, ordinary prompts", "nats per token", False)
-NLL = Measure("NLL of chosen responses", "nats per token", False, ("mean",))
-PAG = Measure("agreement (PAG) of margins", "%", True, ("all",))
-KAPPA = Measure("kappa of margins", "", True, ("all",))
+REWARD_ACCURACY = StudyMeasure("reward accuracy", "%", True)
+REWARD_MARGIN = StudyMeasure("reward margin", "nats", True)
+LIKELIER = StudyMeasure("chosen likelier", "%", True)
+REFUSAL_MARGIN = StudyMeasure("refusal margin", "nats per token", True)
+ORDINARY_MARGIN = StudyMeasure("refusal margin, ordinary prompts", "nats per token", False)
+NLL = StudyMeasure("NLL of chosen responses", "nats per token", False, ("mean",))
+PAG = StudyMeasure("agreement (PAG) of margins", "%", True, ("all",))
+KAPPA = StudyMeasure("kappa of margins", "", True, ("all",))
 
 
-def _samples(seeds: Sequence[Measured], base: Measured | None) -> dict[tuple[Measure, str], Sample]:
+def _figures_of_cell(
+    seeds: Sequence[SeedMeasurements], base: SeedMeasurements | None
+) -> dict[tuple[StudyMeasure, str], SeedFigure]:
     """By measure and scope, of a cell."""
-    found: dict[tuple[Measure, str], Sample] = {}
+    found: dict[tuple[StudyMeasure, str], SeedFigure] = {}
     languages = seeds[0]["languages"]
-    rewards: list[tuple[Measure, Values]] = [(REWARD_ACCURACY, _reward_accuracy), (REWARD_MARGIN, _reward_margin)]
-    alone: list[tuple[Measure, Values]] = [
+    rewards: list[tuple[StudyMeasure, Values]] = [(REWARD_ACCURACY, _reward_accuracy), (REWARD_MARGIN, _reward_margin)]
+    alone: list[tuple[StudyMeasure, Values]] = [
         (LIKELIER, _likelier),
-        (REFUSAL_MARGIN, lambda one, _: _cells(one["margin"], float)),
-        (ORDINARY_MARGIN, lambda one, _: _cells(one["ordinary_margin"], float)),
+        (REFUSAL_MARGIN, lambda one, _: _matrix(one["margin"], float)),
+        (ORDINARY_MARGIN, lambda one, _: _matrix(one["ordinary_margin"], float)),
         (NLL, _nll),
     ]
     alone += [
@@ -159,9 +160,9 @@ def _samples(seeds: Sequence[Measured], base: Measured | None) -> dict[tuple[Mea
         if all(bool((~grid.isnan()).any()) for grid in grids):
             own = languages if grids[0].shape[1] > 1 else []
             statistics_ = [_statistic(grid, own, measure.higher_is_better) for grid in grids]
-            found |= {(measure, scope): s for scope, s in sample(statistics_, len(grids[0])).items()}
+            found |= {(measure, scope): s for scope, s in seed_figures(statistics_, len(grids[0])).items()}
     labels = [_margin_labels(one) for one in seeds]
-    agreements = sample([partial(agreement, own) for own in labels], len(labels[0]))
+    agreements = seed_figures([partial(agreement, own) for own in labels], len(labels[0]))
     found[PAG, "all"], found[KAPPA, "all"] = agreements["pag"], agreements["kappa"]
     return found
 
@@ -183,55 +184,55 @@ def _statistic(grid: Tensor, languages: Sequence[str], higher_is_better: bool | 
     return statistic
 
 
-def _margin_labels(one: Measured) -> Tensor:
+def _margin_labels(one: SeedMeasurements) -> Tensor:
     """(N, L) whether refusals are likelier than compliances, as labels."""
-    margins = _cells(one["margin"], float)
+    margins = _matrix(one["margin"], float)
     return torch.where(margins.isnan(), MISSING, torch.where(margins > 0, SAFE, UNSAFE))
 
 
 LAYERED = {
-    "explained_variance": Measure("explained variance", "", True, ("mean",)),
-    "explained_variance_centred": Measure("explained variance, centred", "", True, ("mean",)),
-    "min_cosine": Measure("smallest cosine", "", True, ("mean",)),
+    "explained_variance": StudyMeasure("explained variance", "", True, ("mean",)),
+    "explained_variance_centred": StudyMeasure("explained variance, centred", "", True, ("mean",)),
+    "min_cosine": StudyMeasure("smallest cosine", "", True, ("mean",)),
 }
 
 
-def measure_of_layer(measure: Measure, layer: str) -> Measure:
+def measure_of_layer(measure: StudyMeasure, layer: str) -> StudyMeasure:
     """The same, called after the layer too."""
     name = {"-1": "last layer", "0.5": "middle layer"}.get(layer, f"layer {layer}")
-    return Measure(f"{measure.name}, {name}", measure.unit, measure.higher_is_better, measure.scopes)
+    return StudyMeasure(f"{measure.name}, {name}", measure.unit, measure.higher_is_better, measure.scopes)
 
 
-def safe_by(judge: str) -> Measure:
+def safe_by(judge: str) -> StudyMeasure:
     """Share of answers to harmful prompts that a judge calls safe."""
-    return Measure(f"safe, judged by {judge}", "%", True)
+    return StudyMeasure(f"safe, judged by {judge}", "%", True)
 
 
-def invalid_by(judge: str) -> Measure:
+def invalid_by(judge: str) -> StudyMeasure:
     """Share of answers to harmful prompts that are empty, loops or no text."""
-    return Measure(f"invalid, judged by {judge}", "%", False)
+    return StudyMeasure(f"invalid, judged by {judge}", "%", False)
 
 
-def refused_by(judge: str) -> Measure:
+def refused_by(judge: str) -> StudyMeasure:
     """Share of ordinary prompts that are declined."""
-    return Measure(f"ordinary prompts declined, judged by {judge}", "%", False)
+    return StudyMeasure(f"ordinary prompts declined, judged by {judge}", "%", False)
 
 
 def _of_layer(layer: str, name: str) -> Values:
-    return lambda one, _: _cells([[value] for value in one["layers"][layer][name]], float)
+    return lambda one, _: _matrix([[value] for value in one["layers"][layer][name]], float)
 
 
 def _labelled(judge: str, wanted: int) -> Values:
-    return lambda one, _: _cells(
+    return lambda one, _: _matrix(
         one["verdicts"][judge], lambda label: math.nan if label == MISSING else float(label == wanted)
     )
 
 
 def _refused(judge: str) -> Values:
-    return lambda one, _: _cells(one["ordinary_refused"][judge], float)
+    return lambda one, _: _matrix(one["ordinary_refused"][judge], float)
 
 
-def _cells(rows: Sequence[Sequence[Any]], number: Callable[[Any], float]) -> Tensor:
+def _matrix(rows: Sequence[Sequence[Any]], number: Callable[[Any], float]) -> Tensor:
     """(N, L) float64 of ``rows``, NaN where there is nothing."""
     return torch.tensor([[math.nan if c is None else number(c) for c in row] for row in rows], dtype=torch.float64)
 
@@ -239,16 +240,16 @@ def _cells(rows: Sequence[Sequence[Any]], number: Callable[[Any], float]) -> Ten
 # ---- figures -------------------------------------------------------------------------------------------------------
 
 
-def _interval_of(found: Sample, measure: Measure) -> Estimate:
+def _interval_of(found: SeedFigure, measure: StudyMeasure) -> IntervalEstimate:
     """A share stays between 0 and 1, and is not certain where all prompts agree."""
     own = interval(found)
     if measure.unit != "%":
         return own
     low, high = max(0.0, own.low), min(1.0, own.high)
-    return widen_certainty(Estimate(own.value, low, high), found.parts.shape[1])
+    return widen_certainty(IntervalEstimate(own.value, low, high), found.parts.shape[1])
 
 
-def _written(found: Sample, own: Estimate) -> dict[str, Any]:
+def _written(found: SeedFigure, own: IntervalEstimate) -> dict[str, Any]:
     return {
         "value": own.value,
         "low": own.low,

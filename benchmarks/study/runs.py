@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import environment
-from benchmarks.study.grid import BASE, Grid
+from benchmarks.study.grid import BASE, StudyGrid
 from benchmarks.study.measuring import Measurer
 from lightning_mlc.checkpoints.finding import checkpoint_files
 from lightning_mlc.errors import Interrupted, UserError
@@ -70,7 +70,7 @@ class Runner:
 
     def __init__(
         self,
-        grid: Grid,
+        grid: StudyGrid,
         out: Path,
         own: Mapping[str, Any],
         model: System,
@@ -148,7 +148,7 @@ class Runner:
         if task.seed is not None:
             seconds = self._fit(task, run, folder / "fit.log", lock)
             system = System(task.cell, str(checkpoint_files(run)[-1].resolve()))
-        found = self._measurer.measure(system)
+        found = self._measurer.measure_model(system)
         found |= {"fit_seconds": seconds, "environment": environment(self._measurer.device)}
         write_whole(folder / "measured.json", json.dumps(rounded(found, 7), allow_nan=False) + "\n")
         if not self._keep_weights and run.exists():

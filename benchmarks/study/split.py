@@ -16,7 +16,7 @@ from lightning_mlc.evaluation.journal import digest, write_whole
 
 
 @dataclass(frozen=True)
-class Split:
+class HeldOutSplit:
     """Files that a study reads."""
 
     train: Path
@@ -27,7 +27,9 @@ class Split:
     """Of all rows of both."""
 
 
-def split(data: str, settings: DataSettings, source_language: str, chat: ChatTokenizer, folder: Path) -> Split:
+def split_rows(
+    data: str, settings: DataSettings, source_language: str, chat: ChatTokenizer, folder: Path
+) -> HeldOutSplit:
     """Write the preference rows of ``data`` into ``train.jsonl`` and ``heldout.jsonl`` in ``folder``.
 
     Rows are held out in the order of a digest of their prompt in the source language, so the split depends on the
@@ -73,4 +75,4 @@ def split(data: str, settings: DataSettings, source_language: str, chat: ChatTok
     for path, text in texts.items():
         write_whole(path, text)
     counts = {"train": len(train), "heldout": len(heldout), "too long": long}
-    return Split(folder / "train.jsonl", folder / "heldout.jsonl", counts, digest(train, heldout))
+    return HeldOutSplit(folder / "train.jsonl", folder / "heldout.jsonl", counts, digest(train, heldout))

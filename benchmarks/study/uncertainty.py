@@ -23,11 +23,10 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from lightning_mlc.evaluation.reporting.bootstrap import LEVEL, Statistic
-from lightning_mlc.evaluation.reporting.bootstrap import IntervalEstimate as Estimate
+from lightning_mlc.evaluation.reporting.bootstrap import LEVEL, IntervalEstimate, Statistic
 
 
-class Sample(NamedTuple):
+class SeedFigure(NamedTuple):
     """A figure of S seeds."""
 
     values: Tensor
@@ -35,15 +34,15 @@ class Sample(NamedTuple):
     parts: Tensor
     """(S, N) float64: pseudo-values of each prompt."""
 
-    def minus(self, other: Sample) -> Sample:
+    def minus(self, other: SeedFigure) -> SeedFigure:
         """The difference to the figure of another cell, seed by seed and prompt by prompt.
 
         A cell with a single seed, which is the model before training, stands against each seed.
         """
-        return Sample(self.values - other.values, self.parts - other.parts)
+        return SeedFigure(self.values - other.values, self.parts - other.parts)
 
 
-def sample(statistics: list[Statistic], prompts: int) -> dict[str, Sample]:
+def seed_figures(statistics: list[Statistic], prompts: int) -> dict[str, SeedFigure]:
     """Every result of ``statistics``, one for each seed, which take weights (R, N) of N ``prompts``."""
     once = torch.ones(1, prompts, dtype=torch.float64)
     without = 1 - torch.eye(prompts, dtype=torch.float64)
@@ -55,22 +54,22 @@ def sample(statistics: list[Statistic], prompts: int) -> dict[str, Sample]:
             parts = prompts * value - (prompts - 1) * left[name]
             found.setdefault(name, []).append((value[0], parts))
     return {
-        name: Sample(torch.stack([v for v, _ in seeds]).double(), torch.stack([p for _, p in seeds]).double())
+        name: SeedFigure(torch.stack([v for v, _ in seeds]).double(), torch.stack([p for _, p in seeds]).double())
         for name, seeds in found.items()
     }
 
 
-def interval(found: Sample) -> Estimate:
+def interval(found: SeedFigure) -> IntervalEstimate:
     """The mean over seeds with its interval; NaN ends where a pseudo-value cannot be computed, or there is but one."""
     value = float(found.values.mean())
     variance, freedom = _variance_of_mean(found)
     if not math.isfinite(variance):
-        return Estimate(value, math.nan, math.nan)
+        return IntervalEstimate(value, math.nan, math.nan)
     half = 0.0 if variance <= 0 else math.sqrt(variance) * student_quantile(LEVEL, freedom)
-    return Estimate(value, value - half, value + half)
+    return IntervalEstimate(value, value - half, value + half)
 
 
-def _variance_of_mean(found: Sample) -> tuple[float, float]:
+def _variance_of_mean(found: SeedFigure) -> tuple[float, float]:
     """With its degrees of freedom."""
     seeds, prompts = found.parts.shape
     if seeds == 1:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import save_model
 
-from benchmarks.data import anonymous_bytes, measure, summary, write_rows
+from benchmarks.data import anonymous_bytes, measure_preparation, scaling_by_processes, write_rows
 
 
 def test_rows_are_those_of_the_sample_and_no_text_comes_twice(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_memory_of_a_child_counts() -> None:
 
 @pytest.mark.slow
 def test_a_case_is_measured(tmp_path: Path) -> None:
-    found = measure(300, 2, str(save_model(tmp_path / "model")), None)
+    found = measure_preparation(300, 2, str(save_model(tmp_path / "model")), None)
     assert (found["rows"], found["processes"]) == (300, 2)
     assert found["rows_per_second"] == 300 / found["seconds"]
     assert found["peak_bytes"] >= found["bytes_before"] > 50e6  # torch and transformers are loaded
@@ -53,7 +53,7 @@ def test_what_is_concluded() -> None:
         for rows, each in ((1000, 0.005), (10_000, 0.004), (100_000, 0.006))
         for processes in (1, 4)
     ]
-    found = summary(cases)
+    found = scaling_by_processes(cases)
     assert found["1"] == {"bytes_per_row": 500, "linearity": 1.5, "speedup": 1.0}
     assert found["4"]["speedup"] == 2
     assert found["4"]["ceiling"] == pytest.approx(4**0.75)

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from conftest import save_model
 
-from benchmarks.scaling import measure, plot, size_of, tables
+from benchmarks.scaling import measure_run, plot, size_of, tables
 
 
 @pytest.mark.slow
 def test_a_case_is_measured(tmp_path: Path) -> None:
-    found = measure(save_model(tmp_path / "model"), 1, (), 2, tmp_path / "run")
+    found = measure_run(save_model(tmp_path / "model"), 1, (), 2, tmp_path / "run")
     assert len(found["steps"]) == 2
     # No figure is known beforehand, but each is there.
     assert found.keys() >= {"tokens_per_second", "save_seconds", "load_seconds", "export_seconds", "peak_bytes"}

@@ -26,8 +26,8 @@ from benchmarks.study.grid import DataSettings, check_cells, read_grid
 from benchmarks.study.page import GRID, PAGE, ROWS, report
 from benchmarks.study.results import collect
 from benchmarks.study.runs import claim, is_claimed
-from benchmarks.study.split import split
-from benchmarks.study.uncertainty import Sample, interval, sample, student_quantile
+from benchmarks.study.split import split_rows
+from benchmarks.study.uncertainty import SeedFigure, interval, seed_figures, student_quantile
 from lightning_mlc.errors import UserError
 from lightning_mlc.evaluation.systems.local import chat_of
 from lightning_mlc.evaluation.systems.system import System
@@ -136,7 +136,7 @@ def test_no_prompt_is_on_both_sides(tmp_path: Path, tiny_model: Path) -> None:
     rows = example_rows(20)
     rows += [{**row, "id": f"again-{row['id']}", "chosen": "Never."} for row in rows[:10]]  # other answers
     chat, settings = chat_of(System("tiny", str(tiny_model))), DataSettings(heldout=8)
-    first = split(str(write_jsonl(tmp_path / "a.jsonl", rows)), settings, "en", chat, tmp_path / "a")
+    first = split_rows(str(write_jsonl(tmp_path / "a.jsonl", rows)), settings, "en", chat, tmp_path / "a")
     prompts = {
         name: {json.loads(line)["prompt"]["en"] for line in path.read_text().splitlines()}
         for name, path in (("train", first.train), ("heldout", first.heldout))
@@ -145,8 +145,8 @@ def test_no_prompt_is_on_both_sides(tmp_path: Path, tiny_model: Path) -> None:
     assert prompts["train"] | prompts["heldout"] == {row["prompt"]["en"] for row in rows}
     assert first.rows["heldout"] in (8, 9)  # a prompt that stands there twice is held out twice
     assert first.rows["train"] + first.rows["heldout"] == 30
-    again = split(str(write_jsonl(tmp_path / "b.jsonl", rows[:20])), settings, "en", chat, tmp_path / "b")
-    turned = split(str(write_jsonl(tmp_path / "c.jsonl", rows[19::-1])), settings, "en", chat, tmp_path / "c")
+    again = split_rows(str(write_jsonl(tmp_path / "b.jsonl", rows[:20])), settings, "en", chat, tmp_path / "b")
+    turned = split_rows(str(write_jsonl(tmp_path / "c.jsonl", rows[19::-1])), settings, "en", chat, tmp_path / "c")
     assert again.digest == turned.digest != first.digest
 
 
@@ -156,22 +156,22 @@ def test_long_rows_are_in_neither(tmp_path: Path, tiny_model: Path) -> None:
     rows[5]["rejected"] += "!" * 100
     chat = chat_of(System("tiny", str(tiny_model)))
     path = str(write_jsonl(tmp_path / "rows.jsonl", rows))
-    found = split(path, DataSettings(2, 150, 60), "en", chat, tmp_path / "data")
+    found = split_rows(path, DataSettings(2, 150, 60), "en", chat, tmp_path / "data")
     assert found.rows == {"train": 4, "heldout": 2, "too long": 2}
     assert "很很" not in found.train.read_text() + found.heldout.read_text()
     with pytest.raises(UserError, match=r"data\.heldout: 6 of 6 rows leave none to train on \(2 rows are longer"):
-        split(path, DataSettings(6, 150, 60), "en", chat, tmp_path / "data")
+        split_rows(path, DataSettings(6, 150, 60), "en", chat, tmp_path / "data")
 
 
 def test_rows_of_another_study_are_not_written_over(tmp_path: Path, tiny_model: Path) -> None:
     chat, settings = chat_of(System("tiny", str(tiny_model))), DataSettings(2, 150, 60)
     first, other = (str(write_jsonl(tmp_path / f"{count}.jsonl", example_rows(count))) for count in (8, 7))
-    found = split(first, settings, "en", chat, tmp_path / "data")
+    found = split_rows(first, settings, "en", chat, tmp_path / "data")
     before = found.train.read_text()
     with pytest.raises(UserError, match="has other rows"):
-        split(other, settings, "en", chat, tmp_path / "data")
+        split_rows(other, settings, "en", chat, tmp_path / "data")
     assert found.train.read_text() == before
-    assert split(first, settings, "en", chat, tmp_path / "data").digest == found.digest
+    assert split_rows(first, settings, "en", chat, tmp_path / "data").digest == found.digest
 
 
 # ---- runs ----------------------------------------------------------------------------------------------------------
@@ -285,14 +285,14 @@ def test_interval_by_hand() -> None:
     parts = torch.tensor([[1.0, 2.0], [3.0, 6.0]], dtype=torch.float64)
     # Mean squares: seeds 2 (1.5^2 + 1.5^2) = 9, prompts 2 (1 + 1) = 4, rest 4 (0.5^2) = 1; each with 1 degree.
     half = math.sqrt((9 + 4 - 1) / 4) * student_quantile(0.95, 12**2 / (9**2 + 4**2 + 1**2))
-    found = interval(Sample(parts.mean(1), parts))
+    found = interval(SeedFigure(parts.mean(1), parts))
     assert found == pytest.approx((3.0, 3.0 - half, 3.0 + half))
     # Where seeds are alike, prompts alone count, and the other way round.
     alike = torch.tensor([[1.0, 3.0], [1.0, 3.0]], dtype=torch.float64)
-    assert interval(Sample(alike.mean(1), alike)).high == pytest.approx(2 + 12.7062, abs=1e-3)
-    one = interval(Sample(alike[:1].mean(1), alike[:1]))
+    assert interval(SeedFigure(alike.mean(1), alike)).high == pytest.approx(2 + 12.7062, abs=1e-3)
+    one = interval(SeedFigure(alike[:1].mean(1), alike[:1]))
     assert one.high == pytest.approx(2 + 12.7062, abs=1e-3)
-    assert interval(Sample(alike.T.mean(1), alike.T)).high == pytest.approx(2 + 12.7062, abs=1e-3)
+    assert interval(SeedFigure(alike.T.mean(1), alike.T)).high == pytest.approx(2 + 12.7062, abs=1e-3)
 
 
 def test_intervals_cover_what_they_say() -> None:
@@ -304,14 +304,14 @@ def test_intervals_cover_what_they_say() -> None:
             torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((3, 1), (1, 20), (3, 20))
         )
         parts = 0.5 * seeds + prompts + rest
-        found = interval(Sample(parts.mean(1), parts))
+        found = interval(SeedFigure(parts.mean(1), parts))
         inside += found.low <= 0 <= found.high
     assert 0.92 <= inside / 400 <= 0.99
 
 
 def test_pseudo_values_of_a_mean_are_the_numbers() -> None:
     numbers = torch.tensor([1.0, 5.0, 6.0], dtype=torch.float64)
-    found = sample([lambda weights: {"mean": (weights @ numbers) / weights.sum(1)}], 3)["mean"]
+    found = seed_figures([lambda weights: {"mean": (weights @ numbers) / weights.sum(1)}], 3)["mean"]
     assert found.values.tolist() == [4.0]
     assert found.parts[0].tolist() == pytest.approx(numbers.tolist())
 

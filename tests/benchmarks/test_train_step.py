@@ -17,12 +17,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from benchmarks import gpu, memory, train_step
 from benchmarks.architectures import ARCHITECTURES
 from benchmarks.published import IGNORED, Pair, collate
-from benchmarks.steps.measuring import Measured, disagreement
+from benchmarks.steps.measuring import VariantMeasurements, disagreement
 from benchmarks.steps.ours import _arguments
 from benchmarks.steps.parity import Parity
-from benchmarks.steps.reporting import verdicts, write
+from benchmarks.steps.reporting import target_lines, write
 from benchmarks.steps.results import Target, ratio, result, targets
-from benchmarks.steps.settings import StepSettings, plan
+from benchmarks.steps.settings import StepSettings, plan_pairs
 from benchmarks.steps.turns import Counts, Memory, Step, Turns
 from benchmarks.steps.variants import VARIANTS
 from lightning_mlc.sources import ModelSource
@@ -52,7 +52,7 @@ def settings(tiny_model: Path, tmp_path: Path) -> StepSettings:
 
 def take(variant: str, settings: StepSettings) -> tuple[list[Step], list[Counts]]:
     """Run a variant in this process, with every step asked for in advance."""
-    planned = plan(settings)
+    planned = plan_pairs(settings)
     here, there = Pipe()
     for _ in range(len(planned) + 1):
         here.send("next")
@@ -74,7 +74,7 @@ def test_published_recipe_and_ours_are_the_same_mathematics(settings: StepSettin
     ours, _ = take("dpo_mlc", settings)
     theirs, _ = take("published", settings)
     assert [step.ids for step in ours] == [step.ids for step in theirs]
-    assert [tuple(pair.id for pair in pairs) for pairs in plan(settings)] == [step.ids for step in ours]
+    assert [tuple(pair.id for pair in pairs) for pairs in plan_pairs(settings)] == [step.ids for step in ours]
     # float32 sums in another order, carried through the optimizer's steps.
     assert [step.loss for step in theirs] == pytest.approx([step.loss for step in ours], abs=1e-5)
     assert ours[-1].loss < ours[0].loss - 0.01  # so far do the weights move meanwhile
@@ -82,7 +82,7 @@ def test_published_recipe_and_ours_are_the_same_mathematics(settings: StepSettin
 
 def test_what_is_counted_is_what_can_be_counted_by_hand(settings: StepSettings) -> None:
     settings = replace(settings, warm_up=1, steps=2, counted_steps=2)
-    pairs = plan(settings)[1]
+    pairs = plan_pairs(settings)[1]
     _, (counts, _) = take("published", settings)
     rows, length = 2 * 2 + 2 * 3, max(len(p.prompts[0]) + max(len(p.chosen), len(p.rejected)) for p in pairs)
     length = max(length, *(len(prompt) for p in pairs for prompt in p.prompts))
@@ -106,8 +106,8 @@ def test_what_is_counted_is_what_can_be_counted_by_hand(settings: StepSettings) 
 def test_dpo_alone_runs_the_pairs_alone(settings: StepSettings) -> None:
     settings = replace(settings, warm_up=0, steps=2, counted_steps=1)
     _, (counts,) = take("dpo", settings)
-    real = sum(pair.pair_tokens for pair in plan(settings)[0])
-    prompts = sum(len(pair.prompts[0]) for pair in plan(settings)[0])
+    real = sum(pair.pair_tokens for pair in plan_pairs(settings)[0])
+    prompts = sum(len(pair.prompts[0]) for pair in plan_pairs(settings)[0])
     # A prompt may be computed once for both responses; padding at most doubles the rest.
     assert real - prompts <= counts.trained < 2 * real
     assert counts.frozen <= counts.trained + 200  # the head is tried out on a few tokens
@@ -161,11 +161,11 @@ def test_memory() -> None:
 # ---- the verdicts --------------------------------------------------------------------------------------------------
 
 
-def measured(seconds: list[float], teraflops: list[float], gigabytes: float, warm_up: int = 1) -> Measured:
+def measured(seconds: list[float], teraflops: list[float], gigabytes: float, warm_up: int = 1) -> VariantMeasurements:
     """A worker that needed 99 s for a first step that does not count."""
     steps = [Step(s, ("a",), 0.5) for s in [99.0] * warm_up + seconds]
     counts = [Counts(int(t * 1e12), 300, 100) for t in teraflops]
-    return Measured(warm_up, steps, counts, Memory(10**9, int(gigabytes * 1e9)))
+    return VariantMeasurements(warm_up, steps, counts, Memory(10**9, int(gigabytes * 1e9)))
 
 
 PUBLISHED = measured([10.0, 20.0, 10.0], [8.0, 16.0], 20.0)
@@ -188,7 +188,7 @@ def test_targets() -> None:
         ]
     )
     assert [t.met for t in found] == [True, True, True, True, False]
-    assert verdicts(found[3:]) == (
+    assert target_lines(found[3:]) == (
         "met           time of a step, dpo / trl: at most 1.00, is 1.000\n"
         "NOT MET       peak memory, dpo / trl: at most 1.00, is 1.026"
     )
@@ -200,17 +200,19 @@ def test_a_bound_missed_by_little_is_missed() -> None:
 
 
 def test_no_verdict_without_figures() -> None:
-    found = targets({"published": PUBLISHED, "dpo_mlc": OURS, "trl": Measured(failure="not installed")}, usual=False)
+    found = targets(
+        {"published": PUBLISHED, "dpo_mlc": OURS, "trl": VariantMeasurements(failure="not installed")}, usual=False
+    )
     assert [t.met for t in found] == [None] * 5
     assert [t.value for t in found] == [0.4, 0.35, None, None, None]
-    shown = verdicts(found).splitlines()
+    shown = target_lines(found).splitlines()
     assert shown[0] == "no target     time of a step, dpo_mlc / published at these settings: is 0.400"
     assert shown[3] == "not measured  time of a step, dpo / trl: at most 1.00"
 
 
 def test_ratio_is_taken_step_by_step() -> None:
     """Not of two medians: those of 1, 5, 9 and of 9, 1, 5 are the same."""
-    seconds: Callable[[Measured], list[float]] = lambda m: [step.seconds for step in m.timed]  # noqa: E731
+    seconds: Callable[[VariantMeasurements], list[float]] = lambda m: [step.seconds for step in m.timed]  # noqa: E731
     one, other = measured([1.0, 5.0, 9.0], [], 1.0), measured([9.0, 1.0, 5.0], [], 1.0)
     assert ratio(one, other, seconds) == pytest.approx(9 / 5)
 
@@ -297,7 +299,7 @@ def test_no_ratio_of_variants_that_disagree(
 
 
 def test_what_is_written(tmp_path: Path) -> None:
-    names = {"published": PUBLISHED, "dpo": DPO, "dpo_mlc": OURS, "trl": Measured(failure="not installed")}
+    names = {"published": PUBLISHED, "dpo": DPO, "dpo_mlc": OURS, "trl": VariantMeasurements(failure="not installed")}
     results = [result(name, m, [[]] * 4) for name, m in names.items() if not m.failure]
     shown = {"name": "tiny", "batch_size": 1, "languages": ["en", "sw"], "precision": "32-true"}
     paths = write(tmp_path, CPU, shown, names, results, Parity([0.5], [0.5]), targets(names))
