@@ -1,4 +1,4 @@
-"""The multi-lingual consistency (MLC) loss of arXiv 2602.16660 as an operator. Needs torch only."""
+"""The multi-lingual consistency (MLC) loss of arXiv 2602.16660 as a PyTorch operator. It needs only torch."""
 
 from mlc_kernels.functional import loss_floor, mlc_loss, singular_values
 from mlc_kernels.hidden import mlc_loss_from_hidden

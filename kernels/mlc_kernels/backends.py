@@ -1,4 +1,4 @@
-"""Which backend runs: what the kernel needs, and a word on why ``auto`` did without it."""
+"""Choose the backend, and log once why ``auto`` did not choose the Triton kernel."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 
 import torch
 
-MAX_LANGUAGES = 64  # of the kernel, which keeps an L x L matrix in registers
+MAX_LANGUAGES = 64  # the kernel keeps an L x L matrix in registers
 
 _LOG = logging.getLogger("mlc_kernels")
 _reasons: dict[tuple[str, int | None], str | None] = {}
@@ -16,10 +16,10 @@ _said: set[str] = set()
 
 
 def choose(backend: str, device: torch.device, languages: int) -> str:
-    """``triton``, ``closed_form`` or ``reference``, given one of them or ``auto``.
+    """Return ``triton``, ``closed_form`` or ``reference``; ``backend`` is one of them or ``auto``.
 
     Raises:
-        ValueError: ``triton`` was asked for where it cannot run.
+        ValueError: ``backend`` is ``triton``, which cannot run here.
     """
     if backend in ("closed_form", "reference") or (backend == "auto" and device.type != "cuda"):
         return "closed_form" if backend == "auto" else backend
@@ -47,8 +47,8 @@ def _say_once(reason: str) -> None:
         _LOG.warning("The MLC loss runs without its Triton kernel, in plain PyTorch: %s.", reason)
 
 
-# Constants to torch.compile, which can trace neither a query of the device nor a logger. This is all that
-# torch.compiler.assume_constant_result does, but for the import of torch._dynamo, and Triton with it.
+# torch.compile can trace neither a query of the device nor a logger, so their results are constants for it. This is
+# what torch.compiler.assume_constant_result does, but without importing torch._dynamo, and Triton with it.
 _why_not_on._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _say_once._dynamo_marked_constant = True  # type: ignore[attr-defined]
 

@@ -1,6 +1,6 @@
 """The operator's public functions (arXiv 2602.16660): argument checks, choice of a backend, reduction.
 
-The checks look at types, dtypes and shapes, never at values: a value is on the device, and reading it would
+The checks look at types, dtypes and shapes, never at values: values are on the device, and reading one would
 make the host wait.
 """
 
@@ -34,33 +34,33 @@ def mlc_loss(
     reduction: Reduction = "mean",
     backend: Backend = "auto",
 ) -> Tensor:
-    """MLC loss of B prompts in up to L languages.
+    """Return the MLC loss of B prompts in up to L languages.
 
-    Each row is brought to unit length; of the singular values ``s_1 >= s_2 >= ...`` of a prompt's rows,
-    ``loss = cross_entropy(s / (stopgrad(s_1) * temperature), target=0)``. It is lowest where all rows lie
+    Each row is scaled to unit length. With the singular values ``s_1 >= s_2 >= ...`` of a prompt's rows,
+    ``loss = cross_entropy(s / (stopgrad(s_1) * temperature), target=0)``. The loss is lowest where all rows lie
     on one line (see :func:`loss_floor`).
 
     Args:
         representations: (B, L, D) float16, bfloat16, float32 or float64.
-        mask: (B, L) bool, False where a translation is missing; what stands there is not looked at and
-            gets a zero gradient. A row of zeros counts as missing too. NaN or an infinity in a row that
-            is not missing makes the loss and the gradient of its prompt NaN, and no other prompt's.
-        temperature: Of the softmax over singular values.
+        mask: (B, L) bool, False where a translation is missing. The values there are ignored and get a zero
+            gradient. A row of zeros counts as missing too. NaN or an infinity in a row that is not missing
+            makes the loss and the gradient of its own prompt NaN, and of no other prompt.
+        temperature: Temperature of the softmax over singular values.
         scale: ``top`` divides the singular values by the largest one (the authors' code), ``none`` does
             not (the paper's equation). No gradient flows through that division.
-        reduction: ``mean`` over the prompts with two or more rows, ``sum``, or ``none``: (B,). A prompt
-            with fewer rows contributes 0. The mean over no prompt is 0.
+        reduction: ``mean`` over the prompts with two or more rows, ``sum``, or ``none`` for one loss per prompt.
+            A prompt with fewer rows contributes 0. The mean over no prompts is 0.
         backend: ``triton`` (the fused kernel: CUDA or ROCm, up to 64 languages), ``closed_form`` (the same
-            mathematics in PyTorch: float64 Gram matrix, written-out gradient), ``reference`` (SVD and
-            autograd: the definition), or ``auto``: ``triton`` on a GPU where it runs, else
-            ``closed_form``, with the reason logged once. Only ``reference`` can be differentiated twice.
+            mathematics in PyTorch: float64 Gram matrix, explicit gradient), ``reference`` (the definition: SVD
+            and autograd), or ``auto``: ``triton`` on a GPU that can run it, otherwise ``closed_form``, and the
+            reason is logged once. Only ``reference`` can be differentiated twice.
 
     Returns:
-        () or (B,), float32; float64 for float64 input.
+        () or, for ``reduction="none"``, (B,); float32, but float64 for float64 input.
 
     Raises:
         TypeError: ``representations`` or ``mask`` is not a tensor, is a DTensor, or has the wrong dtype.
-        ValueError: Any other argument is out of place. Either message starts with the argument's name.
+        ValueError: Another argument is invalid. Both messages start with the argument's name.
     """
     check_options(temperature, scale, reduction, backend)
     _check_tensors(representations, mask)
@@ -88,9 +88,9 @@ def singular_values(
     *,
     backend: Backend = "auto",
 ) -> Tensor:
-    """Singular values of each prompt's rows, brought to unit length.
+    """Return the singular values of each prompt's rows, after scaling each row to unit length.
 
-    Not differentiable: it is for metrics and runs under ``no_grad``.
+    Not differentiable: this is for metrics and runs under ``no_grad``.
 
     Args:
         representations: (B, L, D), as in :func:`mlc_loss`.
@@ -98,8 +98,8 @@ def singular_values(
         backend: As in :func:`mlc_loss`.
 
     Returns:
-        (B, L) float32 (float64 for float64 input), descending; zeros at the end, exact ones, for missing
-        rows and where L exceeds D. Only ``reference`` can tell a value below 1e-8 from 0.
+        (B, L) float32 (float64 for float64 input), in descending order. The end is exactly 0 for missing rows,
+        and where L exceeds D. Only ``reference`` can distinguish a value below 1e-8 from 0.
 
     Raises:
         TypeError, ValueError: As in :func:`mlc_loss`.
@@ -118,22 +118,22 @@ def singular_values(
 
 
 def loss_floor(languages: int | Tensor, temperature: float = 0.2, scale: Scale = "top") -> Tensor:
-    """The lowest value that the loss can take for a prompt in so many ``languages``.
+    """Return the lowest value that the loss can take for a prompt in ``languages`` languages.
 
-    All rows on one line: ``s = (sqrt(L), 0, ..., 0)``, hence ``log(1 + (L - 1) exp(-t))`` with
-    ``t = 1 / temperature`` (``scale="top"``) or ``sqrt(L) / temperature`` (``scale="none"``). It holds for
-    D >= L; 0 for fewer than two languages.
+    If all rows lie on one line, ``s = (sqrt(L), 0, ..., 0)``, and the loss is ``log(1 + (L - 1) exp(-t))`` with
+    ``t = 1 / temperature`` (``scale="top"``) or ``sqrt(L) / temperature`` (``scale="none"``). This holds for
+    D >= L. The floor is 0 for fewer than two languages.
 
     Args:
-        languages: A number or a tensor of numbers of any shape.
+        languages: L, as a number or as a tensor of any shape.
         temperature: As in :func:`mlc_loss`.
         scale: As in :func:`mlc_loss`.
 
     Returns:
-        Of the shape and on the device of ``languages``, float64 (float32 on devices that have no float64).
+        A tensor of the shape and on the device of ``languages``, float64 (float32 on devices without float64).
 
     Raises:
-        ValueError: ``temperature`` or ``scale`` is out of place.
+        ValueError: ``temperature`` or ``scale`` is invalid.
     """
     check_options(temperature, scale)
     count = torch.as_tensor(languages)
@@ -148,7 +148,7 @@ def check_options(
     reduction: str = "mean",
     backend: str = "auto",
 ) -> None:
-    """Raise ValueError, with the argument's name, for an option that :func:`mlc_loss` does not know."""
+    """Raise ValueError, with the argument's name, for a value that :func:`mlc_loss` does not accept."""
     # `not (0 < t)` and not `t <= 0`, so that NaN is refused too.
     if not (isinstance(temperature, int | float) and 0 < temperature < math.inf):
         raise ValueError(f"temperature must be a positive number, got {temperature!r}")
@@ -182,7 +182,7 @@ def _check_tensors(representations: Tensor, mask: Tensor | None) -> None:
 
 
 def check_is_tensor(name: str, value: object) -> None:
-    """Raise TypeError, with the argument's name, for anything but a tensor of this process alone."""
+    """Raise TypeError, with the argument's name, unless ``value`` is a tensor and not a DTensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     if hasattr(value, "to_local"):
@@ -190,8 +190,8 @@ def check_is_tensor(name: str, value: object) -> None:
 
 
 def _full_precision(device_type: str) -> AbstractContextManager[Any]:
-    """Autocast off, where it is on."""
-    # What torch.compile (2.11) cannot follow is asked elsewhere only: all that it compiles for has autocast.
+    """A context without autocast."""
+    # torch.compile (2.11) cannot trace this query. It need not: all devices that it compiles for have autocast.
     available = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device_type)
     if available and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type=device_type, enabled=False)

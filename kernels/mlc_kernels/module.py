@@ -1,4 +1,4 @@
-"""The loss as a module, for code that composes modules."""
+"""The loss as a ``torch.nn.Module``."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from mlc_kernels.functional import Backend, Reduction, Scale, check_options, mlc
 
 
 class MLCLoss(nn.Module):
-    """:func:`~mlc_kernels.functional.mlc_loss` with its options fixed. Has no parameters.
+    """:func:`~mlc_kernels.functional.mlc_loss` with fixed options. The module has no parameters.
 
     Raises:
-        ValueError: An option is out of place; at construction, not at the first batch.
+        ValueError: An option is invalid. The constructor raises this, not the first batch.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class MLCLoss(nn.Module):
         self.backend: Backend = backend
 
     def forward(self, representations: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Loss of ``representations`` (B, L, D) where ``mask`` (B, L) is True."""
+        """Return the loss of ``representations`` (B, L, D); ``mask`` (B, L) is False where a row is missing."""
         return mlc_loss(
             representations,
             mask,
