@@ -1,4 +1,4 @@
-"""The MLC loss (arXiv 2602.16660) by Gram matrix and eigenvalues in float64, with the gradient written out.
+"""The MLC loss (arXiv 2602.16660) from the Gram matrix and its eigenvalues in float64, with an explicit gradient.
 
 With unit rows z_i = r_i / n_i, G = Z Z^T = U diag(s^2) U^T, p = softmax(s / (temperature s_1)) and
 g = (p - e_1) / (temperature s_1)::
@@ -6,16 +6,16 @@ g = (p - e_1) / (temperature s_1)::
     M = U diag(g / s) U^T
     dL/dr_i = (1 / n_i) [ sum_j M_ij z_j - (M G)_ii z_i ]
 
-The forward pass finds the L x L matrix of the bracket; the backward pass is one batched product with the
-rows. Everything is float64: near rank one, which is where training goes, a float32 Gram matrix (or the
-bracket rounded to float32) has no correct digit of the gradient left.
+The forward pass computes the bracket as an L x L matrix; the backward pass is one batched product of it with the
+rows. Everything is float64. Training moves the rows towards rank one, and there a float32 Gram matrix (or the
+bracket rounded to float32) leaves no correct digit in the gradient.
 
-Nothing here waits for the device, except ``torch.linalg.eigh`` itself: on a GPU it reads its error code on
-the host, once per call, and PyTorch has no variant that does not.
+Only ``torch.linalg.eigh`` waits for the device: on a GPU it reads its error code on the host, once per call, and
+PyTorch has no variant that does not.
 
-A batch of a few prompts on a CPU costs calls rather than arithmetic: beside the products and the eigenvalues
-there are some 70 operations on small matrices. So there is a second way, ``_complete_losses``, with half of
-them, for what most batches are: small, and no row missing.
+For a few prompts on a CPU, the number of calls costs more than the arithmetic: in addition to the products and the
+eigenvalues there are about 70 operations on small matrices. The second implementation, ``_complete_losses``, has
+half as many. It handles the usual batch: small, and without missing rows.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ import torch
 from torch import Tensor
 
 _BLOCK = 1 << 19
-"""Rows are widened to float64 in blocks of so many elements on a CPU: 4 MiB, which stay in its cache and whose memory
-is used again, where a large allocation comes from the system, page by page, every time."""
+"""On a CPU, rows are widened to float64 in blocks of this many elements. Such a block has 4 MiB: it stays in the cache,
+and its memory is reused. The system would provide a larger allocation anew every time, page by page."""
 
 
 def prompt_losses(
     representations: Tensor, mask: Tensor | None, temperature: float, divide_by_top: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """(B,) loss of each prompt, and whether it has the two rows it takes to count; None for yes, all of them."""
+    """(B,) loss of each prompt, and (B,) whether the prompt counts: it needs two rows. None: all of them count."""
     differentiable = torch.is_grad_enabled() and representations.requires_grad
     if _may_be_complete(representations, mask):
         complete = _complete_losses(representations.detach(), temperature, divide_by_top, differentiable)
@@ -52,9 +52,9 @@ def prompt_losses(
 
 
 def values(representations: Tensor, mask: Tensor | None) -> Tensor:
-    """(B, L) singular values of the unit rows, descending, zeros at the end."""
+    """(B, L) singular values of the unit rows, in descending order, with zeros at the end."""
     eigenvalues, _, taken, _ = _eigen(*_gram(representations, mask), representations.shape[2])
-    # The eigenvalues past the rank are rounding of 0, whose square root would be a visible 1e-8.
+    # The eigenvalues beyond the rank are 0 up to rounding. Their square roots would be about 1e-8.
     return eigenvalues.sqrt().masked_fill(~taken, 0.0).flip(1).to(_out_dtype(representations))
 
 
@@ -68,14 +68,14 @@ class _PromptLosses(torch.autograd.Function):
             gram, inverse_norms, representations.shape[2], temperature, divide_by_top
         )
         bracket = (vectors * slopes[:, None, :]) @ vectors.transpose(1, 2)  # M
-        # Less (M G)_ii on the diagonal: what would only change a row's length.
+        # Subtract (M G)_ii from the diagonal: that part of the gradient would only change a row's length.
         bracket.diagonal(dim1=1, dim2=2).sub_((bracket * gram).sum(2))
-        # A prompt that does not count has no gradient, whatever stands in it: its rows go as missing.
+        # A prompt that does not count has no gradient, whatever its rows hold: they are treated as missing.
         inverse_norms.masked_fill_(~counted[:, None], 0.0)
         ctx.save_for_backward(representations, bracket, inverse_norms)
         ctx.has_mask = mask is not None
         ctx.mark_non_differentiable(counted)
-        # No `.to` that changes nothing, as for float64: torch.compile (2.11) loses the gradient of what it returns.
+        # For float64, do not call `.to`, which would change nothing: torch.compile (2.11) would lose the gradient.
         narrow = _out_dtype(representations) == torch.float32
         return losses.float() if narrow else losses, counted
 
@@ -86,18 +86,18 @@ class _PromptLosses(torch.autograd.Function):
         missing = (inverse_norms == 0)[:, :, None]
         left = (grad_losses.double()[:, None] * inverse_norms)[:, :, None]
         bracket = bracket * inverse_norms[:, None, :]
-        # 1 / n_j and 1 / n_i are applied one after the other: of float64 rows, their product may leave the range.
+        # Apply 1 / n_j and 1 / n_i one after the other: for float64 rows, their product may over- or underflow.
         scale_last = representations.dtype == torch.float64
         if not scale_last:
             bracket = bracket * left
-        # A look at values is free on a CPU, and most steps have no row to fill with zeros.
+        # Reading a value is free on a CPU, and in most steps there is no row to fill with zeros.
         fill = not _on_host(representations) or bool(missing.any())
         gradient = torch.empty_like(representations)
         step = _prompts_at_once(representations)
         blocks = (torch.split(x, step) for x in (representations, bracket, missing, left, gradient))
         for rows, matrix, absent, factor, out in zip(*blocks, strict=True):
             rows = rows.double()
-            if fill and ctx.has_mask:  # NaN may stand in a row that is missing from a prompt that counts
+            if fill and ctx.has_mask:  # a missing row of a prompt that counts may hold NaN
                 rows = rows.masked_fill(absent, 0.0)
             found = matrix @ rows
             out.copy_(found.mul_(factor) if scale_last else found)
@@ -107,11 +107,11 @@ class _PromptLosses(torch.autograd.Function):
 
 
 def _may_be_complete(representations: Tensor, mask: Tensor | None) -> bool:
-    """Whether to try the short way: few values, all of them at hand, and no row masked."""
+    """Whether to try ``_complete_losses``: the values are few and on the host, and no row is masked."""
     prompts, languages, features = representations.shape
     return (
         _on_host(representations)
-        and representations.dtype != torch.float64  # whose squares may over- or underflow
+        and representations.dtype != torch.float64  # its squares may over- or underflow
         and 2 <= languages <= features
         and 0 < prompts <= _prompts_at_once(representations)
         and (mask is None or bool(mask.all()))
@@ -121,9 +121,9 @@ def _may_be_complete(representations: Tensor, mask: Tensor | None) -> bool:
 def _complete_losses(
     representations: Tensor, temperature: float, divide_by_top: bool, differentiable: bool
 ) -> tuple[Tensor, Tensor | None] | None:
-    """(B,) losses and, if ``differentiable``, the (B, L, L) matrices that turn the rows into their gradients.
+    """(B,) losses and, if ``differentiable``, (B, L, L) matrices; a matrix times the rows is the rows' gradient.
 
-    None if a row is zero or not finite: such a batch takes the long way.
+    Returns None if a row is zero or not finite: ``_losses`` handles such a batch.
     """
     languages = representations.shape[1]
     rows = representations.double()
@@ -131,7 +131,7 @@ def _complete_losses(
     inverse_norms = products.diagonal(dim1=1, dim2=2).rsqrt()
     inverse_norms = inverse_norms[:, :, None] * inverse_norms[:, None, :]
     gram = products.mul_(inverse_norms)
-    # 0 / 0 of a zero row, inf / inf of an infinity: the sum of cosines is NaN, and is not otherwise.
+    # A zero row gives 0 / 0, an infinity inf / inf. Only then is the sum of the cosines NaN.
     if math.isnan(gram.sum().item()):
         return None
     eigenvalues, vectors = torch.linalg.eigh(gram)
@@ -151,7 +151,7 @@ def _complete_losses(
 
 
 class _WithBracket(torch.autograd.Function):
-    """Losses that are there already, and how the rows get their gradient."""
+    """Connects losses that are already computed to the gradient of the rows."""
 
     @staticmethod
     def forward(ctx: Any, representations: Tensor, losses: Tensor, bracket: Tensor) -> Tensor:
@@ -168,12 +168,12 @@ class _WithBracket(torch.autograd.Function):
 
 def _refuse_double_backward() -> None:
     if torch.is_grad_enabled():
-        # autograd would differentiate a backward pass as if the bracket were constant: a wrong answer.
+        # autograd would differentiate the backward pass as if the bracket were constant: a wrong answer.
         raise RuntimeError("mlc_loss: double backward is not implemented; use backend='reference'")
 
 
 def _relative_floor(languages: int) -> float:
-    """Below so much of the largest, a singular value is rounding of 0, which has no gradient: the zero subgradient."""
+    """Singular values below this share of the largest are 0 up to rounding. They get the zero subgradient."""
     return math.sqrt(languages * torch.finfo(torch.float64).eps)
 
 
@@ -182,19 +182,19 @@ def _out_dtype(representations: Tensor) -> torch.dtype:
 
 
 def _on_host(tensor: Tensor) -> bool:
-    """Whether values can be looked at, and work be cut up, for nothing: on a CPU, outside of ``torch.compile``."""
+    """Whether reading values and splitting work cost nothing: on a CPU, outside of ``torch.compile``."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _prompts_at_once(representations: Tensor) -> int:
     """How many prompts' rows are widened to float64 together."""
     prompts, languages, features = representations.shape
-    # torch.compile fuses the widening itself, and would compile anew for every number of blocks.
+    # torch.compile fuses the widening itself, and would compile again for every number of blocks.
     return max(1, _BLOCK // max(1, languages * features) if _on_host(representations) else prompts)
 
 
 def _gram(representations: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(B, L, L) Gram matrix of the unit rows, 0 where missing; (B, L) 1 / length, 0 where missing."""
+    """(B, L, L) Gram matrix of the unit rows, and (B, L) inverse lengths; both are 0 where a row is missing."""
     step = _prompts_at_once(representations)
     blocks = torch.split(representations, step)
     masks = [None] * len(blocks) if mask is None else torch.split(mask, step)
@@ -207,18 +207,18 @@ def _gram(representations: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]
 def _gram_of_block(representations: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     rows = representations.double()
     if mask is not None:
-        rows = rows.masked_fill(~mask[:, :, None], 0.0)  # no product: a missing row may hold NaN
+        rows = rows.masked_fill(~mask[:, :, None], 0.0)  # not a product: a missing row may hold NaN
     largest: Tensor | None = None
     if representations.dtype == torch.float64:
-        # Squares of float64 may over- or underflow; those of narrower dtypes cannot.
+        # Squares of float64 values may over- or underflow; squares of narrower dtypes cannot.
         largest = rows.abs().amax(2, keepdim=True)
         rows = rows / torch.where(largest != 0, largest, 1.0)
     products = rows @ rows.transpose(1, 2)
     squares = products.diagonal(dim1=1, dim2=2)
     inverse = squares.rsqrt()
-    # A row with an infinity has no direction. Its inverse length 0 would pass for a missing row.
+    # A row with an infinity has no direction. Its inverse length would be 0, as for a missing row.
     inverse.masked_fill_(squares == float("inf"), float("nan"))
-    missing = squares == 0  # false for NaN, which must reach the loss and not vanish
+    missing = squares == 0  # False for NaN, which must reach the loss and not vanish
     inverse.masked_fill_(missing, 0.0)
     gram = products * inverse[:, :, None] * inverse[:, None, :]
     if largest is not None:
@@ -227,16 +227,16 @@ def _gram_of_block(representations: Tensor, mask: Tensor | None) -> tuple[Tensor
 
 
 def _eigen(gram: Tensor, inverse_norms: Tensor, features: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Eigenvalues (B, L) ascending and not negative, eigenvectors as columns (B, L, L), which of them are those of
-    the rows and not of what is missing (B, L), and (B,) number of rows.
+    """Eigenvalues (B, L) in ascending order, none negative; eigenvectors (B, L, L) as columns; (B, L) whether an
+    eigenvalue belongs to the rows that exist; (B,) number of these rows.
 
-    LAPACK refuses a matrix with NaN, and with it the whole batch. Here only the prompt's own values are NaN.
+    LAPACK refuses a whole batch if one matrix has NaN. Here only the values of that prompt become NaN.
     """
     missing = inverse_norms == 0
     total = gram.sum((1, 2))
-    broken = total != total  # its entries are cosines: a sum is NaN or finite
-    # A missing row is a zero row and column. -1 on its diagonal keeps it apart from the others and sorts
-    # it before every true eigenvalue.
+    broken = total != total  # the entries are cosines, so the sum is either NaN or finite
+    # A missing row is a zero row and column. With -1 on the diagonal its eigenvalue is -1, which comes before
+    # every true eigenvalue.
     shifted = gram.masked_fill(broken[:, None, None], 0.0)
     shifted.diagonal(dim1=1, dim2=2).sub_(missing.double())
     eigenvalues, vectors = torch.linalg.eigh(shifted)
@@ -250,7 +250,7 @@ def _eigen(gram: Tensor, inverse_norms: Tensor, features: int) -> tuple[Tensor, 
 def _losses(
     gram: Tensor, inverse_norms: Tensor, features: int, temperature: float, divide_by_top: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(B,) losses, (B,) whether they count, (B, L) g_i / s_i, and (B, L, L) U; eigenvalues ascending."""
+    """(B,) losses, (B,) whether they count, (B, L) g_i / s_i, and (B, L, L) U, in ascending order of eigenvalues."""
     batch, languages = inverse_norms.shape
     if languages == 0:
         nothing = gram.new_zeros(batch)
@@ -260,13 +260,13 @@ def _losses(
     counted = count >= 2
     top = values[:, -1:].masked_fill(~counted[:, None], 1.0)
     unit_of_logits = temperature * top if divide_by_top else torch.full_like(top, temperature)
-    # Softmax over the values that are those of rows; what does not count has weight 0 / 1.
+    # Softmax over the values of the rows that exist. A prompt that does not count has only weights 0 / 1.
     weights = ((values - top) / unit_of_logits).exp().masked_fill_(~taken, 0.0)
     total = weights.sum(1, keepdim=True).masked_fill_(~counted[:, None], 1.0)
     losses = total[:, 0].log()
     slopes = weights / total
     slopes[:, -1] -= 1.0
-    # NaN stays, and makes the gradient NaN as the loss is.
+    # NaN stays, so that the gradient is NaN where the loss is.
     unusable = (values <= _relative_floor(languages) * top) | ~counted[:, None]
     slopes = (slopes / (unit_of_logits * values)).masked_fill_(unusable, 0.0)
     return losses, counted, slopes, vectors

@@ -1,9 +1,9 @@
-"""The Triton backend: launches of ``loss_kernels``, their registration as operators, their place in autograd.
+"""The Triton backend: launches the kernels of ``loss_kernels``, registers them as operators, connects them to autograd.
 
-Imported at the first use of the backend, as Triton is. In eager mode the kernels are launched directly, to spare the
-cost of the dispatcher; under ``torch.compile`` they are the operators ``mlc_kernels::prompt_*``.
-The reductions are part of the autograd function: the backward pass is then one launch, without a node for each
-of them.
+This module and Triton are imported when the backend is first used. In eager mode the kernels are launched directly,
+because the dispatcher costs time; under ``torch.compile`` they are the operators ``mlc_kernels::prompt_*``.
+The autograd function includes the reductions, so the backward pass is one launch, without a node for each
+reduction.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch import Tensor
 
 from mlc_kernels import loss_kernels
 
-# Padded L: (warps, features in a step) of the forward and of the backward kernel. Chosen from what the compiler
-# reports (no spills); fixed, so that the same input gives the same bits on the same kind of device.
+# For each padded L: (warps, features in a step) of the forward and of the backward kernel. Chosen so that the compiler
+# reports no spills. Fixed, so that the same input gives the same bits on the same kind of device.
 FORWARD = {16: (4, 128), 32: (8, 64), 64: (8, 64)}
 BACKWARD = {16: (4, 128), 32: (4, 64), 64: (8, 32)}
-# Left alone, ptxas spills to make room for more programs on a multiprocessor than there will ever be.
+# By default ptxas spills registers, to make room for more programs on a multiprocessor than will ever run there.
 COMPILER = {"maxnreg": 255} if torch.version.hip is None else {}
 # LLVM's AMD backend has no float64 matrix product (Triton 3.7).
 DOT = torch.version.hip is None
@@ -36,12 +36,12 @@ def loss(
     divide_by_top: bool,
     reduction: str,
 ) -> Tensor:
-    """MLC loss of ``rows``, reduced.
+    """Return the reduced MLC loss of ``rows``.
 
     Args:
         rows: (B, L, D), or (R, D) with a ``table``.
         mask: (B, L) bool or None. Only without a table.
-        table: (B, L) int64, the row of each translation, -1 where it is missing; no row twice.
+        table: (B, L) int64: index of each translation's row, -1 where it is missing. No row occurs twice.
 
     Returns:
         () or (B,), float32; float64 for float64 rows.
@@ -56,7 +56,7 @@ def loss(
 
 
 def values(rows: Tensor, mask: Tensor | None) -> Tensor:
-    """(B, L) singular values of the unit rows of (B, L, D), descending, zeros at the end."""
+    """(B, L) singular values of the unit rows of (B, L, D), in descending order, with zeros at the end."""
     if rows.stride(-1) != 1:
         rows = rows.contiguous()
     return (prompt_values if torch.compiler.is_compiling() else _values)(rows, mask)
@@ -82,7 +82,7 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         if torch.is_grad_enabled():
-            # autograd would differentiate what follows as if the bracket were constant: a wrong answer.
+            # autograd would differentiate this backward pass as if the bracket were constant: a wrong answer.
             raise RuntimeError("mlc_loss: double backward is not implemented; use backend='reference'")
         rows, table, saved, count = ctx.saved_tensors
         backward = prompt_gradient if torch.compiler.is_compiling() else _gradient
@@ -90,13 +90,13 @@ class _Loss(torch.autograd.Function):
 
 
 def _reduced(losses: Tensor, reduction: str) -> tuple[Tensor, Tensor | None]:
-    """Of (2, B) losses and whether they count: the result, and the number of prompts if it is a mean over them.
+    """The reduced loss, and the number of prompts if it is a mean; ``losses`` (2, B): losses, and whether they count.
 
-    No result is a view: users divide a loss in place, which autograd refuses for the view that a function returns.
+    The result is never a view, because users divide losses in place, and autograd refuses that for a returned view.
     """
     if reduction == "none":
         return losses[0].clone(), None
-    if reduction == "sum" or losses.shape[1] == 1:  # one prompt is the usual case, and its own mean
+    if reduction == "sum" or losses.shape[1] == 1:  # one prompt is the usual case, and its loss is the mean
         return losses[0].sum(), None
     total, count = losses.sum(1).unbind()
     count = count.clamp(min=1)
@@ -104,19 +104,19 @@ def _reduced(losses: Tensor, reduction: str) -> tuple[Tensor, Tensor | None]:
 
 
 def tile_of(languages: int) -> int:
-    """L, padded to a power of two."""
+    """L, padded to 16, 32 or 64."""
     return 16 if languages <= 16 else 32 if languages <= 32 else 64
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
-    """A kernel goes to the current device, which need not be the tensor's. On the CPU there is the interpreter."""
+    """A context in which kernels run on the tensor's device. On a CPU, Triton's interpreter runs them."""
     if tensor.is_cuda and tensor.get_device() != torch.cuda.current_device():
         return torch.cuda.device(tensor.device)
     return nullcontext()
 
 
 def _strides(rows: Tensor) -> tuple[int, int, bool]:
-    """Elements from prompt to prompt (0 with a table) and from row to row; whether all is in sixteens."""
+    """Stride of prompts (0 with a table) and of rows, in elements; whether both and D are multiples of 16."""
     prompt, row = (rows.stride(0), rows.stride(1)) if rows.dim() == 3 else (0, rows.stride(0))
     return prompt, row, (prompt | row | rows.shape[-1]) % 16 == 0
 
@@ -193,7 +193,7 @@ def _losses(
     divide_by_top: bool,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    """(2, B) losses and whether they count; (B, L + 1, L) float64 for the backward pass, or nothing."""
+    """(2, B): losses, and whether they count; (B, L + 1, L) float64 for the backward pass, or empty."""
     losses, saved = _new_losses(rows, mask, table, temperature, divide_by_top, with_gradient)
     output = "gradient" if with_gradient else "loss"
     _launch_forward(rows, mask, table, losses, saved, temperature, divide_by_top, output)
@@ -212,12 +212,12 @@ def _values(rows: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _new_gradient(rows: Tensor, table: Tensor | None, saved: Tensor, grad: Tensor, count: Tensor | None) -> Tensor:
-    # Without a table the kernel writes every element; with one, only the table's rows.
+    # Without a table the kernel writes every element; with a table, only the table's rows.
     return rows.new_empty(rows.shape) if table is None else rows.new_zeros(rows.shape)
 
 
 def _gradient(rows: Tensor, table: Tensor | None, saved: Tensor, grad: Tensor, count: Tensor | None) -> Tensor:
-    """Gradient of the rows, given that of each loss (B,) or of their sum or mean ()."""
+    """Gradient of the rows, given the gradient of each loss, (B,), or of their sum or mean, ()."""
     found = _new_gradient(rows, table, saved, grad, count)
     if saved.numel() == 0:
         return found

@@ -1,4 +1,4 @@
-"""Launches of ``pooling_kernels``, their registration as operators and their place in autograd, as in ``fused``."""
+"""Launches the kernels of ``pooling_kernels``, registers them as operators, connects them to autograd, as ``fused``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from mlc_kernels import pooling_kernels
 from mlc_kernels.fused import on_device_of, tile_of
 
-# Tokens and features in a step, warps. A warp reads 512 contiguous bytes of 16-bit states.
+# Tokens and features in a step, and number of warps. A warp reads 512 contiguous bytes of 16-bit states.
 TOKENS, FEATURES, WARPS = 16, 256, 4
 
 
@@ -25,7 +25,7 @@ def table(
     languages: int,
     of_tokens: bool,
 ) -> Tensor:
-    """As :func:`mlc_kernels.pooling.table`, in one launch."""
+    """The same as :func:`mlc_kernels.pooling.table`, in one launch."""
     find = find_rows if torch.compiler.is_compiling() else _find
     tokens = hidden.shape[0] if offsets is not None else hidden.shape[1]
     return find(
@@ -34,7 +34,7 @@ def table(
 
 
 def pool(hidden: Tensor, attention_mask: Tensor | None, offsets: Tensor | None, mean: bool) -> Tensor:
-    """As :func:`mlc_kernels.pooling.pool`, in one launch forward and one backward."""
+    """The same as :func:`mlc_kernels.pooling.pool`, in one launch forward and one backward."""
     if hidden.stride(-1) != 1:
         hidden = hidden.contiguous()
     if torch.is_grad_enabled() and hidden.requires_grad:
@@ -63,7 +63,7 @@ class _Pool(torch.autograd.Function):
 
 
 def ids_in_a_step(tile: int) -> int:
-    """Ids, or mask entries, of one step: with a tile of each, what fits into registers."""
+    """Number of ids, or of mask entries, in one step: this many times ``tile`` fit into registers."""
     return 2048 // tile
 
 
@@ -128,7 +128,7 @@ def _new_pooled(
 
 
 def _pool(hidden: Tensor, attention_mask: Tensor | None, offsets: Tensor | None, mean: bool) -> tuple[Tensor, Tensor]:
-    """(N, H) rows; (N,) how many tokens each is the mean of, or which token it is."""
+    """(N, H) rows; (N,) number of tokens that a row is the mean of, or index of its last token."""
     pooled, count = _new_pooled(hidden, attention_mask, offsets, mean)
     if pooled.numel() == 0:
         return pooled, count
@@ -179,7 +179,7 @@ def _spread(
     dtype: torch.dtype,
     mean: bool,
 ) -> Tensor:
-    """Gradient of the tokens, of ``shape``, given (N, H) that of the rows."""
+    """Gradient of the tokens, of ``shape``, given the gradient of the rows, (N, H)."""
     if grad.numel() == 0:
         return grad.new_zeros(shape, dtype=dtype)
     found = grad.new_empty(shape, dtype=dtype)

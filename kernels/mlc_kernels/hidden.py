@@ -1,4 +1,4 @@
-"""The loss straight from a layer's token states: pooling, an optional linear extractor, and the loss."""
+"""The loss from a layer's token states: pooling, an optional linear extractor, and the loss."""
 
 from __future__ import annotations
 
@@ -32,42 +32,42 @@ def mlc_loss_from_hidden(
     reduction: Reduction = "mean",
     backend: Backend = "auto",
 ) -> Tensor:
-    """MLC loss of ``prompts`` prompts in up to ``languages`` languages, from the states of their tokens.
+    """Return the MLC loss of ``prompts`` prompts in up to ``languages`` languages, from the states of their tokens.
 
-    The N rows come in any order, and not every prompt needs a row in every language: what occurs is told by
-    ``group`` and ``language``. Rows whose ids are out of range take no part, and of several rows with the same
-    ids the last one counts; neither is an error, because to find it the host would have to wait for the device.
-    A row without a token is missing.
+    The N rows come in any order, and a prompt need not have a row in every language: ``group`` and ``language``
+    say which translation a row is. A row whose ids are out of range is ignored. If several rows have the same ids,
+    the last one counts. Neither is an error, because the host would have to wait for the device to detect it.
+    A row without tokens counts as missing.
 
     Args:
         hidden: (N, T, H) padded on either side, or (tokens, H) packed, one row after the other. float16,
             bfloat16, float32 or float64.
-        group: (N,) int64, which prompt each row is a translation of: 0 to ``prompts - 1``.
-        language: (N,) int64, which language it is in: 0 to ``languages - 1``.
-        prompts: B. A number of the host, as the next one, so that nothing waits for the device.
+        group: (N,) int64, index of the prompt that each row is a translation of: 0 to ``prompts - 1``.
+        language: (N,) int64, index of the row's language: 0 to ``languages - 1``.
+        prompts: B. A Python number, as is ``languages``, so that nothing waits for the device.
         languages: L.
-        attention_mask: (N, T) bool or integer, 0 where there is padding, which is not looked at. Padded states
-            only; without it every token counts.
-        offsets: (N + 1,) int32 or int64: row n is tokens ``offsets[n]`` to ``offsets[n + 1] - 1``. Marks
-            ``hidden`` as packed.
-        pooling: ``last`` takes each row's last token, ``mean`` the mean over its tokens, summed in float64 and
-            kept as float32 (float64 for float64 states).
-        weight: (D, H): a linear extractor, applied to the pooled rows in its own dtype. It is a library matrix
-            product, to which autocast applies.
+        attention_mask: (N, T) bool or integer, 0 for padding, whose states are ignored. For padded states
+            only. None: every token counts.
+        offsets: (N + 1,) int32 or int64: row n has the tokens ``offsets[n]`` to ``offsets[n + 1] - 1``. Needed if
+            ``hidden`` is packed.
+        pooling: ``last`` takes each row's last token, ``mean`` the mean over its tokens, which is summed in float64
+            and returned as float32 (float64 for float64 states).
+        weight: (D, H): weight of a linear extractor, applied to the pooled rows in the weight's dtype. This is
+            PyTorch's matrix product, to which autocast applies.
         bias: (D,), only with a weight.
         temperature, scale, reduction, backend: As in :func:`~mlc_kernels.functional.mlc_loss`.
 
     Returns:
-        () or (B,), float32; float64 where what it is computed from is float64: ``weight``, or else ``hidden``.
+        () or (B,), float32; float64 if ``weight`` is float64, or, without a weight, if ``hidden`` is.
 
     Raises:
         TypeError: An argument is not a tensor, is a DTensor, or has the wrong dtype.
-        ValueError: Any other argument is out of place. Either message starts with the argument's name.
+        ValueError: Another argument is invalid. Both messages start with the argument's name.
     """
     check_options(temperature, scale, reduction, backend)
     _check(hidden, group, language, prompts, languages, attention_mask, offsets, pooling, weight, bias)
     chosen = backends.choose(backend, hidden.device, languages)
-    # Nothing to compute between the tokens and the loss: it reads, and writes the gradients, where they are.
+    # Nothing is computed between the tokens and the loss, so the loss reads them, and writes their gradients, in place.
     direct = pooling == "last" and weight is None
     find, pool = plain.table, plain.pool
     if chosen == "triton":
@@ -81,7 +81,7 @@ def mlc_loss_from_hidden(
     if chosen == "triton":
         return fused.loss(rows, None, table, float(temperature), scale == "top", reduction)
     if len(rows) == 0:
-        rows = torch.nn.functional.pad(rows, (0, 0, 0, 1))  # a row to point to for what is missing
+        rows = torch.nn.functional.pad(rows, (0, 0, 0, 1))  # missing translations need a row to point to
     return mlc_loss(
         rows[table.clamp(min=0)],
         table >= 0,

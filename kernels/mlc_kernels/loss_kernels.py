@@ -2,8 +2,8 @@
 # (A kernel is written in Triton's language, which only looks like Python.)
 """Triton kernels of the MLC loss and of singular values: one launch forward, one backward.
 
-Nothing here runs at import. The mathematics is that of ``closed_form``; docs/kernel.md tells why each step is
-done the way it is. Everything that is computed, and not only loaded or stored, is float64.
+Nothing here runs at import. The mathematics is the same as in ``closed_form``; docs/kernel.md explains each step.
+All arithmetic is float64; only loads and stores have other types.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Sweeps end after one that met no cosine between two columns above 1e-7, of which it left about the square. (This is
-# the square of twice the cosine.) Random spectra take 6 sweeps at L = 10 and 10 at L = 64; the limit only ends a
-# loop that something unforeseen keeps alive.
+# The last sweep is the first one in which no cosine between two columns exceeds 1e-7; it reduces them to about their
+# squares. (The constant is the square of twice the cosine.) Random spectra take 6 sweeps at L = 10 and 10 at L = 64.
+# The limit only guards against an endless loop.
 _TURNED = tl.constexpr(4e-14)
 _MAX_SWEEPS = tl.constexpr(30)
-_EPSILON = tl.constexpr(2.220446049250313e-16)  # of float64
+_EPSILON = tl.constexpr(2.220446049250313e-16)  # machine epsilon of float64
 
 
 @triton.jit
 def _load_rows(pointers, present, first, features, BLOCK: tl.constexpr):
-    """(TILE, BLOCK) float64 features ``first`` and on, of rows that begin at ``pointers``; 0 where there is none."""
+    """(TILE, BLOCK) float64: features from ``first`` on, of rows that begin at ``pointers``; 0 where none exist."""
     feature = first + tl.arange(0, BLOCK)
     inside = present[:, None] & (feature < features)[None, :]
     return tl.load(pointers[:, None] + feature[None, :], mask=inside, other=0.0).to(tl.float64)
@@ -47,20 +47,20 @@ def _products(left, right, total, DOT: tl.constexpr):
 def _orthogonal_columns(matrix, languages, TILE: tl.constexpr):
     """``matrix @ V`` with orthogonal columns, V orthogonal: one-sided cyclic Jacobi.
 
-    Of a positive semi-definite G, the columns come out as eigenvalue times eigenvector. In a turn every column
-    has one partner (a round-robin tournament of ``languages`` players, one more if that is odd), both see the
-    same two sums, and each turns itself: one gather, two sums, no communication else.
+    For a positive semi-definite G, each resulting column is an eigenvalue times its eigenvector. In a turn every
+    column has one partner, as in a round-robin tournament of ``languages`` players (one more if that is odd). Both
+    compute the same two sums, and each rotates itself: one gather, two sums, and no other communication.
     """
     column = tl.arange(0, TILE)
     players = languages + languages % 2
-    # Changes nothing, but the compiler: it keeps the registers in the order that a gather likes, from here on,
-    # where it would change from and to that of the product before the loop in every turn.
+    # This gather changes no value. It makes the compiler keep the matrix in the register layout of a gather from here
+    # on; otherwise every turn would convert from and to the layout of the product before the loop.
     matrix = tl.gather(matrix, tl.broadcast_to(column[None, :], [TILE, TILE]), 1)
     turning = 1
     sweep = 0
     while (turning > 0) & (sweep < _MAX_SWEEPS):
         square = tl.sum(matrix * matrix, axis=0)
-        # Columns that are rounding of 0 would turn among themselves for ever.
+        # Columns that are 0 up to rounding would rotate against each other forever.
         bound = languages * _EPSILON
         negligible = tl.max(square, axis=0) * bound * bound
         turned = tl.zeros([TILE], tl.int32)
@@ -71,14 +71,14 @@ def _orthogonal_columns(matrix, languages, TILE: tl.constexpr):
             partner = tl.where(column == players - 1, (turn * (players // 2)) % (players - 1), partner)
             partner = tl.where(column < players, partner, column)
             other = tl.gather(matrix, tl.broadcast_to(partner[None, :], [TILE, TILE]), 1)
-            # Twice the inner product, and |other|^2 - |own|^2: that without the cancellation, and exactly opposite
-            # for the two partners. Summed as one tensor, which costs one exchange between the warps and not two.
+            # Twice the inner product, and |other|^2 - |own|^2, written so that nothing cancels and that the partners
+            # get exactly opposite values. Summed as one tensor: one exchange between the warps instead of two.
             sums = tl.sum(tl.join(2.0 * matrix * other, (other - matrix) * (other + matrix)), axis=0)
             twice, difference = tl.split(sums)
             both = (partner != column) & (tl.minimum(square, square + difference) > negligible)
             over = twice * twice > square * (square + difference) * (_TURNED)
             turned = turned | (both & over).to(tl.int32)
-            # The smaller angle that makes the pair orthogonal, by its double: no division, no tangent.
+            # The smaller angle that makes the pair orthogonal, from its double angle: no division, no tangent.
             long = difference * difference + twice * twice
             inverse = tl.rsqrt(tl.where(long == 0.0, 1.0, long))
             cosine_squared = 0.5 + 0.5 * tl.abs(difference) * inverse
@@ -109,10 +109,10 @@ def _orthogonal_columns(matrix, languages, TILE: tl.constexpr):
 )
 def prompt_forward(
     rows_ptr,  # (B, L, D) by strides, or (rows, D) with a table
-    mask_ptr,  # (B, L) bool by strides; where there is no mask, any pointer
-    table_ptr,  # (B, L) int64 row of each translation, -1 where missing; or any pointer
+    mask_ptr,  # (B, L) bool by strides; any pointer if there is no mask
+    table_ptr,  # (B, L) int64 row of each translation, -1 where missing; any pointer if there is no table
     out_ptr,  # OUTPUT "values": (B, L). Else (2, B): losses, and 1.0 where the prompt counts
-    saved_ptr,  # OUTPUT "gradient": (B, L + 1, L) float64: bracket, inverse lengths. Else any pointer
+    saved_ptr,  # OUTPUT "gradient": (B, L + 1, L) float64: bracket and inverse lengths. Else any pointer
     temperature_bits: tl.int64,  # a float argument would arrive as float32
     prompts,
     languages,
@@ -121,7 +121,7 @@ def prompt_forward(
     row_stride,
     mask_prompt_stride,
     mask_row_stride,
-    OUTPUT: tl.constexpr,  # "values", "loss" or "gradient" (loss and what the backward pass needs)
+    OUTPUT: tl.constexpr,  # "values", "loss" or "gradient" (the loss, and all that the backward pass needs)
     HAS_MASK: tl.constexpr,
     HAS_TABLE: tl.constexpr,
     DIVIDE_BY_TOP: tl.constexpr,
@@ -131,7 +131,7 @@ def prompt_forward(
     TILE: tl.constexpr,  # L, padded
     BLOCK: tl.constexpr,  # features in one step
 ):
-    """One program, one prompt: rows -> Gram matrix -> spectrum -> loss -> matrix of the gradient."""
+    """One program per prompt: rows -> Gram matrix -> spectrum -> loss -> matrix of the gradient."""
     if ALIGNED:
         features = features // 16 * 16
         prompt_stride = prompt_stride // 16 * 16
@@ -158,8 +158,8 @@ def prompt_forward(
             largest = tl.maximum(largest, tl.max(tl.abs(block), axis=1))
         shrink = 1.0 / largest
 
-    # The next block is loaded while this one is multiplied, and it is carried as float64: the compiler (3.7)
-    # has no float64 product whose operand it can trace back to a narrower load.
+    # The next block is loaded while this one is multiplied. It is kept as float64, because the compiler (3.7) fails
+    # on a float64 product whose operand it can trace back to a narrower load.
     products = tl.zeros([TILE, TILE], tl.float64)
     block = _load_rows(pointers, present, 0, features, BLOCK)
     if RESCALE:
@@ -171,22 +171,22 @@ def prompt_forward(
             block = block * shrink[:, None]
 
     square = tl.sum(tl.where(row[:, None] == row[None, :], products, 0.0), axis=1)
-    # A row with an infinity has no direction. Its inverse length 0 would pass for a missing row.
+    # A row with an infinity has no direction. Its inverse length would be 0, as for a missing row.
     square = tl.where(square == float("inf"), float("nan"), square)
-    present = square != 0.0  # also true for NaN, which must reach the loss and not vanish
+    present = square != 0.0  # also True for NaN, which must reach the loss and not vanish
     inverse = tl.where(present, tl.rsqrt(tl.where(present, square, 1.0)), 0.0)
     gram = products * inverse[:, None] * inverse[None, :]
     count = tl.sum(present.to(tl.int32), axis=0)
     counted = count >= 2
-    # NaN would spread to every column, and a comparison with it end the sweeps: it goes in at the end. Not found by
-    # gram - gram: the compiler fuses that with the product before it, and what is left is a rounding error.
+    # NaN would spread to every column, and comparisons with it would end the sweeps, so it is put back at the end. It
+    # is not found by gram - gram: the compiler fuses that with the product before it, which leaves a rounding error.
     broken_cells = tl.where(tl.abs(gram) < float("inf"), 0, 1)
     finite = tl.sum(tl.sum(broken_cells, axis=1), axis=0) == 0
 
     columns = _orthogonal_columns(tl.where(finite, gram, 0.0), languages, TILE)
     eigenvalue = tl.sqrt(tl.sum(columns * columns, axis=0))
     value = tl.sqrt(eigenvalue)
-    # Position in descending order, missing rows behind all others.
+    # Position in descending order; missing rows come last.
     key = tl.where(present, value, -1.0)
     ahead = (key[:, None] > key[None, :]) | ((key[:, None] == key[None, :]) & (row[:, None] < row[None, :]))
     rank = tl.sum(ahead.to(tl.int32), axis=0)
@@ -207,9 +207,9 @@ def prompt_forward(
         tl.store(out_ptr + prompts + prompt, counted.to(out_ptr.dtype.element_ty))
         if OUTPUT == "gradient":
             slope = (weight * (1.0 / total) - (rank == 0).to(tl.float64)) * steepness
-            # Below this a singular value is rounding of 0, which has no gradient: take the zero subgradient.
+            # A singular value below this is 0 up to rounding, and has no gradient: take the zero subgradient.
             usable = taken & (value > tl.sqrt(languages * _EPSILON) * top)
-            # Divided by the squared length of the column too, which makes it a unit vector.
+            # Also divide by the squared length of the column, so that the product below is one of unit vectors.
             slope = tl.where(usable, slope / tl.where(usable, value * eigenvalue * eigenvalue, 1.0), 0.0)
             along = tl.sum((slope * eigenvalue)[None, :] * columns * columns, axis=1)
             outer = tl.zeros([TILE, TILE], tl.float64)
@@ -219,7 +219,7 @@ def prompt_forward(
             saved = saved_ptr + prompt * (languages + 1) * languages
             both = inside[:, None] & inside[None, :]
             tl.store(saved + row[:, None] * languages + row[None, :], bracket, mask=both)
-            # A prompt that does not count has no gradient, whatever stands in it: its rows go as missing.
+            # A prompt that does not count has no gradient, whatever its rows hold: they are treated as missing.
             inverse = tl.where(counted, inverse * shrink, 0.0)
             tl.store(saved + languages * languages + row, inverse, mask=inside)
 
@@ -230,8 +230,8 @@ def prompt_backward(
     table_ptr,  # as in prompt_forward
     saved_ptr,  # (B, L + 1, L) float64
     grad_ptr,  # (B,) by stride: gradient of each prompt's loss
-    count_ptr,  # () number of prompts that it is the mean over, at least 1; or any pointer
-    out_ptr,  # (B, L, D), every element of which is written; with a table (rows, D), only rows of the table
+    count_ptr,  # MEAN: () number of prompts that the loss is the mean over, at least 1. Else any pointer
+    out_ptr,  # (B, L, D), every element is written. With a table: (rows, D), only the table's rows are written
     languages,
     features,
     prompt_stride,
@@ -243,7 +243,7 @@ def prompt_backward(
     TILE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program, one prompt and BLOCK features: bracket times rows, times the incoming gradient."""
+    """One program per prompt and BLOCK features: bracket times rows, times the incoming gradient."""
     if ALIGNED:
         features = features // 16 * 16
         prompt_stride = prompt_stride // 16 * 16
@@ -261,10 +261,10 @@ def prompt_backward(
             begin = tl.load(table_ptr + prompt * languages + other) * row_stride
         else:
             begin = prompt * prompt_stride + row_stride.to(tl.int64) * other
-        # Not loaded where missing: NaN may stand there.
+        # Do not load missing rows: they may hold NaN.
         loaded = feature < tl.where(inverse != 0.0, features, 0)
         line = tl.load(rows_ptr + begin + feature, mask=loaded, other=0.0).to(tl.float64)
-        # The bracket is symmetric: its row is its column.
+        # The bracket is symmetric, so its row is its column.
         column = tl.load(saved + other * languages + row, mask=inside, other=0.0)
         total += (column * inverse)[:, None] * line[None, :]
     grad = tl.load(grad_ptr + prompt * grad_stride).to(tl.float64)
@@ -280,5 +280,5 @@ def prompt_backward(
         begin = (prompt * languages + row) * features
     where = out_ptr + begin[:, None] + feature[None, :]
     if out_ptr.dtype.element_ty != tl.float64:
-        total = total.to(tl.float32)  # the way to the 16-bit types
+        total = total.to(tl.float32)  # 16-bit types are converted from float32
     tl.store(where, total.to(out_ptr.dtype.element_ty), mask=inside[:, None] & within[None, :])

@@ -1,7 +1,7 @@
-"""Token states to one row per translation, in plain PyTorch: the twin of ``fused_pooling``.
+"""Pool token states to one row per translation, in plain PyTorch. ``fused_pooling`` does the same with Triton.
 
-Tokens come padded, (N, T, H) with a mask, or packed, (tokens, H) with offsets. Either way a row has a span of
-them, and a table says which row holds which translation of which prompt.
+Tokens are padded, (N, T, H) with a mask, or packed, (tokens, H) with offsets. In both cases a row has a span of
+tokens, and a table says which row holds which translation of which prompt.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ def table(
     languages: int,
     of_tokens: bool,
 ) -> Tensor:
-    """(B, L) int64: the row that holds each translation, or its last token (counted over all rows); -1 if none.
+    """(B, L) int64: index of each translation's row, or of its last token over all rows; -1 where it is missing.
 
-    Of rows with the same ids the last one counts. Ids out of range are those of no translation.
+    If several rows have the same ids, the last one counts. Rows whose ids are out of range are ignored.
     """
     last = _last_tokens(hidden, attention_mask, offsets)
     known = (group >= 0) & (group < prompts) & (language >= 0) & (language < languages)
@@ -39,14 +39,14 @@ def table(
 
 
 def pool(hidden: Tensor, attention_mask: Tensor | None, offsets: Tensor | None, mean: bool) -> Tensor:
-    """(N, H) mean of each row's tokens (float32, float64 for float64) or its last one; 0 for a row of none."""
+    """(N, H) mean of each row's tokens (float32; float64 for float64 states) or its last token; 0 without tokens."""
     if not mean:
         last = _last_tokens(hidden, attention_mask, offsets)
         if hidden.numel() == 0:
             return hidden.new_zeros(len(last), hidden.shape[-1])
         tokens = hidden.reshape(-1, hidden.shape[-1])[last.clamp(min=0)]
         return torch.where((last >= 0)[:, None], tokens, 0.0)
-    # Summed in float64, so that no order of summation shows in the result.
+    # Summed in float64, so that the order of summation does not change the result.
     wide = torch.float32 if hidden.device.type == "mps" else torch.float64
     if offsets is None:
         if attention_mask is None:
@@ -70,15 +70,15 @@ def pool(hidden: Tensor, attention_mask: Tensor | None, offsets: Tensor | None, 
 class _MaskedSum(torch.autograd.Function):
     """(N, H) sum over the tokens of (N, T, H) where a (N, T) mask is True.
 
-    By itself for its memory: on a CPU a row at a time, so that no copy of all the states is made, and with a backward
-    pass that writes their gradient once.
+    It saves memory: on a CPU it sums one row at a time, so that it never copies all states, and its backward pass
+    writes their gradient once.
     """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, real: Tensor, wide: torch.dtype) -> Tensor:
         ctx.save_for_backward(real)
         ctx.dtype = hidden.dtype
-        # torch.compile fuses mask and sum itself, and would compile anew for every number of rows.
+        # torch.compile fuses mask and sum itself, and would compile again for every number of rows.
         whole = hidden.device.type != "cpu" or torch.compiler.is_compiling() or len(hidden) == 0
         rows_at_once = len(hidden) if whole else 1
         blocks = zip(torch.split(hidden, rows_at_once), torch.split(real, rows_at_once), strict=True)
@@ -92,7 +92,7 @@ class _MaskedSum(torch.autograd.Function):
 
 
 def _last_tokens(hidden: Tensor, attention_mask: Tensor | None, offsets: Tensor | None) -> Tensor:
-    """(N,) int64: last token of each row, counted over all rows; -1 for a row of none."""
+    """(N,) int64: index of each row's last token over all rows; -1 for a row without tokens."""
     if offsets is not None:
         first, end = _bounds(offsets, len(hidden))
         return torch.where(end > first, end - 1, -1)
@@ -108,6 +108,6 @@ def _last_tokens(hidden: Tensor, attention_mask: Tensor | None, offsets: Tensor 
 
 
 def _bounds(offsets: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
-    """(N,) first and end of each row's tokens, kept within the tokens that there are."""
+    """(N,) first token of each row, and (N,) one past its last token, both clamped to the number of tokens."""
     inside = offsets.long().clamp(0, tokens)
     return inside[:-1], torch.maximum(inside[:-1], inside[1:])

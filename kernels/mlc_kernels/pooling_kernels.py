@@ -1,8 +1,8 @@
 # mypy: ignore-errors
 # (A kernel is written in Triton's language, which only looks like Python.)
-"""Triton kernels of pooling: who is where, tokens to rows, and gradients of rows to those of tokens.
+"""Triton kernels of pooling: find each translation's row, pool tokens to rows, spread gradients of rows to tokens.
 
-Pooling moves many bytes and computes little: it runs over rows times blocks of features, where the loss runs over
+Pooling moves many bytes and computes little. It runs over rows times blocks of features, whereas the loss runs over
 prompts. The sums are float64, as in ``pooling``.
 """
 
@@ -14,7 +14,7 @@ import triton.language as tl
 
 @triton.jit
 def _bounds(offsets_ptr, row, tokens):
-    """First and end of a packed row's tokens, kept within the tokens that there are."""
+    """First token of a packed row, and one past its last token, both clamped to the number of tokens."""
     first = tl.load(offsets_ptr + row).to(tl.int64)
     end = tl.load(offsets_ptr + row + 1).to(tl.int64)
     first = tl.minimum(tl.maximum(first, 0), tokens)
@@ -25,11 +25,11 @@ def _bounds(offsets_ptr, row, tokens):
 def find_rows(
     group_ptr,  # (N,) int64
     language_ptr,  # (N,) int64
-    mask_ptr,  # (N, T) bool or integer by strides; or any pointer
-    offsets_ptr,  # (N + 1,) int32 or int64; or any pointer
+    mask_ptr,  # (N, T) bool or integer by strides; any pointer if there is no mask
+    offsets_ptr,  # (N + 1,) int32 or int64; any pointer if the states are padded
     table_ptr,  # (B, L) int64
     rows,
-    tokens,  # of a row (padded) or of all (packed)
+    tokens,  # number of tokens in a row (padded) or in all rows (packed)
     languages,
     mask_row_stride,
     mask_token_stride,
@@ -39,7 +39,7 @@ def find_rows(
     TILE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program, one prompt: the row, or its last token, of each translation."""
+    """One program per prompt: the row of each translation, or the row's last token."""
     prompt = tl.program_id(0).to(tl.int64)
     slot = tl.arange(0, TILE)
     inside = slot < languages
@@ -49,7 +49,7 @@ def find_rows(
         mine = tl.load(group_ptr + row, mask=row < rows, other=-1) == prompt
         language = tl.load(language_ptr + row, mask=row < rows, other=-1)
         hit = mine[None, :] & (language[None, :] == slot[:, None])
-        # The last of several: the same one every time.
+        # Of several rows with the same ids, always the last one.
         found = tl.maximum(found, tl.max(tl.where(hit, row[None, :], -1), axis=1))
     there = inside & (found >= 0)
     row = tl.where(there, found, 0).to(tl.int64)
@@ -77,7 +77,7 @@ def find_rows(
 
 @triton.jit
 def _last_token(mask, first, end, mask_token_stride, HAS_MASK: tl.constexpr, BLOCK: tl.constexpr):
-    """Last token of a span that the mask keeps, -1 if it keeps none; without a mask the last of all."""
+    """Last token of a span that the mask keeps, -1 if it keeps none. Without a mask, all tokens count."""
     if HAS_MASK:
         last = tl.full([BLOCK], -1, tl.int64)
         for start in range(first, end, BLOCK):
@@ -100,7 +100,7 @@ def _span(
     mask_row_stride,
     PACKED: tl.constexpr,
 ):
-    """A row's tokens: where token 0 is, where its mask is, first token and end."""
+    """A row's tokens: pointer to token 0, pointer to its mask, first token, one past the last token."""
     zero = row * 0
     if PACKED:
         first, end = _bounds(offsets_ptr, row, tokens)
@@ -117,7 +117,7 @@ def pool_rows(
     mask_ptr,  # as in find_rows
     offsets_ptr,  # as in find_rows
     out_ptr,  # (N, H)
-    count_ptr,  # MEAN: (N,) float64 number of tokens. Else (N,) last token, -1 if none
+    count_ptr,  # MEAN: (N,) float64 number of tokens. Else (N,) index of the last token, -1 if there is none
     tokens,
     features,
     row_stride,
@@ -131,7 +131,7 @@ def pool_rows(
     TOKENS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program, one row and BLOCK features: their mean over the row's tokens, or the last token's."""
+    """One program per row and BLOCK features: their mean over the row's tokens, or their values at the last token."""
     if ALIGNED:
         features = features // 16 * 16
         row_stride = row_stride // 16 * 16
@@ -151,7 +151,7 @@ def pool_rows(
             if HAS_MASK:
                 real = tl.load(mask + token * mask_token_stride, mask=real, other=0) != 0
             pointers = hidden + (token * token_stride)[:, None] + feature[None, :]
-            # Not loaded where padding: bytes saved, and NaN may stand there.
+            # Do not load padding: this saves bytes, and padding may hold NaN.
             total += tl.load(pointers, mask=real[:, None] & within[None, :], other=0.0).to(tl.float64)
             count += real.to(tl.int32)
         number = tl.sum(count, axis=0).to(tl.float64)
@@ -162,7 +162,7 @@ def pool_rows(
         result = tl.load(pointers, mask=feature < tl.where(last >= 0, features, 0), other=0.0)
         number = last
     if out_ptr.dtype.element_ty != tl.float64:
-        result = result.to(tl.float32)  # the way to the 16-bit types
+        result = result.to(tl.float32)  # 16-bit types are converted from float32
     tl.store(out_ptr + row * features + feature, result.to(out_ptr.dtype.element_ty), mask=within)
     if tl.program_id(1) == 0:
         tl.store(count_ptr + row, number)
@@ -174,7 +174,7 @@ def spread_rows(
     mask_ptr,  # as in find_rows
     offsets_ptr,  # as in find_rows
     count_ptr,  # as in pool_rows
-    out_ptr,  # as hidden, contiguous; every element is written, those of no row too
+    out_ptr,  # as hidden, contiguous; every element is written, also where a token belongs to no row
     rows,
     tokens,
     features,
@@ -187,7 +187,7 @@ def spread_rows(
     TOKENS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program, one row and BLOCK features: the row's gradient to the tokens that it was pooled from."""
+    """One program per row and BLOCK features: spreads the row's gradient to the tokens that it was pooled from."""
     if ALIGNED:
         features = features // 16 * 16
     row = tl.program_id(0).to(tl.int64)
@@ -197,7 +197,7 @@ def spread_rows(
         out_ptr, mask_ptr, offsets_ptr, row, tokens, features * tokens.to(tl.int64), mask_row_stride, PACKED
     )
     begin, stop = first, end
-    if PACKED:  # tokens before the first row and behind the last one are theirs to fill
+    if PACKED:  # the first row also fills the tokens before it, and the last row those after it
         begin = tl.where(row == 0, 0, first)
         stop = tl.where(row == rows - 1, tokens, end)
     grad = tl.load(grad_ptr + row * features + feature, mask=within, other=0.0).to(tl.float64)
@@ -205,7 +205,7 @@ def spread_rows(
     if MEAN:
         grad = grad / tl.maximum(number, 1.0)
     if out_ptr.dtype.element_ty != tl.float64:
-        grad = grad.to(tl.float32)  # the way to the 16-bit types
+        grad = grad.to(tl.float32)  # 16-bit types are converted from float32
     grad = grad.to(out_ptr.dtype.element_ty)
     for start in range(begin, stop, TOKENS):
         token = start + tl.arange(0, TOKENS)
