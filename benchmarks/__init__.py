@@ -1,1 +1,1 @@
-"""What the project claims to be fast at, measured. Each module is a command: ``python -m benchmarks.NAME``."""
+"""Measurements behind the project's claims of speed. Run one with ``python -m benchmarks.NAME``."""

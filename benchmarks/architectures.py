@@ -1,7 +1,7 @@
-"""Models of well-known shapes with random weights: what a step costs does not depend on what a model knows.
+"""Models with the shapes of well-known ones and random weights, because the cost of a step depends on shapes alone.
 
-The tokenizer is another model's, so that nothing need be downloaded. Lengths in tokens are therefore that model's, and
-many rows of the vocabulary are never looked up.
+The tokenizer comes from another model, so that nothing is downloaded. Prompts therefore have that model's lengths in
+tokens, and many rows of the embedding are never used.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _qwen(
 
 
 ARCHITECTURES: dict[str, Callable[[], PreTrainedConfig]] = {
-    # Of no known model: a step takes a few hundredths of a second.
+    # Not the shape of a known model: a step takes a few hundredths of a second.
     "tiny": lambda: _qwen(32, 48, 3, 4, 2, 49152, tied=True),
     "qwen2.5-0.5b": lambda: _qwen(896, 4864, 24, 14, 2, 151936, tied=True),
     "qwen2.5-1.5b": lambda: _qwen(1536, 8960, 28, 12, 2, 151936, tied=True),
@@ -48,7 +48,7 @@ ARCHITECTURES: dict[str, Callable[[], PreTrainedConfig]] = {
 
 
 def write_random_model(architecture: str, tokenizer_of: ModelSource, folder: Path) -> None:
-    """A Hugging Face folder of ``architecture`` with random bfloat16 weights and the tokenizer of another model."""
+    """Write a model folder: ``architecture`` with random bfloat16 weights, and the tokenizer of another model."""
     tokenizer = load_tokenizer(tokenizer_of)
     config = ARCHITECTURES[architecture]()
     config.bos_token_id, config.eos_token_id = None, tokenizer.eos_token_id

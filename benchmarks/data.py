@@ -1,10 +1,10 @@
-"""Preparing data: from a file to tokenised tables, by number of rows and of processes.
+"""``python -m benchmarks.data``: time and memory of data preparation, from a file to tokenised tables.
 
-Rows are those of the sample, over and over with other ids, and with the row's number in each text, so that no two texts
-are the same: ten languages, two responses. Each case runs in a process
-of its own, which has the tokenizer before the time starts. Memory is that of its whole tree of processes: anonymous
-pages, those shared by several counted once. Pages of files, which tables are mapped from, are not among them, because
-the system takes them back when it needs them.
+The cases differ in the number of rows and of processes. The rows repeat those of the sample (ten languages, two
+responses) with new ids, and with the row's number in each text, so that no two texts are the same. Each case runs in
+its own process, which loads the tokenizer before the time starts. Memory is that of the process and all below it:
+anonymous pages, and a page that several processes share counts once. Pages of the files that tables are mapped from do
+not count, because the system takes them back when it needs them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SECONDS_BETWEEN_SAMPLES = 0.25
 
 
 def write_rows(path: Path, count: int) -> None:
-    """Write ``count`` rows of the sample, each under an id of its own, with texts that no other row has."""
+    """Write ``count`` rows of the sample to ``path``, each with its own id and with texts that no other row has."""
     sample = locate("sample", "--data")
     assert sample is not None
     rows = [json.loads(line) for line in sample.read_text(encoding="utf-8").splitlines()]
@@ -46,11 +46,11 @@ def write_rows(path: Path, count: int) -> None:
 
 
 def prepare(path: str, processes: int, model: str, gguf: str | None, cache: str) -> dict[str, float]:
-    """Prepare the rows of ``path`` in this process, and once more from the cache."""
+    """Prepare the rows of ``path`` from this process, then once more from the cache, and return the times."""
     clocks = []
     for _ in range(2):
         data = MultilingualData(path, num_proc=processes, cache_dir=cache, name_or_path=model, gguf_file=gguf)
-        data._chat_tokenizer()  # loading it takes the same time whatever the data is
+        data._chat_tokenizer()  # not timed: loading it takes the same time for any data
         clocks.append((time.monotonic(), _cpu_seconds()))
         data.prepare_data()
         data.setup("fit")
@@ -66,10 +66,10 @@ def prepare(path: str, processes: int, model: str, gguf: str | None, cache: str)
 
 
 def seconds_apart(rows: int, processes: int, model: str = MODEL, gguf: str | None = GGUF) -> float:
-    """Seconds in which ``processes`` programs, each alone with its part of the rows, are done with ``rows`` rows.
+    """Return the seconds that ``processes`` independent programs need for ``rows`` rows, each for its part of them.
 
-    They share no work and no lock, so no way to divide the work could be faster: two cores of a virtual machine are
-    often less than twice as fast as one.
+    The programs share no work and no lock, so no division of the work could be faster. Two cores of a virtual machine
+    are often less than twice as fast as one.
     """
     with tempfile.TemporaryDirectory() as folder:
         children = []
@@ -86,7 +86,7 @@ def seconds_apart(rows: int, processes: int, model: str = MODEL, gguf: str | Non
 
 
 def measure_preparation(rows: int, processes: int, model: str = MODEL, gguf: str | None = GGUF) -> dict[str, Any]:
-    """Time and memory of preparing ``rows`` rows; with several processes, also the time of as many programs apart."""
+    """Measure time and memory of preparing ``rows`` rows; for several processes, also :func:`seconds_apart`."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
         write_rows(path, rows)
@@ -118,23 +118,24 @@ def measure_preparation(rows: int, processes: int, model: str = MODEL, gguf: str
 
 
 def anonymous_bytes(pid: int) -> int:
-    """Memory of a process and all below it that is not of a file; of pages that several share, each has a part."""
+    """Return the bytes of anonymous memory of a process and all below it; a shared page is divided among its users."""
     try:
         held = re.search(r"^Pss_Anon:\s+(\d+) kB$", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)
         below = [
             int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()
         ]
     except (FileNotFoundError, ProcessLookupError):
-        return 0  # it has just ended
+        return 0  # the process has just ended
     return (int(held[1]) * 1024 if held else 0) + sum(anonymous_bytes(child) for child in below)
 
 
 def scaling_by_processes(cases: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """By number of processes, between the smallest and the largest number of rows: what a further row costs.
+    """Summarise the cases by number of processes.
 
-    ``linearity`` is the time per row of the largest case over that of the one before it (1: linear), ``speedup`` the
-    time of one process over that of several, in the largest case, and ``ceiling`` the speedup of as many programs that
-    share nothing: the most that the machine allows.
+    ``bytes_per_row`` is the memory that a further row needs, between the smallest and the largest case. ``linearity``
+    is the time per row of the largest case over that of the second largest (1: linear). ``speedup`` is the time of one
+    process over that of several, in the largest case. ``ceiling`` is the speed-up of that many separate programs, which
+    is the most that the machine allows.
     """
     found = {}
     alone = [case for case in cases if case["processes"] == 1]
@@ -164,8 +165,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cpu"), help="folder for data.json")
     parser.add_argument("--rows", type=int, nargs="+", default=[1000, 10_000, 100_000], help="numbers of rows")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="numbers of processes")
-    parser.add_argument("--model", default=MODEL, help="whose tokenizer it is")
-    parser.add_argument("--gguf-file", default=GGUF, help="GGUF file in it; empty for none")
+    parser.add_argument("--model", default=MODEL, help="model whose tokenizer is used")
+    parser.add_argument("--gguf-file", default=GGUF, help="GGUF file of the model; empty for none")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case is not None:

@@ -1,4 +1,4 @@
-"""Where a measurement was made: what must stand beside every figure."""
+"""The device, versions and commit of a measurement. Every file of results has them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PACKAGES = ("torch", "triton", "transformers", "lightning", "lightning-mlc", "nu
 
 
 def environment(device: torch.device) -> dict[str, str | int | None]:
-    """Device, driver, versions and commit, as plain values."""
+    """Return device, driver, versions and commit, as values for JSON."""
     found: dict[str, str | int | None] = {
         "device": device_name(device),
         "driver": _driver() if device.type == "cuda" else None,
@@ -30,7 +30,7 @@ def environment(device: torch.device) -> dict[str, str | int | None]:
 
 
 def device_name(device: torch.device) -> str:
-    """What the device calls itself."""
+    """Return the device's name as its driver or the system reports it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     for line in _lines(Path("/proc/cpuinfo")):
@@ -40,13 +40,13 @@ def device_name(device: torch.device) -> str:
 
 
 def commit() -> str | None:
-    """The commit measured, with ``-dirty`` where tracked files differ from it.
+    """Return the measured commit, with ``-dirty`` if tracked files differ from it.
 
-    ``GIT_COMMIT`` in the environment comes first: a copy of the tree with another history, or with none, can say so
-    what it is a copy of.
+    ``GIT_COMMIT`` in the environment takes precedence: a copy of the tree without this history can name the commit
+    that it was copied from.
     """
-    if told := os.environ.get("GIT_COMMIT"):
-        return told
+    if commit_of_copy := os.environ.get("GIT_COMMIT"):
+        return commit_of_copy
     root = Path(__file__).parents[1]
     command = ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
@@ -58,7 +58,7 @@ def _driver() -> str | None:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0].strip()
     except (OSError, subprocess.CalledProcessError, IndexError):
-        return None  # no such tool: ROCm, or a container without it
+        return None  # nvidia-smi does not exist on ROCm and in some containers
 
 
 def _version(package: str) -> str | None:

@@ -1,8 +1,8 @@
-"""``python -m benchmarks.estimate``: what ``lightning-mlc estimate`` says, against what a training step takes.
+"""``python -m benchmarks.estimate``: compare the memory that ``lightning-mlc estimate`` predicts with the memory used.
 
-Each case is a run of a few steps in a process of its own. On a GPU, measured is the most memory that PyTorch has given
-out there in the last step; on a CPU, the most that the process has resident while it computes the gradients of its last
-step, less what it had before the model was loaded. Estimated is the same step: its batch, its device.
+Each case trains for a few steps in its own process. The measured value belongs to the last step. On a GPU it is the
+peak of the memory that PyTorch allocated. On a CPU it is the peak of the resident memory while the gradients are
+computed, minus the memory before the model was loaded. The estimate is made for the same batch and device.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ CASES: dict[str, list[str]] = {
 
 
 class PeakMemory(Callback):
-    """Memory: before the model is loaded, and at most in the latest step, until its gradients are there and in all."""
+    """Records memory before the model is loaded, and its peak in the latest step: until the gradients, and in all."""
 
     def __init__(self) -> None:
         self.before = self.peak = self.peak_of_step = self.loaded = 0
@@ -67,7 +67,7 @@ class PeakMemory(Callback):
 
 
 def measure_and_estimate(options: list[str]) -> dict[str, Any]:
-    """Run a case in this process: bytes measured and estimated, the latter in parts."""
+    """Run a case in this process and return the measured and the estimated bytes, with the parts of the estimate."""
     with tempfile.TemporaryDirectory() as out:
         done = run(
             [
@@ -83,10 +83,10 @@ def measure_and_estimate(options: list[str]) -> dict[str, Any]:
                 "--trainer.callbacks+=benchmarks.estimate.PeakMemory",
             ]
         )
-    # Not `isinstance`: as the program, this module is another one than the one that was named.
+    # Not `isinstance`: when this module is the program, its class is not that of the module that Lightning imports.
     callbacks: Any = done.trainer.callbacks  # type: ignore[attr-defined]
     peak: Any = next(callback for callback in callbacks if type(callback).__name__ == "PeakMemory")
-    # On the CPU, where the estimate thinks its tensors are.
+    # On the CPU, because the estimate expects its tensors there.
     found = estimate(done.model, peak.batch.to(torch.device("cpu")), setup_of(done.config.fit.trainer))
     on_gpu = torch.cuda.is_available()
     return {
@@ -113,7 +113,7 @@ def main() -> None:
         print(json.dumps(measure_and_estimate(CASES[options.case])))
         return
     results = {}
-    # Freed memory goes back to the system at once, or the peak of an earlier phase would be counted again.
+    # Return freed memory to the system at once. Otherwise the peak of an earlier phase would be counted again.
     variables = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     print("| | estimated | measured | error |\n|---|---|---|---|")
     for name in options.only:

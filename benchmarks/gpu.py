@@ -1,8 +1,8 @@
-"""``python -m benchmarks.gpu --out FOLDER``: all that wants a GPU, in one command of about ten minutes.
+"""``python -m benchmarks.gpu --out FOLDER``: everything that needs a GPU, in one command of about ten minutes.
 
-Runs the tests of the operator on the device, then every benchmark, each with a limit of time, and leaves logs and
-results in one folder, with the versions they belong to. What fails or runs out of time is said at the end and does not
-keep the others from running. The longest come last, in the time that is left.
+The command runs the operator's tests on the GPU, then every benchmark, each with a time limit. Logs, results and
+versions go into one folder. A step that fails or runs out of time is reported, and the others still run. The longest
+steps come last, in the time that is left.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ STEPS: tuple[tuple[str, tuple[str, ...], int], ...] = (
     ("train-step", (*TRAIN_STEP, "{out}/train_step"), 360),
     ("estimate", ("-m", "benchmarks.estimate", "--out", "{out}"), 300),
 )
-"""Name, arguments of python, and seconds at most."""
+"""Name, arguments of python, and time limit in seconds of each step."""
 SECONDS = 600
-"""For all of them."""
+"""Time limit of all steps together."""
 LEAST = 60
-"""What cannot have so many seconds any more is not begun."""
+"""A step is not started if fewer seconds are left."""
 
 
 def main(args: list[str] | None = None) -> int:
@@ -64,14 +64,14 @@ def main(args: list[str] | None = None) -> int:
         report[name] = {"status": status, "seconds": round(time.monotonic() - start, 1)}
         (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
         if status is None:
-            print("  left out: there is no time for it any more")
+            print("  skipped: not enough time is left")
         else:
             print(f"  {'done' if status == 0 else f'FAILED (status {status})'}, see {out / name}.log")
     return int(failed)
 
 
 def run(arguments: tuple[str, ...], out: Path, log: Path, limit: float) -> int:
-    """The exit status of python with ``arguments``; 124 if it was stopped after ``limit`` seconds."""
+    """Run python with ``arguments`` and return its exit status; 124 if it was stopped after ``limit`` seconds."""
     command = [sys.executable, *(argument.format(out=out) for argument in arguments)]
     with log.open("w") as file:
         try:

@@ -1,6 +1,6 @@
-"""``lightning-mlc`` on one process or two, and what can be seen of them from outside.
+"""Start ``lightning-mlc`` on one or more processes, and find, stop and read the log of these processes.
 
-On the CPU, one thread each. Where there are GPUs, each process has one; a single GPU runs the strategies with one
+On a CPU each process has one thread. On GPUs each process has one GPU; on a single GPU every strategy runs with one
 process.
 """
 
@@ -20,23 +20,23 @@ ON_GPU = torch.cuda.is_available()
 DDP = ("--trainer.strategy=ddp",)
 FSDP2 = ("--config=strategy/fsdp2",)
 SEVERAL = min(2, torch.cuda.device_count()) if ON_GPU else 2
-"""Processes of a strategy for several."""
+"""Number of processes of a strategy for several processes."""
 LAYOUTS: dict[str, tuple[int, tuple[str, ...]]] = {
     "1 process": (1, ()),
     f"DDP x {SEVERAL}": (SEVERAL, DDP),
     f"FSDP2 x {SEVERAL}": (SEVERAL, FSDP2),
 }
-"""Processes, and options of ``fit``."""
+"""By layout: the number of processes, and options of ``fit``."""
 
 
 def launched(words: Sequence[str], processes: int) -> list[str]:
-    """The command line ``words`` of ``lightning-mlc`` on so many processes: several are started by ``torchrun``."""
+    """Return the command that runs ``lightning-mlc`` with ``words``; ``torchrun`` starts more than one process."""
     launcher = [] if processes == 1 else ["torch.distributed.run", f"--nproc_per_node={processes}", "-m"]
     return [sys.executable, "-m", *launcher, "lightning_mlc", *words]
 
 
 def command(words: list[str], layout: str) -> list[str]:
-    """The command line ``words`` of ``lightning-mlc`` in a layout."""
+    """Return the command that runs ``lightning-mlc`` with ``words`` in ``layout``."""
     processes, options = LAYOUTS[layout]
     common = [f"--trainer.accelerator={'gpu' if ON_GPU else 'cpu'}", f"--trainer.devices={processes}"]
     return launched([words[0], *options, *common, *words[1:]], processes)
@@ -51,7 +51,7 @@ def start(words: list[str], log: Path) -> subprocess.Popen[bytes]:
 
 
 def workers(started: subprocess.Popen[bytes], layout: str) -> list[int]:
-    """Ids of the processes that train, in their order; those that are there."""
+    """Return the ids of the training processes that are running, in ascending order."""
     if LAYOUTS[layout][0] == 1:
         return [started.pid]
     tasks = Path(f"/proc/{started.pid}/task").glob("*/children")
@@ -59,13 +59,13 @@ def workers(started: subprocess.Popen[bytes], layout: str) -> list[int]:
     for task in tasks:
         try:
             found += [int(child) for child in task.read_text().split()]
-        except OSError:  # it has just ended
+        except OSError:  # the process has just ended
             continue
     return sorted(found)
 
 
 def kill(processes: list[int]) -> None:
-    """SIGKILL, to those that are there."""
+    """Send SIGKILL to those of ``processes`` that are running."""
     for process in processes:
         try:
             os.kill(process, signal.SIGKILL)
@@ -74,5 +74,5 @@ def kill(processes: list[int]) -> None:
 
 
 def tail(log: Path, lines: int = 15) -> str:
-    """The end of what was written."""
+    """Return the last lines of ``log``."""
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])

@@ -1,10 +1,10 @@
-"""The authors' training step, as a baseline: what DPO + MLC costs when it is written the straightforward way.
+"""The authors' training step, as a baseline: the cost of DPO + MLC in a straightforward implementation.
 
-Rebuilt from https://github.com/Yuyan-B/MLC (``src/llamafactory/train/dpo/trainer.py`` and ``data/collator.py``), in
-what determines cost and result: chosen, rejected and the prompts in all L languages are one right-padded batch of 2 + L
-rows for each pair, which both the policy and a second, frozen model run in full, with the hidden states of every layer
-and float32 logits of every row; the MLC loss is a float32 SVD of the extracted states. Left out are the printing of
-singular values on every step and the distributed strategy.
+It is rewritten from https://github.com/Yuyan-B/MLC (``src/llamafactory/train/dpo/trainer.py`` and
+``data/collator.py``) and keeps all that determines cost and result. For each pair, the chosen and the rejected response
+and the prompts in all L languages are 2 + L rows of one right-padded batch. The policy and a second, frozen model both
+run the whole batch, with the hidden states of every layer and float32 logits of every row. The MLC loss is a float32
+SVD of the extracted states. Printing singular values in every step and the distributed strategy are left out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 IGNORED = -100
-"""Label of a token that is not predicted."""
+"""Label of a token that the loss ignores."""
 MULTIPLE = 8
 """Rows are padded to a multiple of this."""
 
@@ -36,39 +36,40 @@ class Pair:
 
     @property
     def pair_tokens(self) -> int:
-        """Tokens of the two rows that a preference objective needs."""
+        """Number of tokens in the two rows that a preference objective needs."""
         return 2 * len(self.prompts[0]) + len(self.chosen) + len(self.rejected)
 
     @property
     def translation_tokens(self) -> int:
-        """Tokens of the prompts in the other languages."""
+        """Number of tokens in the prompts in the other languages."""
         return sum(map(len, self.prompts[1:]))
 
 
 class PaddedBatch(NamedTuple):
-    """Rows of B pairs: B chosen, B rejected, then the L prompts of the first pair, of the second, ..."""
+    """Rows of B pairs: B chosen, B rejected, then the L prompts of the first pair, of the second pair, ..."""
 
     input_ids: Tensor
     """(2 B + B L, T) int64."""
     attention_mask: Tensor
     """(2 B + B L, T) int64."""
     labels: Tensor
-    """(2 B + B L, T) int64, `IGNORED` but for response tokens."""
+    """(2 B + B L, T) int64: token ids of responses, `IGNORED` elsewhere."""
     pairs: int
+    """B."""
 
 
 class PublishedStep:
     """One optimizer step of the authors' recipe.
 
     Args:
-        model: The policy, on its device, in training mode. The reference is a copy of it as it is now.
+        model: The policy, on its device, in training mode. The reference is a copy of its present state.
         extractor: Linear map of the hidden states.
         pad_id: Token id of padding.
-        learning_rate: Of AdamW without weight decay, for model and extractor alike.
-        mixed: Run the forward pass under bfloat16 autocast.
-        beta: DPO's.
-        weight: Of the MLC loss.
-        temperature: Of the softmax over singular values.
+        learning_rate: Learning rate of AdamW, without weight decay, for the model and the extractor.
+        mixed: Whether to run the forward pass under bfloat16 autocast.
+        beta: Beta of DPO.
+        weight: Weight of the MLC loss.
+        temperature: Temperature of the softmax over singular values.
         clip: Largest norm of the gradient.
     """
 
@@ -94,10 +95,10 @@ class PublishedStep:
         self._parameters = [*model.parameters(), *extractor.parameters()]
         self._optimizer = torch.optim.AdamW(self._parameters, lr=learning_rate, weight_decay=0.0)
         self.mean_logits: list[float] = []
-        """Of the chosen and of the rejected rows, in the latest step."""
+        """Mean logits of the chosen and of the rejected rows in the latest step."""
 
     def __call__(self, pairs: Sequence[Pair]) -> Tensor:
-        """Train on ``pairs``; the loss before that."""
+        """Train on ``pairs`` and return the loss before the update."""
         batch = collate(pairs, self._pad_id, self._device)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._mixed):
             loss = self._loss(batch)
@@ -112,7 +113,7 @@ class PublishedStep:
         with torch.no_grad():
             reference = self._run(self._reference, batch)[0]
         chosen, rejected = (logps - reference).chunk(2)
-        # Logged with every step, which keeps the policy's logits alive while the reference makes its own.
+        # The authors log this every step, so the policy's logits stay in memory while the reference computes its own.
         self.mean_logits = [half.detach().mean().item() for half in logits.chunk(2)]
         objective = -F.logsigmoid(self._beta * (chosen - rejected)).mean()
         return objective + self._weight * self._consistency(states, batch)
@@ -139,7 +140,7 @@ class PublishedStep:
 
 
 def collate(pairs: Sequence[Pair], pad_id: int, device: torch.device) -> PaddedBatch:
-    """``pairs``, all with prompts in the same languages, as one right-padded batch on ``device``."""
+    """Return ``pairs`` as one right-padded batch on ``device``. All pairs have prompts in the same languages."""
     rows = [(pair.prompts[0], pair.chosen) for pair in pairs]
     rows += [(pair.prompts[0], pair.rejected) for pair in pairs]
     rows += [(prompt, []) for pair in pairs for prompt in pair.prompts]
