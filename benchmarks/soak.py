@@ -1,11 +1,12 @@
-"""``python -m benchmarks.soak``: two processes for a long time, killed and resumed again and again.
+"""``python -m benchmarks.soak``: train on two processes for a long time, killed and resumed many times.
 
-One run goes undisturbed for two fifths of the time and is then asked to end; what each process holds (resident memory,
-open files) is looked at every second. Another run makes the same steps, but is ended at random moments (SIGKILL to one
-process or both, SIGTERM to ``torchrun``) and continued by the same command. Then both must have the same losses in
-every step, and the same weights, to the last digit. The model is tiny, for what leaks does so by the step.
+The first run is undisturbed. It takes two fifths of the time and is then asked to end. Every second, the resident
+memory and the open files of each process are recorded. The second run takes the same steps, but is ended at random
+moments (SIGKILL to one process or both, SIGTERM to ``torchrun``) and resumed by the same command. Both runs must have
+exactly the same loss in every step, and exactly the same weights. The model is tiny, because leaks grow with the number
+of steps.
 
-Exits with status 1 where runs differ, or where memory or open files have grown.
+Exits with status 1 if the runs differ, or if memory or open files have grown.
 """
 
 from __future__ import annotations
@@ -36,36 +37,44 @@ from lightning_mlc.files.paths import user_path
 
 ENDS = ("SIGKILL to one", "SIGKILL to both", "SIGTERM to torchrun")
 SHARE = 0.4
-"""Of the time that the undisturbed run takes."""
+"""Share of the time that the undisturbed run takes."""
 EVERY = 20
 """Optimizer steps from one checkpoint to the next."""
 MOST_GROWTH = 0.03
-"""Of resident memory, from the median of a run's second quarter to that of its last. Single readings scatter by 3 %."""
+"""Largest growth of resident memory, from the median of a run's second quarter to that of its last quarter. Single
+readings vary by 3 %."""
 
 
 @dataclass(frozen=True)
 class ProcessReading:
-    """What a process held at a moment."""
+    """Memory and open files of a process at one moment."""
 
     process: int
+    """Its index among the processes of the run."""
     seconds: float
+    """Since the readings began."""
     bytes: int
+    """Resident memory."""
     files: int
+    """Number of open files."""
 
 
 @dataclass(frozen=True)
 class Disturbance:
-    """How a run was ended, and what the next one began with."""
+    """How a run was ended, and how far it had come."""
 
     how: str
+    """One of :data:`ENDS`."""
     status: int
+    """Exit status."""
     step: int
-    """Optimizer steps in ``metrics.csv`` then."""
+    """Number of optimizer steps in ``metrics.csv`` at that moment."""
     seconds_to_end: float
+    """Seconds until the run had ended."""
 
 
 def fit_command(out: Path, model: Path, layout: str, steps: int) -> list[str]:
-    """The command, which begins a run or continues it."""
+    """Return the command that starts a run or resumes it."""
     words = [
         "fit",
         f"--out={out}",
@@ -92,7 +101,7 @@ def fit_command(out: Path, model: Path, layout: str, steps: int) -> list[str]:
 def watch(
     started: subprocess.Popen[bytes], layout: str, enough: Callable[[], bool], readings: list[ProcessReading]
 ) -> bool:
-    """Look at the processes every second until it is ``enough``; whether they ended before."""
+    """Append readings of the processes every second until ``enough()``. Returns whether the run ended before that."""
     begun = time.monotonic()
     while not enough():
         if started.poll() is not None:
@@ -101,7 +110,7 @@ def watch(
             try:
                 held = int(Path(f"/proc/{process}/statm").read_text().split()[1]) * 4096
                 files = len(list(Path(f"/proc/{process}/fd").iterdir()))
-            except OSError:  # it has just ended
+            except OSError:  # the process has just ended
                 continue
             readings.append(ProcessReading(number, round(time.monotonic() - begun, 1), held, files))
         time.sleep(1)
@@ -109,7 +118,7 @@ def watch(
 
 
 def end(started: subprocess.Popen[bytes], layout: str, how: str, out: Path) -> Disturbance:
-    """End the run, and see that no process of it is left."""
+    """End the run, and check that none of its processes is left."""
     processes, step, begun = workers(started, layout), steps_made(out), time.monotonic()
     if how == "SIGTERM to torchrun":
         started.send_signal(signal.SIGTERM)
@@ -124,7 +133,7 @@ def end(started: subprocess.Popen[bytes], layout: str, how: str, out: Path) -> D
 
 
 def losses(out: Path) -> dict[int, str]:
-    """The loss of each step as it is written, and once."""
+    """Return the loss of each step as written in ``metrics.csv``, where each step must occur once."""
     found: dict[int, str] = {}
     for row in csv.DictReader((out / "metrics.csv").open()):
         if row.get("train/loss"):
@@ -139,7 +148,7 @@ def steps_made(out: Path) -> int:
 
 
 def growth(readings: list[ProcessReading]) -> list[dict[str, float]]:
-    """For each process: memory and open files in the second quarter of its time and in the last, as medians."""
+    """For each process, return medians of memory and open files in the second and in the last quarter of the time."""
     found = []
     for process in sorted({reading.process for reading in readings}):
         own = [reading for reading in readings if reading.process == process]
@@ -174,7 +183,7 @@ def soak(minutes: float, layout: str, seed: int, root: Path) -> dict[str, Any]:
     steps = int(read_checkpoint(calm / "checkpoints" / "last.ckpt")["global_step"])
     print(f"undisturbed: {steps} steps", flush=True)
 
-    # To start again takes some ten seconds: one end a minute is what the rest of the time allows.
+    # A restart takes about ten seconds. The rest of the time allows about one per minute.
     moments = sorted(chance.sample(range(1, steps), max(len(ENDS), round(minutes))))
     ends = [*ENDS, *chance.choices(ENDS, k=len(moments) - len(ENDS))]
     chance.shuffle(ends)
@@ -220,7 +229,7 @@ def main() -> None:
     parser.add_argument(
         "--layout", choices=[name for name in LAYOUTS if name != "1 process"], default=f"FSDP2 x {SEVERAL}"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the moments at which the run is ended")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments at which the run is ended")
     parser.add_argument("--out", type=user_path, default=Path("benchmarks/results/cpu"), help="folder for soak.json")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:

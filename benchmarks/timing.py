@@ -1,8 +1,8 @@
 """Time several variants of one computation so that they can be compared.
 
-Variants are interleaved: each round runs every variant once, in a shuffled order, so that a clock that
-changes or a neighbour that wakes up hits all of them alike. Reported are quantiles over rounds, for the mean of a noisy
-machine says little.
+Variants are interleaved: each round runs every variant once, in a shuffled order. A changing clock or another busy
+process then affects all variants alike. Quantiles over the rounds are reported, because a mean says little about a
+noisy machine.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class Quantiles(NamedTuple):
 def wall_times(
     variants: Mapping[str, Function], device: torch.device, seconds: float = 1.0, most_rounds: int = 200
 ) -> dict[str, Quantiles]:
-    """What a caller waits for one call and its result, for each of ``variants``.
+    """Measure how long a caller waits for one call and its result, for each of ``variants``.
 
     Args:
         variants: Functions without arguments, by name. Each is called twice beforehand.
-        device: Where they run; each call ends with its synchronisation.
-        seconds: Rounds go on for about so long for each variant (3 of them at least, ``most_rounds`` at most).
-        most_rounds: See there.
+        device: The device that they run on. It is synchronised after each call.
+        seconds: Approximate total time of each variant, which determines the number of rounds (at least 3).
+        most_rounds: Largest number of rounds.
     """
 
     def timed(function: Function) -> float:
@@ -60,20 +60,20 @@ def wall_times(
 
 
 def graph_times(calls: Mapping[str, list[Function]], device: torch.device, rounds: int = 20) -> dict[str, Quantiles]:
-    """What the GPU takes for one call, without what Python and the launch take.
+    """Measure the time that the GPU needs for one call, without the time of Python and of the launch.
 
     Args:
-        calls: By name, calls on different inputs, which together are larger than the cache. All of a name are
-            captured into one CUDA graph, and its replay is timed.
+        calls: By name, calls on different inputs that together are larger than the cache. All calls of a name are
+            captured into one CUDA graph, whose replay is timed.
         device: A CUDA device.
-        rounds: Replays of each.
+        rounds: Number of replays of each graph.
     """
     graphs: dict[str, tuple[torch.cuda.CUDAGraph, int]] = {}
     with torch.cuda.device(device):
         for name, functions in calls.items():
             stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):  # as capturing asks for: what is lazy happens before it
+            with torch.cuda.stream(stream):  # lazy initialisation must happen before a graph is captured
                 for function in functions[:2]:
                     function()
             torch.cuda.current_stream().wait_stream(stream)
@@ -95,14 +95,14 @@ def graph_times(calls: Mapping[str, list[Function]], device: torch.device, round
 
 
 def copy_bandwidth(device: torch.device, size: int = 1 << 28) -> float:
-    """Bytes per second, read and written, of a copy of ``size`` bytes on ``device``."""
+    """Measure a copy of ``size`` bytes on ``device``: bytes read and written per second."""
     source = torch.empty(size, dtype=torch.uint8, device=device).fill_(1)
     target = torch.empty_like(source)
     return 2 * size / wall_times({"copy": lambda: target.copy_(source)}, device)["copy"].median
 
 
 def peak_bytes(function: Function, device: torch.device) -> int | None:
-    """Most memory that a call holds beyond what was held before it; None on devices that do not tell."""
+    """Return the peak of memory during a call minus the memory in use before it; None where it is not reported."""
     if device.type != "cuda":
         return None
     function()
@@ -115,12 +115,12 @@ def peak_bytes(function: Function, device: torch.device) -> int | None:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until ``device`` has done what it was given."""
+    """Wait until ``device`` has done all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def quantiles(samples: list[float]) -> Quantiles:
-    """Median, 20 % and 80 % quantiles of two or more ``samples``."""
+    """Return the median and the 20 % and 80 % quantiles of two or more ``samples``."""
     fifths = statistics.quantiles(samples, n=5, method="inclusive")
     return Quantiles(statistics.median(samples), fifths[0], fifths[3], len(samples))
