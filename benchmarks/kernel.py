@@ -1,9 +1,9 @@
-"""``python -m benchmarks.kernel``: the MLC loss against what one could write in eager PyTorch.
+"""``python -m benchmarks.kernel``: compare the MLC loss with implementations in eager PyTorch.
 
-Every shape is first checked: the error of loss and gradient against float64 stands beside the times, and no speed-up is
-printed unless ours are at least as exact as the float32 SVD, the published form. On a GPU the kernel is
-timed twice: by the replay of a CUDA graph over inputs that do not fit the cache (what the GPU does), and by
-the wall (what a training step waits for).
+The results include the errors of loss and gradient against float64, for every shape. Speed-ups are printed only if
+our implementations are at least as exact as the published form, a float32 SVD. On a GPU the kernel is timed twice:
+in replays of a CUDA graph over inputs that do not fit into the cache (the time of the GPU alone), and by the wall
+clock (the time that a training step waits).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Loss = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Shape:
-    """B prompts in L languages: rows (B, L, D), or with ``tokens`` T states (B * L, T, D) to be averaged first."""
+    """B prompts in L languages: rows (B, L, D), or, with T ``tokens``, states (B * L, T, D) that are averaged first."""
 
     prompts: int
     languages: int
@@ -56,7 +56,7 @@ class Provider:
     ours: bool = False
     cuda_only: bool = False
     capturable: bool = False
-    """Whether a CUDA graph can hold it: eager eigen-solvers and SVDs read their error code on the host."""
+    """Whether a CUDA graph can capture it. Eager eigen-solvers and SVDs read their error code on the host."""
 
 
 PROVIDERS = (
@@ -68,12 +68,12 @@ PROVIDERS = (
     Provider("gram_eigh_compiled", alternatives.gram_eigh_compiled),
 )
 REFERENCE = Provider("reference", partial(mlc_loss, backend="reference"), ours=True)
-"""The definition, run in float64: the truth."""
+"""The definition. Its result in float64 is taken as the truth."""
 
 
 @dataclass
 class ProviderResult:
-    """One provider on one shape. Times in seconds, of one call."""
+    """Errors, times and memory of one provider on one shape. Times are seconds per call."""
 
     prompts: int
     languages: int
@@ -97,11 +97,11 @@ class ProviderResult:
     both_p80: float
     rounds: int
     both_in_graph: float | None
-    """On the GPU alone, by CUDA-graph replay."""
+    """Time of the GPU alone, from CUDA-graph replay."""
     peak_bytes: int | None
     share_of_copy: float | None
-    """Of the bandwidth of a device copy, for the bytes that must move: the input read once (rows, which the gradient
-    needs again, twice; padding not at all) and its gradient written once."""
+    """Achieved bandwidth over that of a device copy. The bytes that must move: the input is read once (rows twice,
+    because the gradient needs them again; padding never), and its gradient is written once."""
 
     @property
     def shape(self) -> Shape:
@@ -111,7 +111,15 @@ class ProviderResult:
 def measure_shape(
     shape: Shape, dtype: torch.dtype, device: torch.device, seconds: float, copied: float
 ) -> list[ProviderResult]:
-    """A row for each provider that runs on ``device``."""
+    """Measure each provider that runs on ``device``.
+
+    Args:
+        shape: Shape of the input.
+        dtype: Dtype of the input.
+        device: Device of the input.
+        seconds: Approximate time for each provider and phase.
+        copied: Bytes per second that a copy on the device moves.
+    """
     mask = make_mask(shape, device)
     rows = make_input(shape, dtype, device)
     truth = loss_and_gradient(loss_of(REFERENCE, shape, mask), rows.double())
@@ -124,7 +132,7 @@ def measure_shape(
     }
     in_graph: dict[str, Quantiles] = {}
     if device.type == "cuda":
-        # Together more than the 50 MB of an H100's L2, up to 64 of them. Copies: a cache goes by address.
+        # Up to 64 inputs, together larger than an H100's L2 cache of 50 MB. A cache goes by address, so copies suffice.
         copies = min(64, 1 + (1 << 27) // rows.nbytes)
         inputs = [rows.detach().clone().requires_grad_() for _ in range(copies)]
         capturable = [p.name for p in providers if p.capturable]
@@ -160,7 +168,7 @@ def measure_shape(
 
 
 def loss_of(provider: Provider, shape: Shape, mask: Tensor | None) -> Loss:
-    """The loss as a function of the input alone: after a mean over tokens if there is a ``mask`` of them."""
+    """Return the loss as a function of the input alone. With a ``mask`` of tokens, it averages over tokens first."""
     if mask is None:
         return provider.loss
     if provider.ours:
@@ -180,7 +188,7 @@ def loss_of(provider: Provider, shape: Shape, mask: Tensor | None) -> Loss:
 
 
 def make_mask(shape: Shape, device: torch.device) -> Tensor | None:
-    """(B * L, T) bool, rows of a half to all of T tokens; None without tokens."""
+    """Return (B * L, T) bool, in which a row has between T / 2 and T tokens; None without tokens."""
     if shape.tokens == 0:
         return None
     rows = shape.prompts * shape.languages
@@ -189,7 +197,7 @@ def make_mask(shape: Shape, device: torch.device) -> Tensor | None:
 
 
 def make_input(shape: Shape, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Rows that share a direction, as translations do: a tenth of their length is their own."""
+    """Return rows with a shared direction, as translations have, and noise of a tenth of its length."""
     generator = torch.Generator().manual_seed(0)
     shared = torch.randn(shape.prompts, 1, shape.features, generator=generator)
     rows = shared + 0.1 * torch.randn(shape.prompts, shape.languages, shape.features, generator=generator)
@@ -211,7 +219,7 @@ def relative_errors(found: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor]) 
 
 
 def phase_of(phase: str, loss: Loss, rows: Tensor) -> Function:
-    """The part of a step to be timed, as a function."""
+    """Return the function to time for ``phase``."""
     if phase == "forward":
         return lambda: loss(rows)
     if phase == "backward":
@@ -221,12 +229,12 @@ def phase_of(phase: str, loss: Loss, rows: Tensor) -> Function:
 
 
 def inexact(rows: list[ProviderResult]) -> list[str]:
-    """What of ours is less exact than the published form on the same shape, in words."""
+    """Describe every result of ours that is less exact than the published form on the same shape."""
     complaints = []
     published = {row.shape: row for row in rows if row.provider == "svd"}
     for row in rows:
         bar = published[row.shape]
-        # A result rounded to its own dtype is as good as it can be.
+        # A result cannot be more exact than its own dtype.
         unit = torch.finfo(getattr(torch, row.dtype)).eps
         for what, error, allowed in (
             ("loss", row.loss_error, max(bar.loss_error, torch.finfo(torch.float32).eps)),
@@ -240,7 +248,7 @@ def inexact(rows: list[ProviderResult]) -> list[str]:
 
 
 def speed_ups(rows: list[ProviderResult]) -> list[dict[str, Any]]:
-    """Forward + backward by the wall: ours against the published form and against the best eager one."""
+    """Compare our fastest provider with the published form and with the fastest eager one: wall time of both passes."""
     found = []
     for shape in dict.fromkeys(row.shape for row in rows):
         here = [row for row in rows if row.shape == shape]
@@ -261,7 +269,7 @@ def speed_ups(rows: list[ProviderResult]) -> list[dict[str, Any]]:
 
 
 def write(folder: Path, about: dict[str, Any], rows: list[ProviderResult], trusted: bool) -> list[Path]:
-    """JSON with everything, ``about`` included, and CSV with the rows."""
+    """Write JSON with everything, including ``about``, and CSV with the rows. Returns the paths."""
     everything = {
         **about,
         "speed_ups": speed_ups(rows) if trusted else None,
@@ -276,7 +284,7 @@ def write(folder: Path, about: dict[str, Any], rows: list[ProviderResult], trust
 
 
 def plot(rows: list[ProviderResult], path: Path, device: str) -> None:
-    """Time of forward + backward over the number of prompts; a panel for each number of features."""
+    """Plot the time of forward + backward over the number of prompts, with a panel for each number of features."""
     from matplotlib.figure import Figure
 
     rows = [r for r in rows if r.tokens == 0]
@@ -311,7 +319,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--pool-features", default=[512, 4096], help="H of mean pooling", **numbers)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seconds", type=float, default=0.3, help="for each provider, shape and phase, about")
+    parser.add_argument("--seconds", type=float, default=0.3, help="approximate time of each provider and phase")
     parser.add_argument(
         "--out", type=user_path, required=True, help="folder for kernel.json, kernel.csv and kernel.png"
     )
@@ -330,7 +338,7 @@ def main(args: list[str] | None = None) -> int:
     for number, shape in enumerate(shapes, start=1):
         rows += measure_shape(shape, dtype, device, options.seconds, copied)
         complaints = inexact(rows)
-        paths = write(options.out, about, rows, trusted=not complaints)  # now, or a run that is cut off would be lost
+        paths = write(options.out, about, rows, trusted=not complaints)  # now, so that results survive an interruption
         print(f"\r{number}/{len(shapes)} shapes", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
 
@@ -339,7 +347,7 @@ def main(args: list[str] | None = None) -> int:
         plot(rows, paths[-1], str(about["environment"]["device"]))
     print("wrote", *paths, sep="\n  ")
     if complaints:
-        print("no speed-up is reported, for the results are not exact enough:", *complaints, sep="\n  ")
+        print("no speed-up is reported, because the results are not exact enough:", *complaints, sep="\n  ")
         return 1
     print(f"{'B':>4} {'L':>3} {'D':>5} {'T':>4}  {'ours':<12} {'ms':>9} {'x svd':>7}  x best eager")
     for s in speed_ups(rows):

@@ -1,8 +1,9 @@
-"""``python -m benchmarks.options``: what the options that make a model fit cost and save.
+"""``python -m benchmarks.options``: time and memory of the options that make a model fit into memory.
 
-Each variant is ``lightning-mlc fit`` on the same examples from the same weights, in a process of its own, so that its
-peak of memory is its own. Several rounds of all of them, for a machine is not equally fast all day; a ratio of times is
-the median over rounds and steps of the ratio to the plain variant on the same examples in the same round.
+Each variant is ``lightning-mlc fit`` on the same examples from the same weights. It runs in its own process, so that
+its peak of memory does not include another variant's. All variants run in several rounds, because the speed of a
+machine changes over time. A ratio of times is the median, over rounds and steps, of the ratio to the plain variant on
+the same examples in the same round.
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "lora, gradient_checkpointing": (*LORA, *CHECKPOINTING),
     "lora nf4, gradient_checkpointing": (*LORA, *CHECKPOINTING, "--model.lora.quantize=nf4"),
 }
-"""Options of ``fit`` beside those that all share."""
+"""Options of ``fit``, by variant, in addition to those that all variants share."""
 RECORD = "record.json"
 
 
 class StepTimesAndMemory(Callback):
-    """Writes the times of the steps and the most memory held during them into the run's folder."""
+    """Writes the time and loss of each step and the peak of memory during all steps into the run's folder."""
 
     def __init__(self) -> None:
         self._seconds: list[float] = []
@@ -77,7 +78,7 @@ class StepTimesAndMemory(Callback):
 
 
 def record(variant: str, model: Path, options: Sequence[str], out: Path) -> dict[str, Any]:
-    """One run of ``variant``: seconds and losses of its steps, and its peak of memory over the process before it."""
+    """Run ``variant`` once. Returns seconds and losses of its steps, and the peak of memory that it added."""
     command = [sys.executable, "-m", "lightning_mlc", "fit", f"--out={out}", f"--model.name_or_path={model}"]
     command += [
         "--data.train_path=sample",
@@ -97,8 +98,11 @@ def record(variant: str, model: Path, options: Sequence[str], out: Path) -> dict
 
 
 def compare_with_plain(records: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """A row for each variant. First steps, in which things are compiled and allocated, count by themselves: that of the
-    first round, and that of the last, which finds what was compiled before."""
+    """Return a row for each variant.
+
+    The first step of a run compiles and allocates, so it is reported separately: ``cold`` is that of the first round,
+    ``warm`` that of the last round, which reuses compiled code.
+    """
     rows = []
     for name, runs in records.items():
         ratios = [
@@ -127,7 +131,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=6, help="optimizer steps of a run")
     parser.add_argument("--batch_size", type=int, default=4)
-    parser.add_argument("--only", nargs="*", help="variants, beside plain")
+    parser.add_argument("--only", nargs="*", help="variants in addition to plain")
     given = parser.parse_args(args)
     options = [f"--trainer.max_steps={given.steps}", f"--data.batch_size={given.batch_size}"]
     names = [name for name in VARIANTS if name == "plain" or not given.only or name in given.only]
@@ -135,7 +139,7 @@ def main(args: Sequence[str] | None = None) -> None:
         names = [name for name in names if "nf4" not in name]
     with tempfile.TemporaryDirectory() as temporary:
         model = given.model
-        if model is None:  # a folder is read as it is needed; to read GGUF takes more memory than to train
+        if model is None:  # make a folder, because reading GGUF takes more memory than training does
             model = Path(temporary) / "model"
             load_causal_lm(SMOLLM2, torch.bfloat16).save_pretrained(model)
             load_tokenizer(SMOLLM2).save_pretrained(model)

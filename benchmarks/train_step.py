@@ -1,12 +1,12 @@
-"""``python -m benchmarks.train_step``: what a training step costs, against the published recipe and against TRL.
+"""``python -m benchmarks.train_step``: cost of a training step, compared with the published recipe and with TRL.
 
 Four variants train on the same examples from the same weights: ``published`` (:mod:`benchmarks.published`), ``dpo``
-and ``dpo_mlc`` (this project without and with the consistency term) and ``trl`` where it is installed. Each has a
-process of its own, and on a CPU they take their steps in turn. A ratio is the median over steps of the ratio on the
+and ``dpo_mlc`` (this project without and with the consistency term) and ``trl`` if it is installed. Each variant has
+its own process, and on a CPU they take their steps in turn. A ratio is the median over steps of the ratio on the
 same examples.
 
-``--parity`` first sets ``published`` and ``dpo_mlc`` to the same mathematics in float32 and compares their losses over
-some steps. If they disagree no ratio is stated.
+``--parity`` first runs ``published`` and ``dpo_mlc`` in float32, with the same mathematics, and compares their losses
+over some steps. If they disagree, no ratio is stated.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ OWN_OPTIONS = {
     "model.optimizer.lr": "--learning_rate",
     "seed_everything": "--seed",
 }
-"""Options of ``fit`` that would set ours apart from the others, and those that set them for all."""
+"""Options of ``fit`` that must be the same for all variants, and the options of this command that set them."""
 
 
 def parse(args: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=str(__doc__).split("\n")[0])
     parser.add_argument("--out", type=user_path, required=True, help="folder for train_step.json, .csv, .png and logs")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
-    parser.add_argument("--model", default=SMOLLM2, help="as model.name_or_path; SmolLM2-135M-Instruct if not given")
+    parser.add_argument("--model", default=SMOLLM2, help="as model.name_or_path; by default SmolLM2-135M-Instruct")
     parser.add_argument("--gguf_file", help="as model.gguf_file")
     parser.add_argument(
         "--architecture",
@@ -68,18 +68,18 @@ def parse(args: Sequence[str] | None) -> argparse.Namespace:
         help="random weights of this shape; tokenizer of --model",
     )
     parser.add_argument("--data", default="sample", help="preference pairs, as data.train_path")
-    parser.add_argument("--languages", nargs="+", metavar="CODE", help="that of the responses first; all if not given")
+    parser.add_argument("--languages", nargs="+", metavar="CODE", help="that of the responses first; by default all")
     parser.add_argument("--batch_size", type=int, default=2, metavar="N", help="pairs in a step")
     parser.add_argument("--warm_up", type=int, default=3, metavar="N", help="first steps, which are not measured")
-    parser.add_argument("--steps", type=int, default=10, metavar="N", help="timed steps, after these")
-    parser.add_argument("--counted_steps", type=int, default=3, metavar="N", help="of them, how many to count FLOPs of")
+    parser.add_argument("--steps", type=int, default=10, metavar="N", help="timed steps, after the warm-up")
+    parser.add_argument("--counted_steps", type=int, default=3, metavar="N", help="timed steps whose FLOPs are counted")
     parser.add_argument("--precision", default="bf16-mixed", choices=["bf16-mixed", "32-true", "bf16-true"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--gradient_checkpointing", action="store_true", help="in all variants")
     parser.add_argument("--max_prompt_length", type=int, default=512, metavar="N", help="in tokens")
     parser.add_argument("--max_response_length", type=int, default=512, metavar="N", help="in tokens")
     parser.add_argument("--learning_rate", type=float, default=5e-7)
-    parser.add_argument("--seed", type=int, default=42, help="of the order of the examples and of the extractor")
+    parser.add_argument("--seed", type=int, default=42, help="seed of the order of examples and of the extractor")
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="KEY=VALUE", help="options of `lightning-mlc fit`, for dpo and dpo_mlc"
     )
@@ -87,7 +87,7 @@ def parse(args: Sequence[str] | None) -> argparse.Namespace:
         "--one_by_one",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="one variant after the other instead of in turn; by default on a GPU, whose memory seldom holds them all",
+        help="one variant after the other instead of in turn; default on a GPU, whose memory seldom fits all variants",
     )
     parser.add_argument(
         "--parity",
@@ -102,10 +102,10 @@ def parse(args: Sequence[str] | None) -> argparse.Namespace:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse what cannot be meant.
+    """Check the options that the parser cannot check.
 
     Raises:
-        UserError: So it is.
+        UserError: An option is invalid.
     """
     for name, least in (("steps", 2), ("warm_up", 0), ("batch_size", 1), ("counted_steps", 0), ("parity", 0)):
         if getattr(options, name) < least:
@@ -124,7 +124,7 @@ def check(options: argparse.Namespace) -> None:
 
 
 def languages_of(options: argparse.Namespace) -> tuple[str, ...]:
-    """Those asked for, or all that the first row has, its responses' first."""
+    """Return the requested languages, or all languages of the first row, starting with English."""
     if options.languages:
         return tuple(options.languages)
     first = next(parse_rows(read_rows(options.data, "--data"), "en", options.data))
@@ -132,7 +132,7 @@ def languages_of(options: argparse.Namespace) -> tuple[str, ...]:
 
 
 def settings_of(options: argparse.Namespace) -> StepSettings:
-    """The settings that ``options`` ask for."""
+    """Return the settings that ``options`` describe."""
     return StepSettings(
         model=ModelSource(options.model, gguf_file_of(options)),
         data=options.data,
@@ -153,33 +153,33 @@ def settings_of(options: argparse.Namespace) -> StepSettings:
 
 
 def gguf_file_of(options: argparse.Namespace) -> str | None:
-    """The GGUF file that was asked for, or that of SmolLM2."""
+    """Return the requested GGUF file; by default that of SmolLM2."""
     return options.gguf_file or (SMOLLM2_FILE if options.model == SMOLLM2 else None)
 
 
 def say(what: str) -> None:
-    """Replace the line on the terminal, if there is one."""
+    """Replace the status line, if standard error is a terminal."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{what}", end="", file=sys.stderr, flush=True)
 
 
 @dataclass
 class Outcome:
-    """Everything that was measured until now."""
+    """Everything that was measured so far."""
 
     measured: dict[str, VariantMeasurements]
     results: list[Result]
     parity: Parity | None
     wrong: list[str]
-    """Variants that trained on other examples than planned, in words."""
+    """Messages about variants that did not train on the planned examples."""
     targets: list[Target] | None
-    """None where the variants do not compute the same, so that no ratio means anything."""
+    """None if the variants do not compute the same, because ratios would then mean nothing."""
     paths: list[Path]
 
 
 @contextmanager
 def prepared(options: argparse.Namespace, settings: StepSettings) -> Iterator[tuple[StepSettings, Path]]:
-    """The settings with the model to train, and a folder that is removed in the end.
+    """Yield the settings with the model to train, and a temporary folder.
 
     Raises:
         UserError: The model of ``--architecture`` could not be made.
@@ -188,7 +188,7 @@ def prepared(options: argparse.Namespace, settings: StepSettings) -> Iterator[tu
         folder = Path(temporary)
         if options.architecture:
             say(f"{options.architecture}: random weights")
-            maker = multiprocessing.get_context("spawn").Process(  # in this process, the weights would stay in memory
+            maker = multiprocessing.get_context("spawn").Process(  # in this process the weights would stay in memory
                 target=write_random_model, args=(options.architecture, settings.model, folder / "model")
             )
             maker.start()
@@ -210,12 +210,12 @@ def measure_all(
     """Check parity, then measure the variants, and write the results after each group of variants.
 
     Args:
-        options: Of the command.
-        settings: Those that all variants share.
-        planned: The pairs of each step.
-        usual: Whether the targets against the published recipe are meant for these settings.
-        shown: Settings as they are written.
-        folder: For temporary files.
+        options: Options of the command.
+        settings: Settings that all variants share.
+        planned: Pairs of each step.
+        usual: Whether the targets against the published recipe apply to these settings.
+        shown: Settings as they are written to the results.
+        folder: Folder for temporary files.
     """
     out, device = options.out, torch.device(options.device)
     parity = check_parity(settings, options.parity, folder, out / "logs" / "parity", say) if options.parity else None
@@ -237,18 +237,18 @@ def measure_all(
         outcome.results = [result(name, measured[name], planned) for name in done]
         trusted = (parity is None or parity.holds) and not outcome.wrong
         outcome.targets = targets(measured, usual) if trusted else None
-        # After each group, because a run that is cut off would lose everything otherwise.
+        # After each group, so that results survive an interruption.
         outcome.paths = write(out, device, shown, measured, outcome.results, parity, outcome.targets)
     return outcome
 
 
 def installed(options: argparse.Namespace) -> list[str]:
-    """The variants that were asked for, without TRL where it is not installed."""
+    """Return the requested variants, without TRL if it is not installed."""
     return [v for v in options.variants if v != "trl" or importlib.util.find_spec("trl")]
 
 
 def report(outcome: Outcome, load: float) -> None:
-    """Print what was measured; ``load`` is the load average before the first step."""
+    """Print the results; ``load`` is the load average before the first step."""
     print("wrote", *outcome.paths, sep="\n  ")
     print(results_table(outcome.results))
     for name, measured in outcome.measured.items():
@@ -266,13 +266,13 @@ def report(outcome: Outcome, load: float) -> None:
     for line in outcome.wrong:
         print(line)
     if outcome.targets is None:
-        print("no ratio is stated of variants that do not do the same")
+        print("no ratio is stated, because the variants do not compute the same")
     else:
         print(target_lines(outcome.targets))
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Measure, print and return the exit status: 1 if a variant failed or the variants do not compute the same."""
+    """Run the command. Returns the exit status, 1 if a variant failed or the variants do not compute the same."""
     options = parse(args)
     try:
         check(options)

@@ -1,1 +1,1 @@
-"""The training step of several variants, measured: ``python -m benchmarks.train_step``."""
+"""Parts of ``python -m benchmarks.train_step``: run and measure several variants of a training step."""

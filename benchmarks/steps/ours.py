@@ -1,6 +1,6 @@
-"""DPO and DPO + MLC of this project: the command ``lightning-mlc fit``, held up between its steps by a callback.
+"""DPO and DPO + MLC of this project: the command ``lightning-mlc fit``, with a callback that waits before each step.
 
-What is timed is what a user runs, including the loading and collating of the batch and logging.
+The timed step is the one that users run: it includes loading and collating the batch, and logging.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def _train(settings: StepSettings, weight: float, turns: Turns, extractor: str |
     """Take the timed steps, then the counted ones.
 
     Args:
-        settings: Those of all variants.
+        settings: Settings that all variants share.
         weight: Weight of the MLC loss.
         turns: The worker's end of the pipe.
-        extractor: File to write the initial extractor to; None writes none.
+        extractor: File to write the initial extractor to, or None.
     """
     with tempfile.TemporaryDirectory() as folder:
         steps = settings.warm_up + settings.steps
@@ -49,7 +49,7 @@ def _train(settings: StepSettings, weight: float, turns: Turns, extractor: str |
 
 
 def _fit(arguments: list[str], callback: Callback) -> None:
-    """Run the command with one more callback."""
+    """Run the command with an additional callback."""
 
     class WithCallback(TrainingCLI):
         def make_trainer(self, options: dict[str, Any], callbacks: list[Callback]) -> Trainer:
@@ -59,7 +59,7 @@ def _fit(arguments: list[str], callback: Callback) -> None:
 
 
 class OnRequest(Callback):
-    """Holds training up until the next step is asked for."""
+    """Makes training wait until the next step is requested."""
 
     def __init__(self, turns: Turns, extractor: str | None) -> None:
         self._turns = turns
@@ -84,7 +84,7 @@ class OnRequest(Callback):
 
 
 class Counted(Callback):
-    """Counts the arithmetic of the steps after the warm-up."""
+    """Counts the FLOPs and positions of the steps after the warm-up."""
 
     def __init__(self, turns: Turns, warm_up: int) -> None:
         self._turns = turns
@@ -102,7 +102,7 @@ class Counted(Callback):
 
 
 def _arguments(settings: StepSettings, weight: float, out: Path, steps: int) -> list[str]:
-    """Arguments of ``lightning-mlc fit`` for the published settings."""
+    """Return the arguments of ``lightning-mlc fit`` for the published settings."""
     options = {
         "out": out,
         "seed_everything": settings.seed,

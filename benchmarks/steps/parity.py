@@ -1,4 +1,4 @@
-"""Whether the published recipe and ours compute the same losses, in float32."""
+"""Check that the published recipe and ours compute the same losses in float32."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from benchmarks.steps.settings import StepSettings, plan_pairs
 from lightning_mlc.errors import UserError
 
 PARITY_BOUND = 1e-4
-"""Largest difference between losses: float32 sums in another order, after some optimizer steps."""
+"""Largest accepted difference between losses. The order of float32 sums differs, which grows over optimizer steps."""
 PARITY_RATE = 5e-6
-"""Learning rate of the comparison, high enough that a gradient that is off shows in the losses."""
+"""Learning rate of the comparison, high enough that a wrong gradient shows in the losses."""
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,15 @@ class Parity:
 
     @property
     def holds(self) -> bool:
-        """Whether they agree (NaN does not)."""
+        """Whether the losses agree. NaN does not agree."""
         return self.largest_difference <= PARITY_BOUND
 
 
 def check_parity(settings: StepSettings, steps: int, folder: Path, logs: Path, say: Callable[[str], None]) -> Parity:
-    """The losses over ``steps`` steps from the same weights, those of the extractor among them.
+    """Return the losses of both over ``steps`` steps from the same weights, including those of the extractor.
 
     Raises:
-        UserError: One of the two did not get to the end.
+        UserError: One of the two failed.
     """
     same = replace(
         settings,
@@ -49,7 +49,7 @@ def check_parity(settings: StepSettings, steps: int, folder: Path, logs: Path, s
         extractor=str(folder / "extractor.safetensors"),
     )
     planned = plan_pairs(same)
-    # In this order: the one writes the extractor that the other reads.
+    # In this order, because dpo_mlc writes the extractor that published reads.
     found = {
         variant: measured
         for one in ("dpo_mlc", "published")

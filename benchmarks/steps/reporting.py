@@ -1,4 +1,4 @@
-"""Results as a table, JSON, CSV and a picture."""
+"""Write results as a table, JSON, CSV and a picture."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from benchmarks.steps.parity import Parity
 from benchmarks.steps.results import Result, Target
 
 OURS, OTHERS, HATCH = "#2b6cb0", "#b8c4d0", "#111820"
-"""Apart in lightness too, for those who do not see the hues and for printers."""
+"""They differ in lightness too, for colour-blind readers and for print."""
 
 
 def results_table(results: Iterable[Result]) -> str:
-    """The results as a table for a terminal."""
+    """Return the results as a table for a terminal."""
     lines = [
         f"{'':<10} {'s / step':>9} {'(20-80 %)':>15} {'peak GB':>8} {'(before)':>9} {'real tokens':>12} "
         f"{'computed':>9} {'reference':>10} {'TFLOP':>7} {'GFLOP/s':>8}"
@@ -38,7 +38,7 @@ def results_table(results: Iterable[Result]) -> str:
 
 
 def target_lines(found: Iterable[Target]) -> str:
-    """One line for each target."""
+    """Return one line for each target."""
     lines = []
     for target in found:
         if target.value is None:
@@ -60,7 +60,7 @@ def write(
     parity: Parity | None,
     found: Sequence[Target] | None,
 ) -> list[Path]:
-    """JSON with everything, CSV with a row for each variant, and a picture."""
+    """Write JSON with everything, CSV with a row for each variant, and a picture. Returns the paths."""
     everything: dict[str, Any] = {
         "environment": environment(device),
         "settings": dict(settings),
@@ -96,7 +96,7 @@ def write(
 
 
 def plot(results: Sequence[Result], path: Path, title: str) -> None:
-    """Time and peak memory of a step, as bars."""
+    """Plot time and peak memory of a step as bars."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.5, 1.5 + 0.42 * len(results)), layout="constrained")

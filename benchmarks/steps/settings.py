@@ -1,4 +1,4 @@
-"""StepSettings that all variants share, and the pairs of each step."""
+"""Settings that all variants share, and the pairs of each step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BETA, WEIGHT, TEMPERATURE, EXTRACTOR_DIM, CLIP = 0.1, 0.8, 0.2, 512, 1.0
 
 @dataclass(frozen=True)
 class StepSettings:
-    """What all variants have in common."""
+    """Settings that all variants share."""
 
     model: ModelSource
     data: str
@@ -27,11 +27,11 @@ class StepSettings:
     """The language of the responses first."""
     batch_size: int
     warm_up: int
-    """Number of first steps that are not measured, because libraries start lazily and memory still grows."""
+    """Number of first steps that are not measured, because libraries initialise lazily and memory still grows."""
     steps: int
-    """Steps after these, which are measured."""
+    """Number of steps after the warm-up, which are measured."""
     counted_steps: int
-    """How many of them, from the first on, are taken once more with their arithmetic counted."""
+    """Number of measured steps that are repeated to count their FLOPs, from the first one on."""
     precision: str
     device: str
     gradient_checkpointing: bool
@@ -40,13 +40,13 @@ class StepSettings:
     max_response_length: int
     seed: int
     overrides: tuple[str, ...] = ()
-    """``KEY=VALUE`` options of ``lightning-mlc fit``, for ours."""
+    """``KEY=VALUE`` options of ``lightning-mlc fit``, for ``dpo`` and ``dpo_mlc``."""
     extractor: str | None = None
-    """A file that ``dpo_mlc`` leaves the extractor it begins with in, and from which ``published`` takes its own."""
+    """File to which ``dpo_mlc`` writes its initial extractor, and from which ``published`` reads it."""
 
 
 def plan_pairs(settings: StepSettings) -> list[list[Pair]]:
-    """The pairs of each step, in the order in which training will see them.
+    """Return the pairs of each step, in the order in which training will see them.
 
     Raises:
         UserError: A row lacks a language or a rejected response; there are too few rows.
@@ -81,7 +81,7 @@ def plan_pairs(settings: StepSettings) -> list[list[Pair]]:
 
 
 def _order(settings: StepSettings, steps: int) -> list[tuple[str, ...]]:
-    """The ids in the batches that training will draw."""
+    """Return the ids in the batches that training will draw."""
     data = MultilingualData(
         settings.data,
         languages=list(settings.languages),

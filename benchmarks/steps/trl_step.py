@@ -25,7 +25,7 @@ def trl(settings: StepSettings, planned: list[list[Pair]], turns: Turns) -> None
 
     class Tokenised(DPOTrainer):  # type: ignore[misc]
         def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
-            return dataset  # it is tokenised already
+            return dataset  # already tokenised
 
         def compute_loss(self, *arguments: Any, **keywords: Any) -> Any:
             loss = super().compute_loss(*arguments, **keywords)
@@ -54,7 +54,7 @@ def trl(settings: StepSettings, planned: list[list[Pair]], turns: Turns) -> None
     dtype = dtype_of(settings.precision)
     with tempfile.TemporaryDirectory() as folder:
         model: Any = load_causal_lm(settings.model, dtype)
-        model.is_quantized = False  # the weights of a GGUF file are dequantised on loading, and the Trainer asks
+        model.is_quantized = False  # the Trainer refuses quantised weights, but those of a GGUF file were dequantised
         trainer = Tokenised(
             model,
             ref_model=load_causal_lm(settings.model, dtype),
@@ -82,7 +82,7 @@ def _columns(planned: list[list[Pair]]) -> dict[str, list[Any]]:
 
 
 def _options(settings: StepSettings, folder: str) -> dict[str, Any]:
-    """Options of ``DPOConfig``."""
+    """Return the options of ``DPOConfig``."""
     return {
         "output_dir": folder,
         "per_device_train_batch_size": settings.batch_size,

@@ -1,4 +1,4 @@
-"""The worker's end of the pipe: one optimizer step for each request."""
+"""The worker's end of the pipe. The worker takes one optimizer step for each request."""
 
 from __future__ import annotations
 
@@ -23,28 +23,29 @@ class Step(NamedTuple):
     """An optimizer step."""
 
     seconds: float
-    """From the request to the end of all that was asked of the device."""
+    """From the request until the device has finished."""
     ids: tuple[str, ...]
     loss: float
 
 
 class Counts(NamedTuple):
-    """Arithmetic of an optimizer step."""
+    """Amount of computation in an optimizer step."""
 
     flops: int
     """Floating-point operations of matrix products and attention, forward and backward."""
     trained: int
-    """Positions, padding included, that went through the decoder with a gradient."""
+    """Positions, including padding, that went through the decoder with a gradient."""
     frozen: int
-    """And without one: through the reference."""
+    """Positions, including padding, that went through it without a gradient: those of the reference."""
 
 
 class Memory(NamedTuple):
-    """Bytes."""
+    """Memory of a worker, in bytes."""
 
     before: int
-    """Held before the first step: libraries and models."""
+    """In use before the first step: libraries and models."""
     peak: int
+    """Peak until the last timed step."""
 
 
 class Failure(NamedTuple):
@@ -54,7 +55,7 @@ class Failure(NamedTuple):
 
 
 class Turns:
-    """The worker's end of the pipe. In this order: `ready`, (`begin`, `end`) for every step, `rest`, `count`."""
+    """The worker's end of the pipe. Call `ready`, then `begin` and `end` for every step, then `rest`, then `count`."""
 
     def __init__(self, pipe: Connection, device: torch.device) -> None:
         self._pipe = pipe
@@ -64,30 +65,30 @@ class Turns:
         self._counts: list[Counts] = []
 
     def ready(self) -> None:
-        """All is loaded."""
+        """Report that everything is loaded."""
         gc.collect()
         self._before = memory.in_use(self._device)
         self._pipe.send("ready")
 
     def begin(self) -> None:
-        """Wait until a step is asked for."""
+        """Wait until a step is requested."""
         self._pipe.recv()
         self._start = time.perf_counter()
 
     def end(self, ids: tuple[str, ...], loss: torch.Tensor) -> None:
-        """The step is taken."""
+        """Report a step that was taken on the examples ``ids``."""
         synchronize(self._device)
         seconds = time.perf_counter() - self._start
         self._pipe.send(Step(seconds, ids, float(loss)))
 
     def rest(self) -> None:
-        """All timed steps are taken: wait until the counting is asked for."""
+        """Report memory after the last timed step, and wait until counting is requested."""
         self._pipe.send(Memory(self._before, memory.peak(self._device)))
         self._pipe.recv()
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Count what one step does."""
+        """Count the FLOPs and positions of one step."""
         positions: Counter[tuple[int, bool]] = Counter()
 
         def count(module: nn.Module, inputs: Any) -> None:
@@ -100,12 +101,12 @@ class Turns:
                 yield
         finally:
             handle.remove()
-        # The largest table is that of the tokens; some models have another one, of positions.
+        # The largest embedding is that of the tokens; some models have another one for positions.
         table = max((size for size, _ in positions), default=0)
         self._counts.append(Counts(flops.get_total_flops(), positions[table, True], positions[table, False]))
 
     def count(self) -> None:
-        """All counted steps are taken."""
+        """Report the counts of all counted steps."""
         self._pipe.send(self._counts)
 
 
@@ -121,4 +122,4 @@ CPU_ATTENTION: dict[Any, Callable[..., int]] = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _sdpa,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _sdpa_backward,
 }
-"""What PyTorch's counter does not know. As for the others, the causal half is counted too."""
+"""FLOPs of attention kernels that PyTorch's counter lacks. As it does for others, these count the masked half too."""

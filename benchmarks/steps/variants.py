@@ -1,7 +1,7 @@
-"""The variants of a training step, each in a process of its own that takes one step for each request.
+"""The variants of a training step. Each runs in its own process, which takes one step for each request.
 
-Each has its own process, so that the peak of memory is its own. They take one step at a time in turn, so that a machine
-that slows down slows all of them.
+With its own process, a variant's peak of memory does not include another variant's. The variants take one step each in
+turn, so that a machine that slows down slows all of them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lightning_mlc.sources import load_tokenizer
 
 
 def published(settings: StepSettings, planned: list[list[Pair]], turns: Turns) -> None:
-    """The authors' recipe."""
+    """Take the steps of the authors' recipe: first the timed ones, then the counted ones."""
     torch.manual_seed(settings.seed)
     device, dtype = torch.device(settings.device), dtype_of(settings.precision)
     model = load_causal_lm(settings.model, dtype).train().to(device)
@@ -66,16 +66,16 @@ VARIANTS: dict[str, Callable[[StepSettings, list[list[Pair]], Turns], None]] = {
 
 
 def work(variant: str, settings: StepSettings, planned: list[list[Pair]], pipe: Connection, log: Path) -> None:
-    """Run ``variant``, with all that it prints in the file ``log``. The target of a process."""
+    """Run ``variant`` and redirect its output to the file ``log``. This is the target of a process."""
     with log.open("w") as file:
-        for stream in (1, 2):  # the descriptors: loggers keep the streams that they first saw
+        for stream in (1, 2):  # the descriptors, because loggers keep the streams that they first saw
             os.dup2(file.fileno(), stream)
         try:
             turns = Turns(pipe, torch.device(settings.device))
             VARIANTS[variant](settings, planned, turns)
             turns.count()
         except EOFError:
-            pass  # whoever asked for steps is gone
+            pass  # the process that requests steps has ended
         except torch.OutOfMemoryError:
             pipe.send(Failure("out of memory"))
         except Exception as error:

@@ -230,7 +230,7 @@ def test_result_of_a_variant() -> None:
 def test_other_examples_are_noticed() -> None:
     planned = [[Pair("a", ([1],), [2], [3])], [Pair("b", ([1],), [2], [3])]]
     assert disagreement({"dpo": measured([1.0], [], 1.0)}, planned) == [
-        "dpo: step 2 was on other examples than those planned"
+        "dpo: step 2 did not train on the planned examples"
     ]
 
 
