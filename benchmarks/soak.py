@@ -28,10 +28,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.architectures import write_random_model
+from benchmarks.architectures import SMOLLM2, write_random_model
 from benchmarks.environment import environment
 from benchmarks.layouts import LAYOUTS, SEVERAL, command, kill, start, tail, workers
-from benchmarks.options import SMOLLM2
 from lightning_mlc.checkpoints.format import read_checkpoint
 from lightning_mlc.files.paths import user_path
 

