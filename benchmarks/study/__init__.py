@@ -1,1 +1,1 @@
-"""``python -m benchmarks.study``: what an option of training changes, over a grid of cells and seeds."""
+"""``python -m benchmarks.study``: measure the effect of training options, over a grid of cells and seeds."""

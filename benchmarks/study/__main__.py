@@ -1,7 +1,7 @@
-"""``python -m benchmarks.study``: train and measure a grid, or write the page of what was measured.
+"""``python -m benchmarks.study``: train and measure a grid, or write the page of its results.
 
-Several processes may work on one folder: give ``--processes``, or start the same command again, on another machine too.
-What is done is not done again, and training that was stopped goes on from its last checkpoint.
+Several processes may work on one folder: give ``--processes``, or start the same command again, even on another
+machine. Finished runs are not repeated, and training that was stopped resumes from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ def parse(args: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=str(__doc__).split("\n")[0])
     parser.add_argument("--config", type=user_path, help="the grid, a YAML file such as those in benchmarks/studies")
     parser.add_argument("--out", type=user_path, help="folder of the study; an existing study is resumed")
-    parser.add_argument("--data", help="preference rows, as data.train_path; some of them are held out")
+    parser.add_argument("--data", help="preference rows, as data.train_path; some rows are held out")
     parser.add_argument(
-        "--model", type=user_text, help="folder, hub id or GGUF file; if not given, that of the grid's configs"
+        "--model", type=user_text, help="folder, hub id or GGUF file; by default that of the grid's configs"
     )
-    parser.add_argument("--only", nargs="+", metavar="CELL", help="of the grid, these cells alone")
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="of the grid, these seeds alone")
-    parser.add_argument("--processes", type=int, default=1, metavar="N", help="how many share the work")
-    parser.add_argument("--keep_weights", action="store_true", help="do not remove checkpoints that are measured")
+    parser.add_argument("--only", nargs="+", metavar="CELL", help="run only these cells of the grid")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="run only these seeds of the grid")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="number of processes that share the work")
+    parser.add_argument("--keep_weights", action="store_true", help="do not remove checkpoints after measuring them")
     parser.add_argument(
-        "--report", type=user_path, metavar="FOLDER", help="write results and page of a study that was run"
+        "--report", type=user_path, metavar="FOLDER", help="write results and page of the study in FOLDER"
     )
-    parser.add_argument("--page", type=user_path, default=PAGE, help="page with a place for the study")
-    parser.add_argument("--check", action="store_true", help="only say whether the grid can be run")
+    parser.add_argument("--page", type=user_path, default=PAGE, help="page that has marks for the study")
+    parser.add_argument("--check", action="store_true", help="only check whether the grid can be run")
     return parser.parse_args(args)
 
 
@@ -73,10 +73,10 @@ def _main(options: argparse.Namespace, args: Sequence[str]) -> int:
     grid = read_grid(options.config)
     for cell in options.only or ():
         if cell != BASE and cell not in grid.cells:
-            raise UserError("--only", f"there is no cell '{cell}' (there are {BASE}, {', '.join(grid.cells)})")
+            raise UserError("--only", f"there is no cell '{cell}' (cells: {BASE}, {', '.join(grid.cells)})")
     for seed in options.seeds or ():
         if seed not in grid.seeds:
-            raise UserError("--seeds", f"{seed} is not one of the grid's ({', '.join(map(str, grid.seeds))})")
+            raise UserError("--seeds", f"the grid has no seed {seed} (seeds: {', '.join(map(str, grid.seeds))})")
     own = {} if options.model is None else _model_options(options.model)
     models = set(check_cells(grid, own).values())
     if options.check:
@@ -86,11 +86,11 @@ def _main(options: argparse.Namespace, args: Sequence[str]) -> int:
         if getattr(options, name) is None:
             raise UserError(f"--{name}", "is not set; see python -m benchmarks.study --help")
     if len(models) > 1:
-        raise UserError("cells", f"must all train one model, here are {', '.join(sorted(models))}; give --model")
+        raise UserError("cells", f"must all train one model, but train {', '.join(sorted(models))}; give --model")
     model = System(BASE, options.model or models.pop())
     runner, found = _prepare(grid, options, own, model)
     tasks = runner.tasks(options.only, options.seeds)
-    runner.check(runner.tasks())  # of all: what is not run now stands beside it in the tables
+    runner.check(runner.tasks())  # all tasks, because the tables also show those that are not run now
     write_whole(runner.out / GRID, options.config.read_text(encoding="utf-8"))
     write_whole(runner.out / ROWS, json.dumps(found.rows) + "\n")
     print(f"{grid.name}: {len(tasks)} runs, " + ", ".join(f"{n} rows {name}" for name, n in found.rows.items()))
@@ -101,7 +101,7 @@ def _main(options: argparse.Namespace, args: Sequence[str]) -> int:
 
 @contextmanager
 def _others(count: int, args: Sequence[str]) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """So many more processes of this command, which are waited for, and stopped with this one."""
+    """Start ``count`` more processes of this command. Waits for them in the end; stops them if this one is stopped."""
     command = [sys.executable, "-m", "benchmarks.study", *args, "--processes", "1"]
     started = [subprocess.Popen(command) for _ in range(count)]
     try:
@@ -140,7 +140,7 @@ def _prepare(
 
 
 def _model_options(spec: str) -> dict[str, str]:
-    """How ``fit`` is given what ``evaluate`` calls ``spec``."""
+    """Return the options with which ``fit`` loads the model that ``evaluate`` would call ``spec``."""
     path = Path(spec)
     if path.exists():
         spec = str(path.resolve())

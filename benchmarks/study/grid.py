@@ -1,6 +1,6 @@
-"""The grid of a study: cells, each a set of options of ``lightning-mlc fit``, seeds, and what to measure.
+"""The grid of a study: seeds, measurements, and cells, each of which is a set of options of ``lightning-mlc fit``.
 
-Everything that can be wrong with it is said before anything is trained: every cell is parsed as ``fit`` parses it.
+Errors in the grid are reported before anything is trained: every cell is parsed in the same way as ``fit`` does.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from lightning_mlc.commands.training import make_cli
 from lightning_mlc.errors import UserError, did_you_mean
 
 BASE = "base"
-"""The cell that is always there: the model before training."""
+"""The cell that every study has: the model before training."""
 
 OWN_OPTIONS = {
     "out": "each run has a folder of its own in --out",
     "seed_everything": "list the seeds under 'seeds'",
-    "ckpt_path": "runs go on by themselves",
+    "ckpt_path": "runs resume by themselves",
     "data.train_path": "give it as --data",
     "data.val_path": "held-out rows are those of 'data.heldout'",
     "data.val_share": "held-out rows are those of 'data.heldout'",
     "model.name_or_path": "give it as --model",
     "model.gguf_file": "give it as --model PATH/FILE.gguf",
 }
-"""Options of ``fit`` that the study sets."""
+"""Options of ``fit`` that the study sets itself, and where to give them instead."""
 
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Which rows are trained on and which are measured.
+    """Which rows are for training and which for measuring.
 
     Args:
-        heldout: Rows that are measured and never trained on.
-        max_prompt_tokens: Rows with a longer prompt, in any language, are left out of both; null keeps all.
-        max_response_tokens: Rows with a longer response are left out of both; null keeps all.
+        heldout: Number of rows that are measured and never trained on.
+        max_prompt_tokens: Rows with a longer prompt in any language are not used; null keeps all.
+        max_response_tokens: Rows with a longer response are not used; null keeps all.
     """
 
     heldout: int
@@ -53,16 +53,16 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class StudyEvaluation:
-    """What is measured of every trained model.
+    """How every trained model is measured.
 
     Args:
-        generate: Held-out prompts, and ordinary ones, that are answered and judged, in every language; 0 for none.
+        generate: Number of held-out prompts, and of ordinary prompts, that are answered and judged in every language.
         judges: Judges of these answers, as in ``lightning-mlc evaluate``.
-        max_new_tokens: Longest answer.
-        ordinary: Prompts that a model should answer, in any layout; of ``sample``, the ordinary ones.
-        ordinary_limit: How many of them to use.
-        layers: Whose hidden states are compared, as ``model.consistency.layer``.
-        batch_tokens: Most tokens of a batch.
+        max_new_tokens: Largest number of tokens in an answer.
+        ordinary: Prompts that a model should answer, in any layout; ``sample`` means the ordinary ones of the sample.
+        ordinary_limit: Number of ordinary prompts to use.
+        layers: Layers whose hidden states are compared, as in ``model.consistency.layer``.
+        batch_tokens: Largest number of tokens in a batch.
         device: As in ``lightning-mlc evaluate``.
         dtype: Precision of the evaluated model.
     """
@@ -80,11 +80,11 @@ class StudyEvaluation:
 
 @dataclass(frozen=True)
 class Question:
-    """A table of the report.
+    """A question that the report answers with a table.
 
     Args:
-        title: What is asked.
-        compare: From a cell to the one that it is compared with.
+        title: The question.
+        compare: Maps each cell to the cell that it is compared with.
     """
 
     title: str
@@ -93,17 +93,17 @@ class Question:
 
 @dataclass(frozen=True)
 class StudyGrid:
-    """What a study trains and measures.
+    """Everything that a study trains and measures.
 
     Args:
-        name: Of the study; the report's part of the page and its pictures are called after it.
-        seeds: Each cell is trained with each of them.
-        cells: Options of ``fit`` by cell, on top of ``fit``.
-        data: See there.
-        questions: See there.
-        configs: Configurations that every cell starts from, as ``--config`` of ``fit``.
-        fit: Options of ``fit`` of every cell.
-        evaluation: See there.
+        name: Name of the study. The marks in the page and the names of pictures contain it.
+        seeds: Seeds with which each cell is trained.
+        cells: By cell, options of ``lightning-mlc fit`` in addition to those of ``fit``.
+        data: Rows to train on and to measure.
+        questions: Tables of the report.
+        configs: Configurations that every cell starts from, as ``--config`` of ``lightning-mlc fit``.
+        fit: Options of ``lightning-mlc fit`` that all cells share.
+        evaluation: How every trained model is measured.
     """
 
     name: str
@@ -116,11 +116,11 @@ class StudyGrid:
     evaluation: StudyEvaluation = field(default_factory=StudyEvaluation)
 
     def options(self, cell: str) -> dict[str, Any]:
-        """The options of a cell, those of all cells included."""
+        """Return the options of ``cell``, including those that all cells share."""
         return {**self.fit, **self.cells[cell]}
 
     def arguments(self, cell: str, own: Mapping[str, Any]) -> list[str]:
-        """``fit`` and its arguments for a cell; ``own`` are options that the study sets."""
+        """Return the command ``fit`` with its arguments for ``cell``; ``own`` are options that the study sets."""
         options = {**self.options(cell), **own}
         return [
             "fit",
@@ -130,10 +130,10 @@ class StudyGrid:
 
 
 def read_grid(path: Path) -> StudyGrid:
-    """The grid in the YAML file ``path``, its form checked.
+    """Read the grid in the YAML file ``path``. Options of ``fit`` are checked later, by :func:`check_cells`.
 
     Raises:
-        UserError: There is no such file, a key is unknown or missing, or a value cannot be.
+        UserError: The file cannot be read, a key is unknown or missing, or a value is invalid.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -148,9 +148,9 @@ def read_grid(path: Path) -> StudyGrid:
         raise UserError("name", f"must be letters, digits, '.', '-' and '_', got {content['name']!r}")
     seeds = content["seeds"]
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
-        raise UserError("seeds", "must be a list of one or more numbers from 0")
+        raise UserError("seeds", "must be a list of one or more integers, each at least 0")
     if len(set(seeds)) < len(seeds):
-        raise UserError("seeds", "one stands there twice")
+        raise UserError("seeds", "must not contain a seed twice")
     cells = _read_cells(content["cells"])
     shared = _read_options(content.get("fit") or {}, "fit")
     for section, kind in (("data", DataSettings), ("evaluation", StudyEvaluation)):
@@ -168,10 +168,11 @@ def read_grid(path: Path) -> StudyGrid:
         ("evaluation.ordinary_limit", evaluation.ordinary_limit, 2),
     ):
         if number is not None and (type(number) is not int or number < least):
-            raise UserError(name, f"must be a number from {least}, got {number!r}")
+            raise UserError(name, f"must be an integer of at least {least}, got {number!r}")
     if 0 < evaluation.generate < 2 or evaluation.generate > data.heldout:
         raise UserError(
-            "evaluation.generate", f"must be 0, or from 2 to data.heldout ({data.heldout}), got {evaluation.generate}"
+            "evaluation.generate",
+            f"must be 0, or between 2 and data.heldout ({data.heldout}), got {evaluation.generate}",
         )
     return StudyGrid(
         name=str(content["name"]),
@@ -186,43 +187,43 @@ def read_grid(path: Path) -> StudyGrid:
 
 
 class _Check(EstimateCLI):
-    """Parses the options of ``fit`` and makes the module and the data of them; loads and runs nothing."""
+    """Parses the options of ``fit`` and builds the module and the data from them, but loads and runs nothing."""
 
     def _run_subcommand(self, subcommand: str) -> None:
         pass
 
 
 def check_cells(grid: StudyGrid, own: Mapping[str, Any]) -> dict[str, Any]:
-    """Parse every cell as ``fit`` will.
+    """Parse every cell in the same way as ``fit`` will.
 
     Args:
         grid: The cells.
-        own: Options that the study sets for all of them.
+        own: Options that the study sets for all cells.
 
     Returns:
-        By cell, the name of its model.
+        The name of the model, by cell.
 
     Raises:
-        UserError: One has an option that ``fit`` does not take.
+        UserError: A cell has an option that ``fit`` does not accept.
     """
     models = {}
-    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)  # it tells of the seed of each
+    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)  # it would log a seed per cell
     for cell in grid.cells:
         try:
             cli = make_cli(grid.arguments(cell, own), _Check)
         except (UserError, ValueError) as error:
-            told = error if isinstance(error, UserError) else error.__cause__
-            if not isinstance(told, UserError):
+            reported = error if isinstance(error, UserError) else error.__cause__
+            if not isinstance(reported, UserError):
                 raise
-            if told.option == "model.name_or_path":
-                raise UserError("--model", f"{told.text} (no configs of the grid name one)") from error
-            raise UserError(f"cells.{cell}", str(told)) from error
+            if reported.option == "model.name_or_path":
+                raise UserError("--model", f"{reported.text} (the grid's configs name no model)") from error
+            raise UserError(f"cells.{cell}", str(reported)) from error
         models[cell] = cli.config.fit.model.name_or_path
     return models
 
 
 def _written(value: Any) -> str:
-    """As the command line takes it."""
+    """Return ``value`` as the command line accepts it."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -232,7 +233,7 @@ def _read_cells(content: Any) -> dict[str, dict[str, Any]]:
     found = {}
     for name, options in content.items():
         if re.fullmatch(r"[\w.-]+", str(name)) is None:
-            raise UserError("cells", f"{name!r} must be letters, digits, '.', '-' and '_'; it is the name of a folder")
+            raise UserError("cells", f"{name!r} must be letters, digits, '.', '-' and '_'; it names a folder")
         if name == BASE:
             raise UserError(
                 f"cells.{BASE}", "is the model before training, which is always measured; choose another name"
@@ -246,7 +247,7 @@ def _read_options(content: Any, where: str) -> dict[str, Any]:
         raise UserError(where, "must be a mapping such as {model.objective: DPO}")
     for key in content:
         if key in OWN_OPTIONS:
-            raise UserError(f"{where}.{key}", f"is not the cell's to set; {OWN_OPTIONS[key]}")
+            raise UserError(f"{where}.{key}", f"cannot be set here; {OWN_OPTIONS[key]}")
     return {str(key): value for key, value in content.items()}
 
 
@@ -263,7 +264,7 @@ def _read_questions(content: Any, cells: Mapping[str, Any]) -> list[Question]:
 
 
 def _known(content: Any, kind: type, where: str) -> None:
-    """Refuse keys that ``kind`` lacks, and the lack of those that it needs."""
+    """Raise UserError if ``content`` has keys that ``kind`` lacks, or lacks keys that ``kind`` needs."""
     if not isinstance(content, dict):
         raise UserError(where.rstrip("."), "must be a mapping")
     fields = {f.name: f for f in dataclasses.fields(kind)}
@@ -277,4 +278,4 @@ def _known(content: Any, kind: type, where: str) -> None:
 
 
 def _near(word: str, known: Sequence[str]) -> str:
-    return did_you_mean(word, known, f" (there are {', '.join(known)})")
+    return did_you_mean(word, known, f" (known: {', '.join(known)})")

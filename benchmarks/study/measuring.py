@@ -1,6 +1,6 @@
-"""What a study measures of one model: numbers for each prompt and language, and no text.
+"""Measure one model for a study: numbers for each prompt and language, and no text.
 
-The pieces are those of ``lightning-mlc evaluate``. The model is loaded once.
+This uses the functions of ``lightning-mlc evaluate``, and loads the model once.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class Measurer:
     """Measures models on the same prompts.
 
     Args:
-        heldout: File of preference rows.
+        heldout: File of the held-out preference rows.
         settings: What to measure.
-        source_language: Of the responses.
-        languages: Those to measure; None for all of the held-out rows.
+        source_language: Language of the responses.
+        languages: Languages to measure; None for all that the held-out rows have.
 
     Raises:
         UserError: A file or a judge cannot be used.
@@ -61,7 +61,7 @@ class Measurer:
         sets = read_prompt_sets([], [settings.ordinary], source_language)
         rows = [row for part in sets if part.kind == ORDINARY for row in part.rows]
         self.ordinary: Prompts = [row.prompts for row in rows[: settings.ordinary_limit]]
-        # Judges read the settings of `evaluate`, of which these are what a study leaves open.
+        # Judges read the settings of `evaluate`. These are the ones that a study can choose.
         self.judges = make_judges(
             EvaluationSettings(models=["-"], prompts=["-"], judges=list(settings.judges), device=settings.device)
         )
@@ -69,15 +69,15 @@ class Measurer:
         self.dtype = choose_dtype(settings.dtype, self.device)  # type: ignore[arg-type]
 
     def measure_model(self, system: System) -> dict[str, Any]:
-        """Plain values, null where a prompt is not in a language. Lists are (N, L) unless said otherwise.
+        """Measure a model. Returns values for JSON: (N, L) lists, null where a prompt lacks a language, by these keys.
 
-        ``chosen`` and ``rejected`` hold ``[log-probability, tokens]``; ``margin`` and ``ordinary_margin`` are
-        refusal margins; ``verdicts`` and ``ordinary_refused`` are by judge, of the first ``generate`` prompts;
-        ``layers`` has for each layer measures (N,) of the hidden states at the end of a prompt.
+        ``chosen`` and ``rejected`` hold ``[log-probability, tokens]``. ``margin`` and ``ordinary_margin`` are
+        refusal margins. ``verdicts`` and ``ordinary_refused`` hold such a list for each judge, of the first
+        ``generate`` prompts. ``layers`` holds for each layer (N,) measures of the hidden states at the end of a prompt.
         """
         started = time.perf_counter()
         found = self._measure(system)
-        if self.device.type == "cuda":  # or the next training would find it taken
+        if self.device.type == "cuda":  # otherwise the next training would lack this memory
             gc.collect()
             torch.cuda.empty_cache()
         return found | {"seconds": time.perf_counter() - started}
@@ -88,7 +88,7 @@ class Measurer:
         )
         scorer = Scorer(local, self.settings.batch_tokens)
         openings = Openings()
-        # In one pass, for the prompt is most of it.
+        # All in one pass, because most of the work is the prompt.
         responses = [(example.chosen or "", example.rejected or "", *openings.texts) for example in self.examples]
         beginnings = [False] * len(openings.texts)
         likelihoods = self._score(scorer, self.prompts, responses, [True, True, *beginnings])
@@ -129,7 +129,7 @@ class Measurer:
 
     @torch.inference_mode()
     def _layers(self, local: LocalModel) -> dict[str, dict[str, list[float | None]]]:
-        """By layer: collinearity of each prompt's hidden states, raw and without what all prompts share."""
+        """By layer, the collinearity of each prompt's hidden states, as they are and centred on their mean."""
         places = self._places(self.prompts)
         texts = [self.prompts[i][self.languages[j]] for i, j in places]
         with track("  hidden states", len(places), "prompts") as work:
@@ -165,9 +165,9 @@ class Measurer:
                     exchanges[index] = Exchange(texts[index], response.text, self.languages[places[index][1]])
             for judge in self.judges:
                 verdicts = dict(judge.judge([exchange for exchange in exchanges if exchange is not None], ()))
-                say = _labels if name == "verdicts" else _refused
-                told = zip(verdicts, say(list(verdicts.values())), strict=True)
-                found[name][judge.name] = self._grid(prompts, {places[i]: value for i, value in told})
+                as_values = _labels if name == "verdicts" else _refused
+                values = zip(verdicts, as_values(list(verdicts.values())), strict=True)
+                found[name][judge.name] = self._grid(prompts, {places[i]: value for i, value in values})
                 judge.close()
         return found
 

@@ -1,4 +1,4 @@
-"""The page of a study: tables and pictures of its results, between marks in a page that people write."""
+"""The page of a study: tables and pictures of its results, between two marks in a page that is written by hand."""
 
 from __future__ import annotations
 
@@ -28,16 +28,19 @@ from lightning_mlc.report import save
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "study.md"
 GRID, ROWS = "grid.yaml", "rows.json"
-"""What a run leaves in its folder for the report."""
+"""Files that a run writes into its folder for the report."""
 PICTURED = (REWARD_MARGIN, REFUSAL_MARGIN)
-"""Measures whose differences are drawn language by language: what was trained for, and what it is for."""
+"""Measures whose differences are drawn for each language: the objective of training, and its purpose."""
 
 
 def report(folder: Path, page: Path) -> list[Path]:
-    """Write ``results.json`` into ``folder``, the study's part of ``page``, and its pictures into ``images`` beside it.
+    """Write ``results.json`` into ``folder``, the study's part of ``page``, and pictures into ``images`` next to it.
+
+    Returns:
+        The paths of the results and the page.
 
     Raises:
-        UserError: There is nothing to report, or the page has no place for it.
+        UserError: There is nothing to report, or the page has no marks for the study.
     """
     if not (folder / GRID).is_file():
         raise UserError("--report", f"{folder} is not the folder of a study; give the --out of one")
@@ -45,7 +48,7 @@ def report(folder: Path, page: Path) -> list[Path]:
     begin, end = (f"<!-- study {grid.name}: {word} -->" for word in ("begin", "end"))
     text = page.read_text(encoding="utf-8") if page.is_file() else ""
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise UserError("--page", f"{page} has no place for the study; write '{begin}' and '{end}' where it belongs")
+        raise UserError("--page", f"{page} has no marks for the study; write '{begin}' and '{end}' where it belongs")
     results = collect(grid, folder) | {"rows": json.loads((folder / ROWS).read_text(encoding="utf-8"))}
     if not results["seeds"]:
         raise UserError("--report", f"nothing is measured yet in {folder}")
@@ -59,7 +62,7 @@ def report(folder: Path, page: Path) -> list[Path]:
 
 
 class _Part:
-    """What the page says of a study."""
+    """The part of the page about one study."""
 
     def __init__(self, grid: StudyGrid, results: Mapping[str, Any], images: Path) -> None:
         self._grid = grid
@@ -113,7 +116,7 @@ class _Part:
         ]
         text = (
             f"{rows['train']} rows to train on, {rows['heldout']} held out"
-            + (f" ({rows['too long']} of the file are too long for either)" if rows["too long"] else "")
+            + (f", {rows['too long']} left out as too long" if rows["too long"] else "")
             + f"; {len(self._results['languages'])} languages; {len(self._grid.seeds)} seeds. Measured on "
             + "; ".join(dict.fromkeys(where))
             + "."
@@ -129,8 +132,8 @@ class _Part:
         if alone:
             which = "all cells" if len(alone) == len(self._cells) - 1 else ", ".join(f"`{cell}`" for cell in alone)
             text += (
-                f" With one seed, as {which}, an interval says what other prompts might change, "
-                "not what another seed might."
+                f" With one seed, as {which}, an interval shows the effect of other prompts, "
+                "but not the effect of another seed."
             )
         return text
 
@@ -169,7 +172,7 @@ class _Part:
                 found = [self._changes.get((*pair, name, scope)) for pair in pairs]
                 if not any(found):
                     continue
-                # What is the same in every prompt and seed cannot leave 0 out by chance.
+                # A difference that is the same in every prompt and seed cannot exclude 0 by chance.
                 known = [
                     one for one in found if one is not None and one["low"] is not None and one["low"] < one["high"]
                 ]
@@ -180,8 +183,8 @@ class _Part:
         return [
             Heading(question.title, 3),
             Paragraph(
-                f"Of {count} differences, {len(apart)} have an interval without 0; "
-                f"{count * 0.05:.1f} of so many would if there were none."
+                f"{len(apart)} of {count} differences have an interval that excludes 0. "
+                f"By chance alone, about {count * 0.05:.1f} of them would."
             ),
             Table(["", *heads], rows),
             *(self._picture(number, pairs, measure.name) for measure in PICTURED if measure.name in self._measures),
@@ -218,7 +221,7 @@ class _Part:
 
 
 def is_apart(found: Mapping[str, Any]) -> bool:
-    """Whether the interval of a difference leaves 0 out."""
+    """Whether the interval of a difference excludes 0."""
     return bool(found["low"] > 0 or found["high"] < 0)
 
 

@@ -1,16 +1,16 @@
-"""Train and measure every cell with every seed: resumable, and shared out among processes.
+"""Train and measure every cell with every seed. The work can be resumed, and divided among processes.
 
 ::
 
-    OUT/data/train.jsonl, heldout.jsonl      rows of both sides
-    OUT/cells/CELL/seed-N/run/               what `fit` writes; removed once measured
-    OUT/cells/CELL/seed-N/fit.log            what it printed
-    OUT/cells/CELL/seed-N/measured.json      numbers, written whole when all is done
-    OUT/cells/CELL/seed-N/lock               held by the process that works on it
+    OUT/data/train.jsonl, heldout.jsonl      rows for training, rows for measuring
+    OUT/cells/CELL/seed-N/run/               output of `fit`; removed after measuring
+    OUT/cells/CELL/seed-N/fit.log            messages of `fit`
+    OUT/cells/CELL/seed-N/measured.json      measurements, written when all are complete
+    OUT/cells/CELL/seed-N/lock               locked by the process that works on this cell and seed
 
-A process claims a cell and seed by an advisory lock on a file, which the system releases when the process ends,
-however it ends. Training has inherited it: if this process is killed alone, nobody else starts the same before
-training has ended, too.
+A process claims a cell and seed with an advisory lock on a file, which the system releases whenever the process ends.
+The training process inherits the lock. So if only this process is killed, no other process starts the same training
+before the first one has ended.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from lightning_mlc.progress.bars import SECONDS, say
 
 @dataclass(frozen=True)
 class Task:
-    """A cell with a seed; the model before training has none."""
+    """A cell with a seed. The model before training has no seed."""
 
     cell: str
     seed: int | None
@@ -56,16 +56,16 @@ class Task:
 
 
 class Runner:
-    """Does what is left of a study.
+    """Runs the tasks of a study that are not done yet.
 
     Args:
-        grid: See there.
+        grid: The study's cells and seeds.
         out: Folder of the study.
         own: Options of ``fit`` that the study sets for all cells.
         model: The model before training.
-        settings: What all results depend on beside the options of their cell: plain JSON values.
+        settings: Values for JSON that all results depend on, in addition to the options of their cell.
         measurer: Measures models.
-        keep_weights: Whether to keep what ``fit`` wrote.
+        keep_weights: Whether to keep the output of ``fit``.
     """
 
     def __init__(
@@ -87,16 +87,16 @@ class Runner:
         self._keep_weights = keep_weights
 
     def tasks(self, only: Sequence[str] | None = None, seeds: Sequence[int] | None = None) -> list[Task]:
-        """The model before training, then all cells with the first seed, then with the next."""
+        """Return the tasks: the model before training, all cells with the first seed, all cells with the next seed."""
         cells = list(self._grid.cells) if only is None else [cell for cell in only if cell != BASE]
         trained = [Task(cell, seed) for seed in (seeds or self._grid.seeds) for cell in cells]
         return [Task(BASE, None), *trained]
 
     def check(self, tasks: Sequence[Task]) -> None:
-        """Refuse to go on with what was made with other settings.
+        """Check that all results of ``tasks`` were made with the present settings.
 
         Raises:
-            UserError: Something of ``tasks`` was.
+            UserError: A result was made with other settings.
         """
         for task in tasks:
             path = task.folder(self.out) / "settings.json"
@@ -110,10 +110,10 @@ class Runner:
                 )
 
     def run(self, tasks: Sequence[Task]) -> list[str]:
-        """Do what is not done and nobody else does.
+        """Run those of ``tasks`` that are not done and that no other process works on.
 
         Returns:
-            What failed, a line each.
+            One line for each failure.
         """
         failures = []
         for number, task in enumerate(tasks, start=1):
@@ -134,12 +134,12 @@ class Runner:
             self._say_what_is_left(tasks)
         done = sum(is_done(task.folder(self.out)) for task in tasks)
         others = sum(is_claimed(task.folder(self.out) / "lock") for task in tasks)
-        print(f"{done} of {len(tasks)} done" + (f", other processes are at work on {others}" if others else ""))
+        print(f"{done} of {len(tasks)} done" + (f", other processes work on {others}" if others else ""))
         return failures
 
     def _of(self, task: Task) -> dict[str, Any]:
         own = {} if task.seed is None else {"configs": list(self._grid.configs), "fit": self._grid.options(task.cell)}
-        found: dict[str, Any] = json.loads(json.dumps({**self._settings, **own}))  # as they will be read again
+        found: dict[str, Any] = json.loads(json.dumps({**self._settings, **own}))  # as a reader of the file gets them
         return found
 
     def _do(self, task: Task, folder: Path, lock: int) -> dict[str, Any]:
@@ -156,9 +156,9 @@ class Runner:
         return found
 
     def _fit(self, task: Task, run: Path, log: Path, lock: int) -> float:
-        """Train in a process of its own, from the last checkpoint if there is one. Returns the seconds it took."""
+        """Train in a separate process, from the last checkpoint if one exists. Returns the seconds this took."""
         assert task.seed is not None
-        # Lines of progress go into the log, whatever the grid says of bars: they change no result.
+        # The log needs lines of progress, whatever the grid sets. They change no result.
         own = {**self._own, "out": str(run), "seed_everything": task.seed, "trainer.enable_progress_bar": "true"}
         if checkpoint_files(run):
             own["ckpt_path"] = "last"
@@ -175,12 +175,12 @@ class Runner:
             )
             try:
                 status = _followed(process, log, task.name)
-            except BaseException:  # stopped: let it write its checkpoint
+            except BaseException:  # this process was stopped: let the training write its checkpoint
                 process.send_signal(signal.SIGTERM)
                 process.wait()
                 raise
         if status != 0:
-            raise _Failed(f"fit ended with status {status}: {_last_line(log)} (all of it in {log})")
+            raise _Failed(f"fit ended with status {status}: {_last_line(log)} (full log: {log})")
         return time.perf_counter() - started
 
     def _say_what_is_left(self, tasks: Sequence[Task]) -> None:
@@ -191,23 +191,23 @@ class Runner:
         if left and trained:
             workers = 1 + sum(is_claimed(folder / "lock") for folder in left)
             minutes = statistics.mean(trained) * len(left) / min(workers, len(left)) / 60
-            print(f"  {len(left)} left, about {minutes:.0f} minutes with {workers} at work", flush=True)
+            print(f"  {len(left)} left, about {minutes:.0f} minutes with {workers} processes", flush=True)
 
 
 class _Failed(Exception):
-    """Training did not end well."""
+    """Training failed."""
 
 
 def is_done(folder: Path) -> bool:
-    """Whether a cell and seed are measured."""
+    """Whether the cell and seed in ``folder`` are measured."""
     return (folder / "measured.json").is_file()
 
 
 @contextmanager
 def claim(path: Path, wait: bool = False) -> Iterator[int | None]:
-    """Hold the lock file ``path``; gives its descriptor.
+    """Lock the file ``path``, and yield its descriptor.
 
-    Where another process holds it, ``wait`` for that one to end, or give None.
+    If another process holds the lock: with ``wait``, wait until that process ends; otherwise yield None.
     """
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR)
     try:
@@ -231,7 +231,7 @@ def is_claimed(path: Path) -> bool:
 
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """Turn SIGTERM into the exception that ends this process in order."""
+    """Turn SIGTERM and Ctrl-C into the exception that ends this process in an orderly way."""
 
     def stop(*_: Any) -> None:
         raise Interrupted(None, "stopped; what is done is kept, so run the same command again to go on")
@@ -246,7 +246,7 @@ def stopped_by_signals() -> Iterator[None]:
 
 
 def _followed(process: subprocess.Popen[bytes], log: Path, name: str) -> int:
-    """Wait for ``process``, and say every 30 seconds how far its training is. Returns its status."""
+    """Wait for ``process``, and print its progress every 30 seconds. Returns its exit status."""
     said = ""
     while True:
         try:
@@ -258,7 +258,7 @@ def _followed(process: subprocess.Popen[bytes], log: Path, name: str) -> int:
 
 
 def progress_line(log: Path) -> str | None:
-    """The last line of ``log`` that says how far training or validation is."""
+    """Return the last line of ``log`` with the progress of training or validation."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     return next((line for line in reversed(lines) if line.startswith(("training:", "validation"))), None)
 
@@ -269,7 +269,7 @@ def _last_line(log: Path) -> str:
 
 
 def rounded(value: Any, digits: int) -> Any:
-    """``value`` with its numbers to so many digits. Seven are more than the precision of what was computed."""
+    """Return ``value`` with its numbers rounded to ``digits`` significant digits. Measurements have fewer than 7."""
     if isinstance(value, dict):
         return {key: rounded(item, digits) for key, item in value.items()}
     if isinstance(value, list):

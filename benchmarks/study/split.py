@@ -1,4 +1,4 @@
-"""Which rows are trained on and which are measured: never the same prompt in both."""
+"""Divide rows into those for training and those for measuring. No prompt is in both."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from lightning_mlc.evaluation.journal import digest, write_whole
 
 @dataclass(frozen=True)
 class HeldOutSplit:
-    """Files that a study reads."""
+    """The files that a study reads."""
 
     train: Path
     heldout: Path
     rows: dict[str, int]
-    """How many rows there are in each, and how many were too long for both."""
+    """Number of rows: ``train``, ``heldout`` and ``too long``, which are in neither file."""
     digest: str
-    """Of all rows of both."""
+    """Digest of all rows in both files."""
 
 
 def split_rows(
@@ -32,11 +32,11 @@ def split_rows(
 ) -> HeldOutSplit:
     """Write the preference rows of ``data`` into ``train.jsonl`` and ``heldout.jsonl`` in ``folder``.
 
-    Rows are held out in the order of a digest of their prompt in the source language, so the split depends on the
-    rows alone, not on their order, and rows with the same prompt are on the same side.
+    Rows are held out in the order of a digest of their prompt in the source language. So the split depends only on
+    the rows, not on their order, and rows with the same prompt are in the same file.
 
     Raises:
-        UserError: A row has no pair of responses, there are too few rows, or ``folder`` has others.
+        UserError: A row lacks a response, there are too few rows, or ``folder`` already has other rows.
     """
     raw = list(read_rows(data, "--data"))
     examples = list(parse_rows(raw, source_language, data))
@@ -69,7 +69,7 @@ def split_rows(
         folder / f"{name}.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         for name, rows in (("train", train), ("heldout", heldout))
     }
-    for path, text in texts.items():  # other processes may be training on what is there
+    for path, text in texts.items():  # other processes may be training on these files
         if path.exists() and path.read_text(encoding="utf-8") != text:
             raise UserError("--data", f"{path} has other rows; give another --out, or the data of that run")
     for path, text in texts.items():

@@ -1,16 +1,16 @@
-"""Intervals over seeds and prompts at once.
+"""Intervals that cover both seeds and prompts.
 
-Every seed of a cell is measured on the same prompts: two crossed random factors, with one number in each place,
-``y[s, p] = mean + seed[s] + prompt[p] + rest[s, p]``. The variance of their mean is estimated from the mean squares
+Every seed of a cell is measured on the same prompts. So there are two crossed random factors, with one number for each
+pair: ``y[s, p] = mean + seed[s] + prompt[p] + rest[s, p]``. The variance of the mean is estimated from the mean squares
 of the two-way analysis of variance,
 
     (MS_seeds + MS_prompts - MS_rest) / (seeds * prompts),
 
-with components that come out negative taken as 0, and the interval is Student's t with the degrees of freedom of
-Satterthwaite (1946, Biometrics Bulletin 2(6), 110-114). So three seeds that differ give the wide interval that three
-seeds are worth, which resampling three seeds would not. What is no mean over prompts (the worst language, kappa)
-enters by its jackknife pseudo-values, ``N f(all) - (N - 1) f(all but p)`` (Efron and Tibshirani 1993, chapter 11),
-which for a mean are the numbers themselves.
+where a negative component counts as 0. The interval uses Student's t with the degrees of freedom of Satterthwaite
+(1946, Biometrics Bulletin 2(6), 110-114). If three seeds differ, the interval is therefore as wide as three seeds
+warrant; resampling three seeds would make it too narrow. A figure that is not a mean over prompts (the worst language,
+kappa) is replaced by its jackknife pseudo-values, ``N f(all) - (N - 1) f(all but p)`` (Efron and Tibshirani 1993,
+chapter 11). The pseudo-values of a mean are the numbers themselves.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from lightning_mlc.evaluation.reporting.bootstrap import LEVEL, IntervalEstimate
 
 
 class SeedFigure(NamedTuple):
-    """A figure of S seeds."""
+    """A figure of S seeds on N prompts."""
 
     values: Tensor
-    """(S,) float64: of each seed."""
+    """(S,) float64: value of each seed."""
     parts: Tensor
-    """(S, N) float64: pseudo-values of each prompt."""
+    """(S, N) float64: pseudo-value of each seed and prompt."""
 
     def minus(self, other: SeedFigure) -> SeedFigure:
-        """The difference to the figure of another cell, seed by seed and prompt by prompt.
+        """Return the difference from the figure of another cell, for each seed and prompt.
 
-        A cell with a single seed, which is the model before training, stands against each seed.
+        If the other cell has one seed, as the model before training has, it is subtracted from every seed.
         """
         return SeedFigure(self.values - other.values, self.parts - other.parts)
 
 
 def seed_figures(statistics: list[Statistic], prompts: int) -> dict[str, SeedFigure]:
-    """Every result of ``statistics``, one for each seed, which take weights (R, N) of N ``prompts``."""
+    """Return every figure of ``statistics``, one for each seed; each takes weights (R, N) of N ``prompts``."""
     once = torch.ones(1, prompts, dtype=torch.float64)
     without = 1 - torch.eye(prompts, dtype=torch.float64)
     found: dict[str, list[tuple[Tensor, Tensor]]] = {}
@@ -60,7 +60,7 @@ def seed_figures(statistics: list[Statistic], prompts: int) -> dict[str, SeedFig
 
 
 def interval(found: SeedFigure) -> IntervalEstimate:
-    """The mean over seeds with its interval; NaN ends where a pseudo-value cannot be computed, or there is but one."""
+    """Return the mean over seeds with its interval; its ends are NaN if a pseudo-value is NaN or there is only one."""
     value = float(found.values.mean())
     variance, freedom = _variance_of_mean(found)
     if not math.isfinite(variance):
@@ -70,7 +70,7 @@ def interval(found: SeedFigure) -> IntervalEstimate:
 
 
 def _variance_of_mean(found: SeedFigure) -> tuple[float, float]:
-    """With its degrees of freedom."""
+    """Return the variance and its degrees of freedom."""
     seeds, prompts = found.parts.shape
     if seeds == 1:
         return (float(found.parts[0].var()) / prompts, prompts - 1) if prompts > 1 else (math.nan, 0)
@@ -87,7 +87,7 @@ def _variance_of_mean(found: SeedFigure) -> tuple[float, float]:
         return math.nan, 0
     if of_seeds <= of_rest and of_seeds <= of_prompts:  # seeds make no difference
         total, freedom = of_prompts, float(freedoms[1])
-    elif of_prompts <= of_rest:  # prompts make none
+    elif of_prompts <= of_rest:  # prompts make no difference
         total, freedom = of_seeds, float(freedoms[0])
     else:
         total = of_seeds + of_prompts - of_rest
@@ -97,5 +97,5 @@ def _variance_of_mean(found: SeedFigure) -> tuple[float, float]:
 
 
 def student_quantile(level: float, freedom: float) -> float:
-    """The t for which ``level`` of Student's distribution with ``freedom`` degrees lies between -t and t."""
+    """Return the t for which Student's distribution with ``freedom`` degrees has ``level`` between -t and t."""
     return float(scipy.stats.t.ppf((1 + level) / 2, freedom))

@@ -96,15 +96,15 @@ def test_commands_of_the_page_are_ones_that_parse() -> None:
     [
         ({"cells": {"a": {"model.objectve": "DPO"}}}, r"cells\.a: there is no option --model.objectve; did you mean"),
         ({"cells": {"a": {"model.objective.beta": -1}}}, r"cells\.a: model\.objective\.beta: must be"),
-        ({"cells": {"a": {"out": "x"}}}, r"cells\.a\.out: is not the cell's to set"),
+        ({"cells": {"a": {"out": "x"}}}, r"cells\.a\.out: cannot be set here"),
         ({"cells": {"base": {}}}, r"cells\.base: is the model before training"),
         ({"cells": {"../a": {}}}, r"cells: '\.\./a' must be letters"),
         ({"seeds": []}, r"seeds: must be a list"),
-        ({"seeds": [1, 1]}, r"seeds: one stands there twice"),
+        ({"seeds": [1, 1]}, r"seeds: must not contain a seed twice"),
         ({"seed": [1]}, r"seed: there is no such key; did you mean seeds\?"),
         ({"data": {"held_out": 4}}, r"data\.held_out: there is no such key; did you mean heldout\?"),
-        ({"data": {"heldout": 1}}, r"data\.heldout: must be a number from 2"),
-        ({"evaluation": {"generate": 5}}, r"evaluation\.generate: must be 0, or from 2 to data\.heldout"),
+        ({"data": {"heldout": 1}}, r"data\.heldout: must be an integer of at least 2"),
+        ({"evaluation": {"generate": 5}}, r"evaluation\.generate: must be 0, or between 2 and data\.heldout"),
         ({"evaluation": {"judges": ["gpt"]}}, r"judges: there is no judge 'gpt'"),
         (
             {"questions": [{"title": "?", "compare": {"dpo": "sft"}}]},
@@ -395,7 +395,7 @@ def test_the_page_says_noise_where_an_interval_includes_0(study: Path, tmp_path:
     assert "not measured yet" not in text
     assert text.startswith("before\n")
     assert text.endswith("after\n")
-    assert "2 held out (1 of the file are too long for either)" in text
+    assert "2 held out, 1 left out as too long" in text
     for measure in ("reward", "refusal"):
         assert (tmp_path / "images" / f"study_tiny_1_{measure}.png").stat().st_size > 1000
     report(study, page)
@@ -409,5 +409,5 @@ def test_what_is_missing_is_said(study: Path, tmp_path: Path) -> None:
     report(study, page)
     assert "Not measured yet: dpo-mlc seed 2." in page.read_text()
     page.write_text("no place")
-    with pytest.raises(UserError, match="has no place for the study"):
+    with pytest.raises(UserError, match="has no marks for the study"):
         report(study, page)
