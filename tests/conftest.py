@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
-# Read when torch is imported. There is a worker for each core already, and models this small gain nothing from threads.
+# Read when torch is imported. Each core already has a worker, and models this small gain nothing from threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
@@ -28,15 +28,15 @@ from transformers import (
 )
 
 MOST_WORKERS = 8
-"""A worker holds about a gigabyte."""
+"""A worker needs about a gigabyte."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """A run of folders takes one worker of pytest-xdist for each core, unless ``-n`` says otherwise.
+    """A run of folders uses one worker of pytest-xdist for each core, unless ``-n`` is given.
 
-    It is no ``-n`` in ``addopts``, because a worker takes ten seconds to start, which a run of one file would wait for,
-    and because ``-p no:xdist`` and ``--pdb`` refuse it.
+    This is not ``-n`` in ``addopts``: a worker takes ten seconds to start, too long for a run of one file, and
+    ``-p no:xdist`` and ``--pdb`` refuse the option.
     """
     options = config.option
     if hasattr(config, "workerinput") or not hasattr(options, "numprocesses"):
@@ -51,9 +51,9 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One worker runs all tests of a file that share a fixture, so that no other worker makes it again.
+    """One worker runs all tests of a file that share a fixture, so that no other worker creates the fixture again.
 
-    Of the others, those that take minutes come first, so that no worker is left alone with one in the end.
+    Of the other tests, those that take minutes come first, so that no worker runs alone in the end.
     """
     items.sort(key=lambda item: item.path.name != "test_interpreter.py")
     for item in items:
@@ -71,7 +71,7 @@ TEMPLATE = (
 
 
 def byte_tokenizer(template: str | dict[str, str] | None = TEMPLATE) -> PreTrainedTokenizerFast:
-    """One token per byte, so that lengths can be counted by hand, and a chat template."""
+    """A tokenizer with one token per byte, so that lengths can be counted by hand, and with a chat template."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(BPE(vocab={character: i for i, character in enumerate(alphabet)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -94,7 +94,7 @@ CONFIGS: dict[str, Callable[[int], PreTrainedConfig]] = {
 
 
 def save_model(folder: Path, kind: str = "llama", template: str | None = TEMPLATE, **changes: Any) -> Path:
-    """A random model of architecture ``kind`` with its tokenizer, as a Hugging Face folder."""
+    """Save a random model of architecture ``kind`` with its tokenizer, as a Hugging Face folder."""
     tokenizer = byte_tokenizer(template)
     config = CONFIGS[kind](len(tokenizer))
     config.update(
@@ -118,13 +118,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _clean_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Own caches, no network, and no trace of one test in the next."""
+    """Give each test its own caches, no network, and no trace of an earlier test."""
     monkeypatch.setenv("LIGHTNING_MLC_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path_factory.getbasetemp() / "datasets"))
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
     yield
-    # A run in this process that is refused once its strategy is set up leaves what it would tell other processes.
+    # A run that is refused after its strategy is set up leaves messages for other processes behind.
     for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"):
         os.environ.pop(name, None)
     torch.set_default_dtype(torch.float32)
@@ -140,7 +140,7 @@ _QUESTIONS = {
 
 
 def example_rows(count: int, pairs: bool = True) -> list[dict[str, Any]]:
-    """Rows in our own layout, every one different."""
+    """Rows in our own layout, all different."""
     rows: list[dict[str, Any]] = []
     for number in range(count):
         prompt = {language: text.format(f"bag {number}") for language, text in _QUESTIONS.items()}
@@ -155,7 +155,7 @@ _ANSWERS = {"sw": ("Hapana, {} si yako.", "Ndiyo, chukua {}."), "zh": ("不，{}
 
 
 def translated_rows(count: int) -> list[dict[str, Any]]:
-    """The same with responses in Swahili in every second row, and in Chinese in every third."""
+    """``example_rows``, with responses in Swahili in every second row and in Chinese in every third."""
     rows = example_rows(count)
     for number, row in enumerate(rows):
         spoken = [language for language, every in (("sw", 2), ("zh", 3)) if number % every == 0]
@@ -166,7 +166,7 @@ def translated_rows(count: int) -> list[dict[str, Any]]:
 
 
 def labelled_rows(count: int) -> list[dict[str, Any]]:
-    """Rows of one response with a label each; every third is undesirable."""
+    """Rows with one labelled response each; every third response is undesirable."""
     rows = example_rows(count)
     for number, row in enumerate(rows):
         chosen, rejected = row.pop("chosen"), row.pop("rejected")
@@ -175,7 +175,7 @@ def labelled_rows(count: int) -> list[dict[str, Any]]:
 
 
 def columns(out: Path, speed: bool = False) -> dict[str, list[float]]:
-    """Logged values by name, without the steps that lack them; those of speed, which never repeat, if asked for."""
+    """Logged values by name, without steps that lack them. Speed, which differs in every run, only if requested."""
     found: dict[str, list[float]] = {}
     for row in csv.DictReader((out / "metrics.csv").open()):
         for name, cell in row.items():
@@ -185,7 +185,7 @@ def columns(out: Path, speed: bool = False) -> dict[str, list[float]]:
 
 
 def metrics_rows(out: Path) -> list[dict[str, str]]:
-    """The rows of ``metrics.csv`` as they are written, without those of speed, which never repeat."""
+    """The rows of ``metrics.csv`` as written, without speed, which differs in every run."""
     rows = csv.DictReader((out / "metrics.csv").open())
     return [{name: cell for name, cell in row.items() if not name.startswith("speed/")} for row in rows]
 

@@ -1,7 +1,7 @@
-"""A GPU that is not there, to Triton: kernels are compiled for it up to PTX, and launched on the CPU.
+"""A GPU for Triton that does not exist: kernels are compiled for it up to PTX and launched on the CPU.
 
-Everything before the launch is Triton's own: how arguments become types, constants and alignments, and the
-compilation. So kernels run with what the code under test hands over, on CPU tensors.
+Everything before the launch is Triton's own: turning arguments into types, constants and alignments, and compiling. So
+a kernel gets exactly the arguments that the code under test passes, on CPU tensors.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from triton.backends.nvidia.compiler import CUDABackend  # type: ignore[import-u
 
 
 class _ToPtx(CUDABackend):  # type: ignore[misc]
-    """Triton's compiler, which stops before ptxas."""
+    """Triton's compiler, but stopping before ptxas."""
 
     def __init__(self, target: GPUTarget) -> None:
         super().__init__(target)
@@ -32,15 +32,15 @@ class _ToPtx(CUDABackend):  # type: ignore[misc]
         del stages["cubin"]
 
     def hash(self) -> str:
-        """Part of the key of Triton's cache, where a real device would look for more than PTX."""
+        """Part of the key of Triton's cache, so that a real device never finds these entries, which have only PTX."""
         return f"to-ptx-{self.target.arch}"
 
 
 class EmulatedGpu:
-    """What Triton asks of a driver, and what it finds out.
+    """The driver that Triton talks to, and a record of the launches.
 
     Attributes:
-        races: Those of all launches, in words.
+        races: Descriptions of the races in all launches.
         launches: Names of the kernels that ran, in order.
     """
 
@@ -51,20 +51,20 @@ class EmulatedGpu:
         self.utils = self
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Make it Triton's device, until the test is over."""
+        """Make this Triton's device until the test ends."""
         self.races.clear()
         self.launches.clear()
         nvidia = backends["nvidia"]
         monkeypatch.setitem(backends, "nvidia", Backend(compiler=_ToPtx, driver=nvidia.driver))
         monkeypatch.setattr(triton.runtime.driver, "_active", self)
 
-    # Questions of Triton
+    # Methods that Triton calls
 
     def get_current_target(self) -> GPUTarget:
         return GPUTarget("cuda", self.capability, ptx.LANES)
 
     def get_current_device(self) -> EmulatedGpu:
-        """Triton keeps what it compiled by this; nobody else's device is equal."""
+        """Triton looks up compiled kernels by this. No other device equals it."""
         return self
 
     def get_current_stream(self, device: EmulatedGpu) -> int:
@@ -74,7 +74,7 @@ class EmulatedGpu:
         return {"max_shared_mem": 48 * 1024}
 
     def load_binary(self, name: str, code: bytes, shared: int, device: EmulatedGpu) -> tuple[Any, ...]:
-        """Module, function, registers, spilled registers, most threads of a block."""
+        """Module, function, registers, spilled registers, largest number of threads in a block."""
         return self, ptx.Program(code.decode(), shared), 0, 0, 1024
 
     def launcher_cls(self, source: Any, metadata: Any) -> Callable[..., None]:
@@ -82,7 +82,7 @@ class EmulatedGpu:
         threads = metadata.num_warps * ptx.LANES
 
         def launch(x: int, y: int, z: int, stream: int, program: ptx.Program, *rest: Any) -> None:
-            handed = rest[-len(kinds) :]  # before them: metadata and hooks
+            handed = rest[-len(kinds) :]  # the arguments before these are metadata and hooks
             arguments = [value for value, kind in zip(handed, kinds, strict=True) if kind != "constexpr"]
             tensors = [value for value in arguments if isinstance(value, torch.Tensor)]
             bits = [value.data_ptr() if isinstance(value, torch.Tensor) else value for value in arguments]
@@ -94,7 +94,7 @@ class EmulatedGpu:
 
 
 def _bytes(tensor: torch.Tensor) -> tuple[int, np.ndarray[Any, np.dtype[np.uint8]]]:
-    """Where its storage begins, and the storage itself: what a kernel writes is in the tensor."""
+    """Address of the tensor's storage, and the storage itself, so that a kernel's writes reach the tensor."""
     storage = tensor.untyped_storage()
     kind = ctypes.c_uint8 * storage.nbytes()
     if storage.nbytes() == 0:

@@ -1,4 +1,4 @@
-"""Callbacks for tests of several processes: they end a run at a given place, or put a process at odds with others."""
+"""Callbacks for tests of several processes: they end a run at a given point, or make processes disagree."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _save = torch.save
 
 
 class Kill(Callback):
-    """Sends ``signal_number`` to its own process when micro-batch ``batch`` that it starts (from 0) does.
+    """Sends ``signal_number`` to its own process when that starts micro-batch ``batch`` (counted from 0).
 
-    Once: ``marker`` is a file that says it has been done.
+    It does so only once: ``marker`` is a file that says that it has.
 
     Args:
-        while_writing: In the middle of the first checkpoint after that instead: of the ``file`` (in a folder the one
-            that is written last), or of a ``part``, of which each process adds one to a folder.
-        rank: In this process alone; null takes all.
-        agent: The signal goes to the process that has started this one instead.
-        validating: ``batch`` counts those of validation.
+        while_writing: Send the signal later, while the next checkpoint is written: while the ``file`` is written
+            (in a folder, the one written last), or a ``part``, of which each process adds one to a folder.
+        rank: Only in this process; null means in all processes.
+        agent: Send the signal to the process that started this one instead.
+        validating: ``batch`` counts validation batches.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Kill(Callback):
         os.kill(os.getppid() if self.agent else os.getpid(), self.signal_number)
 
     def _save_half(self, content: Any, file: Any) -> None:
-        if isinstance(content, dict) != (self.while_writing == "file"):  # a part is made of tensors
+        if isinstance(content, dict) != (self.while_writing == "file"):  # a part consists of tensors
             return _save(content, file)
         with file if hasattr(file, "write") else Path(file).open("wb") as opened:
             opened.write(b"PK\x03\x04 and then the power went")
@@ -79,7 +79,7 @@ class Kill(Callback):
 
 
 class FullDisk(Callback):
-    """From micro-batch ``batch`` on, process ``rank`` can write no file of more than ``size`` bytes."""
+    """From micro-batch ``batch`` on, process ``rank`` cannot write a file of more than ``size`` bytes."""
 
     def __init__(self, batch: int, rank: int = 0, size: int = 50_000) -> None:
         self.batch = batch
@@ -92,22 +92,22 @@ class FullDisk(Callback):
 
 
 class Examples(Callback):
-    """Appends the ids of each micro-batch to ``path``, with the optimizer step that it is for."""
+    """Appends the ids of each micro-batch to ``path``, with the optimizer step that uses it."""
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        with self.path.open("a") as file:  # one write, so that processes do not mix their lines
+        with self.path.open("a") as file:  # a single write, so that the processes do not mix their lines
             file.write(f"{trainer.global_step} {' '.join(batch.ids)}\n")
 
 
 class OtherPrecision(Callback):
-    """Process ``rank`` has settled on bf16-mixed, whatever the others have."""
+    """Makes process ``rank`` use bf16-mixed, whatever the others use."""
 
     def __init__(self, rank: int = 1) -> None:
         self.rank = rank
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:  # before that of the module
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:  # runs before the method of the module
         if trainer.global_rank == self.rank:
             trainer.strategy.precision_plugin = MixedPrecision("bf16-mixed", "cpu")

@@ -1,8 +1,8 @@
-"""Runs command lines of ``lightning-mlc`` on two processes.
+"""Run commands of ``lightning-mlc`` on two processes.
 
-A process costs ten seconds before it trains, so tests of several processes share them: either one command after the
-other in the same processes (:func:`run_on_two`), or, where processes must die, in forks of one that has imported all
-(:func:`run_jobs`). The latter are started and watched by the agent that is inside ``torchrun``.
+A process takes ten seconds to start, so tests of several processes share them. Either one command follows the other in
+the same processes (:func:`run_on_two`), or, if processes must die, each command runs in forks of a process that has
+imported everything (:func:`run_jobs`). The agent of ``torchrun`` starts and watches these forks.
 """
 
 from __future__ import annotations
@@ -31,33 +31,33 @@ def run_on_two(commands: list[list[str]], scratch: Path, timeout: int = 900) -> 
 
 @dataclass(frozen=True)
 class Job:
-    """One start of a command."""
+    """A command to start."""
 
     command: list[str]
     processes: int = 2
-    """Two are started by an agent of ``torchrun``."""
+    """1, or 2: an agent of ``torchrun`` starts two processes."""
     slurm: bool = False
-    """They find in their environment what ``srun`` puts there instead."""
+    """Whether the processes get the environment of ``srun`` instead."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a job ended."""
+    """The end of a job."""
 
     status: int
-    """0; or that of the first process that was seen to fail, -9 after SIGKILL."""
+    """0, or the exit status of the first process that failed; -9 after SIGKILL."""
     signalled: int
-    """The signal that the agent itself was sent, and passed on; or 0."""
+    """The signal that the agent received and passed on, or 0."""
     left: int
-    """Processes that were still there when the agent was done."""
+    """Number of processes that still ran when the agent was done."""
     stderr: list[str]
-    """What each process wrote there."""
+    """Output of each process."""
 
 
 def run_jobs(jobs: list[Job], scratch: Path, timeout: int = 900) -> list[Ended]:
-    """Run ``jobs`` one after the other, each in processes of its own.
+    """Run ``jobs`` one after the other, each in new processes.
 
-    A process that waits for one that is dead waits half an hour (of gloo), and so outlasts ``timeout`` seconds.
+    A process that waits for a dead one waits for half an hour (a limit of gloo), and so exceeds ``timeout`` seconds.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     listed, ended = scratch / "jobs.json", scratch / "ended.json"
@@ -67,9 +67,9 @@ def run_jobs(jobs: list[Job], scratch: Path, timeout: int = 900) -> list[Ended]:
 
 
 def run_in_forks(work: Callable[[], Any], folder: Path, count: int = 2) -> list[Any]:
-    """What ``work`` gives, as JSON, in each of ``count`` forks of this process that are one gloo group.
+    """Return the results of ``work``, as JSON, in ``count`` forks of this process that form a gloo group.
 
-    It may compute forward only: autograd's threads do not survive a fork.
+    ``work`` may only run forward passes: autograd's threads do not survive a fork.
     """
     forks = [get_context("fork").Process(target=_fork, args=(work, rank, count, folder)) for rank in range(count)]
     for fork in forks:
@@ -88,7 +88,7 @@ def _fork(work: Callable[[], Any], rank: int, count: int, folder: Path) -> None:
     import torch
     from torch import distributed
 
-    torch.set_num_threads(1)  # those of OpenMP do not survive a fork either
+    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork either
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=count)
     (folder / f"{rank}.json").write_text(json.dumps(work()))
     distributed.destroy_process_group()
@@ -114,7 +114,7 @@ def _work(command: list[str]) -> None:
 
     from lightning_mlc.cli import main
 
-    # What a new process would have: Lightning reads its rank when it is imported, and signals end it.
+    # Restore the state of a new process: Lightning reads its rank when it is imported, and signals end the process.
     rank_zero_only.rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
@@ -186,7 +186,7 @@ def _run_under_agent(job: Job, logs: Path) -> tuple[int, int]:
 
 
 def _children() -> set[str]:
-    """Running processes that this one has started."""
+    """Return the running processes that this process has started."""
     tasks = Path("/proc/self/task").glob("*/children")
     return {
         child

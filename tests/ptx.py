@@ -1,21 +1,21 @@
-"""What compiled PTX computes, worked out by numpy: a GPU's code, run and checked without one.
+"""Emulate compiled PTX with numpy, to run and check the code of a GPU without a GPU.
 
-Between a kernel that is right in Triton's interpreter and one that is right on a GPU stands a compiler. It contracts
-products and sums into fused ones, lays data out over threads, and puts barriers where warps exchange it through
-shared memory. All of that can be read in the PTX, which a :class:`Program` runs instruction by instruction.
+A kernel may be right in Triton's interpreter and wrong on a GPU, because a compiler comes between the two. It fuses
+products and sums, lays data out over threads, and puts barriers where warps exchange data through shared memory. All of
+this can be read in the PTX, which a :class:`Program` runs instruction by instruction.
 
-Emulated: every thread of every block, in lockstep. Of threads that diverged, those with the smallest program counter
-go first, until they meet the others. Registers and memory hold bits, and what nobody wrote is all ones (NaN as a
-floating-point number, -1 as an integer). Addresses must lie in memory that was handed over, and be aligned; a
-barrier, a shuffle or a matrix product must be reached by all who take part. Between two barriers, data that goes
-through shared memory from one warp to another is a race. Lockstep does not provoke it, :class:`Races` finds it.
-Where several threads of a warp store to one place at once, PTX leaves open which value stays: it is drawn.
+Emulated: every thread of every block, in lockstep. If threads diverge, those with the smallest program counter run
+first, until they meet the others. Registers and memory hold bits. Memory that was never written holds ones only (NaN as
+a floating-point number, -1 as an integer). Addresses must be aligned and lie in memory that was passed in. All threads
+that take part in a barrier, a shuffle or a matrix product must reach it. If one warp writes shared memory and another
+reads it without a barrier between, that is a race. Lockstep hides its effect, but :class:`Races` detects it. If several
+threads of a warp store to one address at once, PTX does not define which value stays: one is drawn at random.
 
-Not emulated: time; the memory model beyond barriers, and races for global memory; what ptxas makes of the PTX (it may
-contract ``mul`` and ``add`` that carry no rounding mode); the error of approximations (``rsqrt.approx`` and the like
-are exact here) and that ``ftz`` takes subnormals for 0; the order of summation within a matrix product.
+Not emulated: time; the memory model beyond barriers, and races in global memory; the work of ptxas (it may fuse ``mul``
+and ``add`` without a rounding mode); errors of approximations (``rsqrt.approx`` and similar instructions are exact
+here); ``ftz``, which replaces subnormals by 0; the order of summation within a matrix product.
 
-Opcodes are those that our kernels compile to. Another one raises :class:`Unknown`, which names it.
+Only the opcodes of our kernels are supported. Any other raises :class:`Unknown`, which names it.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-Active = NDArray[np.bool_] | Literal[True]  # which threads take part; True for all is what numpy is fastest with
+Active = NDArray[np.bool_] | Literal[True]  # which threads take part; numpy is fastest with True for all
 Step = Callable[[Active], object]
 
-LANES = 32  # of a warp
+LANES = 32  # lanes of a warp
 _LITERAL = re.compile(r"(0[df])?(-?[0-9A-Fa-fx]+)")
 _ADDRESS = re.compile(r"\[\s*([%\w]+)\s*(?:\+\s*(-?\d+))?\s*\]")
 _TYPES: dict[str, type[np.generic]] = {
@@ -40,17 +40,17 @@ _TYPES: dict[str, type[np.generic]] = {
     **{f"{kind}{bits}": getattr(np, f"uint{bits}") for kind in "bu" for bits in (8, 16, 32, 64)},
     **{f"s{bits}": getattr(np, f"int{bits}") for bits in (8, 16, 32, 64)},
     **{f"f{bits}": getattr(np, f"float{bits}") for bits in (16, 32, 64)},
-    "bf16": np.uint16,  # numpy has no such type: bits, for conversions only
+    "bf16": np.uint16,  # numpy has no bfloat16: these are bits, for conversions only
     "bf16x2": np.uint32,
 }
 
 
 class Unknown(NotImplementedError):
-    """The program has something in it that is not emulated."""
+    """The program contains something that is not emulated."""
 
 
 class Fault(RuntimeError):
-    """The program does what a GPU does not allow, or leaves undefined."""
+    """The program does something that is forbidden or undefined on a GPU."""
 
 
 # --- Programs ---------------------------------------------------------------------------------------------------------
@@ -58,13 +58,13 @@ class Fault(RuntimeError):
 
 @dataclass(frozen=True)
 class Instruction:
-    """``@%p1 ld.global.v2.b64 {%rd1, %rd2}, [%rd3+8];`` taken apart."""
+    """An instruction such as ``@%p1 ld.global.v2.b64 {%rd1, %rd2}, [%rd3+8];``, split into its parts."""
 
     text: str
     opcode: str  # without types: ld.global.v2
     types: tuple[str, ...]  # b64
-    operands: tuple[str, ...]  # as written, braces and brackets included
-    guard: str | None  # %p1; with a ! before it if negated
+    operands: tuple[str, ...]  # as written, including braces and brackets
+    guard: str | None  # %p1, with a leading ! if it is negated
 
     @classmethod
     def parse(cls, text: str) -> Instruction:
@@ -78,31 +78,32 @@ class Instruction:
         return cls(text, opcode, tuple(word for word in words if word in _TYPES), tuple(operands), guard)
 
     def vector(self, position: int) -> list[str]:
-        """The registers of an operand, which may stand in braces."""
+        """The registers of an operand, which may be in braces."""
         return re.findall(r"[^{},\s]+", self.operands[position])
 
 
 class Program:
-    """One kernel, as PTX, to be run as often as one likes."""
+    """One kernel in PTX, which can be run any number of times."""
 
     def __init__(self, ptx: str, shared: int) -> None:
-        """Takes it apart.
+        """Parse the kernel.
 
         Args:
-            ptx: The text of a module with one kernel.
-            shared: Bytes of shared memory that a block has, all of them ``global_smem``.
+            ptx: Text of a module with one kernel.
+            shared: Bytes of shared memory in a block, all of them in ``global_smem``.
         """
         self.shared = shared
         self.instructions: list[Instruction] = []
         self.labels: dict[str, int] = {}
-        self.registers: dict[str, str] = {}  # name, or all of it but the number: type
+        self.registers: dict[str, str] = {}  # type by register name, or by the name without its number
         body = re.search(r"^\.visible \.entry (\w+)\((.*?)\).*?^\{(.*?)^\$L__func_end", ptx, re.DOTALL | re.MULTILINE)
         if body is None:
             raise Unknown("no kernel in this PTX")
         self.name, parameters, code = body.groups()
         self.parameters: list[str] = re.findall(r"(\w+)\s*(?:,|$)", parameters.strip())
         code = re.sub(r"//.*|^\s*\.loc\b.*", "", code, flags=re.MULTILINE)
-        # Braces around inline assembly, which begins with a register of its own, or ends where a line does.
+        # Braces around inline assembly: they begin with a register declaration of their own, or stand at the end of a
+        # line.
         code = re.sub(r"\{(?=\s*\.reg)|;\s*\}", ";", code)
         for statement in re.split(r";|(?<=:)\s", code):
             statement = statement.strip()
@@ -115,16 +116,16 @@ class Program:
                 self.instructions.append(Instruction.parse(statement))
 
     def run(self, grid: Sequence[int], threads: int, arguments: Sequence[int], memory: Memory) -> set[str]:
-        """Launch it.
+        """Launch the kernel.
 
         Args:
-            grid: Blocks along up to three axes. They run at the same time.
-            threads: Threads of each block.
-            arguments: Bits of the kernel's parameters. Those that are left out at the end are poison.
-            memory: What pointers among them point into.
+            grid: Number of blocks along up to three axes. All blocks run at the same time.
+            threads: Number of threads in each block.
+            arguments: Bits of the kernel's parameters. Missing ones at the end are poison.
+            memory: Memory that pointers among the arguments point to.
 
         Returns:
-            The races that were found, in words.
+            A description of each race.
         """
         with np.errstate(all="ignore"):
             return _Launch(self, grid, threads, arguments, memory).run()
@@ -134,7 +135,7 @@ class Program:
 
 
 class Memory:
-    """Arrays of bytes at their addresses. What lies between them is nobody's."""
+    """Arrays of bytes at their addresses. The space between them cannot be accessed."""
 
     def __init__(self, segments: Mapping[int, NDArray[np.uint8]]) -> None:
         self._segments = dict(segments)
@@ -142,7 +143,7 @@ class Memory:
             raise ValueError("a segment has to begin at a multiple of 16")
 
     def _cells(self, address: Array, kind: type[np.generic]) -> list[tuple[Array, Array, Array]]:
-        """For each segment: it as numbers, which of the addresses lie in it, and where."""
+        """For each segment: its numbers, which of the addresses lie in it, and at which index."""
         size = np.dtype(kind).itemsize
         cells = []
         found = 0
@@ -156,7 +157,7 @@ class Memory:
         return cells
 
     def load(self, address: Array, kind: type[np.generic]) -> Array:
-        """The number of each of (n,) addresses, which are multiples of its size."""
+        """The numbers at (n,) addresses, which are multiples of the number's size."""
         value = np.empty(len(address), kind)
         for data, mine, index in self._cells(address, kind):
             value[mine] = data[index]
@@ -168,13 +169,13 @@ class Memory:
 
 
 class Races:
-    """Who read and who wrote a cell of shared memory since the last barrier.
+    """The readers and writers of each cell of shared memory since the last barrier.
 
-    A race is a cell that one warp writes and another one reads or writes, with no barrier between. A write that
-    leaves in the cell what is there already is none: compilers let several warps store the same value.
+    A race is a cell that one warp writes and another one reads or writes, without a barrier between. A write that does
+    not change the cell is no race: compilers let several warps store the same value.
     """
 
-    _NOBODY, _SEVERAL = -1, -2  # or the number of the only warp
+    _NOBODY, _SEVERAL = -1, -2  # otherwise the number of the only warp
 
     def __init__(self, cells: int) -> None:
         self.found: set[str] = set()
@@ -182,13 +183,13 @@ class Races:
         self._writers = np.full(cells, self._NOBODY)
 
     def read(self, cell: Array, warp: Array, text: str) -> None:
-        """(n,) cells are read by (n,) warps."""
+        """Record that (n,) warps read (n,) cells."""
         if self._others(self._writers, cell, warp).any():
             self.found.add(f"read after another warp's write: {text}")
         self._note(self._readers, cell, warp)
 
     def write(self, cell: Array, warp: Array, changed: Array, disputed: Array, text: str) -> None:
-        """(n,) cells are written by (n,) warps; those where that changes something, or where not all agree."""
+        """Record that (n,) warps write (n,) cells. A write that changes nothing counts only if the warps disagree."""
         for earlier, name in ((self._readers, "read"), (self._writers, "write")):
             if (self._others(earlier, cell, warp) & changed).any():
                 self.found.add(f"write after another warp's {name}: {text}")
@@ -205,9 +206,9 @@ class Races:
         return other
 
     def _note(self, known: Array, cell: Array, warp: Array) -> Array:
-        """Which of the cells are now known to be of several warps."""
+        """Note the warps at the cells, and return which cells now belong to several warps."""
         known[cell] = np.where(self._others(known, cell, warp), self._SEVERAL, warp)
-        # Several may have come at once, of which the last one is noted.
+        # Several warps may have noted themselves at once, of which the last one stays.
         several = known[cell] != warp
         known[cell[several]] = self._SEVERAL
         shared: Array = known[cell] == self._SEVERAL
@@ -218,9 +219,9 @@ class Races:
 
 
 def _fused(first: Array, second: Array, third: Array) -> Array:
-    """``first * second + third``, rounded once: exact but for a second rounding, of a longer type to this one.
+    """``first * second + third``, rounded once. A longer type is used, so a second rounding to this type remains.
 
-    That of float64 has 11 bits more on x86, enough to tell a fused operation from two.
+    For float64 the longer type has 11 more bits on x86, enough to distinguish a fused operation from two operations.
     """
     wide = np.longdouble if first.dtype == np.float64 else np.float64
     result: Array = (np.multiply(first, second, dtype=wide) + third).astype(first.dtype)
@@ -228,7 +229,7 @@ def _fused(first: Array, second: Array, third: Array) -> Array:
 
 
 def _shifted_left(value: Array, amount: Array) -> Array:
-    """PTX fills up with zeros beyond the width; C and numpy leave it undefined."""
+    """Shift. Beyond the width PTX fills with zeros, whereas C and numpy leave the result undefined."""
     bits = value.dtype.itemsize * 8
     moved: Array = value << np.minimum(amount, bits - 1).astype(value.dtype)
     return moved if np.all(amount < bits) else np.where(amount < bits, moved, value.dtype.type(0))
@@ -241,7 +242,7 @@ def _shifted_right(value: Array, amount: Array) -> Array:
 
 
 def _bit_field(value: Array, first: Array, length: Array) -> Array:
-    """``length`` bits from ``first`` on, extended by their sign if the type has one."""
+    """``length`` bits from ``first`` on, sign-extended if the type is signed."""
     bits = value.dtype.itemsize * 8
     if (first + length > bits).any():
         raise Unknown("bits beyond the last one")
@@ -249,7 +250,7 @@ def _bit_field(value: Array, first: Array, length: Array) -> Array:
 
 
 class _Rule(NamedTuple):
-    """A function of each thread's registers. Types are the instruction's own (=), twice as wide (+) or named."""
+    """An instruction that computes from each thread's registers. Types are its own (=), twice as wide (+), or named."""
 
     function: Callable[..., Any]
     sources: str
@@ -270,7 +271,7 @@ _RULES: dict[str, _Rule] = {
     "fma.rn": _Rule(_fused, "= = ="),
     "div.rn": _Rule(np.divide, "= ="),
     "rem": _Rule(np.fmod, "= ="),
-    "min": _Rule(np.fmin, "= ="),  # of a number and NaN: the number
+    "min": _Rule(np.fmin, "= ="),  # of a number and NaN, the number
     "max": _Rule(np.fmax, "= ="),
     "neg": _Rule(np.negative, "="),
     "abs": _Rule(np.abs, "="),
@@ -289,7 +290,7 @@ _RULES: dict[str, _Rule] = {
     "popc": _Rule(np.bitwise_count, "=", "u32"),
     "selp": _Rule(lambda a, b, chosen: np.where(chosen, a, b), "= = pred"),
     "setp.eq": _Rule(np.equal, "= =", "pred"),
-    "setp.ne": _Rule(lambda a, b: (a < b) | (a > b), "= =", "pred"),  # false for NaN, as all but those on u
+    "setp.ne": _Rule(lambda a, b: (a < b) | (a > b), "= =", "pred"),  # False for NaN
     "setp.lt": _Rule(np.less, "= =", "pred"),
     "setp.le": _Rule(np.less_equal, "= =", "pred"),
     "setp.gt": _Rule(np.greater, "= =", "pred"),
@@ -311,14 +312,14 @@ def _wider(kind: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def _rounded_to_bf16(value: Array) -> Array:
-    """Bits of float32, rounded to nearest, ties to even; NaN stays NaN."""
+    """Bits of bfloat16 from bits of float32, rounded to nearest, ties to even; NaN stays NaN."""
     bits = value.view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
     return np.where(np.isnan(value), np.uint32(0x7FFF), rounded).astype(np.uint16)
 
 
 def _converted(sources: Sequence[Array], to: str, origin: str) -> Array:
-    """One number, or the two of a pair, the upper one first, as ``to``."""
+    """Convert one number, or the two of a pair (the upper one first), to type ``to``."""
     if to == "bf16x2" and origin == "f32":
         upper, lower = (_rounded_to_bf16(source).astype(np.uint32) for source in sources)
         return upper << np.uint32(16) | lower
@@ -346,9 +347,9 @@ class _Jump(NamedTuple):
 
 
 class _Launch:
-    """Registers and memory of all threads, and the program bound to them: one step of numpy for each instruction.
+    """Registers and memory of all threads, with the program: numpy runs each instruction for all threads at once.
 
-    A register is an array over threads, of block after block.
+    A register is an array over the threads of all blocks, block after block.
     """
 
     def __init__(
@@ -371,7 +372,7 @@ class _Launch:
         self.arguments = dict(zip(program.parameters, arguments, strict=False))
         self.registers: dict[str, Array] = {}
 
-        # Blocks one behind the other in one array; races are looked for at the smallest size that is accessed.
+        # All blocks one after the other in one array. Races are detected in units of the smallest accessed size.
         self.pitch = -(-program.shared // 16) * 16
         self.shared = Memory({0: np.full(blocks * self.pitch, 0xFF, np.uint8)})
         self.shared_begin = block.astype(np.int64) * self.pitch
@@ -384,7 +385,7 @@ class _Launch:
 
     def run(self) -> set[str]:
         end = len(self.code)
-        waiting: dict[int, Array] = {0: np.ones(self.count, bool)}  # program counter: threads
+        waiting: dict[int, Array] = {0: np.ones(self.count, bool)}  # threads by program counter
         while waiting:
             counter = min(waiting)
             mask = waiting.pop(counter)
@@ -408,7 +409,7 @@ class _Launch:
     # Operands
 
     def _register(self, name: str) -> Array:
-        """Its bits, unsigned."""
+        """(threads,) bits of a register, unsigned."""
         if name not in self.registers:
             kind = self.program.registers.get(name) or self.program.registers.get(name.rstrip("0123456789"))
             if kind is None:
@@ -418,7 +419,7 @@ class _Launch:
         return self.registers[name]
 
     def _source(self, name: str, kind: str) -> Array:
-        """(threads,) values of a register, or () a constant."""
+        """(threads,) values of a register, or a () constant."""
         dtype = np.dtype(_TYPES[kind])
         if name in self.constants:
             return self.constants[name].view(dtype)
@@ -437,7 +438,7 @@ class _Launch:
         return np.array(bits % (1 << width), f"u{dtype.itemsize}").view(dtype)
 
     def _target(self, name: str, kind: str) -> Array:
-        """(threads,) registers to be written. One that is wider than the type is extended, by the type's sign."""
+        """(threads,) registers to write to. A value is sign-extended if the register is wider than a signed type."""
         register = self._register(name)
         dtype = np.dtype(_TYPES[kind])
         return register.view(dtype if dtype.itemsize == register.itemsize else f"{dtype.kind}{register.itemsize}")
@@ -445,7 +446,7 @@ class _Launch:
     # Instructions
 
     def _bound(self, instruction: Instruction) -> Step | _Jump:
-        """What to do for it, and with which registers."""
+        """The function for an instruction, and its registers."""
         try:
             guard = self._guard(instruction.guard)
             if instruction.opcode in ("bra", "bra.uni"):
@@ -508,7 +509,7 @@ class _Launch:
         return lambda active: np.copyto(target, function(*sources), where=active)
 
     def _move(self, instruction: Instruction) -> Step:
-        """From register to register, or of the halves of one: the first is the lower one."""
+        """Move from register to register, or between a register and its halves, the lower one first."""
         kind = instruction.types[0]
         targets, sources = instruction.vector(0), instruction.vector(1)
         if len(targets) == len(sources) == 1:
@@ -533,7 +534,7 @@ class _Launch:
         to, origin = instruction.types
         target = self._target(instruction.operands[0], to)
         sources = [self._source(name, origin) for name in instruction.operands[1:]]
-        _converted(sources, to, origin)  # raises now what it does not know
+        _converted(sources, to, origin)  # raises now if the opcode is not supported
         return lambda active: np.copyto(target, _converted(sources, to, origin), where=active)
 
     def _parameter(self, instruction: Instruction) -> Step:
@@ -557,7 +558,7 @@ class _Launch:
     def _store(self, instruction: Instruction) -> Step:
         kind = _TYPES[instruction.types[0]]
         names = instruction.vector(1)
-        # What is stored may be the lower part of a register.
+        # The stored value may be the lower part of a register.
         sources = [
             self._register(name) if name.startswith("%") else self._source(name, instruction.types[0]) for name in names
         ]
@@ -571,7 +572,7 @@ class _Launch:
         return step
 
     def _access(self, instruction: Instruction, operand: str, length: int) -> Callable[[Active], tuple[Array, Array]]:
-        """Who takes part; (length, threads) addresses of the vector's elements."""
+        """Active threads, and (length, threads) addresses of the vector's elements."""
         size = np.dtype(_TYPES[instruction.types[0]]).itemsize
         shared = ".shared" in instruction.opcode
         base, offset = self._address(operand, shared)
@@ -587,7 +588,7 @@ class _Launch:
         return access
 
     def _address(self, operand: str, shared: bool) -> tuple[Array, int]:
-        """Register or constant, and what is added to it."""
+        """Register or constant, plus an offset."""
         match = _ADDRESS.fullmatch(operand)
         if match is None:
             raise Unknown(f"address {operand}")
@@ -597,7 +598,7 @@ class _Launch:
         return self.everyone if active is True else np.flatnonzero(active)
 
     def _loaded(self, instruction: Instruction, threads: Array, addresses: Array) -> Array:
-        """What stands at (k, threads) addresses, in the memory and of the type that the instruction names."""
+        """Load from (k, threads) addresses, in the memory and with the type that the instruction names."""
         kind = _TYPES[instruction.types[0]]
         if ".shared" not in instruction.opcode:
             found: Array = self._tried(instruction, self.memory.load, addresses.reshape(-1), kind)
@@ -607,7 +608,7 @@ class _Launch:
         return self.shared.load(where, kind).reshape(addresses.shape)
 
     def _put(self, instruction: Instruction, threads: Array, addresses: Array, values: Array) -> None:
-        """Stores (k, threads) values. Which of several at one place stays is left open by PTX, so it is drawn."""
+        """Store (k, threads) values. If several go to one address, PTX does not define which stays, so one is drawn."""
         values = values.reshape(-1)
         if ".shared" not in instruction.opcode:
             self._tried(instruction, self.memory.store, addresses.reshape(-1), values)
@@ -621,14 +622,14 @@ class _Launch:
         self.races.write(cell, warp, np.repeat(changed, parts), np.repeat(disputed, parts), instruction.text)
 
     def _tried(self, instruction: Instruction, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Its result; what goes wrong is told with the instruction."""
+        """Run an instruction and return its result. Errors name the instruction."""
         try:
             return function(*arguments)
         except Fault as error:
             raise Fault(f"{error}: {instruction.text}") from error
 
     def _in_blocks(self, instruction: Instruction, threads: Array, addresses: Array) -> tuple[Array, Array, Array]:
-        """(k, threads) addresses of shared memory: where among those of all blocks; which cells, of which warps."""
+        """For (k, threads) addresses of shared memory: index into the memory of all blocks, cells, and warps."""
         size = np.dtype(_TYPES[instruction.types[0]]).itemsize
         if ((addresses < 0) | (addresses > self.program.shared - size)).any():
             raise Fault(f"outside of shared memory: {instruction.text}")
@@ -641,14 +642,14 @@ class _Launch:
         return where, cell.reshape(-1), np.repeat(warp, parts)
 
     def _matrix(self, instruction: Instruction, stored: bool, turned: bool) -> Step:
-        """8 x 8 matrices of 16 bits, between shared memory and a warp.
+        """Move 8 x 8 matrices of 16-bit elements between shared memory and a warp.
 
-        Row r of matrix m is 16 bytes at the address that lane 8 m + r names. A lane has two neighbours of a row
-        (of a column if turned) in a register for each matrix.
+        Row r of matrix m is 16 bytes at the address that lane 8 m + r holds. For each matrix, a lane has a register
+        with two neighbours in a row (in a column if transposed).
         """
         names = instruction.vector(1 if stored else 0)
         registers = [self._register(name).view(np.uint16).reshape(self.count, 2) for name in names]
-        access = self._access(instruction, instruction.operands[0 if stored else 1], 8)  # 16 bytes, aligned
+        access = self._access(instruction, instruction.operands[0 if stored else 1], 8)  # aligned 16 bytes
         lane = self.lane.astype(np.intp)
 
         def step(active: Active) -> None:
@@ -670,12 +671,12 @@ class _Launch:
         return step
 
     def _product(self, instruction: Instruction, rows: int, depth: int) -> Step:
-        """(rows, depth) @ (depth, 8) + (rows, 8), float64, shared out over a warp as PTX tells."""
+        """(rows, depth) @ (depth, 8) + (rows, 8) in float64, distributed over a warp as PTX defines."""
         group, place = np.divmod(np.arange(LANES), 4)
         bands = rows // 8
 
         def fragment(count: int, row: Callable[[int], Array], column: Callable[[int], Array]) -> tuple[Array, Array]:
-            """Row and column of each register (first axis) of each lane (second axis)."""
+            """Row and column of each register (first axis) in each lane (second axis)."""
             return np.stack([row(i) for i in range(count)]), np.stack([column(i) for i in range(count)])
 
         left = fragment(rows * depth // LANES, lambda i: group + i % bands * 8, lambda i: place + i // bands * 4)
@@ -685,7 +686,7 @@ class _Launch:
         sources = [[self._source(name, "f64") for name in instruction.vector(at)] for at in (1, 2, 3)]
 
         def whole(parts: list[Array], where: tuple[Array, Array], shape: tuple[int, int]) -> Array:
-            """(warps, *shape) of registers."""
+            """(warps, *shape) from registers."""
             matrix = np.empty((self.count // LANES, *shape))
             matrix[:, *where] = np.stack(parts).reshape(len(parts), -1, LANES).swapaxes(0, 1)
             return matrix
@@ -701,7 +702,7 @@ class _Launch:
         return step
 
     def _shuffle(self, instruction: Instruction, butterfly: bool) -> Step:
-        """Every lane's number is that of another lane of its warp."""
+        """Each lane gets the number of another lane in its warp."""
         name, origin, other, *clamp = instruction.operands
         if clamp != ["31", "-1"]:
             raise Unknown("shuffle within a part of a warp")
@@ -738,7 +739,7 @@ class _Launch:
         return step
 
     def _together(self, active: Active, size: int, instruction: Instruction) -> None:
-        """Of each warp, or block, either all take part or nobody."""
+        """Check that, in each warp or block, either all threads take part or none."""
         if active is not True:
             groups = active.reshape(-1, size)
             if (groups.any(axis=1) != groups.all(axis=1)).any():

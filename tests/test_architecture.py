@@ -1,4 +1,4 @@
-"""Which package imports which. Dependencies point one way: no circle, and nothing imports what stands above it."""
+"""Which package imports which. Dependencies point one way: there is no cycle, and no package imports one above it."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ MAY_IMPORT = {
     },
     "cli": {"commands", "progress"},
     "__main__": {"cli"},
-    # Former names, which stand in users' configurations.
+    # Former names, which users' configurations may contain.
     "schedules": {"training"},
     "sharding": {"distributed"},
 }
-"""What each package may import, besides the modules of the ground."""
+"""The packages that each package may import, in addition to the modules of GROUND."""
 
 
 def modules() -> dict[str, Path]:
@@ -72,7 +72,7 @@ MODULES = modules()
 
 
 def imported_by(module: str) -> set[str]:
-    """Modules of ours that ``module`` imports anywhere, for types only and inside functions, too."""
+    """Our modules that ``module`` imports anywhere, including imports for types and inside functions."""
     found = set()
     for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module is not None:
@@ -84,7 +84,7 @@ def imported_by(module: str) -> set[str]:
 
 
 def room(module: str) -> str:
-    """The package or module at the top of ``lightning_mlc`` that ``module`` belongs to."""
+    """The package or top-level module of ``lightning_mlc`` that ``module`` belongs to."""
     return [*module.split("."), "__init__"][1]
 
 
@@ -103,13 +103,13 @@ def test_a_package_imports_only_what_the_table_says(package: str) -> None:
     if package in GROUND:
         assert used <= GROUND
     else:
-        # Equal, so that the table does not allow what nothing needs.
+        # Equality, so that the table allows nothing that is not needed.
         assert used - GROUND == MAY_IMPORT[package]
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:
     graph = {module: imported_by(module) - {module} for module in MODULES}
-    list(TopologicalSorter(graph).static_order())  # raises CycleError and names the circle
+    list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the cycle
 
 
 def test_the_kernels_import_nothing_of_the_rest() -> None:
@@ -119,9 +119,9 @@ def test_the_kernels_import_nothing_of_the_rest() -> None:
 
 
 LONGEST = {ast.Module: 400, ast.ClassDef: 300, ast.FunctionDef: 60, ast.AsyncFunctionDef: 60}
-"""Most lines of a file, a class and a function. Docstrings of classes and functions do not count."""
+"""Largest number of lines of a file, a class and a function. Docstrings of classes and functions do not count."""
 TABLES = {"lightning_mlc.evaluation.judges.phrases", "mlc_kernels.loss_kernels"}
-"""Not measured: phrases by language, and kernels, which Triton compiles as one function."""
+"""Exceptions: a table of phrases by language, and kernels, which Triton compiles as one function."""
 
 
 def lines_of(node: ast.AST, text: str) -> int:
@@ -151,7 +151,7 @@ def test_files_classes_and_functions_are_short() -> None:
 
 
 def test_references_in_docstrings_lead_somewhere() -> None:
-    """Those with a whole path, as in ``:func:`lightning_mlc.sources.load_config```."""
+    """Check references with a full path, such as ``:func:`lightning_mlc.sources.load_config```."""
     whole = re.compile(r":(?:mod|class|func|meth):`~?((?:lightning_mlc|mlc_kernels)\.[\w.]+)`")
     found = {name for path in MODULES.values() for name in whole.findall(path.read_text(encoding="utf-8"))}
     assert len(found) > 30

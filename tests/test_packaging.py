@@ -1,4 +1,4 @@
-"""What is installed: both packages, the recipes and the sample, from a wheel as from a clone."""
+"""An installation has both packages, the recipes and the sample, from a wheel and from a clone."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("setuptools", minversion="77")  # torch brings one, and has its own mind on which
+    pytest.importorskip("setuptools", minversion="77")  # torch brings setuptools, and limits its version
     folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"  # setuptools leaves build/ and egg-info where it builds
+    source = folder / "source"  # setuptools writes build/ and egg-info into the folder that it builds from
     files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
     if files.returncode != 0:
         pytest.skip("needs the git checkout, to tell the project's files from others")
@@ -56,7 +56,7 @@ def test_wheel_holds_both_packages_and_what_the_quickstart_needs(wheel: Path) ->
 
 
 def test_what_is_imported_is_declared(wheel: Path) -> None:
-    """Not only what something else happens to bring."""
+    """Imported packages must be declared as dependencies, and not only come with other packages."""
     with zipfile.ZipFile(wheel) as file:
         metadata = next(name for name in file.namelist() if name.endswith(".dist-info/METADATA"))
         required = re.findall(r"^Requires-Dist: ([\w.-]+)(.*)", file.read(metadata).decode(), re.MULTILINE)
@@ -64,7 +64,7 @@ def test_what_is_imported_is_declared(wheel: Path) -> None:
     extras = {name.lower() for name, rest in required if "extra ==" in rest}
     of_bench = {name.lower() for name, rest in required if re.search("extra == .bench", rest)}
     ours = {"lightning_mlc", "mlc_kernels", "benchmarks"}
-    optional = {"vllm"}  # with which one evaluates faster; it wants an environment of its own
+    optional = {"vllm"}  # vllm makes evaluation faster, but needs its own environment
     for folder, declared in (("lightning_mlc", base | extras), ("kernels", base), ("benchmarks", base | of_bench)):
         imported = set()
         for path in (ROOT / folder).rglob("*.py"):

@@ -1,4 +1,4 @@
-"""The emulator itself, on programs short enough to follow by hand."""
+"""Tests of the emulator itself, with programs short enough to follow by hand."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 import ptx
 import pytest
 
-OUT = 0x1000  # where results go: one number for each thread
+OUT = 0x1000  # address of the results: one number for each thread
 
 
 def run(body: str, dtype: str = "i4", threads: int = 64, blocks: int = 1) -> tuple[np.ndarray, set[str]]:
-    """What each thread leaves in ``%r9`` (``%rd9`` for types of 8 bytes), and the races."""
+    """Run a program, and return the value of ``%r9`` in each thread (``%rd9`` for types of 8 bytes), and the races."""
     wide = np.dtype(dtype).itemsize == 8
     text = f"""
 .visible .entry kernel(
@@ -84,7 +84,7 @@ def test_several_warps_may_store_the_same_value() -> None:
 
 
 def test_threads_diverge_and_meet() -> None:
-    """Every thread counts to the last digit of its number, which not all reach at once."""
+    """Thread n loops n % 8 times, so the threads leave the loop at different times."""
     found, _ = run("""
 	mov.b32 	%r9, 0;
 	and.b32 	%r14, %r10, 7;
@@ -102,14 +102,14 @@ $L__BB0_2:
 
 
 def test_fused_rounds_once() -> None:
-    """x * x minus its rounded self is what was rounded off, and 0 only if the product itself is rounded."""
+    """x * x minus its rounded value is the rounding error. It is 0 unless the operations are fused."""
     x = np.float64(0.1)
     bits = f"0d{x.view(np.uint64):016X}"
     product = f"\tmov.b64 \t%rd1, {bits};\n\tmul.f64 \t%rd2, %rd1, %rd1;\n\tneg.f64 \t%rd3, %rd2;\n"
     found, _ = run(product + "\tfma.rn.f64 \t%rd9, %rd1, %rd1, %rd3;", "f8")
     lost = Fraction(float(x)) ** 2 - Fraction(float(x * x))
     assert lost != 0
-    # To the bits that the longer type has more than float64.
+    # To the precision of the longer type, which has more bits than float64.
     assert found == pytest.approx(float(lost), rel=2.0**-8, abs=0)
     assert (run(product + "\tadd.f64 \t%rd9, %rd2, %rd3;", "f8")[0] == 0).all()
 
@@ -128,7 +128,7 @@ def test_conversion_to_bfloat16_rounds_to_even() -> None:
         found, _ = run(f"\tmov.b32 \t%r1, {bits};\n\tcvt.rn.bf16x2.f32 \t%r9, %r1, %r1;", "u4")
         expected = torch.tensor(value).to(torch.bfloat16).view(torch.int16).item() & 0xFFFF
         if np.isnan(value):
-            expected = 0x7FFF  # any NaN would do; this is that of a GPU
+            expected = 0x7FFF  # any NaN would do; this is the one that a GPU returns
         assert (found == expected * 0x10001).all()
 
 

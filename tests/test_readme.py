@@ -1,4 +1,4 @@
-"""The README: its commands are those that are run, its links lead somewhere."""
+"""The README and the docs: shown commands are valid, and links lead somewhere."""
 
 from __future__ import annotations
 
@@ -51,18 +51,18 @@ def test_commands_shown_are_ones_that_parse(page: Path, tmp_path: Path, monkeypa
         if words[1] not in COMMANDS or words[1] == "export":
             continue
         if words[1] == "evaluate":
-            if words[2] != "--config":  # which names a file of the user's
+            if words[2] != "--config":  # its value names a user's file
                 evaluation.parse(words[2:])
             continue
         assert any(word.split("=")[-1] in shipped_configs() for word in words), command
         with pytest.raises(SystemExit) as stop:
-            # `estimate` takes the options of `fit`.
+            # `estimate` takes the options of `fit`
             run(["fit" if words[1] == "estimate" else words[1], *words[2:], "--print_config"])
         assert stop.value.code == 0, command
 
 
 def test_map_of_the_code_is_the_code() -> None:
-    """Every module is on the map, and the map has none that is gone."""
+    """The map in docs/architecture.md names every module, and no module that does not exist."""
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     one_batch, packages = text.split("## Packages")
     named = set(re.findall(MODULE, packages))
