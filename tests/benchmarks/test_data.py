@@ -1,4 +1,4 @@
-"""The benchmark of data preparation: its rows, memory of a tree of processes, and what is concluded."""
+"""The benchmark of data preparation: its rows, the memory of a tree of processes, and the summary."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_memory_of_a_child_counts() -> None:
     with subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        assert 30e6 < anonymous_bytes(process.pid) < 80e6  # and two interpreters
+        assert 30e6 < anonymous_bytes(process.pid) < 80e6  # plus two interpreters
         process.communicate()
     assert anonymous_bytes(process.pid) == 0
 

@@ -1,4 +1,4 @@
-"""The benchmark of scaling: a case is run and measured through the command, and tables say what was."""
+"""The benchmark of scaling: the command runs and measures a case, and tables show the results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.scaling import measure_run, plot, size_of, tables
 def test_a_case_is_measured(tmp_path: Path) -> None:
     found = measure_run(save_model(tmp_path / "model"), 1, (), 2, tmp_path / "run")
     assert len(found["steps"]) == 2
-    # No figure is known beforehand, but each is there.
+    # No figure is known in advance, but each must exist.
     assert found.keys() >= {"tokens_per_second", "save_seconds", "load_seconds", "export_seconds", "peak_bytes"}
     assert found["checkpoint_bytes"] == size_of(tmp_path / "run" / "timed.ckpt") > 100_000
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()

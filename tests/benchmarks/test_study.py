@@ -1,4 +1,4 @@
-"""A study: the grid is checked first, work is shared and goes on, and its figures are those counted by hand."""
+"""A study: the grid is checked first, work is shared and resumed, and figures match those computed by hand."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_no_prompt_is_on_both_sides(tmp_path: Path, tiny_model: Path) -> None:
     }
     assert not prompts["train"] & prompts["heldout"]
     assert prompts["train"] | prompts["heldout"] == {row["prompt"]["en"] for row in rows}
-    assert first.rows["heldout"] in (8, 9)  # a prompt that stands there twice is held out twice
+    assert first.rows["heldout"] in (8, 9)  # a prompt that occurs twice is held out twice
     assert first.rows["train"] + first.rows["heldout"] == 30
     again = split_rows(str(write_jsonl(tmp_path / "b.jsonl", rows[:20])), settings, "en", chat, tmp_path / "b")
     turned = split_rows(str(write_jsonl(tmp_path / "c.jsonl", rows[19::-1])), settings, "en", chat, tmp_path / "c")
@@ -178,7 +178,7 @@ def test_rows_of_another_study_are_not_written_over(tmp_path: Path, tiny_model: 
 
 
 def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """The command in a process group of its own."""
+    """Start the command in a new process group."""
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")]),
@@ -204,7 +204,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 600) -> None:
 
 @pytest.mark.slow
 def test_two_processes_finish_what_was_killed(tmp_path: Path, tiny_model: Path) -> None:
-    """One is killed in the middle of a training; two others go on and share out the rest."""
+    """One process is killed during training; two others resume and divide the remaining work."""
     data, out = write_jsonl(tmp_path / "pairs.jsonl", example_rows(12)), tmp_path / "out"
     slow = {**TINY["fit"], "trainer.max_steps": 60}
     grid = write_grid(tmp_path / "grid.yaml", fit=slow)
@@ -214,7 +214,7 @@ def test_two_processes_finish_what_was_killed(tmp_path: Path, tiny_model: Path) 
     wait_for(lambda: bool(list(run.glob("checkpoints/step=*.ckpt"))) or killed.poll() is not None)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
-    wait_for(lambda: not is_claimed(run.parent / "lock"))  # so ended what it had begun, too
+    wait_for(lambda: not is_claimed(run.parent / "lock"))  # its training has ended too
     assert not (run.parent / "measured.json").exists()
     before = speed_by_step(run)
     both = start([*arguments, "--processes=2"], tmp_path / "both.log")
@@ -241,7 +241,7 @@ def test_two_processes_finish_what_was_killed(tmp_path: Path, tiny_model: Path) 
 
 
 def speed_by_step(run: Path) -> dict[int, float]:
-    """Tokens per second of each step: a second training would not measure the same."""
+    """Return the tokens per second of each step, which a repeated training would not reproduce."""
     with (run / "metrics.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if None not in row.values()]
     return {int(row["step"]): float(row["speed/tokens_per_second"]) for row in rows}
@@ -277,7 +277,7 @@ def test_a_claim_excludes_others(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("freedom", "quantile"), [(1, 12.7062), (2, 4.3027), (4, 2.7764), (30, 2.0423), (1e4, 1.9602)])
 def test_student_quantile(freedom: float, quantile: float) -> None:
-    """From the tables in textbooks."""
+    """Values from textbook tables."""
     assert student_quantile(0.95, freedom) == pytest.approx(quantile, abs=1e-3)
 
 
@@ -287,7 +287,7 @@ def test_interval_by_hand() -> None:
     half = math.sqrt((9 + 4 - 1) / 4) * student_quantile(0.95, 12**2 / (9**2 + 4**2 + 1**2))
     found = interval(SeedFigure(parts.mean(1), parts))
     assert found == pytest.approx((3.0, 3.0 - half, 3.0 + half))
-    # Where seeds are alike, prompts alone count, and the other way round.
+    # If seeds are alike, only prompts count, and vice versa.
     alike = torch.tensor([[1.0, 3.0], [1.0, 3.0]], dtype=torch.float64)
     assert interval(SeedFigure(alike.mean(1), alike)).high == pytest.approx(2 + 12.7062, abs=1e-3)
     one = interval(SeedFigure(alike[:1].mean(1), alike[:1]))
@@ -296,7 +296,7 @@ def test_interval_by_hand() -> None:
 
 
 def test_intervals_cover_what_they_say() -> None:
-    """Three seeds and twenty prompts, both of which vary: the mean is inside in some 95 of 100 draws."""
+    """Three seeds and twenty prompts that both vary: the true mean is in the interval in about 95 of 100 draws."""
     generator = torch.Generator().manual_seed(0)
     inside = 0
     for _ in range(400):
@@ -320,7 +320,8 @@ def test_pseudo_values_of_a_mean_are_the_numbers() -> None:
 
 
 def measured(chosen: list[list[float]], margin: list[list[float]]) -> dict[str, Any]:
-    """Of two prompts in two languages: all responses have 10 tokens, the rejected ones a log-probability of -20."""
+    """Measurements of two prompts in two languages. All responses have 10 tokens; rejected ones have log-probability
+    -20."""
     return {
         "languages": ["en", "sw"],
         "chosen": [[[logp, 10] for logp in row] for row in chosen],
@@ -366,16 +367,16 @@ def test_figures_are_those_counted_by_hand(study: Path) -> None:
     assert levels["dpo", "reward accuracy", "worst"] == 0.0
     assert levels["dpo", "reward margin", "en"] == 3.0  # (2 + 4) / 2
     assert levels["dpo", "reward margin", "mean"] == 1.0  # (3 - 1) / 2
-    assert levels["dpo", "NLL of chosen responses", "mean"] == pytest.approx(1.7)  # in English alone
+    assert levels["dpo", "NLL of chosen responses", "mean"] == pytest.approx(1.7)  # only in English
     assert levels["dpo", "refusal margin", "sw"] == 0.0
     assert levels["dpo", "explained variance, last layer", "mean"] == pytest.approx(0.6)
     assert levels["dpo", "invalid, judged by refusal", "mean"] == 0.0
-    assert levels["dpo", "safe, judged by refusal", "mean"] == 0.5  # all in English, none of the one in Swahili
+    assert levels["dpo", "safe, judged by refusal", "mean"] == 0.5  # all in English, and none of the one in Swahili
     assert levels["dpo", "ordinary prompts declined, judged by refusal", "sw"] == 1.0
-    assert levels["dpo", "agreement (PAG) of margins", "all"] == 0.5  # of the second prompt alone
+    assert levels["dpo", "agreement (PAG) of margins", "all"] == 0.5  # of the second prompt only
     changes = {(f["cell"], f["against"], f["measure"], f["scope"]): f for f in results["differences"]}
     change = changes["dpo-mlc", "dpo", "reward margin", "mean"]
-    # Of the prompts 3 and (3 + 2.5) / 2; seeds are alike: t(1) times the standard error of two prompts.
+    # Per prompt 3 and (3 + 2.5) / 2. Seeds are alike, so t(1) times the standard error of two prompts.
     assert change["value"] == pytest.approx(2.875)
     assert change["high"] - change["value"] == pytest.approx(12.7062 * 0.125, rel=1e-4)
     assert change["by_seed"] == [2.875, 2.875]
@@ -399,7 +400,7 @@ def test_the_page_says_noise_where_an_interval_includes_0(study: Path, tmp_path:
     for measure in ("reward", "refusal"):
         assert (tmp_path / "images" / f"study_tiny_1_{measure}.png").stat().st_size > 1000
     report(study, page)
-    assert page.read_text() == text  # written again, the same
+    assert page.read_text() == text  # writing again changes nothing
 
 
 def test_what_is_missing_is_said(study: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The benchmark of the training step: all variants do the same, and the verdicts follow from the figures."""
+"""The benchmark of the training step: all variants compute the same, and the verdicts follow from the figures."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def settings(tiny_model: Path, tmp_path: Path) -> StepSettings:
 
 
 def take(variant: str, settings: StepSettings) -> tuple[list[Step], list[Counts]]:
-    """Run a variant in this process, with every step asked for in advance."""
+    """Run a variant in this process, with all steps requested in advance."""
     planned = plan_pairs(settings)
     here, there = Pipe()
     for _ in range(len(planned) + 1):
@@ -61,7 +61,7 @@ def take(variant: str, settings: StepSettings) -> tuple[list[Step], list[Counts]
     turns.count()
     assert here.recv() == "ready"
     steps = [here.recv() for _ in planned]
-    assert here.recv().peak > 1e8  # this process has torch loaded
+    assert here.recv().peak > 1e8  # torch is loaded in this process
     return steps, here.recv()
 
 
@@ -69,15 +69,15 @@ def take(variant: str, settings: StepSettings) -> tuple[list[Step], list[Counts]
 
 
 def test_published_recipe_and_ours_are_the_same_mathematics(settings: StepSettings, tmp_path: Path) -> None:
-    """Two implementations, one that pads everything together and one that does not, over some optimizer steps."""
+    """Two implementations over some optimizer steps: one pads everything together, the other does not."""
     settings = replace(settings, extractor=str(tmp_path / "extractor.safetensors"))
     ours, _ = take("dpo_mlc", settings)
     theirs, _ = take("published", settings)
     assert [step.ids for step in ours] == [step.ids for step in theirs]
     assert [tuple(pair.id for pair in pairs) for pairs in plan_pairs(settings)] == [step.ids for step in ours]
-    # float32 sums in another order, carried through the optimizer's steps.
+    # The order of float32 sums differs, and the optimizer's steps carry this on.
     assert [step.loss for step in theirs] == pytest.approx([step.loss for step in ours], abs=1e-5)
-    assert ours[-1].loss < ours[0].loss - 0.01  # so far do the weights move meanwhile
+    assert ours[-1].loss < ours[0].loss - 0.01  # the weights move this much meanwhile
 
 
 def test_what_is_counted_is_what_can_be_counted_by_hand(settings: StepSettings) -> None:
@@ -88,17 +88,17 @@ def test_what_is_counted_is_what_can_be_counted_by_hand(settings: StepSettings) 
     length = max(length, *(len(prompt) for p in pairs for prompt in p.prompts))
     length = (length + 7) // 8 * 8
     assert counts.trained == counts.frozen == rows * length
-    # The tiny Llama: 3 layers, 32 wide, 4 heads of 8, half as many for keys and values, 48 inside.
+    # The tiny Llama: 3 layers, width 32, 4 heads of width 8, half as many for keys and values, 48 inside the MLP.
     vocabulary = AutoConfig.from_pretrained(settings.model.name_or_path).vocab_size
     layer = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48
     per_position = 2 * (3 * layer + 32 * vocabulary)
-    # Twice QK and PV forward (policy and reference), five such products backward.
+    # Two products forward, QK and PV, for policy and reference; five such products backward.
     attention = 3 * rows * (2 * 2 + 5) * 2 * 4 * length**2 * 8
     extractor = 3 * 2 * (2 * 3) * 32 * 512
     svd = 2 * 2 * 3 * 3 * 512  # U times the scaled V, in its backward pass
     # Forward, backward for inputs and for weights, and the reference's forward.
     expected = 4 * rows * length * per_position + attention + extractor + svd
-    # To transformers 5.17 the angles of the positions are a product, too.
+    # Up to transformers 5.17, the angles of the positions are a product too.
     angles = 2 * (2 * length * 4)
     assert counts.flops in (expected, expected + angles)
 
@@ -108,9 +108,9 @@ def test_dpo_alone_runs_the_pairs_alone(settings: StepSettings) -> None:
     _, (counts,) = take("dpo", settings)
     real = sum(pair.pair_tokens for pair in plan_pairs(settings)[0])
     prompts = sum(len(pair.prompts[0]) for pair in plan_pairs(settings)[0])
-    # A prompt may be computed once for both responses; padding at most doubles the rest.
+    # A prompt may be computed once for both responses. Padding at most doubles the rest.
     assert real - prompts <= counts.trained < 2 * real
-    assert counts.frozen <= counts.trained + 200  # the head is tried out on a few tokens
+    assert counts.frozen <= counts.trained + 200  # the head is tried on a few tokens first
 
 
 def test_rows_of_the_published_batch() -> None:
@@ -136,7 +136,7 @@ def test_rows_of_the_published_batch() -> None:
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    # As the model cards and the hub give them.
+    # As given in the model cards and on the hub.
     [
         ("qwen2.5-0.5b", 494_032_768),
         ("qwen2.5-1.5b", 1_543_714_304),
@@ -162,7 +162,7 @@ def test_memory() -> None:
 
 
 def measured(seconds: list[float], teraflops: list[float], gigabytes: float, warm_up: int = 1) -> VariantMeasurements:
-    """A worker that needed 99 s for a first step that does not count."""
+    """Measurements of a worker. Its first step took 99 s, but does not count."""
     steps = [Step(s, ("a",), 0.5) for s in [99.0] * warm_up + seconds]
     counts = [Counts(int(t * 1e12), 300, 100) for t in teraflops]
     return VariantMeasurements(warm_up, steps, counts, Memory(10**9, int(gigabytes * 1e9)))
@@ -211,7 +211,7 @@ def test_no_verdict_without_figures() -> None:
 
 
 def test_ratio_is_taken_step_by_step() -> None:
-    """Not of two medians: those of 1, 5, 9 and of 9, 1, 5 are the same."""
+    """The median of ratios, not the ratio of medians: the medians of 1, 5, 9 and of 9, 1, 5 are equal."""
     seconds: Callable[[VariantMeasurements], list[float]] = lambda m: [step.seconds for step in m.timed]  # noqa: E731
     one, other = measured([1.0, 5.0, 9.0], [], 1.0), measured([9.0, 1.0, 5.0], [], 1.0)
     assert ratio(one, other, seconds) == pytest.approx(9 / 5)
@@ -264,7 +264,7 @@ def test_what_is_refused(
 
 
 def test_options_for_all_are_options_of_fit(settings: StepSettings) -> None:
-    """What `--set` refuses is spelled as the command spells it."""
+    """`--set` refuses options by the names that the command uses."""
     given = {argument.split("=")[0] for argument in _arguments(settings, 0.8, Path("out"), 1)}
     assert {f"--{key}" for key in train_step.OWN_OPTIONS} <= given
 
@@ -273,7 +273,7 @@ def test_options_for_all_are_options_of_fit(settings: StepSettings) -> None:
 def test_no_ratio_of_variants_that_disagree(
     settings: StepSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The whole command, with ours at another temperature, which is another loss."""
+    """The whole command, with another temperature for ours, which gives another loss."""
     out = tmp_path / "out"
     given = ["--model", settings.model.name_or_path, "--data", settings.data, "--out", str(out), "--device", "cpu"]
     given += ["--precision", "32-true", "--warm_up", "1", "--steps", "2", "--counted_steps", "1"]
@@ -287,11 +287,11 @@ def test_no_ratio_of_variants_that_disagree(
     assert report["parity"]["holds"] is False
     assert len(report["parity"]["published"]) == 2
     assert not (out / "train_step.png").exists()
-    # What was measured is there all the same.
+    # The measurements are written nevertheless.
     (row,) = csv.DictReader((out / "train_step.csv").open())
     assert row["variant"] == "dpo"
     assert 0 < float(row["seconds_p20"]) <= float(row["seconds"]) <= float(row["seconds_p80"])
-    # A process of its own, which does not inherit what this one has held.
+    # A new process, which does not inherit the memory of this one.
     assert 2e8 < float(row["bytes_before"]) <= float(row["peak_bytes"]) < 2e9
     assert len(report["steps"]["dpo"]["seconds"]) == 3
     assert len(report["counts"]["dpo"]) == 1
@@ -304,7 +304,7 @@ def test_what_is_written(tmp_path: Path) -> None:
     shown = {"name": "tiny", "batch_size": 1, "languages": ["en", "sw"], "precision": "32-true"}
     paths = write(tmp_path, CPU, shown, names, results, Parity([0.5], [0.5]), targets(names))
     report = json.loads(paths[0].read_text())
-    assert torch.__version__.startswith(report["environment"]["torch"])  # less what the build is for
+    assert torch.__version__.startswith(report["environment"]["torch"])  # without the suffix of the build
     assert [target["met"] for target in report["targets"]] == [True, True, True, None, None]
     assert report["parity"] == {"published": [0.5], "dpo_mlc": [0.5], "largest_difference": 0.0, "holds": True}
     assert report["failures"] == {"trl": "not installed"}

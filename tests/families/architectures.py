@@ -1,7 +1,7 @@
-"""The families of causal language models that are tried, as tiny random models.
+"""The families of causal language models in the tests, as tiny random models.
 
-To add one, add a row to ``FAMILIES``: its ``model_type`` in transformers and sizes that make it tiny. Windows and
-chunks are shorter than the sequences that are trained, because what differs beyond them would not show otherwise.
+To add one, add a row to ``FAMILIES``: its ``model_type`` in transformers, and sizes that make it tiny. Windows and
+chunks must be shorter than the training sequences, because otherwise their effects would not show.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any, Literal
 from transformers import AutoConfig, PreTrainedConfig
 
 Part = Literal["weights", "middle", "adapters"]
-"""What is trained: all weights with the states of the last layer, with those of a middle one, or LoRA adapters."""
+"""The trained parts: all weights with the states of the last layer, all weights with those of a middle layer, or LoRA.
+"""
 PARTS: tuple[Part, ...] = ("weights", "middle", "adapters")
 
 COMMON = {
@@ -22,7 +23,7 @@ COMMON = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
-"""Keys that most families have. Some keep keys that mean nothing to them, so each row says which it takes."""
+"""Keys that most families have. Some families keep keys that they do not use, so each row says whether these apply."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,14 @@ class Family:
     """A row of the table.
 
     Attributes:
-        name: What its authors call it.
+        name: The family's name, as its authors write it.
         model_type: Its name in transformers.
-        sizes: Keys of its configuration, beside those of ``COMMON`` and the tokenizer's.
+        sizes: Keys of its configuration, in addition to those of ``COMMON`` and the tokenizer's.
         common: Whether the keys of ``COMMON`` apply.
-        quick: Whether it is tried in the default round of tests.
-        refused: By what is trained, part of the one line with which it is refused.
-        wrong: By what is trained, what is wrong today.
-        states_from: The layer after which the first of its ``hidden_states`` is. 0, the embeddings, of nearly all.
+        quick: Whether the default round of tests includes it.
+        refused: By trained part, a piece of the message with which it is refused.
+        wrong: By trained part, a known fault.
+        states_from: Index of the layer whose output is first in ``hidden_states``. Usually 0, the embeddings.
     """
 
     name: str
@@ -50,7 +51,7 @@ class Family:
     states_from: int = 0
 
     def config(self, vocabulary: int, end: int, pad: int) -> PreTrainedConfig:
-        """Its configuration with a ``vocabulary`` of so many tokens, without dropout."""
+        """Return its configuration, without dropout, for ``vocabulary`` tokens."""
         tokens = {"vocab_size": vocabulary, "eos_token_id": end, "pad_token_id": pad, "bos_token_id": end}
         config: PreTrainedConfig = AutoConfig.for_model(
             self.model_type, **(COMMON if self.common else {}) | tokens | self.sizes
@@ -63,7 +64,7 @@ class Family:
 
 
 def everywhere(reason: str) -> dict[Part, str]:
-    """``reason`` whatever is trained."""
+    """Map every trained part to ``reason``."""
     return dict.fromkeys(PARTS, reason)
 
 
@@ -77,7 +78,7 @@ LATENT = {
     "v_head_dim": 8,
     "num_key_value_heads": 4,
 }
-"""Multi-head latent attention, as of DeepSeek."""
+"""Keys of multi-head latent attention, as in DeepSeek."""
 GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
 MIXED = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
 LINEAR = {
@@ -88,7 +89,7 @@ LINEAR = {
     "layer_types": ["linear_attention", "full_attention"],
     "head_dim": 8,
 }
-"""Gated delta rule, as of Qwen3-Next."""
+"""Keys of the gated delta rule, as in Qwen3-Next."""
 MAMBA2 = {
     "mamba_n_heads": 8,
     "mamba_d_head": 8,
@@ -108,7 +109,7 @@ ZAMBA2 = {
     "chunk_size": 8,
     "adapter_rank": 4,
 }
-"""Its two attention layers are one block of weights, with adapters of their own."""
+"""Its two attention layers share one block of weights, and each has its own adapters."""
 
 FAMILIES: tuple[Family, ...] = (
     # Dense decoders with rotary positions.
@@ -152,7 +153,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("HyperCLOVA X", "hyperclovax"),
     Family("MiniCPM 3", "minicpm3", LATENT),
     Family("ModernBERT decoder", "modernbert-decoder", MIXED | {"local_attention": 8}),
-    # Mixtures of experts. Not that of Phi 3.5: while it trains it draws its experts at random.
+    # Mixtures of experts. Phi 3.5 is left out, because it draws its experts at random in training.
     Family("Mixtral", "mixtral", {"num_local_experts": 4, "sliding_window": 8}, quick=True),
     Family("Qwen 2, experts", "qwen2_moe", {**EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 16}),
     Family("Qwen 3, experts", "qwen3_moe", {**EXPERTS, "num_experts": 4, "head_dim": 8}),
@@ -185,7 +186,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family("JetMoE", "jetmoe", {"num_local_experts": 4, "num_experts_per_tok": 2, "kv_channels": 8}),
     Family("Aria, text", "aria_text", {"moe_num_experts": 4, "moe_num_shared_experts": 1, "moe_topk": 2}),
-    # Learnt, sinusoidal or linear position biases.
+    # Learned, sinusoidal or linear position biases.
     Family("GPT-2", "gpt2", GPT, common=False, quick=True),
     Family("GPT-1", "openai-gpt", GPT, common=False),
     Family("GPT-J", "gptj", GPT | {"rotary_dim": 4}, common=False),
@@ -223,7 +224,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family("BioGPT", "biogpt", {"max_position_embeddings": 256}),
     Family("CTRL", "ctrl", {"n_embd": 32, "n_layer": 2, "n_head": 4, "dff": 48, "n_positions": 256}, common=False),
-    # Recurrent and mixed.
+    # Recurrent layers, alone or mixed with attention.
     Family(
         "Mamba",
         "mamba",
@@ -298,7 +299,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("Qwen 3.5, text", "qwen3_5_text", LINEAR),
     Family("OLMo, mixed", "olmo_hybrid", {"linear_num_key_heads": 2, "linear_num_value_heads": 2} | {"head_dim": 8}),
     Family("Zamba 2", "zamba2", ZAMBA2, refused={"adapters": "share one weight"}),
-    # Not decoders: tokens see those after them.
+    # Not decoders: tokens attend to later tokens.
     Family("BERT", "bert", refused=everywhere("it is an encoder")),
     Family("RoBERTa", "roberta", refused=everywhere("it is an encoder")),
     Family("ELECTRA", "electra", refused=everywhere("it is an encoder")),

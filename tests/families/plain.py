@@ -1,7 +1,7 @@
-"""The plain reference: what the losses and their gradients are by definition. Nothing of the product is used.
+"""The plain reference: losses and their gradients by definition. It uses nothing of the product.
 
-Each sequence runs alone and unpadded through the model of transformers as it is, with all logits and all hidden states.
-DPO (arXiv 2305.18290, equation 7) and MLC (arXiv 2602.16660) are written out on top.
+Each sequence runs alone and without padding through the unchanged transformers model, with all logits and all hidden
+states. DPO (arXiv 2305.18290, equation 7) and MLC (arXiv 2602.16660) are written out on top of that.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ TEMPERATURE = 0.2
 
 
 class Tokens(NamedTuple):
-    """A prompt with its generation header, and maybe a response that ends its turn."""
+    """A prompt with its generation header, and perhaps a response that ends its turn."""
 
     prompt: tuple[int, ...]
     response: tuple[int, ...] = ()
 
 
 class Found(NamedTuple):
-    """What one sequence gives."""
+    """The outputs for one sequence."""
 
     logp: Tensor
     """() summed log-probability of the response."""
     state: Tensor
-    """(H,) hidden state of the layer at the last token of the prompt."""
+    """(H,) hidden state of the layer at the prompt's last token."""
 
 
 def tokens_of(tokenizer: PreTrainedTokenizerBase, prompt: str, response: str = "") -> Tokens:
-    """The ids of one turn, as the test model's template writes it."""
+    """The ids of one turn, in the format of the test model's template."""
 
     def ids(text: str) -> tuple[int, ...]:
         return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -44,7 +44,7 @@ def tokens_of(tokenizer: PreTrainedTokenizerBase, prompt: str, response: str = "
 
 
 def load(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """The model of transformers. Experts run one after the other, for the joint product has no float64."""
+    """Load the transformers model. Experts run one after the other, because their joint product lacks float64."""
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     config = model.config.get_text_config()
     if getattr(config, "_experts_implementation", None) is not None:
@@ -81,13 +81,13 @@ class Example(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What an optimizer step of these examples is."""
+    """The expected results of an optimizer step."""
 
     objective: Tensor
     consistency: Tensor
     found: dict[Tokens, Found]
     gradients: dict[str, Tensor]
-    """By the parameter's name in the model; those of the extractor as ``extractor.weight`` and ``extractor.bias``."""
+    """By parameter name in the model; ``extractor.weight`` and ``extractor.bias`` for the extractor."""
 
 
 def step(
@@ -98,9 +98,9 @@ def step(
     weight: float,
     extractor: Mapping[str, Tensor] | None,
 ) -> Step:
-    """Losses and gradients of ``examples`` with ``model``, measured against the ``initial`` one.
+    """Return losses and gradients of ``examples`` for ``model``, with the ``initial`` model as the reference.
 
-    ``weight`` multiplies the MLC loss of what the ``extractor`` makes of the states of ``layer``.
+    ``weight`` multiplies the MLC loss, which is computed from the output of ``extractor`` for the states of ``layer``.
     """
     dtype = next(model.parameters()).dtype
     maps = {name: value.to(dtype, copy=True).requires_grad_() for name, value in (extractor or {}).items()}
@@ -126,10 +126,10 @@ def step(
 
 
 class Adapter(NamedTuple):
-    """Low-rank factors of one weight: it is that of the file plus ``scale * up @ down``.
+    """Low-rank factors of one weight, whose value is that of the file plus ``scale * up @ down``.
 
-    Of a weight of E experts, rows of ``down`` (E * r, in) are in the order of the experts, columns of ``up``
-    (out, r * E) in that of the ranks.
+    For a weight of E experts, the rows of ``down`` (E * r, in) are ordered by expert, and the columns of ``up`` (out, r
+    * E) by rank.
     """
 
     down: Tensor
@@ -140,7 +140,7 @@ class Adapter(NamedTuple):
     experts: int = 1
 
     def _factors(self) -> tuple[Tensor, Tensor]:
-        """(E, r, in) and (E, out, r)."""
+        """The factors of each expert: (E, r, in) and (E, out, r)."""
         down = self.down.view(self.experts, -1, self.down.shape[1])
         return down, self.up.view(self.up.shape[0], -1, self.experts).permute(2, 0, 1)
 
@@ -151,7 +151,7 @@ class Adapter(NamedTuple):
         return change if self.experts > 1 else change[0]
 
     def gradients(self, of_weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Of ``down`` and ``up``, by the chain rule from that of the weight."""
+        """Gradients of ``down`` and ``up``, by the chain rule from the gradient of the weight."""
         down, up = self._factors()
         gradient = self.scale * (of_weight if self.experts > 1 else of_weight[None])
         gradient = gradient.mT if self.transposed else gradient

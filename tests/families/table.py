@@ -1,4 +1,4 @@
-"""Writes ``docs/models.md`` from what a run of the matrix found.
+"""Write ``docs/models.md`` from the results of a run of the matrix.
 
 From the root of the repository::
 
@@ -44,7 +44,7 @@ Results = dict[Part, dict[str, Any]]
 
 
 def read(folder: Path, family: Family) -> Results:
-    """What was found of ``family``, by what was trained; without what was not run."""
+    """Return the results of ``family`` by trained part, for the parts that were run."""
     found: Results = {}
     for part in PARTS:
         path = folder / f"{family.name}.{part}.json".replace("/", "-")
@@ -54,12 +54,12 @@ def read(folder: Path, family: Family) -> Results:
 
 
 def works(family: Family, part: Part) -> bool:
-    """Whether the product should train it, and does it rightly."""
+    """Whether the product should train this, and trains it correctly."""
     return part not in family.refused and part not in family.wrong
 
 
 def row(family: Family, found: Results) -> str:
-    """Its row of the table."""
+    """Return the row of ``family`` in the table."""
     differences = [
         value
         for part, result in found.items()
@@ -85,7 +85,7 @@ def row(family: Family, found: Results) -> str:
 
 
 def remarks(family: Family, found: Results) -> list[str]:
-    """What is refused or wrong, each once."""
+    """Return the reasons for refusals, and the known faults, each once."""
     names = {"weights": "whole weights", "middle": "a middle layer", "adapters": "LoRA"}
     told: dict[str, list[str]] = {}
     for part in PARTS:
@@ -102,7 +102,7 @@ def remarks(family: Family, found: Results) -> list[str]:
 
 
 def page(folder: Path, adapted: float) -> str:
-    """The text of ``docs/models.md`` from the results in ``folder``."""
+    """Return the text of ``docs/models.md`` from the results in ``folder``."""
     found = {family.name: read(folder, family) for family in FAMILIES}
     trained = [family for family in FAMILIES if any(works(family, part) for part in PARTS)]
     text = HEAD.format(version=transformers.__version__, adapted=adapted) + COLUMNS

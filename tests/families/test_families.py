@@ -1,7 +1,7 @@
-"""Every family of ``architectures.py``, trained by the product, is what the plain reference says it is.
+"""The product trains every family of ``architectures.py`` in agreement with the plain reference.
 
-A quick few run in the default round, the others are slow. With ``FAMILY_RESULTS`` set to a folder, the figures are kept
-there, and ``families.table`` writes ``docs/models.md`` from them.
+The default round runs a few quick families; the others are slow. With ``FAMILY_RESULTS`` set to a folder, the figures
+are saved there, and ``families.table`` writes ``docs/models.md`` from them.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def test_is_refused_in_one_line(family: Family, part: Part, tmp_path: Path) -> N
 
 
 def test_there_are_sixty_architectures() -> None:
-    """And names are not given twice, for results are kept under them."""
+    """Names are unique too, because results are saved under them."""
     assert len({family.model_type for family in FAMILIES if not family.refused}) >= 60
     assert len({family.name for family in FAMILIES}) == len(FAMILIES)
 

@@ -1,4 +1,4 @@
-"""The page of models says what the matrix tries."""
+"""The page of models agrees with the tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One family through the product, two optimizer steps long, and through the plain reference."""
+"""Train one family with the product for two optimizer steps, and repeat this with the plain reference."""
 
 from __future__ import annotations
 
@@ -27,18 +27,19 @@ from lightning_mlc.objectives import DPO
 from lightning_mlc.training.module import AlignmentModule
 
 WEIGHT = 2.0
-"""Of the MLC loss: large enough to make up a good part of the gradient."""
+"""Weight of the MLC loss, large enough that it makes up a large part of the gradient."""
 TOLERANCE = 1e-4
-"""How far losses, states, log-probabilities and gradients may be from the plain reference, as a share of their size.
+"""Largest accepted difference of losses, states, log-probabilities and gradients from the plain reference, as a share.
 
-Float32 rounds by 2 ** -24 = 6e-8, a tiny model adds up a few hundred such errors in another order than the reference,
-and the MLC loss divides those of nearly parallel states by their differences, a hundredth of their size. A wrong layer,
-a token seen that should not be, or a lost position changes gradients by a twentieth and more.
+Float32 rounds by 2 ** -24 = 6e-8. A tiny model adds up a few hundred such errors in a different order than the
+reference. The MLC loss divides the errors of nearly parallel states by their differences, which are a hundredth of
+their size. By contrast, a wrong layer, a wrongly visible token or a shifted position changes gradients by a twentieth
+or more.
 """
 ADAPTED = 1e-5
-"""The same for logits of a model that adapters were merged into: one more float32 rounding of each weight."""
+"""The same for logits of a model with merged adapters: each weight is rounded to float32 once more."""
 DOWN, UP = ".lora_A.default.weight", ".lora_B.default.weight"
-"""How ``peft`` names the factors of adapters."""
+"""The names of the adapters' factors in ``peft``."""
 LANGUAGES = ("en", "sw", "zh")
 ROWS: list[dict[str, Any]] = [
     {
@@ -66,18 +67,18 @@ ROWS: list[dict[str, Any]] = [
         "rejected": "Why not?",
     },
 ]
-"""Unlike in length, and with languages missing: all fit into two steps, whatever the order."""
+"""Examples of different lengths, some without all languages. All fit into two steps, in any order."""
 
 
 def make_model(family: Family, folder: Path) -> Path:
-    """A random model of ``family`` in ``folder``, with its tokenizer."""
+    """Save a random model of ``family`` in ``folder``, with its tokenizer."""
     tokenizer = byte_tokenizer()
     torch.manual_seed(0)
     config = family.config(len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            # Biases and norms start at 0 and 1, where a forgotten one would not show.
+            # Biases and norms start at 0 and 1, and with these values a forgotten one would not show.
             if parameter.dim() == 1 and not name.endswith(("A_log", "dt_bias")):
                 parameter.add_(0.05 * torch.randn_like(parameter))
     model.generation_config.eos_token_id = tokenizer.eos_token_id
@@ -89,7 +90,7 @@ def make_model(family: Family, folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Settings:
-    """What is trained, and how."""
+    """A trained part, and the way it is trained."""
 
     consistency: Consistency
     packing: bool | None
@@ -103,11 +104,11 @@ SETTINGS: dict[Part, Settings] = {
         Consistency(mlc=MLC(weight=WEIGHT), extractor="frozen", extractor_dim=16, layer=0.5), None, LoRA(r=4, alpha=8)
     ),
 }
-"""A covering set: packed and padded, last and middle layer, every extractor, whole weights and adapters."""
+"""Cases that cover packing and padding, the last and a middle layer, every extractor, whole weights and adapters."""
 
 
 class Recorder(AlignmentModule):
-    """Keeps what the last step saw: its examples, weights, outputs and gradients."""
+    """Records the last step: its examples, weights, outputs and gradients."""
 
     ids: tuple[str, ...]
     weights: dict[str, Tensor]
@@ -127,7 +128,7 @@ class Recorder(AlignmentModule):
         }
 
     def _keep(self, policy: nn.Module, inputs: tuple[Any, ...], output: RowOutputs) -> None:
-        if torch.is_grad_enabled():  # else it is the reference, which adapters turned off are
+        if torch.is_grad_enabled():  # otherwise this is the reference, which is the model without adapters
             self.outputs.append((inputs[0], output))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -140,7 +141,7 @@ class Recorder(AlignmentModule):
 
 
 def train(folder: Path, settings: Settings) -> Recorder:
-    """Two steps of the product on two examples each, at a rate that moves the second away from the first."""
+    """Take two steps of the product on two examples each. The first moves the weights enough to affect the second."""
     torch.manual_seed(0)
     module = Recorder(
         str(folder),
@@ -166,7 +167,7 @@ def train(folder: Path, settings: Settings) -> Recorder:
 
 
 def reference_step(folder: Path, module: Recorder, layer: int, dtype: torch.dtype) -> plain.Step:
-    """The same step by the plain reference, from the weights that the product had then.
+    """Take the same step with the plain reference, from the weights that the product had before it.
 
     ``layer`` is an index into the model's ``hidden_states``.
     """
@@ -195,7 +196,7 @@ def reference_step(folder: Path, module: Recorder, layer: int, dtype: torch.dtyp
 
 
 def find_adapters(module: Recorder, model: PreTrainedModel) -> dict[str, plain.Adapter]:
-    """The adapters of the last step by the name of the weight that they change."""
+    """Return the adapters of the last step, by the name of the weight that they change."""
     if module.lora is None:
         return {}
     found = {}
@@ -215,15 +216,15 @@ def find_adapters(module: Recorder, model: PreTrainedModel) -> dict[str, plain.A
 
 
 def adapted_weight(module: Recorder, layer: str) -> str:
-    """Name in the plain model of the weight that the adapters in ``layer`` of ``peft``'s model change."""
+    """Return the plain model's name for the weight that the adapters in ``layer`` of ``peft``'s model change."""
     assert module.policy is not None
-    # Several parameters of one module are wrapped one around the other.
+    # If several parameters of a module have adapters, their wrappers are nested.
     parameter = getattr(module.policy.model.get_submodule(layer), "parameter_name", "weight")
     return f"{layer.removeprefix('base_model.model.').replace('.base_layer', '')}.{parameter}"
 
 
 def adapter_gradients(module: Recorder) -> dict[str, Tensor]:
-    """The product's gradients by the names that :func:`reference_step` gives them."""
+    """Return the product's gradients under the names that :func:`reference_step` uses."""
     renamed = {}
     for name, value in module.gradients.items():
         for ours, theirs in ((DOWN, "down"), (UP, "up")):
@@ -233,7 +234,7 @@ def adapter_gradients(module: Recorder) -> dict[str, Tensor]:
 
 
 def compare(module: Recorder, found: plain.Step) -> dict[str, float]:
-    """Differences as shares of the size, by what is compared."""
+    """Return relative differences, by compared quantity."""
     metrics = module.trainer.callback_metrics
 
     def off(ours: Tensor, theirs: Tensor, least: float = 0.0) -> float:
@@ -264,13 +265,13 @@ def compare(module: Recorder, found: plain.Step) -> dict[str, float]:
     ours = module.gradients if module.lora is None else adapter_gradients(module)
     theirs = found.gradients
     if module.lora is not None:
-        # Some layers use a weight without calling its module. Adapters there never run, and stay 0 in effect.
+        # Some layers use a weight without calling its module. Adapters there never run, and their effect stays 0.
         theirs = {name: value for name, value in theirs.items() if name in ours}
         assert theirs.keys() == ours.keys()
     total = float(torch.stack([value.norm() for value in theirs.values()]).norm())
     names = ours.keys() | theirs.keys()
     zero = torch.zeros(())
-    # Of a parameter whose gradient is next to nothing, rounding of the larger ones is left.
+    # If a parameter's gradient is almost 0, only the rounding errors of larger ones remain.
     parts = {name: off(ours.get(name, zero), theirs.get(name, zero.to(torch.float64)), 0.01 * total) for name in names}
     worst = max(parts, key=lambda name: parts[name])
     differences[f"gradients ({worst})"] = parts[worst]
@@ -279,7 +280,7 @@ def compare(module: Recorder, found: plain.Step) -> dict[str, float]:
 
 
 def exported_agrees(folder: Path, module: Recorder) -> float:
-    """How far the exported and reloaded model's logits are from the trained one's, as a share of their size."""
+    """Return the relative difference of logits between the exported, reloaded model and the trained model."""
     assert module.policy is not None
     module.trainer.save_checkpoint(folder / "last.ckpt")
     out = export(folder / "last.ckpt", folder / "exported").folder
@@ -292,7 +293,7 @@ def exported_agrees(folder: Path, module: Recorder) -> float:
 
 
 def trial(family: Family, part: Part, folder: Path) -> dict[str, Any]:
-    """Train, compare, export and compare again. Figures for the table of families, and for the assertions."""
+    """Train, compare, export and compare again. Returns figures for the table of families and for the assertions."""
     settings = SETTINGS[part]
     make_model(family, folder)
     module = train(folder, settings)
@@ -301,7 +302,7 @@ def trial(family: Family, part: Part, folder: Path) -> dict[str, Any]:
     layer = -1 if settings.consistency.layer == -1 else round(depth / 2) - family.states_from
     try:
         found = reference_step(folder, module, layer, torch.float64)
-    except RuntimeError:  # some families mix in float32
+    except RuntimeError:  # some families use float32 in part
         found = reference_step(folder, module, layer, torch.float32)
     differences = compare(module, found)
     result: dict[str, Any] = {
@@ -318,7 +319,7 @@ def trial(family: Family, part: Part, folder: Path) -> dict[str, Any]:
 
 
 def write_result(folder: Path, family: Family, part: Part, result: dict[str, Any]) -> None:
-    """Keep ``result`` in ``folder`` for :mod:`families.table`."""
+    """Save ``result`` in ``folder`` for :mod:`families.table`."""
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{family.name}.{part}.json".replace("/", "-")
     (folder / name).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What the tests of the kernels share, wherever these run."""
+"""Fixtures for all tests of the kernels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a kernel leaves unwritten shows: uninitialised memory is NaN, or a number that is out of range."""
+    """Make unwritten memory visible: uninitialised memory is NaN, or an integer that is out of range."""
     original = Tensor.new_empty
 
     def new_empty(self: Tensor, *size: Any, **options: Any) -> Tensor:

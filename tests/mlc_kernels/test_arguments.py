@@ -1,4 +1,4 @@
-"""The options: what is refused, the module, and the floor of the loss."""
+"""The options: invalid values, the module, and the floor of the loss."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from mlc_kernels import MLCLoss, loss_floor, mlc_loss, singular_values
 from mlc_kernels.functional import Scale
 
-SHARED = ("representations", "mask", "backend")  # with singular_values
+SHARED = ("representations", "mask", "backend")  # as an argument of singular_values
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_module_is_the_function_with_options() -> None:
 
 
 def test_floor() -> None:
-    assert float(loss_floor(10)) == pytest.approx(0.0589, abs=5e-5)  # the published setting, to four places
+    assert float(loss_floor(10)) == pytest.approx(0.0589, abs=5e-5)  # the published setting, to four digits
     assert float(loss_floor(4, 0.5, "none")) == pytest.approx(math.log(1 + 3 * math.exp(-2 / 0.5)))
     assert loss_floor(torch.tensor([0, 1, 2])).tolist() == pytest.approx([0, 0, math.log(1 + math.exp(-5))])
     assert loss_floor(torch.ones(2, 3)).shape == (2, 3)
@@ -69,7 +69,7 @@ def test_floor() -> None:
 @pytest.mark.parametrize("scale", ["top", "none"])
 def test_floor_is_what_equal_rows_get(scale: Scale) -> None:
     rows = torch.arange(1.0, 9.0, dtype=torch.float64).expand(1, 5, 8)
-    # A singular value of 0 comes out of a float64 eigenvalue of up to 1e-16 as up to 1e-8.
+    # A singular value of 0 comes from a float64 eigenvalue of up to 1e-16, so it may be as large as 1e-8.
     assert float(mlc_loss(rows, scale=scale)) == pytest.approx(float(loss_floor(5, 0.2, scale)), abs=1e-8)
 
 

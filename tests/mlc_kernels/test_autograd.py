@@ -1,4 +1,4 @@
-"""The loss inside of autograd, autocast and torch.compile, and on a device without values."""
+"""The loss within autograd, autocast and torch.compile, and on a device without values."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_double_backward_is_refused_by_the_closed_form() -> None:
 
 
 def test_double_backward_of_the_reference() -> None:
-    """What the message above promises. scale="none", because finite differences see no stop-gradient."""
+    """The message above promises this. scale="none", because finite differences cannot see a stop-gradient."""
     assert torch.autograd.gradgradcheck(
         lambda rows: mlc_loss(rows, scale="none", backend="reference"), (random_rows(1, 3, 5),)
     )
@@ -98,7 +98,7 @@ def test_autocast_changes_nothing(backend: Backend, dtype: torch.dtype) -> None:
     assert mixed.dtype == torch.float32
     assert torch.equal(mixed, mlc_loss(rows, backend=backend))
     assert torch.equal(values, singular_values(rows, backend=backend))
-    (grad,) = torch.autograd.grad(mixed, rows)  # outside of autocast, as PyTorch asks for
+    (grad,) = torch.autograd.grad(mixed, rows)  # outside of autocast, as PyTorch demands
     assert torch.equal(grad, gradient(rows, backend=backend))
 
 
@@ -109,7 +109,7 @@ def test_backends_run_without_autocast(
     module: ModuleType,
     name: str,
 ) -> None:
-    """Numbers do not tell on the CPU, whose autocast leaves alone all that the backends use today."""
+    """Values cannot show this on a CPU, because autocast does not affect any operation that the backends use today."""
     seen = []
     original = getattr(module, name)
 
@@ -126,9 +126,9 @@ def test_backends_run_without_autocast(
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_never_waits_for_the_device(backend: Backend) -> None:
-    """On the meta device there are no values, so anything that reads one on the host fails.
+    """The meta device has no values, so anything that reads a value on the host fails.
 
-    Not seen here: ``eigh`` and ``svdvals`` themselves read their error code, on a GPU.
+    This does not show that ``eigh`` and ``svdvals`` themselves read their error code on a GPU.
     """
     rows = torch.empty(3, 4, 5, device="meta", requires_grad=True)
     mask = torch.empty(3, 4, device="meta", dtype=torch.bool)
@@ -141,7 +141,7 @@ def test_never_waits_for_the_device(backend: Backend) -> None:
 def test_compiles_into_one_graph(masked: bool) -> None:
     rows, mask = random_rows(2, 4, 8), random_mask(2, 4) if masked else None
     compiled = torch.compile(mlc_loss, fullgraph=True, backend="aot_eager")
-    # The same kernels of PyTorch in the same order, up to a contraction or two: float64 rounding.
+    # The same PyTorch kernels in the same order, except for a contraction or two: float64 rounding.
     torch.testing.assert_close(compiled(rows, mask), mlc_loss(rows, mask), rtol=1e-12, atol=1e-14)
     found = gradient(rows, mask, compiled)
     torch.testing.assert_close(found, gradient(rows, mask), rtol=1e-10, atol=1e-14)
@@ -153,7 +153,7 @@ def test_compiles_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = compiled(rows)
     assert loss.dtype == torch.float32
-    # bfloat16 anywhere would cost 1e-3.
+    # bfloat16 in any place would cost 1e-3.
     torch.testing.assert_close(torch.autograd.grad(loss, rows)[0], gradient(rows), rtol=1e-6, atol=1e-8)
 
 
@@ -171,7 +171,7 @@ def test_compiles_for_shapes_and_temperatures_that_change() -> None:
 def test_compiles_with_inductor() -> None:
     rows, mask = random_rows(2, 4, 8), random_mask(2, 4)
     compiled = torch.compile(mlc_loss, fullgraph=True)
-    # Inductor orders sums in its own way: float64 rounding.
+    # Inductor orders sums differently: float64 rounding.
     torch.testing.assert_close(compiled(rows, mask), mlc_loss(rows, mask), rtol=1e-12, atol=1e-14)
     found = gradient(rows, mask, compiled)
     torch.testing.assert_close(found, gradient(rows, mask), rtol=1e-10, atol=1e-14)

@@ -1,6 +1,6 @@
-"""Every kernel compiled for GPUs that are not here: no spills, bounded registers and shared memory.
+"""Every kernel compiles for GPUs that are not present: no spills, bounded registers and shared memory.
 
-Run with ``-s`` to see the table of figures.
+Set ``MLC_SHOW_FIGURES=1`` to print a table of the figures.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ TARGETS = {
     "sm_90": GPUTarget("cuda", 90, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-# Bytes that every one of these devices gives to a program without being asked (sm_80: 48 KiB, gfx942: 64 KiB).
+# Bytes that each of these devices gives to a program by default (sm_80: 48 KiB, gfx942: 64 KiB).
 SHARED = 48 * 1024
-# Registers of a multiprocessor: a program needs (registers per thread) x (threads).
+# Registers of a multiprocessor. A program needs (registers per thread) x (threads).
 REGISTER_FILE = 65536
-# Bytes. Triton 3.6 spills a few in the largest float64 kernel for sm_80.
+# Bytes. Triton 3.6 spills a few bytes in the largest float64 kernel for sm_80.
 SPILLED = 0 if triton.__version__ >= "3.7" else 40
 POINTERS = {
     "mask_ptr": "*i1",
@@ -49,7 +49,7 @@ POINTERS = {
 
 class Figures(NamedTuple):
     registers: int
-    spilled: int  # bytes stored and loaded (CUDA) or registers (ROCm)
+    spilled: int  # bytes stored and loaded (CUDA), or registers (ROCm)
     shared: int
 
 
@@ -78,7 +78,7 @@ def compiled(
             for name in ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count")
         )
         return Figures(registers, spilled + scalars, binary.metadata.shared)
-    # Twenty-odd bits, unlike rsqrt.approx.f64, which ptxas completes to float64.
+    # It has only about 20 correct bits, unlike rsqrt.approx.f64, which ptxas extends to float64.
     assert "rsqrt.approx.ftz.f64" not in binary.asm["ptx"]
     (folder / "kernel.ptx").write_text(binary.asm["ptx"])
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
@@ -99,7 +99,7 @@ def assert_fits(title: str, figures: Figures, warps: int, target: str, capsys: p
     assert figures.spilled <= SPILLED
     assert figures.shared <= SHARED
     lanes = TARGETS[target].warp_size
-    # gfx942 has 512 registers for each of 4 x 64 lanes, and so up to 512 with up to 4 warps.
+    # gfx942 has 512 registers for each of 4 x 64 lanes, so up to 512 with at most 4 warps.
     file = REGISTER_FILE if target != "gfx942" else 2 * REGISTER_FILE
     assert figures.registers * lanes * warps <= file
 
@@ -133,10 +133,11 @@ TILES = (16, 32, 64)
 
 
 def cases(variants: Iterable[str]) -> list[ParameterSet]:
-    """Every variant in the largest tile for each target, and in each other tile for one target.
+    """Every variant in the largest tile for each target, and in every other tile for one target.
 
-    So each target meets every variant, every variant every tile, and every tile every target. The full product has half
-    as many again, takes seconds for each, and finds no more. The quick round compiles the first variant for sm_90.
+    So every target meets every variant, every variant every tile, and every tile every target. The full product has
+    half as many cases again, each takes seconds, and it finds nothing more. The quick round compiles the first variant
+    for sm_90.
     """
     found = []
     for place, variant in enumerate(variants):
@@ -202,7 +203,7 @@ def test_pooling(target: str, packed: bool, mean: bool, tmp_path: Path, capsys: 
     ],
 )
 def test_no_number_makes_a_variant(kernel: Any) -> None:
-    """Triton compiles anew for a number that is 1, or a multiple of 16, unless told otherwise."""
+    """Unless told otherwise, Triton compiles again for a number that is 1 or a multiple of 16."""
     numbers = [p for p in kernel.params if not p.is_constexpr and not p.name.endswith("_ptr")]
     assert numbers
     assert [p.name for p in numbers if not p.do_not_specialize] == []

@@ -1,7 +1,7 @@
-"""The kernels as compiled for GPUs that are not here, run by an emulator, against the definition in float64.
+"""An emulator runs the kernels as compiled for GPUs that are not present, and the results must match the definition.
 
-The interpreter shows that a kernel is right. Between that and a GPU stands the compiler: fused products and sums,
-data laid out over threads, barriers. Every test asserts that no two warps race for shared memory.
+The interpreter shows that a kernel is correct. The compiler comes between that and a GPU: it fuses products and sums,
+lays data out over threads, and sets barriers. Every test asserts that no two warps race for shared memory.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter takes the place of the compiler"
 )
 
-# What is left where a result is rounded to its type (for float32 half of this and a little), and for float64 rows
-# what an eigenvalue loses in a sum of this size.
+# Errors of rounding the result to its type (for float32 a little more than half of this), and for float64 rows the
+# error of an eigenvalue in a sum of this size.
 TOLERANCE = {
     torch.bfloat16: torch.finfo(torch.bfloat16).eps,
     torch.float32: torch.finfo(torch.float32).eps,
@@ -37,20 +37,20 @@ TOLERANCE = {
 
 
 def install(gpu: EmulatedGpu, monkeypatch: pytest.MonkeyPatch) -> EmulatedGpu:
-    """From now on ``backend="triton"`` runs on it, with CPU tensors."""
+    """Make ``backend="triton"`` run on the emulated GPU, with CPU tensors."""
     gpu.install(monkeypatch)
     monkeypatch.setitem(backends._reasons, ("cpu", None), None)
     return gpu
 
 
-# One for all tests, which compiles each kernel once.
+# One GPU per capability for all tests, so that each kernel is compiled once.
 made = functools.cache(EmulatedGpu)
 Use = Callable[[int], EmulatedGpu]
 
 
 @pytest.fixture
 def use(monkeypatch: pytest.MonkeyPatch, poisoned: None) -> Iterator[Use]:
-    """Installs a GPU of a compute capability; in the end no kernel on it may have had a race."""
+    """Installs a GPU of a compute capability. In the end, no kernel on it may have had a race."""
     used: list[EmulatedGpu] = []
 
     def use(capability: int) -> EmulatedGpu:
@@ -64,7 +64,7 @@ def use(monkeypatch: pytest.MonkeyPatch, poisoned: None) -> Iterator[Use]:
 
 
 def some_rows(prompts: int, languages: int, features: int, dtype: torch.dtype) -> Tensor:
-    """(B, L, D) rows that differ by a third from one that they share."""
+    """(B, L, D) rows: a shared row plus a third of noise."""
     generator = torch.Generator().manual_seed(languages)
     shape = prompts, languages, features
     shared = torch.randn(prompts, 1, features, generator=generator, dtype=torch.float64)
@@ -72,7 +72,7 @@ def some_rows(prompts: int, languages: int, features: int, dtype: torch.dtype) -
 
 
 def loss_and_gradient(rows: Tensor, mask: Tensor | None, backend: Any) -> tuple[Tensor, Tensor]:
-    """(B,) losses, and the gradient of their sum weighted by 1, 2, ..., in the dtype of the rows."""
+    """(B,) losses, and the gradient of their sum, weighted by 1, 2, ..., in the dtype of the rows."""
     rows = rows.detach().clone().requires_grad_()
     loss = mlc_loss(rows, mask, reduction="none", backend=backend)
     (grad,) = torch.autograd.grad(loss, rows, torch.arange(1, len(loss) + 1).to(loss.dtype))
@@ -80,7 +80,8 @@ def loss_and_gradient(rows: Tensor, mask: Tensor | None, backend: Any) -> tuple[
 
 
 def assert_rounded(found: Tensor, truth: Tensor, dtype: torch.dtype) -> None:
-    """Close in relation to the largest entry: small ones of a gradient are differences of large ones."""
+    """Check closeness relative to the largest entry, because small entries of a gradient are differences of large
+    numbers."""
     scale = float(truth.abs().max())
     assert scale > 1e-4
     torch.testing.assert_close(found.double(), truth, rtol=0.0, atol=TOLERANCE[dtype] * scale)
@@ -93,12 +94,12 @@ F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
     ("capability", "languages", "features", "dtype"),
     [
         (90, 2, 5, F32),
-        (90, 3, 130, BF16),  # in more than one block of features, the last of which is not full
-        (90, 10, 64, BF16),  # all strides multiples of 16: wide loads
+        (90, 3, 130, BF16),  # more than one block of features, of which the last is not full
+        (90, 10, 64, BF16),  # all strides are multiples of 16, which gives wide loads
         (90, 16, 24, F64),
         pytest.param(90, 17, 40, F32, marks=pytest.mark.slow),
         pytest.param(90, 33, 72, BF16, marks=pytest.mark.slow),
-        # Fewer features than languages, and than anything in the kernel; few sweeps.
+        # Fewer features than languages, and fewer than any block in the kernel; few sweeps.
         pytest.param(90, 64, 3, F32, marks=pytest.mark.slow),
         pytest.param(80, 10, 130, F32, marks=pytest.mark.slow),
         pytest.param(80, 17, 16, BF16, marks=pytest.mark.slow),
@@ -117,13 +118,13 @@ def test_loss_and_gradient(use: Use, capability: int, languages: int, features: 
 
 @pytest.mark.parametrize(("capability", "languages"), [(90, 10), (80, 3)])
 def test_missing_rows_and_nan(use: Use, capability: int, languages: int) -> None:
-    """Prompts with all rows, with some, with NaN in one, and with too few to count."""
+    """Prompts with all rows, with some rows, with NaN in one row, and with too few rows to count."""
     use(capability)
     rows = some_rows(4, languages, 19, torch.float32)
     mask = torch.ones(rows.shape[:2], dtype=torch.bool)
     mask[1, 1] = mask[2, 0] = False
     mask[3, 1:] = False
-    rows[~mask] = float("nan")  # not to be looked at
+    rows[~mask] = float("nan")  # must not be read
     rows[2, 1, 7] = float("nan")
     loss, grad = loss_and_gradient(rows, mask, "triton")
     assert loss.isnan().tolist() == [False, False, True, False]
@@ -147,7 +148,7 @@ def test_singular_values(use: Use, languages: int, features: int) -> None:
 
 
 def token_states(packed: bool, dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
-    """States of 7 rows of up to 5 tokens, one of none, in more features than one program has; what tells the tokens."""
+    """States of 7 rows of up to 5 tokens, one without tokens, in more features than one program has; their layout."""
     generator = torch.Generator().manual_seed(4)
     lengths = torch.tensor([5, 1, 3, 0, 2, 4, 5])
     features = 264
@@ -157,11 +158,11 @@ def token_states(packed: bool, dtype: torch.dtype) -> tuple[Tensor, dict[str, Te
         return hidden.to(dtype), {"offsets": offsets}
     hidden = torch.randn(7, 5, features, generator=generator)
     real = torch.arange(5) < lengths[:, None]
-    hidden[~real] = float("nan")  # not to be looked at
+    hidden[~real] = float("nan")  # must not be read
     return hidden.to(dtype), {"attention_mask": real}
 
 
-# Launches: a row that is a token's is looked up where it stands.
+# Launches: if a row is a token's state, the kernel reads it directly.
 LOOKED_UP = ["find_rows", "prompt_forward", "prompt_backward"]
 POOLED = ["find_rows", "pool_rows", "prompt_forward", "prompt_backward", "spread_rows"]
 
@@ -212,8 +213,8 @@ def test_from_token_states(
     loss, grad = run(hidden, weight, "triton")
     assert gpu.launches == kernels
     true_loss, true_grad = run(hidden.double(), weight.double(), "reference")
-    # Rows between pooling and loss are rounded to float32, and the extractor computes in it: a few roundings each,
-    # of sums over 264 features there.
+    # Between pooling and loss, rows are rounded to float32, and the extractor computes in float32: a few roundings
+    # each, and there sums over 264 features.
     few = 16 if extractor else 4
     torch.testing.assert_close(loss.double(), true_loss, rtol=few * TOLERANCE[torch.float32], atol=0.0)
     scale = float(true_grad.abs().max())
@@ -223,7 +224,7 @@ def test_from_token_states(
 
 
 def test_ids_to_rows_exactly(use: Use) -> None:
-    """More languages and rows than one step of the loops takes."""
+    """More languages and rows than one step of the loops handles."""
     from mlc_kernels import fused_pooling, pooling
 
     use(90)
@@ -238,7 +239,7 @@ def test_ids_to_rows_exactly(use: Use) -> None:
 
 
 def test_barriers_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other side of "no races": without its barriers a kernel has some."""
+    """The counterpart of "no races": without its barriers, a kernel has races."""
     whole = ptx.Program
 
     def without_barriers(text: str, shared: int) -> ptx.Program:

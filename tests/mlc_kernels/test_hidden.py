@@ -1,4 +1,4 @@
-"""The loss from token states against pooling by hand, its options, and the choice of a backend."""
+"""The loss from token states: comparison with pooling by hand, options, and the choice of a backend."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ def random_states(rows: int, tokens: int) -> Tensor:
 
 
 def pooled_by_hand(rows: list[Tensor], ids: list[tuple[int, int]], pooling: Pooling) -> tuple[Tensor, Tensor]:
-    """(B, L, H) and its mask, of one (tokens, H) tensor per row. Loops only."""
+    """(B, L, H) representations and their mask, from one (tokens, H) tensor per row, with loops only."""
     found, mask = torch.zeros(PROMPTS, LANGUAGES, WIDTH, dtype=torch.float64), torch.zeros(PROMPTS, LANGUAGES).bool()
     for tokens, (group, language) in zip(rows, ids, strict=True):
         if not (0 <= group < PROMPTS and 0 <= language < LANGUAGES):
             continue
-        mask[group, language] = len(tokens) > 0  # the last of several counts, with or without tokens
+        mask[group, language] = len(tokens) > 0  # the last row of several counts, with or without tokens
         if len(tokens):
             found[group, language] = tokens[-1] if pooling == "last" else sum(tokens) / len(tokens)
     return found, mask
 
 
-# Unordered, ragged, one twice (2, 0), one with no token (row 3), two out of range.
+# In no order and of different lengths; (2, 0) occurs twice, row 3 has no tokens, two ids are out of range.
 IDS = [(2, 0), (0, 1), (1, 3), (1, 1), (0, 0), (2, 0), (3, 0), (0, -1), (1, 0), (2, 2), (0, 3)]
 LENGTHS = [4, 2, 5, 0, 1, 3, 5, 2, 4, 1, 5]
 
 
 def layouts() -> dict[str, tuple[Tensor, dict[str, Tensor], list[Tensor]]]:
-    """Each layout's arguments, and the tokens of each row."""
+    """The arguments of each layout, and the tokens of each row."""
     states = random_states(len(IDS), 5)
     position, length = torch.arange(5), torch.tensor(LENGTHS)[:, None]
     made = {}
@@ -82,7 +82,7 @@ def test_agrees_with_pooling_by_hand(backend: Backend, pooling: Pooling, layout:
         found = found @ weight.T + bias
     torch.testing.assert_close(loss, mlc_loss(found, mask, backend=backend), rtol=1e-11, atol=0)
     (grad,) = torch.autograd.grad(loss, hidden)
-    # By finite differences along a random direction, in the tokens that there are.
+    # By finite differences along a random direction, in the tokens that are used.
     direction = torch.randn(grad.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     slopes = []
     for step in (1e-6, -1e-6):
@@ -117,13 +117,13 @@ def test_agrees_with_pooling_by_hand(backend: Backend, pooling: Pooling, layout:
     )
     (slope,) = torch.autograd.grad(under_none, hidden)
     numeric = float(slopes[0] - slopes[1]) / 2e-6
-    # Second-order differences: 1e-12 of the third derivative, and rounding 1e-16 over the step.
+    # Second-order differences: an error of 1e-12 from the third derivative, and rounding of 1e-16 divided by the step.
     assert float((slope * direction.nan_to_num()).sum()) == pytest.approx(numeric, rel=1e-5, abs=1e-8)
     assert (grad[hidden.detach().isnan()] == 0).all()
 
 
 def test_mean_is_summed_wide_and_kept_in_float32() -> None:
-    """In bfloat16 a sum stops growing after 256 ones."""
+    """In bfloat16 a sum of ones would stop growing at 256."""
     hidden = torch.ones(2, 1000, 2, dtype=torch.bfloat16)
     hidden[0, :, 1] = 2.0
     ids = torch.tensor([0, 1])
@@ -179,7 +179,7 @@ def test_bad_arguments(change: dict[str, Any], error: type[Exception], message: 
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_never_waits_for_the_device(pooling: Pooling, backend: Backend) -> None:
-    """On the meta device there are no values, so anything that reads one on the host fails."""
+    """The meta device has no values, so anything that reads a value on the host fails."""
     hidden = torch.empty(4, 3, 5, device="meta", requires_grad=True)
     ids = torch.empty(4, device="meta", dtype=torch.int64)
     mlc_loss_from_hidden(hidden, ids, ids, 2, 2, attention_mask=hidden[:, :, 0] > 0, pooling=pooling, backend=backend)

@@ -1,4 +1,4 @@
-"""What importing the operator costs, and that our folder does not hide the package of its name."""
+"""Importing the operator loads little, and our folder does not hide the package of the same name."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def run(code: str) -> str:
 
 NOT_NEEDED = ("triton", "transformers", "lightning", "kernels", "lightning_mlc")
 
-# The modules are there to be loaded at first, because blocked ones would not tell (`try: import triton` would pass).
-# Then all that is ours is loaded again without them.
+# At first the modules can be imported, because blocked ones would not show attempts (`try: import triton` would pass).
+# Then everything of ours is imported again without them.
 TORCH_ONLY = f"""
 import sys; sys.path.insert(0, 'kernels')
 import torch
@@ -59,7 +59,7 @@ def test_our_folder_is_no_package() -> None:
 @needs_hugging_face_kernels
 @pytest.mark.slow
 def test_does_not_hide_the_hugging_face_package_kernels() -> None:
-    """From the root of a clone, `import kernels` must find the installed package and not our folder."""
+    """From the root of a clone, `import kernels` must find the installed package, not our folder."""
     found = run("import kernels; print(kernels.__file__)").strip()
     assert "site-packages" in found
     run("import transformers; from transformers import LlamaForCausalLM")

@@ -1,4 +1,4 @@
-"""Starts the tests of the Triton backend in Triton's interpreter, which takes a process of its own."""
+"""Run the tests of the Triton backend in Triton's interpreter, which needs its own process."""
 
 from __future__ import annotations
 
@@ -53,4 +53,4 @@ def test_in_the_interpreter(file: str) -> None:
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None
-    assert int(passed[1]) >= 5  # collected, and not skipped
+    assert int(passed[1]) >= 5  # collected and not skipped

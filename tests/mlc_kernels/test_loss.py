@@ -1,7 +1,7 @@
-"""The loss against independent arithmetic, its backends against each other, and its edge cases.
+"""The loss against independent arithmetic, the backends against each other, and edge cases.
 
-Unless a comment says otherwise, a tolerance of 1e-9 to 1e-14 is float64 rounding (1e-16) times what the
-computation magnifies it by: sums over D, and 1/s of the smallest singular value of a small random matrix.
+Unless a comment says otherwise, a tolerance of 1e-9 to 1e-14 is float64 rounding (1e-16), magnified by the computation:
+by sums over D, and by 1/s of the smallest singular value of a small random matrix.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def random_mask(batch: int, languages: int, seed: int = 0) -> Tensor:
 
 
 def numpy_loss(rows: np.ndarray, temperature: float, scale: str) -> float:
-    """Equation of the paper for one prompt, written without torch."""
+    """The paper's equation for one prompt, without torch."""
     rows = rows[np.abs(rows).sum(1) > 0]
     if len(rows) < 2:
         return 0.0
@@ -62,7 +62,7 @@ def test_agrees_with_the_papers_equation(backend: Backend, scale: Scale, shape: 
 def assert_closed_form_is_exact(
     shape: tuple[int, int, int], dtype: torch.dtype, scale: Scale, reduction: Reduction, seed: int = 0
 ) -> None:
-    """Loss and gradient against the definition, of the same numbers in float64."""
+    """Compare loss and gradient with the definition, for the same numbers in float64."""
     mask = random_mask(*shape[:2], seed=shape[1] + seed)
     weights = torch.arange(1.0, shape[0] + 1)
     results = []
@@ -75,11 +75,12 @@ def assert_closed_form_is_exact(
     (loss, grad), (true_loss, true_grad) = results
     assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert grad.dtype == dtype
-    # Below float64, only the result is rounded: each prompt's loss once, and every sum of up to 5 of them.
+    # Below float64, only the result is rounded: each prompt's loss once, and every sum of at most 5 of them.
     rtol = 1e-12 if dtype == torch.float64 else 2**-21
     torch.testing.assert_close(loss.double(), true_loss, rtol=rtol, atol=1e-12)
-    # The gradient is rounded once, to its own dtype, and the incoming one (float32) once: two half units.
-    # float16 ends at its smallest subnormal. The rest is float64 rounding relative to the largest entry.
+    # The gradient is rounded once, to its own dtype, and so is the incoming one (float32): two half units.
+    # The smallest number of float16 is its smallest subnormal. The rest is float64 rounding relative to the largest
+    # entry.
     rtol = 0.0 if dtype == torch.float64 else torch.finfo(dtype).eps
     atol = 1e-10 * float(true_grad.abs().max().clamp(min=1e-3)) if true_grad.numel() else 0.0
     atol += 6e-8 if dtype == torch.float16 else 0.0
@@ -108,15 +109,15 @@ def test_closed_form_agrees_with_the_reference_on_random_shapes(seed: int) -> No
 def test_reference_is_as_good_as_a_float32_svd(dtype: torch.dtype) -> None:
     rows = random_rows(3, 5, 40, dtype=dtype)
     found, truth = gradient(rows, backend="reference"), gradient(rows.double(), backend="reference")
-    # A unit of float32 over the gap between singular values (singular vectors move by that, and a gap of
-    # 1/30 is usual here), and half a unit of the dtype for the result.
+    # A unit of float32 over the gap between singular values (singular vectors move by that, and gaps of 1/30 are usual
+    # here), and half a unit of the dtype for the result.
     tolerance = 30 * torch.finfo(torch.float32).eps + torch.finfo(dtype).eps
     assert (found.double() - truth).abs().max() < tolerance * truth.abs().max()
 
 
 def test_gradcheck_against_finite_differences() -> None:
     rows, mask = random_rows(3, 4, 6).requires_grad_(), random_mask(3, 4, seed=2)
-    # scale="none" only: under "top" the loss has a stop-gradient, which finite differences cannot see.
+    # Only scale="none": "top" has a stop-gradient, which finite differences cannot see.
     for reduction in ("mean", "sum", "none"):
         assert torch.autograd.gradcheck(
             lambda x, how=reduction: mlc_loss(x, mask, scale="none", reduction=how, backend="closed_form"),
@@ -125,7 +126,7 @@ def test_gradcheck_against_finite_differences() -> None:
 
 
 def test_gradcheck_with_the_top_value_held_fixed() -> None:
-    """scale="top" equals scale="none" at temperature * s_1, for an s_1 that does not move."""
+    """scale="top" equals scale="none" at temperature * s_1, if s_1 is constant."""
     rows = random_rows(1, 4, 6)
     top = float(singular_values(rows)[0, 0])
     expected = gradient(rows, scale="none", temperature=0.2 * top)
@@ -134,10 +135,10 @@ def test_gradcheck_with_the_top_value_held_fixed() -> None:
 
 @pytest.mark.parametrize("eps", [1.0, 1e-1, 1e-2, 1e-3])
 def test_gradient_is_exact_near_rank_one(eps: float) -> None:
-    """Where training goes, float32 Gram matrices and SVDs lose the gradient.
+    """Near rank one, the goal of training, float32 Gram matrices and SVDs lose the gradient.
 
-    Rounding the result to float32 costs 3e-8; the bar, 1e-6, is what a float32 Gram matrix or a float32
-    bracket misses from eps = 1e-2 on.
+    Rounding the result to float32 costs 3e-8. From eps = 1e-2 on, a float32 Gram matrix or a float32 bracket exceeds
+    the bound of 1e-6.
     """
     rows = (random_rows(4, 1, 512) + eps * random_rows(4, 10, 512, seed=1)).float()
     truth = gradient(rows.double(), backend="reference")
@@ -173,10 +174,10 @@ def test_length_of_a_row_does_not_matter(backend: Backend) -> None:
 @pytest.mark.parametrize(
     ("dtype", "tiny", "huge"),
     [
-        (torch.float16, 6e-8, 6e4),  # smallest subnormal, near the largest number
+        (torch.float16, 6e-8, 6e4),  # smallest subnormal, and near the largest number
         (torch.bfloat16, 1e-38, 1e38),
         (torch.float32, 1e-38, 1e38),
-        (torch.float64, 1e-200, 1e200),  # squares leave float64's range
+        (torch.float64, 1e-200, 1e200),  # squares leave the range of float64
     ],
 )
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -197,13 +198,13 @@ def test_extreme_lengths(backend: Backend, dtype: torch.dtype, tiny: float, huge
     ],
 )
 def test_gradients_of_extreme_lengths(dtype: torch.dtype, lengths: list[float]) -> None:
-    """The gradient of a row is that of its direction, divided by its length."""
+    """The gradient of a row is the gradient of its direction, divided by the row's length."""
     rows = random_rows(1, 3, 4) * torch.tensor(lengths, dtype=torch.float64)[None, :, None] / 3
     rows = rows.to(dtype)
     norms = rows.double().abs().amax(2, keepdim=True)
     expected = gradient(rows.double() / norms)
-    # One rounding to the dtype, relative to the largest entry of the row. A gradient of float16 at a length
-    # of 6e4 is about 1e-5, where the dtype has steps of 6e-8.
+    # One rounding to the dtype, relative to the largest entry of the row. At a length of 6e4, a float16 gradient is
+    # about 1e-5, where float16 has steps of 6e-8.
     tolerance = {torch.float64: 1e-12, torch.float16: 1e-2}.get(dtype, torch.finfo(dtype).eps)
     error = (gradient(rows).double() * norms - expected).abs()
     assert (error <= tolerance * expected.abs().amax(2, keepdim=True)).all()
@@ -212,11 +213,11 @@ def test_gradients_of_extreme_lengths(dtype: torch.dtype, lengths: list[float]) 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("signs", [[1, 1, 1], [1, -1, 1]])
 def test_rows_on_one_line_reach_the_floor(backend: Backend, signs: list[int]) -> None:
-    """Duplicates and opposite rows alike: the loss knows lines, not directions."""
+    """Duplicates and opposite rows are alike, because the loss depends on lines, not on directions."""
     row = random_rows(1, 1, 5)
     rows = row * torch.tensor(signs, dtype=torch.float64)[None, :, None]
     floor = math.log(1 + 2 * math.exp(-1 / 0.2))
-    # A singular value of 0 comes out of a float64 eigenvalue of up to 1e-16 as up to 1e-8.
+    # A singular value of 0 comes from a float64 eigenvalue of up to 1e-16, so it may be as large as 1e-8.
     assert mlc_loss(rows, backend=backend).item() == pytest.approx(floor, abs=1e-8)
     assert float(loss_floor(3)) == pytest.approx(floor, rel=1e-12)
 
@@ -226,7 +227,7 @@ def test_rows_on_one_line_reach_the_floor(backend: Backend, signs: list[int]) ->
 def test_zero_singular_values_get_the_zero_subgradient(shape: tuple[int, int, int], signed: bool) -> None:
     rows = random_rows(shape[0], 1, shape[2]).repeat(1, shape[1], 1)
     rows[:, 1] *= -1 if signed else 1
-    # Against 1e-3 to 1e-2 that an arbitrary subgradient has here.
+    # An arbitrary subgradient would be 1e-3 to 1e-2 here.
     assert gradient(rows, backend="closed_form").abs().max() < 1e-12
 
 
@@ -270,7 +271,7 @@ def test_a_row_that_is_not_finite_spoils_its_own_prompt_alone(content: float) ->
 def test_a_row_that_is_not_finite_spoils_its_prompt_only(
     backend: Backend, dtype: torch.dtype, content: float, languages: int
 ) -> None:
-    """NaN out, which a gradient scaler can act on: neither an error of LAPACK's for the batch, nor a 0."""
+    """NaN in the result, which a gradient scaler handles: LAPACK must not raise for the batch, nor the result be 0."""
     rows = random_rows(3, languages, 4, dtype=dtype)
     rows[1, 0, 0] = content
     rows.requires_grad_()
@@ -356,19 +357,19 @@ def test_singular_values(backend: Backend, dtype: torch.dtype) -> None:
     for row, present, values in zip(rows.detach().double(), mask, found, strict=True):
         unit = (row[present] / row[present].norm(dim=1, keepdim=True)).numpy()
         expected = np.linalg.svd(unit, compute_uv=False)
-        # A few units of the dtype, at values of up to 2.
+        # A few units of the dtype, for values of up to 2.
         np.testing.assert_allclose(values[: len(expected)], expected, atol=10 * torch.finfo(dtype).eps)
         assert torch.equal(values[len(expected) :], torch.zeros(6 - len(expected), dtype=dtype))
 
 
 class TestCompleteRows:
-    """The short way of the closed form, against the long one and the definition in float64."""
+    """The closed form's short implementation, against the long one and the definition in float64."""
 
     @staticmethod
     def both_ways(
         monkeypatch: pytest.MonkeyPatch, rows: Tensor, mask: Tensor | None = None, **options: object
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Losses and gradient by the way that is chosen, and by the long one."""
+        """Losses and gradient of the implementation that is chosen, and of the long one."""
         found = []
         for forced in (False, True):
             if forced:
@@ -405,7 +406,8 @@ class TestCompleteRows:
         unit = torch.finfo(dtype).eps
         for loss, grad in (short, long):
             torch.testing.assert_close(loss.double(), losses.detach(), rtol=2**-23, atol=0)  # rounded once
-            # Rounded once; what cancels, by float64 rounding; float16 ends at its smallest subnormal.
+            # Rounded once; float64 rounding where terms cancel; the smallest number of float16 is its smallest
+            # subnormal.
             atol = 1e-10 * float(wide.grad.abs().max()) + (6e-8 if dtype == torch.float16 else 0.0)
             torch.testing.assert_close(grad.double(), wide.grad, rtol=unit, atol=atol)
 
@@ -414,7 +416,7 @@ class TestCompleteRows:
         rows = (random_rows(3, 1, 96) + eps * random_rows(3, 10, 96, seed=1)).float()
         short, long = self.both_ways(monkeypatch, rows)
         torch.testing.assert_close(short[0], long[0], rtol=2**-23, atol=0)
-        # The bar of accuracy; of equal rows the gradient is 0 up to float64 rounding.
+        # The accuracy that is required. For equal rows the gradient is 0 up to float64 rounding.
         assert (short[1] - long[1]).norm() <= 1e-6 * long[1].norm() + 1e-12
 
     @pytest.mark.parametrize(
@@ -431,7 +433,7 @@ class TestCompleteRows:
         rows = (random_rows(2, 3, 5) * torch.tensor(lengths, dtype=torch.float64)[None, :, None] / 4).to(dtype)
         short, long = self.both_ways(monkeypatch, rows)
         torch.testing.assert_close(short[0], long[0], rtol=2**-23, atol=0)
-        # Both are rounded once, relative to the largest entry of the row; float16 ends at its smallest subnormal.
+        # Both are rounded once, relative to the largest entry of the row, or to a step of float16's subnormals.
         found, expected = short[1].double(), long[1].double()
         tolerance = torch.finfo(dtype).eps * expected.abs().amax(2, keepdim=True)
         tolerance += 6e-8 if dtype == torch.float16 else 0.0

@@ -1,7 +1,7 @@
-"""Where these tests run: on a GPU if there is one, else in Triton's interpreter.
+"""These tests run on a GPU if there is one, otherwise in Triton's interpreter.
 
-The interpreter has to be chosen before Triton is imported, hence in a process of its own: test_interpreter.py, one
-folder up, starts it. Without it and without a GPU nothing here is collected.
+The interpreter must be chosen before Triton is imported, so it needs its own process, which test_interpreter.py in the
+parent folder starts. Without the interpreter and without a GPU, nothing is collected here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pooling in the kernels against its twin in plain PyTorch, which test_hidden.py compares with arithmetic by hand."""
+"""Pooling in the kernels against pooling in plain PyTorch, which test_hidden.py compares with arithmetic by hand."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ ROWS, TOKENS, WIDTH, PROMPTS, LANGUAGES = 13, 9, 20, 4, 4
 
 
 def states(layout: str, dtype: torch.dtype, device: str) -> tuple[Tensor, dict[str, Any]]:
-    """Token states with what tells rows from padding. Some rows have no token."""
+    """Token states, and the arguments that separate rows from padding. Some rows have no tokens."""
     generator = torch.Generator().manual_seed(1)
     if layout.startswith("packed"):
         lengths = torch.tensor([3, 0, 5, 3, 8, 2, 3, 5, 3, 3, 4, 1, 4])
-        # Tokens of no row before the first one and behind the last one.
+        # The tokens before the first row and after the last one belong to no row.
         offsets = torch.cat([torch.tensor([2]), 2 + lengths.cumsum(0)])
         hidden = torch.randn(50, WIDTH, generator=generator, dtype=torch.float64)
         kind = torch.int32 if layout == "packed int32" else torch.int64
@@ -37,13 +37,13 @@ def states(layout: str, dtype: torch.dtype, device: str) -> tuple[Tensor, dict[s
         "padded left": position >= TOKENS - length,
         "holes": torch.rand(ROWS, TOKENS, generator=generator) > 0.5,
     }[layout]
-    hidden[~real] = float("nan")  # padding is not to be looked at
+    hidden[~real] = float("nan")  # padding must not be read
     mask = real if layout == "holes" else real.long()
     return hidden.to(dtype).to(device), {"attention_mask": mask.to(device)}
 
 
 def ids(device: str) -> tuple[Tensor, Tensor]:
-    """In no order, with some out of range, some missing and some twice."""
+    """Ids in no order: some out of range, some missing and some twice."""
     generator = torch.Generator().manual_seed(2)
     return tuple(  # type: ignore[return-value]
         torch.randint(-1, bound + 1, (ROWS,), generator=generator).to(device) for bound in (PROMPTS, LANGUAGES)
@@ -86,8 +86,8 @@ def test_agrees_with_plain_pytorch(
     (loss, *grads), (expected_loss, *expected) = results
     assert loss.dtype == expected_loss.dtype
     assert expected_loss > 0
-    # Both sum in float64 and round at the same places: to float32 (pooled rows, results), where a tie may go
-    # either way, and to the dtype of the gradient, which the interpreter cuts off for bfloat16.
+    # Both sum in float64 and round at the same places: to float32 (pooled rows, results), where a tie may go either
+    # way, and to the dtype of the gradient, where the interpreter truncates to bfloat16.
     tolerance = 1e-11 if dtype == torch.float64 else 2e-6
     torch.testing.assert_close(loss, expected_loss, rtol=tolerance, atol=0)
     for found, wanted in zip(grads, expected, strict=True):
@@ -113,7 +113,7 @@ def test_nobody_to_pool(device: str, pooling: Pooling) -> None:
         assert loss == 0
         assert hidden.grad is not None
         assert (hidden.grad == 0).all()
-    hidden = torch.ones(2, 0, 4, device=device, requires_grad=True)  # rows, but of no token
+    hidden = torch.ones(2, 0, 4, device=device, requires_grad=True)  # rows, but without tokens
     some = torch.arange(2, device=device)
     loss = mlc_loss_from_hidden(hidden, some, some, 2, 2, pooling=pooling, backend="triton")
     loss.backward()
@@ -121,7 +121,7 @@ def test_nobody_to_pool(device: str, pooling: Pooling) -> None:
 
 
 def test_large_tables_and_long_rows(device: str) -> None:
-    """More rows and tokens than one step of any loop takes, and features in more than one block."""
+    """More rows and tokens than one step of any loop handles, and more than one block of features."""
     generator = torch.Generator().manual_seed(0)
     prompts, languages, tokens, width = 9, 33, 150, 300
     hidden = torch.randn(prompts * languages, tokens, width, generator=generator)
@@ -130,7 +130,7 @@ def test_large_tables_and_long_rows(device: str) -> None:
     real = torch.arange(tokens) < torch.randint(1, tokens + 1, (len(order), 1), generator=generator)
     from mlc_kernels import fused_pooling, pooling
 
-    # The pieces only: 297 rows through the loss take minutes in the interpreter, and tell nothing new.
+    # Only the parts: 297 rows through the loss take minutes in the interpreter, and show nothing new.
     hidden, real = hidden.to(device), real.to(device)
     for of_tokens in (True, False):
         arguments = (hidden, real, None, group, language, prompts, languages, of_tokens)

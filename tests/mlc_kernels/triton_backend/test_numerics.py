@@ -1,6 +1,6 @@
-"""Loss, gradient and singular values of the kernel against float64 SVD, and against the other backends.
+"""Loss, gradient and singular values of the kernel against a float64 SVD and against the other backends.
 
-"Error" is that of the largest entry, relative to the largest entry.
+"Error" means that of the largest entry, relative to the largest entry.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FLOAT32 = torch.finfo(torch.float32).eps
 
 
 def close_rows(batch: int, languages: int, features: int, eps: float, seed: int = 0) -> Tensor:
-    """Rows that differ by ``eps`` from one that they share, which is where training goes."""
+    """Rows that differ by ``eps`` from a shared row, as they do in the course of training."""
     generator = torch.Generator().manual_seed(seed)
     base = torch.randn(batch, 1, features, generator=generator, dtype=torch.float64)
     return base + eps * torch.randn(batch, languages, features, generator=generator, dtype=torch.float64)
@@ -42,13 +42,13 @@ def loss_and_gradient(rows: Tensor, mask: Tensor | None = None, **options: objec
 
 
 def error(found: Tensor, truth: Tensor) -> float:
-    # Where all rows lie on one line the true gradient is 0, and so is its scale.
+    # If all rows lie on one line, the true gradient is 0, and so is its scale.
     scale = truth.double().abs().max().clamp(min=1e-6)
     return float((found.double() - truth.double()).abs().max() / scale)
 
 
 def assert_accurate(rows: Tensor, ceiling: float, rounding: float) -> None:
-    """Errors below ``ceiling`` and no larger than those of an eager float32 SVD, but for rounding the result."""
+    """Assert errors below ``ceiling``, and at most those of an eager float32 SVD plus rounding of the result."""
     loss, grad = loss_and_gradient(rows, backend="triton", reduction="none")
     true_loss, true_grad = loss_and_gradient(rows.double(), backend="reference", reduction="none")
     eager_loss, eager_grad = loss_and_gradient(rows, backend="reference", reduction="none")
@@ -58,7 +58,7 @@ def assert_accurate(rows: Tensor, ceiling: float, rounding: float) -> None:
 
 
 def sizes() -> list[tuple[int, int]]:
-    """Each number of languages with each of features, or with two where the interpreter takes seconds for one."""
+    """Each number of languages with each number of features; only two of these where a case takes seconds."""
     both = [(languages, features) for languages in LANGUAGES for features in FEATURES]
     if torch.cuda.is_available():
         return both
@@ -66,13 +66,13 @@ def sizes() -> list[tuple[int, int]]:
     return [(languages, features) for languages, features in both if features in few.get(languages, FEATURES)]
 
 
-# Each size has one closeness, such that every language and every feature count meets all of them: the full product
-# takes four times as long.
+# Each size has one closeness, chosen so that every language count and every feature count meets all of them. The full
+# product takes four times as long.
 @pytest.mark.parametrize(("languages", "features"), sizes())
 def test_float32_accuracy(device: str, languages: int, features: int) -> None:
     eps = CLOSENESS[(LANGUAGES.index(languages) + FEATURES.index(features)) % len(CLOSENESS)]
     rows = close_rows(1, languages, features, eps).float().to(device)
-    # The bar, 1e-5, is what float32 arithmetic anywhere inside misses by far; rounding the result costs 6e-8.
+    # Float32 arithmetic in any place would exceed the bound of 1e-5 by far. Rounding the result costs 6e-8.
     assert_accurate(rows, 1e-5, FLOAT32)
 
 
@@ -86,9 +86,9 @@ def test_float32_accuracy_at_every_closeness(device: str, languages: int, eps: f
 @pytest.mark.parametrize(("languages", "features"), [(3, 123), (10, 512), (17, 60), (2, 4096)])
 @pytest.mark.parametrize("eps", [1.0, 1e-1])
 def test_16_bit_accuracy(device: str, dtype: torch.dtype, languages: int, features: int, eps: float) -> None:
-    """The rows are what they are after rounding to 16 bits; the gradient is rounded to 16 bits again."""
+    """The true result is that of the rows after rounding to 16 bits; the gradient is rounded to 16 bits again."""
     rows = close_rows(2, languages, features, eps).to(dtype).to(device)
-    # Half a unit where rounding is to nearest, a whole one in the interpreter, which cuts off bfloat16.
+    # Half a unit for rounding to nearest, a whole unit in the interpreter, which truncates to bfloat16.
     assert_accurate(rows, 2 * torch.finfo(dtype).eps, torch.finfo(dtype).eps)
 
 
@@ -99,7 +99,7 @@ def test_float64_accuracy(device: str, languages: int, features: int, eps: float
     loss, grad = loss_and_gradient(rows, backend="triton", reduction="none")
     true_loss, true_grad = loss_and_gradient(rows, backend="reference", reduction="none")
     assert loss.dtype == grad.dtype == torch.float64
-    # Squares in the Gram matrix: float64 rounding over the square of the closeness, times a few for the sums.
+    # Squares in the Gram matrix: float64 rounding over the square of the closeness, times a small factor for the sums.
     assert error(grad, true_grad) < 1e-14 / eps**2 + 1e-13
     assert error(loss, true_loss) < 1e-14 / eps + 1e-14
 
@@ -108,14 +108,14 @@ SPECTRA = ["orthogonal", "repeated", "two lines", "few features", "two tight clu
 
 
 def spectrum(kind: str, languages: int) -> Tensor:
-    """(1, L, 128) rows whose Gram matrix is hard on an eigen-solver: clustered or deficient."""
+    """(1, L, 128) rows whose Gram matrix is hard for an eigen-solver: clustered or rank-deficient."""
     generator = torch.Generator().manual_seed(languages)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     rows = normal(1, languages, 128)
-    if kind == "orthogonal":  # L equal eigenvalues, but for a little
+    if kind == "orthogonal":  # L nearly equal eigenvalues
         rows = torch.linalg.qr(rows.mT)[0].mT + 1e-3 * rows
     elif kind == "repeated":  # a third of the rank, in no order
         rows = rows[:, torch.randint(0, max(1, languages // 3), (languages,), generator=generator)]
@@ -136,12 +136,12 @@ def test_hard_spectra(device: str, kind: str, languages: int) -> None:
     rows = spectrum(kind, languages).to(device)
     found = singular_values(rows, backend="triton").cpu()
     unit = (rows / rows.norm(dim=2, keepdim=True)).cpu()
-    # A singular value of 0 comes out of a float64 eigenvalue of up to 1e-16 L as up to 1e-8 sqrt(L).
+    # A singular value of 0 comes from a float64 eigenvalue of up to 1e-16 L, so it may be as large as 1e-8 sqrt(L).
     torch.testing.assert_close(found, torch.linalg.svdvals(unit), rtol=1e-10, atol=1e-7)
     loss, grad = loss_and_gradient(rows, backend="triton", reduction="none")
     expected_loss, expected = loss_and_gradient(rows, backend="closed_form", reduction="none")
-    torch.testing.assert_close(loss, expected_loss, rtol=0, atol=1e-7)  # as the singular values
-    # Both backends compute in float64; two clusters 1e-4 wide magnify it by 1e8, as in closed_form itself.
+    torch.testing.assert_close(loss, expected_loss, rtol=0, atol=1e-7)  # the same bound as for the singular values
+    # Both backends compute in float64. Two clusters of width 1e-4 magnify rounding by 1e8, in closed_form itself too.
     assert error(grad, expected) < (1e-6 if kind == "two tight clusters" else 1e-8)
 
 
@@ -160,11 +160,11 @@ def test_agrees_with_closed_form_with_masks(
     rows, mask = close_rows(5, 7, 33, 1.0).to(dtype).to(device), random_mask(5, 7, seed=4).to(device)
     mask[1] = False
     mask[2, 1:] = False
-    rows = torch.where(mask[:, :, None], rows, float("nan"))  # not to be looked at
+    rows = torch.where(mask[:, :, None], rows, float("nan"))  # must not be read
     options = {"scale": scale, "reduction": reduction, "temperature": 0.31}
     loss, grad = loss_and_gradient(rows, mask, backend="triton", **options)
     expected_loss, expected = loss_and_gradient(rows, mask, backend="closed_form", **options)
-    # One rounding to the dtype of the result and one of the incoming gradient.
+    # One rounding to the dtype of the result, and one of the incoming gradient.
     tolerance = 4 * torch.finfo(dtype).eps if dtype == torch.float32 else 1e-12
     torch.testing.assert_close(loss, expected_loss, rtol=tolerance, atol=0)
     assert error(grad, expected) < tolerance
@@ -175,7 +175,7 @@ def test_agrees_with_closed_form_with_masks(
 
 @pytest.mark.parametrize("tile_of_one", [16, 32, 64])
 def test_sums_instead_of_a_matrix_product(device: str, monkeypatch: pytest.MonkeyPatch, tile_of_one: int) -> None:
-    """The form for devices without a float64 matrix product, in every tile."""
+    """The variant for devices without a float64 matrix product, in every tile."""
     monkeypatch.setattr(fused, "DOT", False)
     monkeypatch.setattr(fused, "tile_of", lambda languages: tile_of_one)
     rows = close_rows(1, 5, 70, 1e-2).to(device)
@@ -188,10 +188,10 @@ def test_sums_instead_of_a_matrix_product(device: str, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("dtype", "lengths"),
     [
-        (torch.float16, [6e-8, 1.0, 6e4]),  # smallest subnormal, near the largest number
+        (torch.float16, [6e-8, 1.0, 6e4]),  # smallest subnormal, and near the largest number
         (torch.bfloat16, [1e-38, 1.0, 1e38]),
         (torch.float32, [1e-38, 1.0, 1e38]),
-        (torch.float64, [1e-200, 1.0, 1e200]),  # squares leave float64's range
+        (torch.float64, [1e-200, 1.0, 1e200]),  # squares leave the range of float64
         (torch.float64, [5e-324, 1e-310, 1e-300]),  # subnormal
     ],
 )
@@ -211,14 +211,14 @@ def test_loss_of_extreme_lengths(device: str, dtype: torch.dtype, lengths: list[
     ],
 )
 def test_gradients_of_extreme_lengths(device: str, dtype: torch.dtype, lengths: list[float]) -> None:
-    """The gradient of a row is that of its direction, divided by its length."""
+    """The gradient of a row is the gradient of its direction, divided by the row's length."""
     scales = torch.tensor(lengths, dtype=torch.float64)[None, :, None]
     rows = (close_rows(1, 3, 4, 1.0) / 3 * scales).to(dtype)
     norms = rows.double().abs().amax(2, keepdim=True)
     _, expected = loss_and_gradient(rows.double() / norms, backend="closed_form")
     _, found = loss_and_gradient(rows.to(device), backend="triton")
-    # One rounding to the dtype, relative to the largest entry of the row, or, where that is smaller, by one step
-    # of float16's subnormals: gradients at a length of 6e4 are about 1e-5.
+    # One rounding to the dtype, relative to the largest entry of the row, or one step of float16's subnormals where the
+    # entry is smaller: at a length of 6e4, gradients are about 1e-5.
     tolerance = 1e-12 if dtype == torch.float64 else torch.finfo(dtype).eps
     allowed = tolerance * expected.abs().amax(2, keepdim=True)
     if dtype == torch.float16:
@@ -229,13 +229,13 @@ def test_gradients_of_extreme_lengths(device: str, dtype: torch.dtype, lengths: 
 @pytest.mark.parametrize("signs", [[1, 1, 1, 1], [1, -1, 1, -1]])
 @pytest.mark.parametrize("features", [1, 5, 512])
 def test_rows_on_one_line(device: str, signs: list[int], features: int) -> None:
-    """All equal, or opposite: the floor of the loss, and the zero subgradient."""
+    """All rows equal or opposite: the floor of the loss, and the zero subgradient."""
     rows = close_rows(1, 1, features, 1.0).to(device) * torch.tensor(signs, device=device)[None, :, None]
     loss, grad = loss_and_gradient(rows, backend="triton")
     expected = math.log(1 + 3 * math.exp(-5)) if features > 1 else 0.0
-    # A singular value of 0 comes out of a float64 eigenvalue of up to 1e-16 as up to 1e-8.
+    # A singular value of 0 comes from a float64 eigenvalue of up to 1e-16, so it may be as large as 1e-8.
     assert loss.item() == pytest.approx(expected, abs=1e-8)
-    assert float(grad.abs().max()) < 1e-12  # against 1e-3 to 1e-2 of an arbitrary subgradient
+    assert float(grad.abs().max()) < 1e-12  # an arbitrary subgradient would be 1e-3 to 1e-2
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
@@ -259,8 +259,8 @@ def test_zero_rows_masked_rows_and_prompts_that_do_not_count(device: str) -> Non
     rows[0, 1] = 0  # counts as missing
     rows[1] = 0
     mask[2, 1:] = False  # one row
-    mask[3] = False  # none, ...
-    rows[3] = float("nan")  # ... whatever stands there
+    mask[3] = False  # no rows, ...
+    rows[3] = float("nan")  # ... whatever they hold
     mask[4, 2] = False
     rows[4, 2] = float("inf")
     loss, grad = loss_and_gradient(rows, mask, backend="triton", reduction="none")
@@ -292,9 +292,9 @@ def test_nothing_to_compare(device: str, shape: tuple[int, int, int], reduction:
 
 def test_strided_and_expanded_rows(device: str) -> None:
     wide = close_rows(8, 3, 64, 1.0).to(device)
-    transposed = wide.transpose(0, 1)[:, ::2]  # strides, but rows in one piece
+    transposed = wide.transpose(0, 1)[:, ::2]  # strides, but contiguous rows
     gaps = wide[:, :, 1::3]  # rows with gaps
-    shifted = wide[:, :, 1:33]  # rows that begin at no multiple of 16 bytes' worth of elements
+    shifted = wide[:, :, 1:33]  # rows that do not begin at multiples of 16 elements
     expanded = wide[:1].expand(3, 3, 64)
     for view in (transposed, gaps, shifted, expanded):
         leaf = view.detach().requires_grad_()
@@ -326,7 +326,7 @@ def test_same_input_same_bits(device: str, dtype: torch.dtype) -> None:
     again, grad_again = loss_and_gradient(rows, backend="triton")
     assert torch.equal(loss, again)
     assert torch.equal(grad, grad_again)
-    # Nor does a prompt depend on what else is in the batch.
+    # Nor does a prompt's result depend on the rest of the batch.
     alone, _ = loss_and_gradient(rows[2:3], backend="triton", reduction="none")
     among, _ = loss_and_gradient(rows, backend="triton", reduction="none")
     assert torch.equal(alone[0], among[2])
@@ -334,5 +334,5 @@ def test_same_input_same_bits(device: str, dtype: torch.dtype) -> None:
 
 def test_gradcheck(device: str) -> None:
     rows, mask = close_rows(2, 3, 4, 1.0).to(device).requires_grad_(), random_mask(2, 3, seed=2).to(device)
-    # scale="none" only: under "top" the loss has a stop-gradient, which finite differences cannot see.
+    # Only scale="none": "top" has a stop-gradient, which finite differences cannot see.
     assert torch.autograd.gradcheck(lambda x: mlc_loss(x, mask, scale="none", backend="triton"), (rows,))

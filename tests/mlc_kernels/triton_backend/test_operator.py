@@ -1,4 +1,4 @@
-"""The kernel inside of autograd, autocast, checkpointing, torch.compile and CUDA graphs."""
+"""The kernel within autograd, autocast, checkpointing, torch.compile and CUDA graphs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_gradient_is_scaled_by_the_incoming_one_and_can_be_asked_for_twice(devic
     (again,) = torch.autograd.grad(losses, rows, ones)
     torch.testing.assert_close(weighted, once * weights[:, None, None], rtol=1e-12, atol=1e-15)
     assert torch.equal(once, again)
-    # Of a mean too, and with an incoming gradient that is a view without strides.
+    # For a mean too, and with an incoming gradient that is a view with zero strides.
     mean = mlc_loss(rows, backend="triton")
     (third,) = torch.autograd.grad(mean * -3.0, rows)
     torch.testing.assert_close(third, once * -1.0, rtol=1e-12, atol=1e-15)
@@ -57,7 +57,7 @@ def test_no_input_is_written_to_and_the_result_may_be(device: str) -> None:
     copies = rows.detach().clone(), mask.clone()
     for reduction in ("none", "sum", "mean"):
         loss = mlc_loss(rows, mask, reduction=reduction, backend="triton")  # type: ignore[arg-type]
-        loss /= 2  # as users do who accumulate
+        loss /= 2  # as users do to accumulate gradients
         loss.sum().backward()
     assert torch.equal(rows.detach(), copies[0])
     assert torch.equal(mask, copies[1])
@@ -123,7 +123,7 @@ def test_compiles_with_pooling(device: str) -> None:
 
 
 def test_operators_are_registered_soundly(device: str) -> None:
-    """Schema, fake tensors and dispatch: torch.library.opcheck raises for any that is wrong."""
+    """Schema, fake tensors and dispatch: torch.library.opcheck raises if one is wrong."""
     rows = random_rows(3, 4, 6, device=device).detach()
     mask = torch.ones(3, 4, dtype=torch.bool, device=device)
     table = torch.tensor([[0, 3, -1], [5, 1, 2]], device=device)
