@@ -1,4 +1,4 @@
-"""Checkpoint folders: what is written is read, half of one is not taken for one, and nothing in one is run."""
+"""Checkpoint folders: a written folder can be read, an incomplete one is refused, and reading one runs no code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lightning_mlc.errors import UserError
 
 @pytest.fixture
 def part(tmp_path: Path) -> Iterator[Any]:
-    """A sharded tensor, of the one process that there is."""
+    """A sharded tensor of a single process."""
     store = distributed.FileStore(str(tmp_path / "store"), 1)
     distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
@@ -54,7 +54,7 @@ def test_a_folder_is_there_as_a_whole_or_not_at_all(part: Any, tmp_path: Path, m
     def full(*_arguments: Any, **_keywords: Any) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(checkpoint_format.torch, "save", full)  # the last thing that is written
+    monkeypatch.setattr(checkpoint_format.torch, "save", full)  # the file that is written last
     with pytest.raises(UserError, match=r"^checkpoint: cannot write .*a\.ckpt \(No space left on device\)"):
         save_folder({"state_dict": {"a": part * 2}, "global_step": 2}, tmp_path / "a.ckpt")
     assert read_checkpoint(tmp_path / "a.ckpt")["global_step"] == 1
@@ -62,7 +62,7 @@ def test_a_folder_is_there_as_a_whole_or_not_at_all(part: Any, tmp_path: Path, m
 
 
 class Attack:
-    """A pickle that makes a folder when it is read."""
+    """A pickle that makes a folder when it is loaded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -85,7 +85,7 @@ def test_tensors_that_cannot_be_read(part: Any, tmp_path: Path, damage: str) -> 
     save_folder({"state_dict": {"a": part}}, tmp_path / "a.ckpt")
     (file,) = (tmp_path / "a.ckpt").glob("*.distcp")
     if damage == "a program":
-        size = file.stat().st_size  # which the index says
+        size = file.stat().st_size  # the index lists it
         file.write_bytes(pickle.dumps(Attack(tmp_path / "done")).ljust(size, b"\0"))
     elif damage == "half":
         file.write_bytes(file.read_bytes()[:10])
@@ -100,14 +100,14 @@ def test_tensors_that_cannot_be_read(part: Any, tmp_path: Path, damage: str) -> 
 
 
 def test_names_with_dots_lead_nowhere(part: Any, tmp_path: Path) -> None:
-    """From protocol 4 on, a pickle may ask a module that is allowed for what that has imported."""
+    """From protocol 4 on, a pickle may use an allowed module to reach the modules that this one imported."""
     save_folder({"state_dict": {"a": part}}, tmp_path / "a.ckpt")
     attack = b"\x80\x04\x8c\x29torch.distributed.checkpoint.metadata\x94" + b"\x8c\x08os.mkdir\x94\x93\x94"
     attack = attack.replace(b"\x8c\x29", bytes([0x8C, len("torch.distributed.checkpoint.metadata")]))
     name = str(tmp_path / "done").encode()
     attack += bytes([0x8C, len(name)]) + name + b"\x94\x85\x94R\x94."
     (tmp_path / "a.ckpt" / ".metadata").write_bytes(attack)
-    pickle.loads(attack)  # it works where it is let
+    pickle.loads(attack)  # it works where it is allowed
     (tmp_path / "done").rmdir()
     with pytest.raises(UserError, match="ckpt_path"):
         read_checkpoint(tmp_path / "a.ckpt")

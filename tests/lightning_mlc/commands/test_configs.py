@@ -27,9 +27,9 @@ OVERLAYS = {
     "strategy/fsdp2",
 }
 QUICK = {"dpo_mlc", "sft_mlc"}
-"""Of these a step runs in the quick round; the others are parsed in it, by test_every_key_is_an_option."""
+"""The quick round runs a step of these; test_every_key_is_an_option parses the others there."""
 SECTIONS = {"trainer", "model", "data", "logger"}
-"""Keys that only hold others, and say so by their name; like ``class_path`` and ``init_args``."""
+"""Keys that only contain other keys and have telling names, such as ``class_path`` and ``init_args``."""
 
 
 def test_all_of_the_folder_is_shipped() -> None:
@@ -48,7 +48,7 @@ def test_every_key_has_a_comment(name: str) -> None:
 
 
 def overlaid(name: str) -> list[str]:
-    """The recipe ``name``, on what it is laid over if it is an overlay."""
+    """The recipe ``name``; if it is an overlay, on top of the recipe that it is for."""
     if name not in OVERLAYS:
         return [name]
     return ["published" if name.startswith("paper/") else "quickstart", name]
@@ -66,7 +66,7 @@ def test_every_key_is_an_option(name: str, capsys: pytest.CaptureFixture[str]) -
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
 )
 def test_a_step_runs(name: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # the loggers' folders are relative
+    monkeypatch.chdir(tmp_path)  # the loggers' folders are relative paths
     if name.startswith("logger/"):
         pytest.importorskip(Path(name).name)
     if name.startswith("strategy/"):
@@ -75,7 +75,7 @@ def test_a_step_runs(name: str, tiny_model: Path, tmp_path: Path, monkeypatch: p
         pytest.importorskip("bitsandbytes")
     model = tiny_model
     if name.startswith("paper/"):
-        # A tiny Gemma 2 has sliding windows, and caps scores and logits, as a large one has.
+        # A tiny Gemma 2 has sliding windows and caps scores and logits, as a large one does.
         kind = {"paper/qwen2.5-7b": "qwen2", "paper/gemma-2-9b": "gemma2"}[name]
         model = save_model(tmp_path / kind, kind)
     configs = overlaid(name)
@@ -104,7 +104,7 @@ def test_a_step_runs(name: str, tiny_model: Path, tmp_path: Path, monkeypatch: p
 
 
 def test_the_published_settings_are_those_of_the_authors(tiny_model: Path, tmp_path: Path) -> None:
-    """https://github.com/Yuyan-B/MLC, its training configurations and the defaults of its code."""
+    """Values from https://github.com/Yuyan-B/MLC: its training configurations and the defaults of its code."""
     options = [f"--model.name_or_path={tiny_model}", "--trainer.accelerator=cpu", "--trainer.fast_dev_run=1"]
     cli = run(["fit", "--config=published", f"--out={tmp_path / 'out'}", *options])
     assert cli.model.consistency == Consistency(
@@ -127,6 +127,6 @@ def test_the_published_settings_are_those_of_the_authors(tiny_model: Path, tmp_p
     assert cli.datamodule.val_share == 0
     assert cli.datamodule.batch_size == 1
     assert cli.config.fit.trainer.accumulate_grad_batches == 4
-    # LLaMA-Factory's bf16 keeps float32 weights unless told `pure_bf16`.
+    # LLaMA-Factory's bf16 keeps float32 weights, unless `pure_bf16` is set.
     assert cli.config.fit.trainer.precision == "bf16-mixed"
     assert cli.datamodule.languages == ("en", "zh", "ru", "ja", "ar", "bn", "sw", "ur", "ps", "ku")

@@ -1,4 +1,4 @@
-"""The options that make a model fit, in combination: the same losses as without them, or a refusal."""
+"""Combinations of the options that make a model fit into memory: the same losses as without them, or a refusal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OPTIONS = {
     "offload": ["--model.gradient_checkpointing=true", "--model.activation_offload=true"],
 }
 MODELS = ("lora", "nf4", "int8")
-"""Options that change what is trained; the others must change nothing."""
+"""Options that change the trained weights. The others must not change anything."""
 slow = pytest.mark.slow
 bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
@@ -32,7 +32,7 @@ Losses = Callable[[frozenset[str]], list[float]]
 
 @pytest.fixture(scope="module")
 def losses(tmp_path_factory: pytest.TempPathFactory) -> Losses:
-    """Losses of two optimizer steps of DPO + MLC with the given options; the second tells of the first's gradient."""
+    """Losses of two optimizer steps of DPO + MLC with the given options. The second depends on the first's gradient."""
     folder = tmp_path_factory.mktemp("together")
     model = save_model(folder / "model", hidden_size=64, intermediate_size=96, head_dim=16, num_hidden_layers=2)
     data = write_jsonl(folder / "pairs.jsonl", example_rows(8))
@@ -67,7 +67,7 @@ def losses(tmp_path_factory: pytest.TempPathFactory) -> Losses:
         pytest.param("accumulate checkpointing lora", marks=slow),
         pytest.param("lora nf4", marks=[bitsandbytes, slow]),
         pytest.param("accumulate checkpointing lora nf4", marks=[bitsandbytes, slow]),
-        # The one that compiles, which takes a minute.
+        # Combinations with compile take a minute each.
         pytest.param("accumulate checkpointing compile lora nf4", marks=[bitsandbytes, slow]),
         pytest.param("lora int8", marks=[bitsandbytes, slow]),
         pytest.param("accumulate checkpointing lora int8", marks=bitsandbytes),
@@ -78,12 +78,12 @@ def test_they_change_no_loss(losses: Losses, names: str) -> None:
     model = chosen & set(MODELS)
     first, second = losses(chosen)
     expected = losses(frozenset(model))
-    # Sums in float32 in another order; the second step has them multiplied by Adam's division by small gradients.
+    # The order of float32 sums differs. In the second step, Adam's division by small gradients magnifies this.
     assert first == pytest.approx(expected[0], rel=1e-5)
     assert second == pytest.approx(expected[1], rel=1e-2)
-    assert abs(second - first) > 0.05  # so that the second step would tell of a wrong gradient
-    # Adapters begin as nothing, and a quantised policy is its own reference: only the hidden states differ a little,
-    # and the extractor, which is drawn after the adapters.
+    assert abs(second - first) > 0.05  # so that a wrong gradient would show in the second step
+    # Adapters begin as 0, and a quantised policy is its own reference, so only two things differ a little: the hidden
+    # states, and the extractor, which is drawn after the adapters.
     tolerance = 1e-2 if model & {"nf4", "int8"} else 1e-3 if model else 1e-5
     assert first == pytest.approx(losses(frozenset())[0], rel=tolerance)
 

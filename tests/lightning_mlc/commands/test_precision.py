@@ -1,4 +1,4 @@
-"""``trainer.precision: auto``: what is chosen where, that one line says why, and that a run keeps it."""
+"""``trainer.precision: auto``: which precision is chosen, that one line gives the reason, and that a run keeps it."""
 
 from __future__ import annotations
 
@@ -128,8 +128,8 @@ def test_a_trial_multiplies_at_the_model_s_width_within_its_budget(
         found = try_both(width, device)
     assert torch.equal(torch.rand(1), expected)
     assert math.isfinite(found.ratio)
-    assert min(found.float32, found.bfloat16) > 1e-6  # seconds; less than the calls alone take
-    # One pass forward and two products backward, in each dtype, four times. Sides are rounded down.
+    assert min(found.float32, found.bfloat16) > 1e-6  # seconds; the calls alone take longer
+    # One product forward and two backward, in each dtype, four times. Sizes are rounded down.
     passes = counted.get_total_flops() / 8
     assert passes % width == 0
     assert passes <= operations
@@ -224,7 +224,7 @@ def test_a_run_keeps_what_was_chosen_and_goes_on_with_it(
     other = "bf16-mixed" if chosen == "32-true" else "32-true"
     path = (out / "checkpoints" / "last.ckpt").resolve()
     checkpoint = read_checkpoint(path)
-    checkpoint["lightning_mlc"]["recipe"]["precision"] = other  # as on another machine
+    checkpoint["lightning_mlc"]["recipe"]["precision"] = other  # as another machine would choose
     torch.save(checkpoint, tmp_path / "other.ckpt")
     (tmp_path / "other.ckpt").replace(path)
     assert main(fit(tiny_model, pairs_file, out, "--trainer.max_steps=2", "--ckpt_path=auto")) == 0
@@ -245,7 +245,7 @@ def test_a_run_keeps_what_was_chosen_and_goes_on_with_it(
 
 
 def options_of(*more: str, command: str = "fit") -> Any:
-    """The options of ``command`` as parsed, before anything is made of them."""
+    """Parse the options of ``command``, without building anything from them."""
     from lightning_mlc.commands.training import TrainingCLI, make_cli
 
     class Parsed(TrainingCLI):
@@ -278,7 +278,7 @@ def test_a_trial_is_of_the_model_s_width_and_warns_once(
     config = options_of(given)
     tell(settle(config))
     assert (config.trainer.precision, widths) == ("32-true", {32: 2})
-    tell(settle(options_of(given, "--trainer.devices=2")))  # which would time it differently in each
+    tell(settle(options_of(given, "--trainer.devices=2")))  # each process would measure other times
     assert widths == {32: 2}
 
 
@@ -329,7 +329,7 @@ def test_evaluation_agrees() -> None:
 
 @pytest.mark.slow
 def test_processes_take_the_same_or_are_refused(tiny_model: Path, pairs_file: Path, tmp_path: Path) -> None:
-    """Two processes of torchrun over gloo; and two that have settled on different precisions."""
+    """Two processes of torchrun over gloo, and two processes that have chosen different precisions."""
     command = fit(tiny_model, pairs_file, tmp_path / "torchrun", "--trainer.devices=2")
     differing = fit(
         tiny_model, pairs_file, tmp_path / "differing", "--trainer.devices=2", "--trainer.precision=32-true"

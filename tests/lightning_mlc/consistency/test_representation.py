@@ -38,22 +38,22 @@ def test_mean_follows_optimizer_steps_and_not_micro_batches() -> None:
     mask = torch.ones(4, 3, dtype=torch.bool)
     mask[1, 2] = False
     whole, cut = (Representation(Consistency(center=True, extractor="none"), 8) for _ in range(2))
-    assert torch.equal(whole.extract(hidden), hidden)  # nothing seen yet, nothing subtracted
+    assert torch.equal(whole.extract(hidden), hidden)  # no states seen yet, so nothing is subtracted
     whole.observe(hidden, mask)
     whole.fold_mean()
     for part in (slice(0, 1), slice(1, 4)):
         cut.observe(hidden[part], mask[part])
-        assert torch.equal(cut.mean, torch.zeros(8))  # constant inside a step
+        assert torch.equal(cut.mean, torch.zeros(8))  # constant within a step
     cut.fold_mean()
     torch.testing.assert_close(cut.mean, whole.mean)
     torch.testing.assert_close(whole.mean, hidden[mask].mean(0))
     torch.testing.assert_close(whole.extract(hidden), hidden - whole.mean)
-    # Later steps move it by a tenth.
+    # later steps move it by a tenth
     first = whole.mean.clone()
     whole.observe(hidden + 1, mask)
     whole.fold_mean()
     torch.testing.assert_close(whole.mean, 0.9 * first + 0.1 * (first + 1))
-    # A step without states leaves it.
+    # a step without states does not change it
     second = whole.mean.clone()
     whole.fold_mean()
     assert torch.equal(whole.mean, second)

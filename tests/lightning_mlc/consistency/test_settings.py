@@ -1,4 +1,4 @@
-"""Settings of the terms: which are on, what they need, what is refused."""
+"""Settings of the terms: which terms are on, what they need, and which settings are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each term against values worked out by hand, and against its authors' formula written out with loops."""
+"""Each term against values computed by hand, and against its authors' formula, written with loops."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def of_responses(
 
 
 PRESENT = torch.tensor([[True, True, True, True], [True, False, True, False], [True, False, False, False]])
-"""Three prompts: in all four languages, in two, and in the source language alone."""
+"""Three prompts: in all four languages, in two languages, and only in the source language."""
 
 
 # ---- representations ------------------------------------------------------------------------------------
@@ -58,7 +58,7 @@ def test_mlc_is_the_operators_loss() -> None:
 
 
 def test_cosines_by_hand() -> None:
-    """Three directions in the plane: east, north and west; cosines 0, 0 and -1."""
+    """Three directions in the plane, east, north and west, with cosines 0, 0 and -1."""
     rows = torch.tensor([[[2.0, 0.0], [0.0, 3.0], [-1.0, 0.0]]])
     everywhere = torch.ones(1, 3, dtype=torch.bool)
     assert PairwiseCosine().losses(of_representations(rows, everywhere)).tolist() == pytest.approx([(1 + 2 + 1) / 3])
@@ -90,7 +90,7 @@ def source_by_loops(rows: Tensor, present: Tensor, detach: bool) -> Tensor:
 
 @pytest.mark.parametrize("scale", [1.0, 1e-4])
 def test_cosine_terms_and_their_gradients(scale: float) -> None:
-    """Also where all rows are nearly the same, and little is left of the difference."""
+    """Also if all rows are nearly equal and their differences small."""
     for term, loops in (
         (PairwiseCosine(), lambda r: pairwise_by_loops(r, PRESENT)),
         (SourceCosine(), lambda r: source_by_loops(r, PRESENT, True)),
@@ -135,7 +135,7 @@ def test_mpo_by_hand() -> None:
     tokens = torch.tensor([[[2.0, 4.0], [2.0, 2.0], [1.0, 2.0]]])
     pooled = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), torch.tensor([[[1.0, 1.0], [0.0, 4.0]]])
     observed = of_responses(policy, reference, torch.ones(1, 3, dtype=torch.bool), tokens, pooled)
-    # Targets that are 1 and -1 with a beta of a half: (1 - 0.5)^2 and (-1 - 0.5)^2.
+    # Targets 1 and -1 at a beta of 0.5: (1 - 0.5)^2 and (-1 - 0.5)^2.
     gap, constraint = (0.25 + 2.25) / 2, (0 + 1 + 9 + 0) / 4
     term = MPO(beta=0.5, constraint=0.1)
     assert term.losses(observed).tolist() == pytest.approx([gap + 0.1 * constraint])
@@ -145,7 +145,7 @@ def test_mpo_by_hand() -> None:
 
 
 def test_mpo_of_one_target_is_the_authors_loss() -> None:
-    """Their batch is of pairs (source, target), and their losses are means over all it has."""
+    """The authors' batch consists of pairs (source, target), and their losses are means over the batch."""
     policy, reference = random(5, 2, 2), random(5, 2, 2, seed=1)
     tokens = 1 + random(5, 2, 2, seed=2).abs().round()
     ours, theirs = random(5, 2, 7, seed=3), random(5, 2, 7, seed=4)
@@ -167,7 +167,7 @@ def test_mpo_leaves_prompts_without_translations_alone() -> None:
 
 
 def dco_by_loops(policy: Tensor, reference: Tensor, present: Tensor, beta: float) -> Tensor:
-    """Their loss of two languages, the first of which is the source, averaged over pairs; 1 between targets."""
+    """The authors' loss of two languages (the source first), averaged over pairs; pairs of targets have weight 1."""
     losses = []
     for p, q, there in zip(policy, reference, present, strict=True):
         pairs = []
@@ -181,7 +181,7 @@ def dco_by_loops(policy: Tensor, reference: Tensor, present: Tensor, beta: float
 
 
 def test_dco_by_hand() -> None:
-    """Reference margins 3 and -1, policy margins 4 and 1: rewards 1 and 2."""
+    """Reference margins 3 and -1, policy margins 4 and 1, so rewards 1 and 2."""
     policy = torch.tensor([[[-1.0, -5.0], [-2.0, -3.0]]])
     reference = torch.tensor([[[-1.0, -4.0], [-3.0, -2.0]]])
     observed = of_responses(policy, reference, torch.ones(1, 2, dtype=torch.bool))

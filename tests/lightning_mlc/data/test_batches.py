@@ -1,4 +1,4 @@
-"""What a batch of each stage holds."""
+"""The contents of a batch in each stage."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_responses_in_all_languages_or_in_none() -> None:
 
 
 def test_a_language_s_own_responses_follow_its_prompt() -> None:
-    """In training and evaluation; a language without any has the source language's."""
+    """In training and evaluation, a language without its own responses has those of the source language."""
     collator = Collator(("en", "sw", "zh"), 0, RowPlan(True, "all"), Layout())
     training, evaluation = (make(EXAMPLES, [4, 6], NORMALIZERS) for make in (collator.training, collator.evaluation))
     expected = {
@@ -147,7 +147,7 @@ def test_unpaired_examples_have_the_row_that_they_have() -> None:
 
 
 def test_a_prompt_s_only_response_is_run_even_where_no_one_needs_it() -> None:
-    """Its row has the prompt's hidden state."""
+    """The row of the chosen response has the prompt's hidden state."""
     batch = Collator(("en", "sw", "zh"), 0, RowPlan(False), Layout()).training(UNPAIRED, [0, 1], NORMALIZERS)
     assert places(batch.responses) == {(0, 0, CHOSEN), (1, 0, REJECTED)}
 

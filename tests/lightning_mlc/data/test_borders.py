@@ -1,4 +1,4 @@
-"""Where a prompt ends and its response begins, in tokenizers and templates of many kinds: values by hand."""
+"""The border between prompt and response, for tokenizers and templates of many kinds, with values by hand."""
 
 from __future__ import annotations
 
@@ -25,19 +25,20 @@ LLAMA_2 = (
     "{% for m in messages %}{% if m['role'] == 'user' %}[{{ m['content'] }}]"
     "{% else %} {{ m['content'] }} </s>{% endif %}{% endfor %}"
 )
-"""No generation header, and a space before the response."""
+"""A template without a generation header and with a space before the response."""
 VICUNA = (
     "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}\nA: "
     "{% else %}{{ m['content'] }}</s>{% endif %}{% endfor %}"
 )
-"""The prompt ends with a space."""
+"""A template whose prompt ends with a space."""
 USER = [{"role": "user", "content": "Hi"}]
 
 
 def tokenizer_of(
     template: str, pieces: tuple[str, ...], scheme: Literal["always", "first"] | None, eos: str | None = "</s>"
 ) -> PreTrainedTokenizerFast:
-    """A token per character, and for each of ``pieces``, which are merged: of SentencePiece, or of bytes."""
+    """A tokenizer with a token per character and one for each of ``pieces``, merged as in SentencePiece or byte-level
+    BPE."""
     characters = dict.fromkeys("".join(chr(c) for c in range(33, 127)) + ("▁\n" if scheme else "ĠĊ"))
     vocabulary = {character: i for i, character in enumerate(characters)}
     vocabulary |= {piece: len(vocabulary) + i for i, piece in enumerate(pieces)}
@@ -65,7 +66,7 @@ def border(tokenizer: PreTrainedTokenizerFast, response: str) -> tuple[list[str]
 
 @pytest.mark.parametrize("scheme", ["always", "first"])
 def test_sentencepiece_puts_no_mark_before_a_response(scheme: Literal["always", "first"]) -> None:
-    """The header ends with a line break, which the mark of a text's beginning would follow."""
+    """The header ends with a line break, after which the mark of a text's beginning would come."""
     prompt, response = border(tokenizer_of(ZEPHYR, (), scheme), "Yes.")
     assert prompt[-1] == "\n"
     assert response == ["Y", "e", "s", ".", "</s>"]
@@ -81,7 +82,7 @@ def test_a_space_that_the_template_puts_before_a_response_is_kept() -> None:
 
 @pytest.mark.parametrize("scheme", ["always", "first", None])
 def test_no_token_lies_over_the_border(scheme: Literal["always", "first"] | None) -> None:
-    """Of the whole text the last two tokens would be " Y" and "e": generation has the space already."""
+    """In the whole text, the last two tokens would be " Y" and "e", but in generation the space is already there."""
     space = "▁" if scheme else "Ġ"
     tokenizer = tokenizer_of(VICUNA, (f"{space}Y",), scheme)
     whole = tokenizer.tokenize("A: Ye")
@@ -100,7 +101,7 @@ def test_line_breaks_that_would_become_one_token() -> None:
 
 
 def test_what_follows_the_end_of_a_turn_is_not_trained() -> None:
-    assert border(tokenizer_of(ZEPHYR, (), None), "Yes.")[1][-1] == "</s>"  # and the template's line break is gone
+    assert border(tokenizer_of(ZEPHYR, (), None), "Yes.")[1][-1] == "</s>"  # the template's line break is gone too
 
 
 def test_many_examples_are_encoded_as_each_of_them_alone() -> None:
@@ -166,7 +167,7 @@ def test_text_that_a_template_drops() -> None:
 
 
 def test_parts_that_are_written_as_python_does_are_no_text() -> None:
-    """A list of one part has five items at most, a text of five characters has lost the rest."""
+    """A list with one part has at most five items; a text of five characters loses the rest."""
     chat = chat_of(template_of("{{ m['content'][:5] }}"))
     with pytest.raises(UserError, match=r"^row 1: .* has no place for the message of the user in this prompt"):
         chat.prompt(USER, "row 1")
@@ -178,7 +179,7 @@ def test_white_space_that_a_template_trims_is_no_text() -> None:
 
 
 THINKING = template_of("{{ m['content'].split('</think>')[-1] }}", "<think>\n")
-"""As DeepSeek-R1's: the header opens a block that finished turns lose."""
+"""As in DeepSeek-R1: the header opens a block that finished turns do not have."""
 
 
 @pytest.mark.parametrize("response", ["<think>\nHm.</think>Yes.", "<think>Hm.</think>Yes.", "Hm.</think>Yes."])
@@ -205,7 +206,7 @@ def test_a_response_that_would_stay_in_the_block_is_refused(template: str) -> No
 @pytest.mark.parametrize(
     ("opened", "closed"),
     [
-        ("<|START_THINKING|>", "<|END_THINKING|>"),  # as Command A's
+        ("<|START_THINKING|>", "<|END_THINKING|>"),  # as in Command A
         ("<|begin_of_thought|>", "<|end_of_thought|>"),
         ("◁think▷", "◁/think▷"),
         ("[THINK]", "[/THINK]"),
@@ -214,7 +215,7 @@ def test_a_response_that_would_stay_in_the_block_is_refused(template: str) -> No
 def test_a_block_may_have_other_marks(opened: str, closed: str) -> None:
     def chat_after(header: str) -> ChatTokenizer:
         template = template_of("{{ m['content'] }}", header).replace("</s>", "<|end|>")
-        return ChatTokenizer(byte_tokenizer(template), 500, 500, "error")  # it knows any character
+        return ChatTokenizer(byte_tokenizer(template), 500, 500, "error")  # it knows every character
 
     chat, shut = chat_after(opened), chat_after(opened + closed)
     assert text_of(chat, chat.response(USER, f"{opened}Hm.{closed}Yes.")) == f"Hm.{closed}Yes.<|end|>"
@@ -238,7 +239,7 @@ def test_no_token_could_end_a_response() -> None:
     "refusal", ["{{ raise_exception('empty') }}", "{{ 1 + 'a' }}", "{{ [][3].x }}", "{{ 1 // 0 }}"]
 )
 def test_templates_that_refuse_an_empty_response(refusal: str) -> None:
-    """Whatever they raise."""
+    """Whatever error they raise."""
     chat = chat_of(ZEPHYR.replace("<|{{", f"{{% if not m['content'] %}}{refusal}{{% endif %}}<|{{{{"))
     assert chat.response(USER, "Yes.")
     with pytest.raises(UserError, match=r"^row 1: .* refuses an empty response \(.*\); change the row"):

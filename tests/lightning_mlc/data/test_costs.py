@@ -1,4 +1,4 @@
-"""Tokens of examples, counted by hand: the test tokenizer has one token per byte, its template four around a prompt."""
+"""Token counts of examples, by hand. The test tokenizer has one token per byte; its template adds four to a prompt."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lightning_mlc.errors import UserError
 
 
 def row(en: int, sw: int | None, zh: int | None, chosen: int, rejected: int) -> dict[str, Any]:
-    """A row whose prompts have so many tokens, template included, and whose responses so many with their end."""
+    """A row whose prompts and responses have these numbers of tokens, including the template and the end token."""
     prompts = {"en": en, "sw": sw, "zh": zh}
     return {
         "prompt": {name: None if tokens is None else "x" * (tokens - 4) for name, tokens in prompts.items()},
@@ -43,20 +43,20 @@ def test_tokens_by_hand(tiny_model: Path, tmp_path: Path) -> None:
     assert counts.prompts.tolist() == [[10, 40, 15], [10, 0, 15], [20, 80, 0]]
     assert counts.chosen[:, 0].tolist() == [5, 6, 9]
     assert counts.rejected[:, 0].tolist() == [7, 8, 3]
-    # Two rows of the source, each with the prompt, and the translations.
+    # Two rows of the source, each with the prompt, plus the translations.
     assert counts.in_step(RowPlan(True, translations=True)).tolist() == [[32, 40, 15], [34, 0, 15], [52, 80, 0]]
     assert counts.in_step(RowPlan(False, translations=True)).tolist() == [[15, 40, 15], [16, 0, 15], [29, 80, 0]]
     assert counts.in_step(RowPlan(True, translations=False)).tolist() == [[32, 0, 0], [34, 0, 0], [52, 0, 0]]
     assert counts.in_step(RowPlan(True, "none")).tolist() == counts.prompts.tolist()
-    # The source's responses after every prompt, twice the prompt in each.
+    # The source's responses after every prompt, and each prompt twice.
     assert counts.in_step(RowPlan(True, "all")).tolist() == [[32, 92, 42], [34, 0, 44], [52, 172, 0]]
-    # Of prompts in both languages only: 120 / 30 and 30 / 20.
+    # Only prompts in both languages: 120 / 30 and 30 / 20.
     assert counts.relative_to_source().tolist() == [1, 4, 1.5]
     assert np.isnan(counts.take([1]).relative_to_source()[1])
 
 
 def test_responses_of_their_own(tiny_model: Path, tmp_path: Path) -> None:
-    """Of a language that has some, those follow its prompt; the source's follow the others'."""
+    """If a language has its own responses, these follow its prompt. Otherwise the source's responses do."""
     first, second = row(10, 40, 15, 5, 7), row(20, 30, None, 9, 3)
     first["chosen"] = {"en": first["chosen"], "sw": "y" * 10}
     first["rejected"] = {"en": first["rejected"], "sw": "z" * 20}
@@ -67,7 +67,7 @@ def test_responses_of_their_own(tiny_model: Path, tmp_path: Path) -> None:
 
 
 def test_undesirable_responses_are_run_all_the_same(tiny_model: Path, tmp_path: Path) -> None:
-    """Where each row has one response with a label."""
+    """For rows with one labelled response each."""
     prompt = row(10, 12, 15, 1, 1)["prompt"]
     rows = [{"prompt": prompt, "response": "y" * 4, "label": True}, {"prompt": prompt, "response": "z", "label": False}]
     counts = ready(tiny_model, write_jsonl(tmp_path / "a.jsonl", rows))._counts("train")
@@ -92,7 +92,7 @@ def test_counts_are_those_of_the_batches(
 
 
 def many_rows(count: int) -> list[dict[str, Any]]:
-    """Rows of a few to some hundred tokens, some of them without a translation."""
+    """Rows of a few to several hundred tokens, some without a translation."""
     generator = np.random.default_rng(0)
     lengths = np.clip(generator.lognormal(3, 0.8, size=(count, 5)), 6, 120).astype(int).tolist()
     return [row(en, sw, zh if i % 3 else None, a, a + 1 + b) for i, (en, sw, zh, a, b) in enumerate(lengths)]
@@ -104,7 +104,7 @@ LAYOUTS = {
     "packed, prompts repeated": (Layout(packed=True, share_prompts=False), 2),
     "one row": (Layout(packed=True, one_row=True), 1),
 }
-"""Layouts, and by how much what they compute may exceed the budget (docs/data.md)."""
+"""Layouts, and the factor by which the computed tokens may exceed the budget (docs/data.md)."""
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -121,7 +121,7 @@ LAYOUTS = {
 def test_memory_is_bounded(
     tiny_model: Path, tmp_path: Path, rejected: bool, responses_in: ResponsesIn, translations: bool, layout: str
 ) -> None:
-    """Of real batches: tokens within the budget, and with padding within so many times of it."""
+    """In real batches, tokens stay within the budget, and with padding within a factor of it."""
     budget = 1500 if responses_in == "all" else 900
     data = ready(tiny_model, write_jsonl(tmp_path / "a.jsonl", many_rows(60)), tokens_per_batch=budget)
     data.plan_rows(RowPlan(rejected, responses_in, translations))
@@ -140,7 +140,7 @@ def test_memory_is_bounded(
         ids += batch.ids
         used.append(tokens / budget)
     assert len(ids) == len(set(ids)) == 60
-    # And the budget is used; of rows that share prompts less, for it counts them for each.
+    # The budget is also used: less by rows that share prompts, because it counts a shared prompt for each row.
     assert sum(used) / len(used) > (0.5 if data.layout.packed and data.layout.share_prompts else 0.7)
 
 
@@ -166,7 +166,7 @@ def test_an_example_that_exceeds_the_budget_alone(tiny_model: Path, tmp_path: Pa
     with pytest.raises(UserError, match=f"^{message}$"):
         data.check_steps()
     data.plan_rows(RowPlan(translations=False))
-    data.check_steps()  # 52 at most
+    data.check_steps()  # at most 52
 
 
 def test_expensive_languages_are_named_once(tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -178,7 +178,7 @@ def test_expensive_languages_are_named_once(tiny_model: Path, tmp_path: Path, ca
         data.plan_rows(RowPlan(translations=True))
         data.check_steps()
     (record,) = caplog.records
-    # 120 of 268 tokens.
+    # 120 of 268 tokens
     assert record.getMessage().startswith("prompts in sw (4.0 times, 45% of a step's tokens) take several times")
     assert "xxx" not in caplog.text
     caplog.clear()

@@ -97,7 +97,7 @@ def test_rows_without_translations_are_kept(tiny_model: Path, tmp_path: Path) ->
 
 
 def test_responses_in_other_languages_reach_the_batch(tiny_model: Path, tmp_path: Path) -> None:
-    """Also where the first rows have none, and the table cannot tell from them what is to come."""
+    """Even if the first rows have no responses, so that the table cannot infer their type."""
     rows = [*example_rows(1001), translated_rows(1)[0] | {"id": "last"}]
     data = ready(tiny_model, write_jsonl(tmp_path / "a.jsonl", rows), val_share=0)
     table = data._tables["train"]
@@ -214,7 +214,7 @@ def test_totals_of_labelled_responses(tiny_model: Path, tmp_path: Path) -> None:
     (batch,) = data.train_dataloader()
     found = batch.normalizers
     assert (found.examples, found.chosen, found.rejected, found.responses) == (9, 6, 3, 9)
-    # "No, bag N is not yours." and the end token, a byte each.
+    # "No, bag N is not yours." and the end token, one token per byte
     assert found.response_tokens == 6 * 24
 
 

@@ -1,4 +1,4 @@
-"""Chat templates that write today's date: a run that goes on tomorrow, and scores that were computed yesterday."""
+"""Chat templates that write today's date, in a run that resumes tomorrow and with scores computed yesterday."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DATED = "Today is {{ strftime_now('%A, %d %B %Y') }}.\n" + TEMPLATE
 
 @pytest.fixture
 def days(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Moves the clock that transformers gives to templates: ``days(3)`` is the third day."""
+    """Moves the clock that transformers gives to templates; ``days(3)`` is the third day."""
 
     def move(day: int) -> None:
         class Clock(datetime.datetime):
@@ -39,7 +39,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def fit(model: Path, out: Path, *more: str) -> dict[str, list[float]]:
-    """Metrics of a run that finds no tokenised table, and so renders all prompts today."""
+    """Metrics of a run that finds no tokenised table, so it renders all prompts today."""
     file, cache = model.parent / "pairs.jsonl", model.parent / "cache"
     if not file.exists():
         write_jsonl(file, example_rows(8))
@@ -55,7 +55,7 @@ def fit(model: Path, out: Path, *more: str) -> dict[str, list[float]]:
 
 
 def test_the_clock_is_the_one_that_templates_ask(model: Path, days: Any) -> None:
-    """Or the tests below could not fail."""
+    """Otherwise the tests below could not fail."""
     from transformers import AutoTokenizer
 
     days(2)
@@ -88,4 +88,4 @@ def test_scores_of_another_day_are_those_of_the_same_prompts(
     monkeypatch.setattr(precomputed, "run_batch", lambda *_: pytest.fail("they are computed again"))
     days(2)
     assert fit(model, tmp_path / "second", *options) == first
-    assert first["train/objective/loss"][0] == pytest.approx(0.693147, abs=1e-5)  # the policy is its reference
+    assert first["train/objective/loss"][0] == pytest.approx(0.693147, abs=1e-5)  # the policy is its own reference

@@ -1,4 +1,4 @@
-"""Texts in pieces are encoded as the tokenizer encodes them whole, whatever tokenizer it is."""
+"""A text encoded in pieces gets the same tokens as the whole text, with any tokenizer."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def sentencepiece(scheme: Literal["always", "first"], template: str = ZEPHYR) ->
 
 
 def old_sentencepiece(template: str = ZEPHYR) -> PreTrainedTokenizerFast:
-    """As the fast tokenizers of Llama 2 were made: the mark of a word comes from a normalizer."""
+    """A tokenizer made like the fast tokenizers of Llama 2, whose normalizer adds the word mark."""
     tokenizer = tokenizer_of(template, pieces_of("first"), "first")
     tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
@@ -51,10 +51,10 @@ def with_difficult_tokens() -> PreTrainedTokenizerFast:
             AddedToken("<r>", rstrip=True, normalized=False),
             AddedToken("<w>", single_word=True, normalized=False),
             AddedToken("<n>", normalized=True),
-            AddedToken("<|user|>Y", normalized=False),  # the longer one is taken
+            AddedToken("<|user|>Y", normalized=False),  # the longer match is used
             AddedToken("$a", normalized=False),
-            AddedToken("b$", normalized=False),  # reaches into the one before
-            AddedToken("]x]", normalized=False),  # reaches into itself
+            AddedToken("b$", normalized=False),  # overlaps the one before
+            AddedToken("]x]", normalized=False),  # overlaps itself
         ]
     )
     return tokenizer
@@ -105,7 +105,7 @@ def test_no_piece_is_encoded_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Rewriting(PreTrainedTokenizerFast):
-    """Does something to texts before its backend has them, and only to some."""
+    """Changes some texts before its backend gets them."""
 
     def _encode_plus(self, text: Any, *args: Any, **options: Any) -> Any:  # type: ignore[override]
         return super()._encode_plus([each.replace("AB", "ab") for each in text], *args, **options)
@@ -118,7 +118,7 @@ def test_a_tokenizer_with_code_of_its_own_is_asked() -> None:
 
 
 def test_a_tokenizer_whose_pieces_differ_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The trial finds what no rule foresees."""
+    """A trial finds what no rule covers."""
     monkeypatch.setattr("lightning_mlc.data.encoding._stands_alone", lambda token, others: True)
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens([AddedToken("<l>", lstrip=True, normalized=False)])
@@ -148,7 +148,7 @@ def test_padding_and_truncation_that_others_asked_for_do_not_stay() -> None:
 def test_tables_are_those_of_one_text_after_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """Rows, ids and fingerprints, for each number of rows together and of processes."""
+    """Rows, ids and fingerprints for each number of rows per batch and of processes."""
     path = str(write_jsonl(tmp_path / "a.jsonl", translated_rows(40)))
     languages = ("en", "sw", "zh")
     tables = {}
@@ -201,7 +201,7 @@ def test_old_objects_are_collected_again_afterwards(tmp_path: Path) -> None:
     frozen = []
     rows = ({**row, "seen": frozen.append(gc.get_freeze_count())} for row in translated_rows(2))
     places = ((f"row {n}", row) for n, row in enumerate(rows))
-    with pytest.raises(AttributeError):  # a text is no place: an error on the way
+    with pytest.raises(AttributeError):  # a text is not a location: the error occurred on the way
         Spool.write(parse_rows(places, "en", "a"), tmp_path / "spool")  # type: ignore[arg-type]
     assert min(frozen) > 1000
     assert gc.get_freeze_count() == 0

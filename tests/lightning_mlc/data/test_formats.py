@@ -1,4 +1,4 @@
-"""The same table in every format gives the same examples, and what a format cannot hold is told with its row."""
+"""A table gives the same examples in every format. If a format cannot hold a value, the message names the row."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CELLS: list[tuple[str | None, ...]] = [
     ("-0", " spaced ", None, "ærlig \u2028 og\u0085", "水\U0001f4a7", "", ""),
     ("Infinity", "false", "#N/A", "7", "", "NaN", "x"),
 ]
-"""Texts that readers take for something else; None is what is missing, the empty text a response that says nothing."""
+"""Texts that readers mistake for something else. None is a missing value; an empty text is an empty response."""
 PAIRS = [dict(zip(COLUMNS, cells, strict=True)) for cells in CELLS]
 LABELLED = [
     {"id": None, "prompt_en": "NA", "prompt_sw": None, "response": "NULL", "label": True},
@@ -81,7 +81,7 @@ def without_place(example: Example) -> Example:
 def test_every_format_gives_the_same_examples(
     tmp_path: Path, write: Writer, rows: list[dict[str, Any]], name: str
 ) -> None:
-    for decoy in ("br1", "a12b"):  # what the names would match, were they patterns
+    for decoy in ("br1", "a12b"):  # these would match if the names were patterns
         write(tmp_path / decoy, [row | {"prompt_en": "another"} for row in rows])
     found = [without_place(example) for example in load(write(tmp_path / name, rows))]
     for number, (example, row) in enumerate(zip(found, rows, strict=True), start=1):
@@ -210,7 +210,7 @@ def test_an_array_is_read_in_chunks_of_any_size(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("write", WRITERS)
 def test_a_file_is_not_held(tmp_path: Path, write: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows with 8 MB of text, read in an eighth of that."""
+    """Rows with 8 MB of text, read with an eighth of that memory."""
     monkeypatch.setattr(json_rows, "CHUNK", 1 << 15)
     monkeypatch.setattr(reading, "BATCH", 4)
     path = write(tmp_path / "a", [{"id": str(n), "prompt_en": f"{n:07} " * 5000, "response": "b"} for n in range(200)])
@@ -236,7 +236,7 @@ def test_ids_are_compared_with_all_before(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("write", [as_jsonl, as_parquet])
 def test_null_is_as_good_as_absent(tmp_path: Path, write: Writer) -> None:
-    """Tables cannot leave keys out of one row alone."""
+    """Tables cannot leave a key out of a single row."""
     messages = [
         {"role": None, "content": None, "from": "human", "value": "a"},
         {"role": "assistant", "content": "b", "from": None, "value": None},
@@ -261,7 +261,7 @@ def test_null_is_as_good_as_absent(tmp_path: Path, write: Writer) -> None:
 
 
 def test_a_first_row_without_source_prompt_does_not_lose_the_others(tmp_path: Path) -> None:
-    """An empty cell of the first row says nothing about what its column is."""
+    """An empty cell in the first row does not determine the type of its column."""
     path = written(tmp_path, "id,prompt,prompt_sw\n1,,a\n2,b,c\n")
     found = [sorted(prompts) for _, _, prompts in prompts_of_rows(read_rows(path, "--data"), "en")]
     assert found == [["sw"], ["en", "sw"]]

@@ -12,7 +12,7 @@ from lightning_mlc.data.records import Example
 
 
 def mismatches(examples: list[Example], source: str) -> list[Mismatch] | None:
-    """Of the columns that a table of ``examples`` has."""
+    """Mismatches from the columns that a table of ``examples`` has."""
     columns = [
         (digest(repr(e.prompts[source])), *(0 if text is None else digest(text) for text in (e.chosen, e.rejected)))
         for e in examples
@@ -36,7 +36,7 @@ def test_of_pairs_the_chosen_and_the_rejected_response_in_turn() -> None:
 
 
 def test_where_all_refuse_in_the_same_words() -> None:
-    """The next chosen response is the example's own; the rejected one is not."""
+    """The next chosen response is the example's own, the rejected one is not."""
     examples = [pair("p", "No.", "a"), pair("q", "No.", "b"), pair("r", "No.", "c")]
     assert mismatches(examples, "en") == [(1, "rejected"), (2, "rejected"), (0, "rejected")]
 
@@ -49,7 +49,7 @@ def test_another_response_to_the_same_prompt_is_no_mismatch() -> None:
         labelled("q", "a", True),
         labelled("q", "d", False),
     ]
-    # Row 0 would take row 3, which says the same; rows 3 and 4 go on at the beginning.
+    # Row 0 would take row 3, which has the same response; rows 3 and 4 continue from the beginning.
     assert mismatches(examples, "en") == [
         (4, "rejected"),
         (3, "chosen"),
@@ -73,7 +73,7 @@ def test_where_there_is_none(examples: list[Example]) -> None:
 
 
 def test_sorted_data_takes_no_quadratic_time() -> None:
-    """Refusals in the same words, then as many answers: each would be compared with each."""
+    """Identical refusals, then as many answers: a naive search would compare every pair."""
     count, compared = 1000, 0
 
     class Counted(int):
@@ -92,6 +92,6 @@ def test_sorted_data_takes_no_quadratic_time() -> None:
     found = [mismatched.of(row) for row in range(2 * count)]
     assert (
         2 * count - 1 <= compared < 20 * count
-    )  # each with the next at least; each with each are some 500 times as many
+    )  # at least one comparison with the next for each; comparing every pair would take about 500 times as many
     assert found[0] == found[count - 1] == Mismatch(count, "rejected")
     assert found[count] == found[-1] == Mismatch(0, "chosen")

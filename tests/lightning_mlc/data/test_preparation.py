@@ -1,4 +1,4 @@
-"""Tables are the same however many processes make them, and a row that is wrong is named from any of them."""
+"""Tables do not depend on the number of processes, and each process names a faulty row."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def spool_of(rows: list[dict[str, object]], folder: Path) -> Spool:
 
 @pytest.fixture
 def many(tmp_path: Path) -> Spool:
-    """More rows than are tokenised together, of all that rows can have."""
+    """More rows than are tokenised together, with everything that rows can have."""
     assert ROWS < 600
     return spool_of(translated_rows(600), tmp_path)
 
@@ -52,7 +52,7 @@ def test_a_spool_gives_back_what_was_written(tmp_path: Path, many: Spool) -> Non
 
 
 def test_a_spool_reads_no_further_than_it_writes(tmp_path: Path) -> None:
-    """A million rows must not be in memory: when the third part is asked for, the first is in the file."""
+    """A million rows must not be in memory: when the third part is requested, the first is in the file."""
     sizes = []
 
     def examples() -> Iterator[Example]:
@@ -76,7 +76,7 @@ def test_the_table_does_not_depend_on_the_number_of_processes(tmp_path: Path, ma
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_wrong_row_is_named_from_any_process(tmp_path: Path, processes: int) -> None:
-    """The first of two; the rest is not waited for, and nothing is left behind."""
+    """The first of two errors is reported. The rest is not awaited, and nothing is left behind."""
     rows = example_rows(900)
     for number in (300, 700):
         rows[number]["prompt"] = {**rows[number]["prompt"], "sw": "WRONG"}  # type: ignore[dict-item]
@@ -100,7 +100,7 @@ def test_kinds_of_errors_cross_processes(tmp_path: Path, many: Spool) -> None:
 
 
 def test_what_encodes_can_be_sent_to_a_process_that_was_not_forked(many: Spool) -> None:
-    """As on macOS and Windows; also after it was used."""
+    """The start method of macOS and Windows, also after it was used."""
     encoder = Encoder(chat(), ("en", "sw", "zh"), COLUMNS.arrow_schema)
     part = next(many.read())
     here = encoder.encode(part)
@@ -108,7 +108,7 @@ def test_what_encodes_can_be_sent_to_a_process_that_was_not_forked(many: Spool) 
 
 
 class Stuck(Encoder):
-    """Tells through a pipe that it works, and never comes to an end."""
+    """Reports through a pipe that it works, and never ends."""
 
     def encode(self, written: list[bytes]) -> pyarrow.RecordBatch:
         os.write(int(self.languages[0]), b".")
@@ -118,7 +118,7 @@ class Stuck(Encoder):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
 def test_processes_end_with_the_one_that_started_them() -> None:
-    """However that one ends. They would wait for work for ever, and hold its memory."""
+    """However the parent ends. The workers would otherwise wait for work forever, and keep its memory."""
     end, begin = os.pipe()
     stuck = Stuck(chat(), (str(begin),), COLUMNS.arrow_schema)
     parts: list[list[bytes]] = [[], []]
@@ -130,7 +130,7 @@ def test_processes_end_with_the_one_that_started_them() -> None:
         assert os.read(end, 1) + os.read(end, 1) == b".."
         starter.kill()
         starter.join()
-        # The pipe ends when nobody is left who could write to it.
+        # The pipe ends when no process is left that could write to it.
         assert select.select([end], [], [], 30)[0] == [end]
         assert os.read(end, 1) == b""
     finally:
@@ -158,7 +158,7 @@ def test_the_option_reaches_the_table(tiny_model: Path, tmp_path: Path) -> None:
 
 
 def test_a_table_of_another_rendering_is_not_taken(tmp_path: Path) -> None:
-    """The text of a template is not all that its rendering depends on."""
+    """The rendering depends on more than the text of the template."""
     spool = spool_of(example_rows(2), tmp_path)
     tables = []
     for name in ("a", "b"):
@@ -169,7 +169,7 @@ def test_a_table_of_another_rendering_is_not_taken(tmp_path: Path) -> None:
 
 
 def test_a_table_of_other_options_is_not_taken(tmp_path: Path) -> None:
-    """Whether the names of special tokens are such tokens, or text, in a text."""
+    """Whether names of special tokens in a text count as these tokens or as text."""
     spool = spool_of([{**row, "chosen": "<|user|>"} for row in example_rows(2)], tmp_path)
     lengths = []
     for split in (False, True):
@@ -184,7 +184,8 @@ def test_a_table_of_other_options_is_not_taken(tmp_path: Path) -> None:
 def test_the_split_is_that_of_groups_in_the_order_they_come(
     tiny_model: Path, tmp_path: Path, seed: int, share: float
 ) -> None:
-    """Written out with lists: groups of equal source prompts, numbered as they come, are drawn until it is enough."""
+    """The expected result, written with lists: groups of equal source prompts, in order, are drawn until they
+    suffice."""
     rows = example_rows(60)
     for i, row in enumerate(rows):
         row["prompt"] = rows[(i * i) % 17]["prompt"]

@@ -1,4 +1,4 @@
-"""Every format and layout, and one clear line for each way in which a file can be wrong."""
+"""Every format and layout, and one clear line for each kind of fault in a file."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_the_authors_alpaca_layout_in_another_source_language(tmp_path: Path) ->
 
 
 def test_responses_by_language(tmp_path: Path) -> None:
-    """In any layout; a language without its own is left out, and a message is no language."""
+    """In any layout, a language without its own response is left out, and a message is not taken for a language."""
     ours = GOOD | {
         "chosen": {"en": "No.", "SW": [{"role": "assistant", "content": "Hapana."}], "zh": None},
         "rejected": {"zh": None, "en": {"role": "assistant", "content": "Yes."}, "sw": "Ndiyo."},
@@ -161,7 +161,7 @@ def test_responses_by_language_in_a_format_that_fills_gaps(tmp_path: Path) -> No
     [
         ({"prompt": {"en": "a", "sw": "b"}}, {"response": "yes"}),
         ({"prompt_en": "a", "prompt_sw": "b"}, {"response": "yes"}),
-        ({"prompt": "a", "prompt_sw": "b"}, {"completion": "yes"}),  # TRL's, with translations beside
+        ({"prompt": "a", "prompt_sw": "b"}, {"completion": "yes"}),  # TRL's layout, plus translations
         (
             {"prompt": [{"role": "user", "content": "a"}], "prompt_sw": "b"},
             {"completion": [{"role": "assistant", "content": "yes"}]},
@@ -262,7 +262,7 @@ def test_a_wrong_row_is_named(tmp_path: Path, row: Any, message: str) -> None:
 
 
 def test_messages_show_no_text(tmp_path: Path) -> None:
-    """Prompts are harmful by design: an error names the row and never quotes it."""
+    """Prompts are harmful by design, so an error names the row and never quotes it."""
     row = {"prompt": {"en": "SECRET", "sw": " "}, "chosen": "SECRET", "rejected": "SECRET"}
     with pytest.raises(UserError) as caught:
         load(write_jsonl(tmp_path / "a.jsonl", [row]))

@@ -1,4 +1,4 @@
-"""Blocks: nothing lost, little wasted, no longer than asked for."""
+"""Blocks: nothing is lost, little is wasted, and none is longer than allowed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LAYOUTS = {
 
 
 def pairs(count: int) -> list[TokenSequence]:
-    """Pairs in two languages and of all sorts of lengths, in an order that mixes them."""
+    """Pairs in two languages, of many lengths, in mixed order."""
     random = torch.Generator().manual_seed(3)
     draw = torch.randint(1, 30, (count, 3), generator=random).tolist()
     rows = []
@@ -32,7 +32,7 @@ def pairs(count: int) -> list[TokenSequence]:
 
 
 def sequences(blocks: tuple[TokenRows, ...]) -> list[tuple[int, ...]]:
-    """What each sequence says of itself and holds: example, language, kind, last token of the prompt, response."""
+    """The labels and contents of each sequence: example, language, kind, last token of the prompt, response."""
     found = []
     for block in blocks:
         ids = block.input_ids.flatten()
@@ -93,7 +93,7 @@ def test_packed_blocks_waste_little() -> None:
     lengths = [100, 60, 39, 55, 44, 30]
     rows = [TokenSequence([1] * n, [], i, 0, NO_RESPONSE) for i, n in enumerate(lengths)]
     blocks = Layout(packed=True).blocks(rows, 0)
-    # Three full rows, and one of 30 tokens that they would have padded to 100.
+    # Three full rows, and one of 30 tokens that the others would have padded to 100.
     assert [tuple(block.input_ids.shape) for block in blocks] == [(1, 30), (3, 100)]
     for block in blocks:
         assert block.attention_mask.float().mean() >= 0.95

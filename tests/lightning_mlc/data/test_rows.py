@@ -45,7 +45,7 @@ def test_packed_responses_follow_the_prompt_that_they_share() -> None:
     assert len(rows) == 4
     assert rows.prompt_end.tolist() == [1, 1, 10, 12]
     assert rows.response.tolist() == [2, 3, 4, 5, 13]
-    assert rows.predictor.tolist() == [1, 1, 3, 4, 12]  # the first token of either response follows the prompt
+    assert rows.predictor.tolist() == [1, 1, 3, 4, 12]  # the first token of both responses follows the prompt
     assert rows.response_cell.tolist() == [0, 3, 4, 5, 9]
     assert rows.packing is not None
     segment, prompt = rows.packing.segment.tolist(), rows.packing.prompt.tolist()

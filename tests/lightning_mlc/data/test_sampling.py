@@ -1,4 +1,4 @@
-"""The plan of an epoch does not depend on how a step is cut."""
+"""The plan of an epoch does not depend on how a step is divided."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_every_cut_has_the_same_steps(cut: tuple[int, int, int]) -> None:
     expected = [sorted(order[start : start + 4]) for start in range(0, COUNT, 4)]
     found = [sorted(i for micro in step for i in micro.indices) for step in windows(*cut)]
     assert found[:5] == expected[:5]
-    # Of the last three examples, fewer are dropped than there are processes, which all need one each.
+    # Of the last three examples, fewer than the number of processes are dropped, because each process needs one.
     last = [i for step in found[5:] for i in step]
     assert set(last) <= set(order[20:])
     assert 3 - len(last) < cut[2]
@@ -63,7 +63,7 @@ def test_a_limited_epoch_has_right_totals_in_its_last_step(limit: int | float) -
     assert micro == (5 if limit == 5 else 11)
     taken = [i for m in steps[-1] for i in m.indices]
     assert steps[-1][0].normalizers.examples * 4 == len(taken)
-    # Lightning applies the limit to the length as well; were it applied before, it would count twice.
+    # Lightning applies the limit to the length too; if it were applied before, it would count twice.
     assert len(TrainingBatches(SIZES, ByExamples(COUNT, 1, Division(4), seed=0), Division(4), limit)) == COUNT
 
 

@@ -1,4 +1,4 @@
-"""What is not finished is removed: at the end, and after a process that had no end."""
+"""Unfinished files are removed: in the end, and after a process that was killed."""
 
 from __future__ import annotations
 

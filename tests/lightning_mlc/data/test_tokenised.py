@@ -1,4 +1,4 @@
-"""A tokenised example and the table that keeps it are one definition."""
+"""A tokenised example and the table that stores it share one definition."""
 
 from __future__ import annotations
 

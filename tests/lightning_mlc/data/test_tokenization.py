@@ -1,4 +1,4 @@
-"""Prompts end with the generation header, whatever is cut; responses end with EOS, once."""
+"""Prompts end with the generation header, even if they are cut; responses end with one EOS."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def test_prompt_and_responses() -> None:
 @pytest.mark.parametrize(
     "template",
     [
-        # Puts an empty thinking block before the answer, which the prompt's rendering does not have.
+        # It puts an empty thinking block before the answer, which the rendering of the prompt does not have.
         TEMPLATE.replace(
             "{{ m['content'] }}", "{% if m['role'] == 'assistant' %}<think></think>{% endif %}{{ m['content'] }}"
         ),
-        # Never says when the answer ends.
+        # It never marks the end of the answer.
         TEMPLATE.replace("<|end|>", ""),
     ],
 )
@@ -76,7 +76,7 @@ def test_an_empty_response_is_eos_alone() -> None:
 
 @pytest.mark.parametrize("limit", [40, 41, 42, 43, 60])
 def test_a_long_prompt_keeps_its_header(limit: int) -> None:
-    """One token is one byte here, and each of these characters has three: none may be torn."""
+    """One token is one byte here, and each of these characters has three bytes, none of which may be separated."""
     tokenizer = chat(max_prompt_length=limit)
     row = tokenizer.encode(example("什么是茶" * 20), ("en",))
     text = decode(tokenizer, row["prompts"][0])
@@ -98,12 +98,12 @@ def test_responses_of_other_languages() -> None:
     tokenizer = chat(max_response_length=10)
     translated = {"zh": ("不。", "好。"), "sw": ("Hapana.", "Ndiyo.")}
     row = tokenizer.encode(dataclasses.replace(example("Hi"), translated=translated), ("en", "sw", "zh"))
-    assert row["languages"] == [0, 2]  # there is no prompt in Swahili
+    assert row["languages"] == [0, 2]  # no prompt in Swahili
     assert row["translated"] == [2]
     for name, text in (("translated_chosen", "不。<|end|>"), ("translated_rejected", "好。<|end|>")):
         assert [decode(tokenizer, ids) for ids in row[name]] == [text]
     assert not row["cut_response"]
-    short = chat(max_response_length=6)  # enough for "Yes." and its end, and not for six bytes and theirs
+    short = chat(max_response_length=6)  # enough for "Yes." and its end, but not for six bytes and their end
     assert short.encode(dataclasses.replace(example("Hi"), translated=translated), ("en", "sw", "zh"))["cut_response"]
     assert not short.encode(example("Hi"), ("en", "sw", "zh"))["cut_response"]
 

@@ -1,4 +1,4 @@
-"""Examples cut into micro-batches by tokens: nothing lost, nothing above the budget, whoever shares a step."""
+"""Examples divided into micro-batches by tokens: nothing is lost or exceeds the budget, for any number of processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LAYOUTS = {
 
 
 def all_cuts(count: int, parts: int) -> list[list[int]]:
-    """Every way to cut a sequence of ``count`` into so many consecutive parts, none empty."""
+    """All ways to cut a sequence of ``count`` into this many consecutive parts, none empty."""
     return [[0, *inner, count] for inner in combinations(range(1, count), parts - 1)]
 
 
@@ -41,9 +41,9 @@ def test_fewest_parts_are_the_fewest_of_all_cuts() -> None:
 
 def test_parts_are_even() -> None:
     assert even_parts(np.full(6, 1), budget=6, parts=3) == [0, 2, 4, 6]
-    # 5, then 3 rather than 8 of the 9 that are left for two, then 6.
+    # 5, then 3 instead of 8 of the 9 that are left for two, then 6.
     assert even_parts(np.array([5, 1, 1, 1, 5, 1]), budget=6, parts=3) == [0, 1, 4, 6]
-    # Evenly would be 8 and 10, but 10 are too many.
+    # An even division would be 8 and 10, but 10 are too many.
     assert even_parts(np.array([4, 4, 1, 9]), budget=9, parts=2) == [0, 3, 4]
     tokens = np.random.default_rng(0).integers(1, 50, size=2000)
     bounds = even_parts(tokens, budget=2000, parts=40)
@@ -74,7 +74,7 @@ def test_any_sizes_in_any_layout(count: int) -> None:
                 assert len(windows[-1]) % layout.world_size == 0
                 lengths.add((layout.world_size, len(parts)))
                 if len(taken) < len(tokens) or len(parts) % count:
-                    # Only where hardly a micro-batch has a second example to give away.
+                    # Only where almost no micro-batch has a second example to give.
                     assert len(parts) > len(tokens) - count
                 else:
                     assert windows == epochs[0]
@@ -83,7 +83,7 @@ def test_any_sizes_in_any_layout(count: int) -> None:
 
 @pytest.mark.parametrize(("world", "micro_batches"), [(1, 23), (2, 22), (4, 20)])
 def test_examples_that_each_fill_the_budget(world: int, micro_batches: int) -> None:
-    """No second example to give away: the last step is smaller, and what processes cannot share is dropped."""
+    """No second example to give: the last step is smaller, and the examples that cannot be divided are dropped."""
     windows = ByTokens([9] * 23, 10, Division(4 // world, world), seed=0)(0)
     assert [len(window) for window in windows] == [4] * 5 + [micro_batches - 20] * (micro_batches > 20)
     assert all(len(part) == 1 for window in windows for part in window)
@@ -95,7 +95,7 @@ def test_epochs_differ_and_repeat() -> None:
     assert first(0) == again(0)
     assert first(0) != first(1)
     assert first(0) != ByTokens(tokens, 100, Division(2), seed=2)(0)
-    # Not the same micro-batches in another order either.
+    # The micro-batches differ too, not only their order.
     micro_batches = [{frozenset(part) for window in first(epoch) for part in window} for epoch in (0, 1)]
     assert len(micro_batches[0] & micro_batches[1]) <= 1
 
@@ -113,7 +113,7 @@ def test_totals_are_those_of_the_whole_step_whatever_its_counts() -> None:
             start = step * layout.accumulate
             micro_batches = [micro for plan in plans for micro in plan[start : start + layout.accumulate]]
             taken = [index for micro in micro_batches for index in micro.indices]
-            assert len({len(micro.indices) for micro in micro_batches}) > 1  # else this would show nothing
+            assert len({len(micro.indices) for micro in micro_batches}) > 1  # otherwise this would not show anything
             for micro in micro_batches:
                 assert micro.normalizers.examples * 4 == len(taken)
                 assert micro.normalizers.response_tokens * 4 == tokens[taken].sum()

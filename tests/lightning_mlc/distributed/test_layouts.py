@@ -1,6 +1,6 @@
 """One process or two, data parallel or sharded: the same losses, weights, checkpoints and exports.
 
-Everything goes through the real command; two processes talk over gloo, on the CPU.
+Everything runs through the real command. Two processes use gloo, on the CPU.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ pytestmark = pytest.mark.xdist_group("processes")
 FSDP2 = "--config=strategy/fsdp2"
 SHARD = "trainer.strategy"
 
-# Each run has what could go wrong when processes share a model: passes that end at a layer, layers that are run
-# again in the backward pass, a reference that follows the policy, gradients that are clipped; adapters, accumulation,
-# steps without MLC; KTO's divergence, a mean over all processes; scores of a reference that was run before training.
+# The runs cover all that can go wrong when processes share a model: passes that end at a layer, layers that run again
+# in the backward pass, a reference that follows the policy, clipped gradients; adapters, accumulation, steps without
+# MLC; KTO's divergence, which is a mean over all processes; scores of a reference, computed before training.
 RUNS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "weights": (
         [],
@@ -53,7 +53,7 @@ RUNS: dict[str, tuple[list[str], dict[str, Any]]] = {
             "model.consistency.every_n_steps": 2,
             "trainer.accumulate_grad_batches": 2,
             "data.batch_size": 2,
-            "data.val_share": 0.2,  # 12 rows to train on: of the 3 of a last step, two processes would drop one
+            "data.val_share": 0.2,  # 12 rows to train on: in a last step of 3, two processes would drop one
         },
     ),
 }
@@ -87,12 +87,13 @@ def evaluation(kind: str, fit: list[str], *more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A model with tied embeddings, and rows of which some have no translation: 11 to train on, 4, 4 and 3."""
+    """A model with tied embeddings, and rows of which some lack a translation. 11 are for training, in steps of 4, 4
+    and 3."""
     folder = tmp_path_factory.mktemp("inputs")
     rows = example_rows(15)
     for number, row in enumerate(rows):
         row["chosen"] += " Really." * (number % 5)
-        # Most micro-batches of a process have no prompt to run where another's have some.
+        # In most micro-batches, one process has no prompt to run, and the other has some.
         if number % 3:
             row["prompt"] = {"en": row["prompt"]["en"]}
     return save_model(folder / "model"), write_jsonl(folder / "pairs.jsonl", rows)
@@ -100,7 +101,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def outs(inputs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All runs, each in its folder: first those of one process, then those of two."""
+    """All runs, each in its own folder: first those of one process, then those of two."""
     root = tmp_path_factory.mktemp("outs")
     quick = {"trainer.limit_val_batches": 0}
     on_one = [command(name, root / f"{name}-one", inputs, 1) for name in RUNS]
@@ -159,7 +160,7 @@ def outs(inputs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) ->
 def close(found: dict[str, Any], expected: dict[str, Any]) -> None:
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        # float32 sums in another order, and updates by them.
+        # The order of float32 sums differs, and the updates carry this on.
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=2e-5, msg=name)
 
 
@@ -188,13 +189,13 @@ def weights(out: Path) -> dict[str, Tensor]:
     ],
 )
 def test_layout_changes_nothing(outs: Path, run: str, one: str) -> None:
-    """Losses, metrics and validation in every step, and the weights and the optimizer's state at the end."""
+    """Losses, metrics and validation in every step, and weights and optimizer state in the end."""
     expected, found = columns(outs / one), columns(outs / run)
-    if "half" in run:  # which validates nothing
+    if "half" in run:  # this run has no validation
         expected, found = ({k: v for k, v in c.items() if k.startswith("train/")} for c in (expected, found))
     close({k: torch.tensor(v) for k, v in found.items()}, {k: torch.tensor(v) for k, v in expected.items()})
     assert len(expected["train/loss"]) == 3
-    assert one != "weights-one" or expected["train/kl"][-1] > 0.05  # else this would not tell
+    assert one != "weights-one" or expected["train/kl"][-1] > 0.05  # otherwise the test could not fail
     close(weights(outs / run), weights(outs / one))
     states = [read_checkpoint(last(outs / name))["optimizer_states"][0] for name in (run, one)]
     assert states[0]["param_groups"] == states[1]["param_groups"]
@@ -205,18 +206,19 @@ def test_layout_changes_nothing(outs: Path, run: str, one: str) -> None:
 
 @pytest.mark.slow
 def test_gradients_are_clipped_by_the_norm_over_all_processes(outs: Path, inputs: tuple[Path, Path]) -> None:
-    """One step of plain SGD at rate 1: what the weights move by is the gradient, and its norm is what was asked for."""
+    """One step of plain SGD with learning rate 1: the change of the weights is the gradient, with the requested
+    norm."""
     before = AutoModelForCausalLM.from_pretrained(inputs[0]).state_dict()
     after = {key.removeprefix("policy.model."): value for key, value in weights(outs / "clipped").items()}
     moved = {key: after[key] - before[key] for key in before if key != "lm_head.weight"}  # it is the embedding
     norm = torch.cat([value.flatten() for value in moved.values()]).double().norm()
-    # Weights of size 1e-2 and more, rounded to float32, move by 1e-2 in all.
+    # Weights of 1e-2 and more, rounded to float32, move by 1e-2 in total.
     assert float(norm) == pytest.approx(0.01, rel=1e-3)
 
 
 @pytest.mark.slow
 def test_export_of_a_sharded_checkpoint_is_its_full_state(outs: Path, tmp_path: Path) -> None:
-    """Bitwise that which PyTorch's own converter makes of the folder."""
+    """Bitwise equal to the result of PyTorch's own converter for the folder."""
     folder = last(outs / "weights-fsdp2")
     assert main(["export", f"--ckpt_path={folder}", f"--out={tmp_path / 'model'}"]) == 0
     dcp_to_torch_save(folder.resolve(), tmp_path / "whole.pt")

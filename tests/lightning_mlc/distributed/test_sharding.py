@@ -1,4 +1,4 @@
-"""Strategies that are refused, and models without weights. What FSDP2 computes is tested in test_layouts.py."""
+"""Strategies that are refused, and models without weights. test_layouts.py tests the computations of FSDP2."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_other_strategies_are_refused_in_one_line(
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_a_model_without_weights_has_the_shapes_of_the_one_with(kind: str, tmp_path: Path) -> None:
-    """Which is what a process holds until process 0 has sent it the values."""
+    """This is the state of a process until process 0 has sent it the values."""
     source = ModelSource(str(save_model(tmp_path / "model", kind)))
     whole, shell = (load_causal_lm(source, torch.bfloat16, weights=weights) for weights in (True, False))
     for tensors in ("named_parameters", "named_buffers"):

@@ -1,7 +1,7 @@
-"""Layers split over two processes, and over two of four: the losses, weights, checkpoints and exports of one process.
+"""Layers split over two processes, or over pairs of four: losses, weights, checkpoints and exports as on one process.
 
-Through the real command, over gloo on the CPU. The model has biases, grouped heads, and dropout where hidden states are
-whole, which drops the same on all processes or they part.
+Everything runs through the real command, over gloo on the CPU. The model has biases, grouped heads, and dropout on
+whole hidden states, which must be the same on all processes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TWO = ("--config=strategy/fsdp2", f"--{OPTION}=2")
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """12 rows to train on, 4 a step; prompts in one to three languages."""
+    """12 rows to train on, 4 in a step, with prompts in one to three languages."""
     folder = tmp_path_factory.mktemp("inputs")
     rows = example_rows(16)
     for number, row in enumerate(rows):
@@ -56,7 +56,7 @@ def save_split_model(folder: Path, dropout: float) -> Path:
 
 
 def fit(inputs: tuple[Path, Path], out: Path, *more: str, **changes: Any) -> list[str]:
-    """Three steps of four micro-batches of one example, which are laid out alike on one process and on several."""
+    """Three steps of four micro-batches of one example, which have the same layout on one process and on several."""
     options: dict[str, Any] = {
         "out": out,
         "model.name_or_path": inputs[0],
@@ -64,7 +64,7 @@ def fit(inputs: tuple[Path, Path], out: Path, *more: str, **changes: Any) -> lis
         "model.objective.objectives": '[{"class_path": "DPO"}, {"class_path": "KTO", "init_args": {"beta": 1}}]',
         "model.optimizer": "AdamW",
         "model.optimizer.lr": 1e-2,
-        "model.optimizer.eps": 1e-3,  # or the signs of gradients near 0 decide
+        "model.optimizer.eps": 1e-3,  # otherwise the signs of gradients near 0 decide
         "model.consistency.layer": 1,
         "model.consistency.center": "true",
         "model.gradient_checkpointing": "true",
@@ -102,7 +102,7 @@ def run(jobs: dict[str, Job], scratch: Path) -> dict[str, Ended]:
 
 
 def told(ended: Ended, start: str) -> list[str]:
-    """Lines of that ``start`` that any process wrote."""
+    """The lines with this ``start`` that any process wrote."""
     return [line for text in ended.stderr for line in text.splitlines() if line.startswith(start)]
 
 
@@ -120,7 +120,7 @@ def weights(out: Path) -> dict[str, Tensor]:
 
 
 def assert_close(out: Path, expected: Path, logged: bool = True) -> None:
-    """Every loss and metric of each step, the weights and the optimizer's state at the end."""
+    """Every loss and metric of each step, and weights and optimizer state in the end."""
     found, right = read_checkpoint(last(out)), read_checkpoint(last(expected))
     pairs = [(found["state_dict"], right["state_dict"])]
     states = [checkpoint["optimizer_states"][0]["state"] for checkpoint in (found, right)]
@@ -133,7 +133,7 @@ def assert_close(out: Path, expected: Path, logged: bool = True) -> None:
     for mine, theirs in pairs:
         assert mine.keys() == theirs.keys()
         for name, value in theirs.items():
-            # float32 sums in another order, and updates by them.
+            # The order of float32 sums differs, and the updates carry this on.
             torch.testing.assert_close(mine[name], value, rtol=1e-4, atol=2e-5, msg=lambda told, name=name: name + told)
 
 
@@ -171,12 +171,12 @@ def ended(inputs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -
 def test_split_layers_change_nothing(ended: tuple[Path, dict[str, Ended]]) -> None:
     root, _ = ended
     assert_close(root / "two", root / "one")
-    assert columns(root / "one")["train/kl"][-1] > 0.01  # else the reference would not tell
+    assert columns(root / "one")["train/kl"][-1] > 0.01  # otherwise the reference would make no difference
 
 
 @pytest.mark.slow
 def test_a_run_goes_on_bitwise_and_elsewhere(ended: tuple[Path, dict[str, Ended]]) -> None:
-    """Stopped after two steps of three, or stopped on another layout."""
+    """The run is stopped after two of three steps, or stopped on another layout."""
     root, _ = ended
     found, expected = weights(root / "half"), weights(root / "two")
     assert found.keys() == expected.keys()
@@ -197,7 +197,7 @@ def test_one_process_tells_that_layouts_differ(ended: tuple[Path, dict[str, Ende
 
 @pytest.mark.slow
 def test_export_is_what_was_trained(ended: tuple[Path, dict[str, Ended]], tmp_path: Path) -> None:
-    """Bitwise that which PyTorch's own converter makes of the folder."""
+    """Bitwise equal to the result of PyTorch's own converter for the folder."""
     root, _ = ended
     assert main(["export", f"--ckpt_path={last(root / 'two')}", f"--out={tmp_path / 'model'}"]) == 0
     dcp_to_torch_save(last(root / "two").resolve(), tmp_path / "whole.pt")
@@ -208,7 +208,7 @@ def test_export_is_what_was_trained(ended: tuple[Path, dict[str, Ended]], tmp_pa
 
 @pytest.mark.slow
 def test_scores_and_responses_are_those_of_one(ended: tuple[Path, dict[str, Ended]]) -> None:
-    """Scores that are run before training, and looked up; responses are written once."""
+    """Scores are computed before training and looked up; responses are written once."""
     root, _ = ended
     found, expected = columns(root / "scores"), columns(root / "one")
     for name in ("train/loss", "train/rewards/margins", "train/kl"):
@@ -243,8 +243,8 @@ def test_what_cannot_be_split_is_refused_in_one_line(
 
 @pytest.mark.slow
 def test_two_shares_of_two_processes_change_nothing(inputs: tuple[Path, Path], tmp_path: Path) -> None:
-    """Weights that are split and sharded, from the beginning, from a file and in a folder that one process reads."""
-    plain = (save_split_model(tmp_path / "model", dropout=0.0), inputs[1])  # each share would draw its own
+    """Split and sharded weights: new ones, from a file, and from a folder that one process reads."""
+    plain = (save_split_model(tmp_path / "model", dropout=0.0), inputs[1])  # each share would draw its own adapters
     each = {"checkpoint__save_top_k": -1, "checkpoint__every_n_train_steps": 1, "trainer__max_steps": 2}
     on_four = {"processes": 4, "trainer__accumulate_grad_batches": 2, **each}
     # KTO compares with a mean over the micro-batches of all shares.
@@ -281,7 +281,7 @@ def test_plans_that_cannot_be_followed(config: PreTrainedConfig, reason: str) ->
 
 
 def test_a_parameter_between_what_is_split_is_refused() -> None:
-    """A norm of queries that the plan does not tell of would have another gradient on each process."""
+    """A norm of queries that the plan does not list would have a different gradient on each process."""
     layer = nn.ModuleDict({"attention": nn.ModuleDict({"q": nn.Linear(4, 4), "norm": nn.LayerNorm(2)})})
     with pytest.raises(UserError, match=r"ModuleDict has parameters between linear layers to split, attention.norm.w"):
         split(layer, {"attention.q": "colwise"}, mesh=None)  # type: ignore[arg-type]
