@@ -167,7 +167,7 @@ def test_mpo_leaves_prompts_without_translations_alone() -> None:
 
 
 def dco_by_loops(policy: Tensor, reference: Tensor, present: Tensor, beta: float) -> Tensor:
-    """The authors' loss of two languages (the source first), averaged over pairs; pairs of targets have weight 1."""
+    """The authors' loss of two languages (the source first), averaged over pairs; beta is 1 for pairs of targets."""
     losses = []
     for p, q, there in zip(policy, reference, present, strict=True):
         pairs = []
