@@ -1,4 +1,4 @@
-"""The command itself: what it answers before anything heavy is loaded, and how it says that something is wrong."""
+"""The command itself: its answers before anything heavy is loaded, and its messages about errors."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_wrong_call_gets_one_line(
 
 
 def test_a_missing_file_is_told_before_the_model_is_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The model does not exist either, and would be complained of first if it were looked at first."""
+    """The model does not exist either, and its message would come first if it were checked first."""
     options = [f"--model.name_or_path={tmp_path}/no-model", f"--data.train_path={tmp_path}/no.jsonl"]
     assert main(["fit", f"--out={tmp_path / 'out'}", "--trainer.accelerator=cpu", *options]) == 2
     assert "data.train_path: there is no file" in capsys.readouterr().err
@@ -113,7 +113,7 @@ def test_shipped_configs_are_found_from_anywhere(tmp_path: Path, monkeypatch: py
 def test_a_bare_optimizer_is_that_of_torch(
     given: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Other libraries, imported or not, have optimizers of the same name: bitsandbytes for one."""
+    """Other libraries, imported or not, have optimizers of the same name, for example bitsandbytes."""
     name = "AdamW"
     other: Any = type(
         name, (torch.optim.Optimizer,), {"__module__": "other_library", "__init__": lambda self, params: None}

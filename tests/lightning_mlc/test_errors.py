@@ -1,4 +1,4 @@
-"""Errors that users read: an option, a text, and nothing of a length that nobody reads."""
+"""Errors for users: an option, a text, and no message that is too long to read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_mlc.evaluation.systems.chat_completion import Refused
 from lightning_mlc.evaluation.systems.endpoint import Endpoint, EndpointGenerator
 
 LONGEST = 300
-"""Characters of a message that somebody reads to its end."""
+"""Number of characters in a message that users read completely."""
 
 
 def test_an_error_reads_as_its_option_then_its_text() -> None:
@@ -65,7 +65,7 @@ def of_a_journal_of_other_texts(folder: Path) -> None:
 
 
 def failing(status: int, **details: Any) -> Any:
-    """An endpoint that fails in many ways, and says much of each."""
+    """An endpoint that fails in many ways, each with a long message."""
     count = iter(range(1000))
 
     def send(*_: Any) -> Any:

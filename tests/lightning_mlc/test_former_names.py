@@ -1,4 +1,4 @@
-"""Paths that stand in configurations of users go on working after a module has moved."""
+"""Paths in users' configurations keep working after a module has moved."""
 
 from __future__ import annotations
 

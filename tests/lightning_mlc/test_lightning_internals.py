@@ -1,6 +1,6 @@
 """Each function and class of ``lightning_internals`` against the installed Lightning.
 
-A test fails if Lightning renames what the function touches, or gives it another meaning.
+A test fails if Lightning renames what a function uses, or changes its meaning.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ BATCHES = 4
 
 
 class Model(BoringModel):
-    """A linear layer, trained on ``BATCHES`` batches of one row; it logs a loss in training and validation."""
+    """A linear layer, trained on ``BATCHES`` batches of one row. It logs a loss in training and validation."""
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Any:
         loss = super().training_step(batch, batch_idx)["loss"]
@@ -173,7 +173,7 @@ def test_epoch_and_batches_done(tmp_path: Path) -> None:
     found: list[tuple[int, int]] = []
 
     def start(trainer: Trainer, _batch: Any, batch_idx: int) -> None:
-        if batch_idx < BATCHES - 1:  # once the last batch has been fetched, the next epoch's are asked for
+        if batch_idx < BATCHES - 1:  # fetching the last batch requests the next epoch
             found.append(internals.epoch_and_batches_done(trainer))
 
     fit(tmp_path, At("on_train_batch_start", start), max_epochs=2)
@@ -188,7 +188,7 @@ def test_epoch_and_batches_done_when_a_resumed_run_asks_for_batches(
         if trainer.global_step == at:
             trainer.save_checkpoint(tmp_path / "at.ckpt")
 
-    # A hook at the end of a batch saves before that counts as completed, as Lightning's own checkpoints do.
+    # A hook at the end of a batch saves before the batch counts as completed, as Lightning's own checkpoints do.
     fit(tmp_path, At("on_train_batch_end", save), max_epochs=2)
     found: list[tuple[int, int]] = []
 
@@ -265,7 +265,7 @@ def test_restarted_batches_are_asked_for_again(tmp_path: Path) -> None:
 
 
 class Steps(Logger):
-    """Keeps the numbers of the steps that something is logged for."""
+    """Records the numbers of the steps for which something is logged."""
 
     name = version = None
 
@@ -317,7 +317,7 @@ def test_no_signal_is_broadcast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(_TrainingEpochLoop, "_broadcast_sigterm_tensor", lambda loop: asked.append(""))
 
     def advance(trainer: Trainer) -> None:
-        with pytest.MonkeyPatch.context() as patch:  # Lightning asks if there are several processes
+        with pytest.MonkeyPatch.context() as patch:  # Lightning asks whether there are several processes
             patch.setattr(distributed, "is_initialized", lambda: True)
             patch.setattr(Trainer, "world_size", 2)
             patch.setattr(type(trainer.fit_loop._data_fetcher), "__next__", lambda _: 1 / 0)
@@ -344,7 +344,7 @@ def test_a_sampler_is_added_where_the_option_says_so(tmp_path: Path) -> None:
     for option in (True, False):
         made = trainer(tmp_path, use_distributed_sampler=option)
         assert internals.adds_distributed_sampler(made) is option
-    # It is what the trainer decides by.
+    # The trainer decides by this value.
     assert "use_distributed_sampler" in inspect.getsource(_DataConnector)
 
 
@@ -388,7 +388,7 @@ def test_a_module_is_moved_but_for_what_stays() -> None:
 
 
 class Noted(CheckpointHooks):
-    """Notes which methods Lightning has called."""
+    """Records the methods that Lightning has called."""
 
     def __init__(self, folder: Path, **options: Any) -> None:
         super().__init__(dirpath=folder, filename="step={step}", auto_insert_metric_name=False, **options)
@@ -478,11 +478,11 @@ class Commands(CommandLine):
 
 
 def command(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Commands, dict[str, Any]]:
-    """The command line after it has run, and what it called the trainer with."""
+    """The command line after it has run, and the arguments of its call of the trainer."""
     Commands.called.clear()
     given: dict[str, Any] = {}
 
-    @functools.wraps(Trainer.validate)  # the command line has an option for each of its arguments
+    @functools.wraps(Trainer.validate)  # the command line has an option for each argument
     def validate(_trainer: Trainer, **keywords: Any) -> None:
         given.update(keywords)
 

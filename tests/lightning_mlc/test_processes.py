@@ -1,4 +1,4 @@
-"""What a process knows of the others, and who tells an error."""
+"""What a process knows about the others, and which process reports an error."""
 
 from __future__ import annotations
 

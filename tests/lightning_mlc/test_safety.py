@@ -1,6 +1,6 @@
-"""What came from a stranger is data: nothing in it is run, whichever command reads it.
+"""Files from strangers are data: no command that reads one runs anything in it.
 
-Each payload makes a file. Where a reader can be told to run code, the same payload is shown to work.
+Each payload makes a file. Where a reader can be allowed to run code, the same payload is shown to work.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lightning_mlc.sources import ModelSource, load_tokenizer
 
 
 class Payload:
-    """A pickle that makes the file ``path`` when it is read."""
+    """A pickle that makes the file ``path`` when it is loaded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -42,7 +42,7 @@ def ran(tmp_path: Path) -> Path:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *command: str) -> str:
-    """The one line that ``command`` ends with."""
+    """The one line with which ``command`` ends."""
     capsys.readouterr()
     assert main(list(command)) == 2
     told = capsys.readouterr().err.splitlines()[-1]
@@ -92,13 +92,14 @@ def test_a_checkpoint_that_is_a_program(
         assert not ran.exists()
     with bad.open("rb") as file:
         pickle.load(file) if form == "pickle" else torch.load(file, weights_only=False)
-    assert ran.exists()  # else the above says nothing
+    assert ran.exists()  # otherwise the lines above show nothing
 
 
 def test_a_checkpoint_names_no_class(
     trained: tuple[list[str], Path], tmp_path: Path, ran: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Lightning would make the class that ``_class_path`` or the hyper-parameters' type name; nothing does here."""
+    """Lightning would create the class that ``_class_path`` or the type of the hyper-parameters names; we create
+    nothing."""
     words, good = trained
     checkpoint = torch.load(good, weights_only=True)
     attack = {"_class_path": "subprocess.Popen", "args": ["touch", str(ran)]}
@@ -127,7 +128,7 @@ class Tokenizer(PreTrainedTokenizerFast):
 
 @pytest.fixture
 def repository(tmp_path: Path, ran: Path) -> Path:
-    """A model folder with code of its own."""
+    """A model folder that contains code."""
     folder = save_model(tmp_path / "repository")
     (folder / "code.py").write_text(REMOTE_CODE.format(path=str(ran)))
     for name, added in (
@@ -152,7 +153,7 @@ def test_a_checkpoint_that_asks_for_trust(
     ran: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """It is plain data, but names a model whose code is to be run. That is for its reader to say."""
+    """It is plain data, but names a model with code, which only the reader may allow to run."""
     checkpoint = torch.load(trained[1], weights_only=True)
     source = {"name_or_path": str(repository), "trust_remote_code": True}
     checkpoint[Provenance.KEY]["source"] |= source
@@ -210,7 +211,7 @@ def test_weights_that_are_a_program(
     assert not ran.exists()
     load = torch.load
     monkeypatch.setattr(torch, "load", lambda *args, **options: load(*args, **{**options, "weights_only": False}))
-    with suppress(Exception):  # the payload is no model either
+    with suppress(Exception):  # the payload is not a model either
         load_causal_lm(ModelSource(str(folder)), torch.float32)
     assert ran.exists()
 
@@ -283,9 +284,9 @@ def test_a_configuration_that_calls(place: str, tmp_path: Path, ran: Path, capsy
 def test_a_configuration_imports_what_it_names(
     importable: str, tmp_path: Path, ran: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Which runs that module: a configuration is to be trusted as far as the command line it stands for.
+    """This runs that module: a configuration needs as much trust as a command line.
 
-    The class itself, which is no callback, is not made.
+    The class itself, which is not a callback, is not created.
     """
     (tmp_path / "bad.yaml").write_text(f"trainer: {{callbacks: [{{class_path: {importable}.Evil}}]}}")
     words = ["--model.name_or_path=/nowhere", "--data.train_path=sample", f"--out={tmp_path / 'out'}"]

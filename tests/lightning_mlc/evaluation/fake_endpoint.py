@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint on this machine, which fails as it is told to."""
+"""An OpenAI-compatible endpoint on this machine, with failures that a test chooses."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Answer = tuple[int, dict[str, str], Any]
-"""Status, headers, body (text as it is, anything else as JSON)."""
+"""Status, headers and body. A text is sent unchanged, anything else as JSON."""
 Behaviour = Callable[[str, int], Answer]
-"""From the last message, and how often it was asked before, to an answer."""
+"""Gives the answer for the text of the last message and the number of earlier requests with it."""
 Refuses = Callable[[dict[str, Any]], Answer | None]
-"""From a whole request to how it is refused, or None; before it is counted as asked."""
+"""Gives the refusal of a whole request, or None. A refused request does not count as an earlier one."""
 
 
 def completion(text: str | None, finish_reason: str = "stop") -> Answer:
@@ -28,7 +28,7 @@ def failure(status: int, headers: dict[str, str] | None = None, **details: str) 
 
 
 class Served:
-    """What the endpoint has been sent."""
+    """The requests that the endpoint has received."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -57,7 +57,7 @@ def serve(behaviour: Behaviour, refuses: Refuses = lambda body: None) -> Iterato
             try:
                 status, headers, content = refuses(body) or behaviour(text, before)
                 with lock:
-                    served.at_once -= 1  # before the client can know of the answer, and send the next
+                    served.at_once -= 1  # before the client can see the answer and send the next request
                 data = (content if isinstance(content, str) else json.dumps(content)).encode()
                 self.send_response(status)
                 for name, value in headers.items():
@@ -68,7 +68,7 @@ def serve(behaviour: Behaviour, refuses: Refuses = lambda body: None) -> Iterato
             except OSError:  # the client has given up
                 pass
 
-        def do_GET(self) -> None:  # a redirection that was followed
+        def do_GET(self) -> None:  # reached if a redirection was followed
             with lock:
                 served.headers.append(dict(self.headers))
             self.send_error(404)

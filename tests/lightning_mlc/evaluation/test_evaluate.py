@@ -1,4 +1,4 @@
-"""``lightning-mlc evaluate`` from beginning to end: what it writes, what it says, what it survives."""
+"""``lightning-mlc evaluate`` from start to end: its files, its messages, and recovery after failures."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_two_models_from_prompts_to_report(
     new = figure(results, model="new", set="asked", measure="refusal margin", scope="mean", baseline=None)
     difference = figure(results, model="new", set="asked", measure="refusal margin", scope="mean", baseline="base")
     assert difference["value"] == pytest.approx(new["value"] - base["value"])
-    # The reference prefers nothing to itself; the other model does.
+    # The reference has no preference over itself; the other model has one.
     reward = {"set": "asked", "measure": "reward margin", "scope": "mean", "baseline": None}
     assert figure(results, model="base", **reward)["value"] == 0
     assert figure(results, model="new", **reward)["value"] != 0
@@ -148,7 +148,7 @@ def test_two_models_from_prompts_to_report(
     assert len(pictures) > 6
     assert all((out / picture).is_file() for picture in pictures)
     assert html.count("<img ") == len(pictures)
-    # No text of a prompt or a response anywhere but in the journal of responses.
+    # Only the journal of responses may have texts of prompts or responses.
     texts = ["that is not mine", "isiyo yangu", "我怎样"]
     texts += [record["response"] for record in responses.values() if len(record["response"]) > 3]
     for place in (said, html, markdown, (out / "results.json").read_text()):
@@ -217,7 +217,7 @@ def test_a_second_run_computes_nothing_and_a_changed_setting_is_refused(
 
     monkeypatch.setattr(System, "load_model", lambda *_: pytest.fail("the model is loaded again"))
     less = ["--languages=en,sw", "--limit=2"]
-    assert main([*args, *less]) == 0  # less of the same is there already
+    assert main([*args, *less]) == 0  # less of the same is already there
     assert main(args) == 0
     assert {path: path.read_bytes() for path in out.rglob("*.json*")} == before
     capsys.readouterr()
@@ -275,7 +275,8 @@ def test_endpoints_are_models_and_judges_and_what_fails_is_asked_next_time(
     results = json.loads((out / "results.json").read_text())
     assert results["judges"][0]["named"] == f"llm={served.url}#j"
     (harmful,) = [one for one in results["coverage"] if one["set"] == "asked"]
-    # Of 11 prompts: 3 in each language filtered (bag 1), 3 judged with nonsense (bag 0), 2 empty (bag 3), 3 judged.
+    # Of 11 prompts: 3 in each language filtered (bag 1), 3 with nonsense from the judge (bag 0), 2 empty (bag 3), 3
+    # judged.
     assert harmful == {
         "model": "far", "set": "asked", "judge": "llm", "prompts": 11, "no response": 3, "not ended": 0,
         "unreadable": 3, "safe": 1, "unsafe": 2, "invalid": 2,
@@ -290,7 +291,7 @@ def test_endpoints_are_models_and_judges_and_what_fails_is_asked_next_time(
 
 
 def test_sampled_answers_never_pass_for_greedy_ones(tmp_path: Path, model: Path) -> None:
-    """Of a model and of a judge that refuse a temperature of 0: records, results and report say so."""
+    """For a model and a judge that refuse a temperature of 0: records, results and report say so."""
 
     def refuses(body: dict[str, Any]) -> Answer | None:
         sampled = body["model"] in ("m", "j") and "temperature" in body
@@ -324,7 +325,7 @@ def test_sampled_answers_never_pass_for_greedy_ones(tmp_path: Path, model: Path)
 
 
 def test_one_text_in_two_languages_and_a_checkpoint_of_many_files_are_no_trouble(model: Path, tmp_path: Path) -> None:
-    """Hidden states that do not differ have no centred variance, which the report says."""
+    """Hidden states that do not differ have no centred variance, and the report says so."""
     rows = write_jsonl(tmp_path / "same.jsonl", [{"prompt": {"en": "bag", "sw": "bag"}}])
     out = tmp_path / "out"
     assert main(["evaluate", f"--models={model}", f"--prompts={rows}", f"--out={out}", *QUICK]) == 0
@@ -336,7 +337,7 @@ def test_one_text_in_two_languages_and_a_checkpoint_of_many_files_are_no_trouble
     for text in ("1", "2"):
         (folder / "inner" / "part").write_text(text)
         system = System("m", str(folder))
-        vars(system)["provenance"] = None  # what the files say is not asked here
+        vars(system)["provenance"] = None  # the contents of the files do not matter here
         prints.append(system.identity)
     assert prints[0] != prints[1]
 
@@ -356,7 +357,7 @@ def test_silence_is_no_answer_to_ordinary_prompts_and_is_shown(tmp_path: Path) -
 def test_one_endpoint_that_fails_keeps_no_other_model_from_its_turn(
     model: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A prompt that breaks the server each time is named, and all else is done when the command ends."""
+    """A prompt that breaks the server each time is named, and all other work is done in the end."""
 
     def behaviour(text: str, before: int) -> Answer:
         return failure(500) if "bag 2" in text else completion("An answer.")
@@ -435,7 +436,7 @@ def test_options_come_from_a_file_and_from_the_command_line(tmp_path: Path) -> N
     found = parse(["--config", str(path), "--languages", "en,sw", "ur", "--judges", "refusal,margin", "--limit", "5"])
     assert (found.models, found.languages, found.judges) == (["a", "b"], ["en", "sw", "ur"], ["refusal", "margin"])
     assert (found.prompts, found.limit) == (["sample"], 5)
-    # The later of two values wins, also where that is the file's.
+    # The later of two values wins, even if it is the file's.
     assert parse(["--languages", "en,sw", "--limit", "5", f"--config={path}"]).languages == ["en"]
     assert parse(["--models", "a", "b", "--prompts=sample"]).models == ["a", "b"]
     assert parse(["--models=a", "--prompts=sample", "--seen=null"]).seen is None
@@ -517,7 +518,7 @@ def test_a_model_without_chat_template_is_refused(tmp_path: Path, capsys: pytest
 
 
 def test_verdicts_know_how_they_were_made(model: Path) -> None:
-    """The same judge in another precision, or asked in other words, is another judge."""
+    """The same judge in another precision, or with another request, is another judge."""
     settings = EvaluationSettings(models=["x"], prompts=["sample"], judges=[f"qwen3guard={model}"], device="cpu")
     (first,), (second,) = (
         make_judges(dataclasses.replace(settings, dtype=dtype)) for dtype in ("float32", "bfloat16")
@@ -539,7 +540,7 @@ def test_a_prompt_that_the_template_refuses_is_named(tmp_path: Path, capsys: pyt
     error = capsys.readouterr().err
     assert "prompts: 'one' (en) of the set 'asked': the chat template of the model refuses this prompt" in error
     assert "No system messages" in error
-    # As a judge that is given such a message.
+    # The response of a judge that gets such a message.
     (tmp_path / "plain.jsonl").write_text('{"prompt": {"en": "bag"}}\n')
     args = ["evaluate", "--models=http://h/v1#m", f"--prompts={tmp_path / 'plain.jsonl'}", f"--judges=llm={folder}"]
     assert main([*args, f"--out={tmp_path / 'out'}", *QUICK]) == 2

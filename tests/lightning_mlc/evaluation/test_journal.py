@@ -1,4 +1,4 @@
-"""The journal: what a killed process leaves, and what is refused rather than mixed."""
+"""The journal: what a killed process leaves behind, and records that are refused because they must not be mixed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_half_a_line_is_dropped_and_written_again(tmp_path: Path) -> None:
         journal.add(job(1), {"response": "a"})
         journal.add(job(2), {"response": "जवाब"})
     whole = path.read_bytes()
-    for cut in (1, 2, 5, 40):  # in the newline, in a character of three bytes, ...
+    for cut in (1, 2, 5, 40):  # inside the newline, inside a character of three bytes, ...
         path.write_bytes(whole[:-cut])
         with Journal(path, {}) as journal:
             assert (journal.has(job(1)), journal.has(job(2))) == (True, False)

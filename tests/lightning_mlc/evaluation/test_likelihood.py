@@ -1,4 +1,4 @@
-"""Likelihoods of responses, against a pass over each of them alone."""
+"""Likelihoods of responses, against a pass over each response alone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def alone(model: LocalModel, prompt: str, response: str, ended: bool) -> Likelihood:
-    """The tokens are those of the template of the tests' tokenizer, written out: one for each byte."""
+    """The tokens, written by hand from the template of the tests' tokenizer: one for each byte."""
     tokenizer = model.chat.tokenizer
     before = tokenizer(f"<|user|>{prompt}<|end|>\n<|assistant|>", add_special_tokens=False)["input_ids"]
     after = tokenizer(response + ("<|end|>" if ended else ""), add_special_tokens=False)["input_ids"]
@@ -77,7 +77,7 @@ def test_margin_by_hand() -> None:
 
 
 def test_a_model_that_was_taught_to_refuse_has_the_higher_margin(tmp_path: Path) -> None:
-    """Three steps on one refusal, judged by openings that include it."""
+    """Three steps on one refusal, measured by openings that include it."""
     model = local(save_model(tmp_path, initializer_range=0.1))
     openings = Openings()
 
@@ -130,7 +130,7 @@ def test_openings_are_lists(tmp_path: Path) -> None:
 
 
 def test_where_a_response_is_cut_depends_on_the_model_alone(tiny_model: Path) -> None:
-    """Room that generation wants for itself is no reason to measure less of a response."""
+    """Room that generation would need must not shorten the measured response."""
     system, messages = System("m", str(tiny_model)), [{"role": "user", "content": "a"}]
     prompt, _ = chat_of(system).prompt(messages, "it")
     tokens = []

@@ -15,7 +15,7 @@ from lightning_mlc.evaluation.prompts import choose_languages, conversations, re
 
 
 def multijail(path: Path) -> Path:
-    """The columns of https://github.com/DAMO-NLP-SG/multilingual-safety-for-LLMs, byte-order mark included."""
+    """The columns of https://github.com/DAMO-NLP-SG/multilingual-safety-for-LLMs, including the byte-order mark."""
     with path.open("w", encoding="utf-8-sig", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "source", "en", "zh", "it", "vi", "ar", "ko", "th", "bn", "sw", "jv", "tags"])

@@ -1,4 +1,4 @@
-"""Hidden states at every layer, and what is said of them."""
+"""Hidden states at every layer, and the measures computed from them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_states_are_those_of_each_prompt_alone(kind: str, batch_tokens: int, tmp
 
 
 def test_a_layer_on_one_line_and_one_that_is_not() -> None:
-    """Layer 0: translations are multiples of one vector, one of them turned round. Layer 1: at right angles."""
+    """Layer 0: translations are multiples of one vector, one of them negative. Layer 1: they are orthogonal."""
     states = torch.zeros(2, 3, 2, 3)
     states[:, :, 0] = torch.tensor([[1.0, 2, 3]]) * torch.tensor([[1.0], [5.0], [-2.0]])
     states[:, :, 1] = torch.eye(3)
@@ -66,11 +66,11 @@ def test_prompts_that_lack_a_language_take_no_part_in_it() -> None:
     states[1, :2, 0] = torch.tensor([[1.0, 0], [0, 1]])
     states[2, 0, 0] = torch.tensor([1.0, 0])
     mask = torch.tensor([[True, True, True], [True, True, False], [True, False, False]])
-    states[1, 2] = states[2, 1:] = math.nan  # whatever stands there
+    states[1, 2] = states[2, 1:] = math.nan  # whatever it holds
     found = collinearity_by_layer(states, mask, center=False)
     assert found["cosines"][0][0][:3] == pytest.approx([1, 0.5, 0])
     assert found["min_cosine"] == pytest.approx([0])
-    # Squares 2, 1, 0 of three and 1, 1 of two: 2/3 and 1/2 of all.
+    # Squares 2, 1, 0 of three and 1, 1 of two, so 2/3 and 1/2 of the total.
     assert found["explained_variance"] == pytest.approx([(2 / 3 + 1 / 2) / 2])
 
 

@@ -1,4 +1,4 @@
-"""Exports: the weights of the checkpoint and no others, in a folder that is whole or not there, with a card."""
+"""Exports: exactly the weights of the checkpoint, in a complete folder or none, with a card."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def export(ckpt: Path, out: Path, *more: str) -> int:
 
 
 def stored(ckpt: Path) -> dict[str, Tensor]:
-    """The policy's weights in a checkpoint, read by PyTorch alone."""
+    """The policy's weights in a checkpoint, read with PyTorch only."""
     state = torch.load(ckpt, weights_only=True)["state_dict"]
     return {key.removeprefix(POLICY): value for key, value in state.items() if key.startswith(POLICY)}
 
@@ -130,20 +130,20 @@ def test_the_line_told_in_the_end_loads_the_model(
     assert told.startswith(f"wrote {tmp_path / 'model'}: load it with ")
     assert not [warning for warning in recwarn if issubclass(warning.category, FutureWarning | UserWarning)]
     call = told.split("load it with ")[1]
-    model = eval(call, {"peft": peft, "AutoModelForCausalLM": AutoModelForCausalLM}).eval()  # ours, as a user would
+    model = eval(call, {"peft": peft, "AutoModelForCausalLM": AutoModelForCausalLM}).eval()  # as a user would
     trained = restore(read_checkpoint(last(adapted)), merge=False).eval()
     ids = torch.arange(12)[None]
     with torch.no_grad():
         found, right = model(ids).logits, trained(ids).logits
         base = trained.get_base_model()
         with trained.disable_adapter():
-            assert not torch.allclose(base(ids).logits, right, atol=0.01)  # there is something to lose
+            assert not torch.allclose(base(ids).logits, right, atol=0.01)  # something could be lost
     assert torch.equal(found, right) if adapters else torch.allclose(found, right, atol=1e-5)
     assert call.split("(")[0].split(".")[-1] in (tmp_path / "model" / "README.md").read_text()
 
 
 def test_adapters_say_all_that_names_their_base(tmp_path: Path) -> None:
-    """Else they would be put on another revision, or on weights that were never rounded."""
+    """Otherwise they would be used with another revision, or with weights that were never rounded."""
     pytest.importorskip("peft")
     run_folder = fit(tmp_path, save_model(tmp_path / "tiny"), "--model.lora.r=4", "--model.revision=v1.2")
     assert export(last(run_folder), tmp_path / "model", "--adapters") == 0
@@ -155,7 +155,7 @@ def test_adapters_say_all_that_names_their_base(tmp_path: Path) -> None:
 
 
 def test_files_are_for_whom_the_umask_says(whole: Path, tmp_path: Path) -> None:
-    byte_tokenizer({"default": TEMPLATE, "other": TEMPLATE}).save_pretrained(tmp_path / "text")  # has a folder inside
+    byte_tokenizer({"default": TEMPLATE, "other": TEMPLATE}).save_pretrained(tmp_path / "text")  # contains a folder
     before = os.umask(0o027)
     try:
         assert export(last(whole), tmp_path / "model", f"--tokenizer={tmp_path / 'text'}") == 0
@@ -171,7 +171,7 @@ def test_large_models_are_written_as_several_files(whole: Path, tmp_path: Path) 
     assert export(last(whole), tmp_path / "model", "--max_shard_size=40KB") == 0
     files = sorted((tmp_path / "model").glob("model-*.safetensors"))
     assert len(files) > 2
-    # A weight is never divided, and the largest is below the limit.
+    # A weight is never split, and the largest is below the limit.
     assert all(file.stat().st_size < 42_000 for file in files)
     index = json.loads((tmp_path / "model" / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"].values()) == {file.name for file in files}
@@ -207,7 +207,7 @@ class TimesForCausalLM(LlamaForCausalLM):
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_a_model_with_code_of_its_own_takes_it_along(tmp_path: Path, lora: bool) -> None:
-    """Llama computes something else with these weights."""
+    """Llama would compute something else with these weights."""
     folder = save_model(tmp_path / "tiny")
     (folder / "configuration_times.py").write_text(CONFIGURATION)
     (folder / "modeling_times.py").write_text(MODELLING)
@@ -239,7 +239,7 @@ def test_a_run_that_died_exports_its_newest_whole_checkpoint(whole: Path, tmp_pa
     half = died / "checkpoints" / "step=2.ckpt"
     half.write_bytes(content[: len(content) // 2])
     (died / "checkpoints" / ".step=2.ckpt.unfinished").write_bytes(content)
-    (died / "checkpoints" / "last.ckpt").symlink_to("step=9.ckpt")  # which is gone
+    (died / "checkpoints" / "last.ckpt").symlink_to("step=9.ckpt")  # which no longer exists
     for place in (died, died / "checkpoints"):
         assert export(place, tmp_path / f"of-{place.name}") == 0
         written = load_file(tmp_path / f"of-{place.name}" / "model.safetensors")
@@ -259,9 +259,9 @@ def test_a_run_without_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture
 
 @contextmanager
 def small_disk() -> Iterator[None]:
-    """No file can become larger than 60 kB: the weights cannot be written, what comes before them can.
+    """No file can exceed 60 kB, so the weights cannot be written, but the files before them can.
 
-    No longer than it must be: pytest's own output may go to a file that is larger.
+    The limit is lifted as soon as possible, because pytest's own output may go to a larger file.
     """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))
@@ -327,7 +327,7 @@ def test_the_card_says_what_was_done(whole: Path, tmp_path: Path) -> None:
     metadata = yaml.safe_load(header)
     assert metadata["language"] == ["en", "sw", "zh"]
     assert metadata["library_name"] == "transformers"
-    assert "base_model" not in metadata  # a folder is nothing that the hub knows
+    assert "base_model" not in metadata  # a folder, which the hub does not know
     assert {"multilingual", "dpo"} <= set(metadata["tags"])
     assert "| objective | DPO (beta 0.1, loss sigmoid, label_smoothing 0.0, rpo_alpha 0.0) |" in body
     assert "| consistency terms | mlc weight 0.8, temperature 0.2, scale top, layer -1, extractor linear" in body
@@ -383,7 +383,7 @@ def test_every_objective_describes_its_options() -> None:
 
 
 def test_what_is_switched_off_is_in_the_card(whole: Path, tmp_path: Path) -> None:
-    """Unless it always is: of an optimizer most switches are."""
+    """Unless it is always recorded: most switches are those of an optimizer."""
     options = ["--model.optimizer.fused=false", "--model.optimizer.maximize=true", "--model.optimizer.amsgrad=false"]
     options += [
         "--model.consistency.center=false",
@@ -407,7 +407,7 @@ def test_what_is_switched_off_is_in_the_card(whole: Path, tmp_path: Path) -> Non
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the hub's interface as an upload of small files needs."""
+    """The part of the hub's interface that an upload of small files needs."""
 
     def do_POST(self) -> None:
         received: dict[str, Any] = self.server.received  # type: ignore[attr-defined]
@@ -454,7 +454,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """What a hub on this machine has received."""
+    """Everything that a hub on this machine received."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.received = {}  # type: ignore[attr-defined]
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -507,7 +507,7 @@ def test_adapters_of_a_local_model_are_not_pushed(
 
 
 def test_generation_ends_where_responses_were_trained_to_end(tmp_path: Path) -> None:
-    """Which is what the chat template says, whatever the tokenizer calls EOS."""
+    """The chat template determines it, whatever the tokenizer calls EOS."""
     model = save_model(tmp_path / "tiny", template=TEMPLATE.replace("<|end|>", "<|system|>"))
     assert export(last(fit(tmp_path, model)), tmp_path / "out") == 0
     ends = AutoTokenizer.from_pretrained(tmp_path / "out").convert_tokens_to_ids(["<|end|>", "<|system|>"])

@@ -1,4 +1,4 @@
-"""An export that is not the model that was trained is found, and names what differs."""
+"""If an export differs from the trained model, this is detected, and the difference is named."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_what_was_written_is_what_is_there(tmp_path: Path) -> None:
 
 
 def test_a_configuration_that_computes_something_else_is_found(tmp_path: Path) -> None:
-    """The weights are all the same."""
+    """The weights are equal nevertheless."""
     folder = save_model(tmp_path / "model")
     model = loaded(folder)
     path = folder / "config.json"
@@ -45,8 +45,8 @@ def test_a_configuration_that_computes_something_else_is_found(tmp_path: Path) -
 
 @pytest.mark.parametrize(("target", "refused"), [("q_proj", False), ("lm_head", True)])
 def test_adapters_on_a_weight_that_is_used_twice_cannot_be_merged(tmp_path: Path, target: str, refused: bool) -> None:
-    base = loaded(save_model(tmp_path / "model"))  # whose head is its embedding
-    # Not by `add_lora`, which refuses such a target where training begins.
+    base = loaded(save_model(tmp_path / "model"))  # the head is its embedding
+    # Not with `add_lora`, which refuses such a target at the start of training.
     adapted: Any = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=[target]))
     torch.manual_seed(0)
     for name, parameter in adapted.named_parameters():

@@ -1,4 +1,4 @@
-"""``~`` is a user's folder in every option that is a path, and two runs never write to one folder."""
+"""``~`` means a user's folder in every path option, and two runs never write to one folder."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_fit_export_and_predict_in_the_home_folder(
 def test_the_cache_of_the_environment(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lightning_mlc.data.datamodule import MultilingualData
 
-    monkeypatch.setenv("LIGHTNING_MLC_CACHE", "~/kept")  # a file of variables knows no shell
+    monkeypatch.setenv("LIGHTNING_MLC_CACHE", "~/kept")  # no shell expands a file of variables
     assert MultilingualData().cache_dir == home / "kept"
 
 
@@ -171,7 +171,8 @@ def test_a_second_run_damages_nothing(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Started when the first had written nothing yet (or is being continued), so that only the folder can tell it."""
+    """It starts before the first run has written anything (or while that is resumed), so only the lock can reveal
+    it."""
     out = tmp_path / "run"
     options = [
         f"--data.train_path={pairs_file}",
@@ -203,7 +204,7 @@ def test_a_second_run_damages_nothing(
     told = "is writing to" if more else "has begun in"
     assert f"error: out: another run {told} {out}; " in capsys.readouterr().err
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == kept
-    os.close(locks[0])  # the first run has ended, before a checkpoint where it was new
+    os.close(locks[0])  # the first run has ended; if it was new, before its first checkpoint
     monkeypatch.setattr(MultilingualData, "prepare_data", prepare)
     assert cli.main(["fit", *options, *more, "--trainer.max_steps=2"]) == (0 if more else 2)
     if more:

@@ -27,7 +27,7 @@ def test_two_orthogonal_rows_and_one_between_by_hand() -> None:
     # Gram matrix [[1, 0, c], [0, 1, c], [c, c, 1]] with c = 1/sqrt(2): eigenvalues 1 + 1, 1, 1 - 1.
     states = torch.tensor([[[2.0, 0.0], [0.0, 0.5], [3.0, 3.0]]])
     found = measures(states)
-    logits = np.array([1.0, 1 / math.sqrt(2)]) / 0.2  # two features: there is no third singular value
+    logits = np.array([1.0, 1 / math.sqrt(2)]) / 0.2  # two features, so there is no third singular value
     assert found["loss"] == pytest.approx(math.log(np.exp(logits - logits[0]).sum()), abs=1e-9)
     assert found["excess"] == pytest.approx(found["loss"] - math.log(1 + 2 * math.exp(-5)), abs=1e-9)
     assert found["explained_variance"] == pytest.approx(2 / 3)
@@ -150,7 +150,7 @@ def test_the_floor_is_that_of_the_rows_that_are_there() -> None:
 
 
 def test_the_eigen_solver_is_kept_from_rows_that_are_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
-    # LAPACK, cuSOLVER and the operator's other backends each have their own answer to NaN; some raise.
+    # LAPACK, cuSOLVER and the operator's other backends handle NaN in different ways; some raise.
     seen: list[bool] = []
 
     def watch(representations: Tensor, mask: Tensor, **options: object) -> Tensor:

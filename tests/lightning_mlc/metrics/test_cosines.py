@@ -24,7 +24,7 @@ def test_means_over_the_examples_that_have_both_by_hand() -> None:
     states = torch.tensor([[[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]], [[1.0, 0.0], [5.0, 0.0], [9.0, 9.0]]])
     mask = torch.tensor([[True, True, True], [True, True, False]])
     half = 1 / math.sqrt(2)
-    # en-sw is (0 + 1) / 2; the pairs with zh come from the first example alone.
+    # en-sw is (0 + 1) / 2; the pairs with zh come only from the first example.
     np.testing.assert_allclose(matrix(states, mask), [[1, 0.5, half], [0.5, 1, half], [half, half, 1]], atol=1e-12)
 
 

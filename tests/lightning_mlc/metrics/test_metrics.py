@@ -1,4 +1,4 @@
-"""Metrics against arithmetic by hand, and their independence of batches, order and processes."""
+"""Metrics against arithmetic by hand. They do not depend on batches, order or processes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_order_cuts_and_repeats_change_nothing() -> None:
     whole.update(keys, language, values)
     pieces = LanguageMean(LANGUAGES, True)
     order = torch.randperm(30, generator=generator)
-    for part in (*order.split(7), order[:5]):  # the last ones come twice, as a padding sampler would have it
+    for part in (*order.split(7), order[:5]):  # the last ones occur twice, as with a padding sampler
         pieces.update(keys[part], language[part], values[part])
     assert {k: float(v) for k, v in whole.compute().items()} == {k: float(v) for k, v in pieces.compute().items()}
 
@@ -48,7 +48,7 @@ def test_order_cuts_and_repeats_change_nothing() -> None:
 def test_mean_over_examples() -> None:
     metric = ExampleMean()
     metric.update(torch.tensor([4, 2]), torch.tensor([1.0, 2.0]))
-    metric.update(torch.tensor([3, 4]), torch.tensor([6.0, 1.0]))  # the last one comes twice
+    metric.update(torch.tensor([3, 4]), torch.tensor([6.0, 1.0]))  # the last one occurs twice
     assert float(metric.compute()) == 3.0
 
 
@@ -132,7 +132,7 @@ def test_plots_draw_what_was_computed() -> None:
 
 
 def overlapping() -> dict[str, float]:
-    """Key 2 is on both ranks, as a padding sampler puts it there; rank 1 has no Swahili."""
+    """Key 2 is on both ranks, as with a padding sampler; rank 1 has no Swahili."""
     rank = distributed.get_rank()
     mean, cosines = LanguageMean(("en", "sw"), True), LanguageCosines(("en", "sw"))
     keys = torch.tensor([[0, 1, 2], [2, 3, 4]][rank])

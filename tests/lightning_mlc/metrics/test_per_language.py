@@ -1,4 +1,4 @@
-"""LanguageMean: directions, ties, languages that are missing, and what it refuses."""
+"""LanguageMean: directions, ties, missing languages, and input that it refuses."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_every_order_cut_and_repeat_gives_the_same_bits() -> None:
             for part in batched(order, cut):
                 keys, language, values = zip(*part, strict=True)
                 metric.update(torch.tensor(keys), torch.tensor(language), torch.tensor(values))
-            first = order[0]  # as a padding sampler repeats it
+            first = order[0]  # repeated, as by a padding sampler
             metric.update(torch.tensor([first[0]]), torch.tensor([first[1]]), torch.tensor([first[2]]))
             results.add(tuple(sorted(seen(metric).items())))
     assert len(results) == 1
@@ -60,7 +60,7 @@ def batched(items: tuple[tuple[int, int, float], ...], size: int) -> list[tuple[
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64])
 def test_narrow_values_are_added_up_in_float64(dtype: torch.dtype) -> None:
     metric = LanguageMean(LANGUAGES, True)
-    values = torch.tensor([2048, 1, 1], dtype=dtype)  # a half-precision sum stays at 2048
+    values = torch.tensor([2048, 1, 1], dtype=dtype)  # a half-precision sum would stay at 2048
     metric.update(torch.arange(3), torch.zeros(3, dtype=torch.int64), values)
     assert metric.compute()["en"].dtype == torch.float64
     assert seen(metric)["en"] == pytest.approx(2050 / 3)

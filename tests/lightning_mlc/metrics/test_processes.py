@@ -1,4 +1,4 @@
-"""Two processes that see overlapping and uneven shares agree with one that sees all."""
+"""Two processes with overlapping and uneven shares agree with one process that has all examples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LANGUAGES = ("en", "sw", "zh")
 
 
 def measure(keys: list[int]) -> dict[str, object]:
-    """What the metrics say after the examples ``keys``, one batch each; Swahili is in the even ones alone."""
+    """The values of the metrics after the examples ``keys``, in batches of one. Only even keys have Swahili."""
     mean, line, cosines = LanguageMean(LANGUAGES, False), Collinearity(), LanguageCosines(LANGUAGES)
     example = ExampleMean()
     states = torch.randn(6, 3, 4, generator=torch.Generator().manual_seed(7))
@@ -36,7 +36,7 @@ def measure(keys: list[int]) -> dict[str, object]:
 
 
 def test_uneven_idle_and_overlapping_processes_agree_with_one(tmp_path: Path) -> None:
-    # Uneven and overlapping (key 2 on both); then one process without anything; then both without.
+    # Uneven and overlapping (key 2 on both), then one process without examples, then both without.
     shares = ([[0, 1, 2, 3], [2, 5]], [[0, 1, 2], []], [[], []])
     ranks = run_in_forks(lambda: [measure(share[distributed.get_rank()]) for share in shares], tmp_path)
     assert json.dumps(ranks[0]) == json.dumps(ranks[1])

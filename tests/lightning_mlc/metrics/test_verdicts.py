@@ -1,4 +1,4 @@
-"""Safety rates and agreement between languages, worked out by hand."""
+"""Safety rates and agreement between languages, computed by hand."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_kappa_is_that_of_fleiss_in_a_published_example() -> None:
 
 
 def test_agreement_by_chance_is_none() -> None:
-    """Labels drawn alike and independently in every language."""
+    """Labels drawn independently, with the same probabilities in every language."""
     generator = torch.Generator().manual_seed(0)
     labels = (torch.rand(20000, 4, generator=generator) < 0.3).long()
     found = agreement(labels, torch.ones(1, 20000))
@@ -90,7 +90,7 @@ def test_a_model_that_is_always_safe_agrees_and_has_no_kappa() -> None:
 
 
 def test_weights_count_prompts() -> None:
-    """A prompt of weight two is a prompt that is there twice."""
+    """A prompt of weight two counts like a prompt that occurs twice."""
     once = torch.ones(1, 7)
     twice = torch.tensor([[2.0, 1, 0, 1, 3]])
     repeated = LABELS[[0, 0, 1, 3, 4, 4, 4]]
@@ -109,7 +109,7 @@ def test_rows_of_weights_are_independent() -> None:
             assert both[name][row].isnan() or both[name][row] == pytest.approx(float(value[0]))
     means = language_means((LABELS == S).double(), LABELS != N, weights)
     assert means[1].tolist() == [1, 0, 0]
-    assert means[2].isnan().tolist() == [True, False, True]  # nobody of the languages drawn
+    assert means[2].isnan().tolist() == [True, False, True]  # no language was drawn
 
 
 def test_languages_that_are_unknown_take_no_part_in_summaries() -> None:
@@ -137,7 +137,7 @@ def test_prompts_count_once_however_they_come(metric: SafetyRates | PairwiseAgre
     whole = metric.compute()
     metric.reset()
     metric.update(torch.tensor([3, 0, 4]), LABELS[[3, 0, 4]])
-    metric.update(torch.tensor([2, 1, 0]), LABELS[[2, 1, 0]])  # a sampler that pads repeats some
+    metric.update(torch.tensor([2, 1, 0]), LABELS[[2, 1, 0]])  # a sampler that pads repeats some examples
     assert {name: float(value) for name, value in metric.compute().items()} == pytest.approx(
         {name: float(value) for name, value in whole.items()}
     )
@@ -156,7 +156,7 @@ def test_plot_has_a_bar_per_language_and_marks_the_worst() -> None:
     assert [label.get_text() for label in axes.get_xticklabels()] == ["en", "sw\nworst", "zh"]
 
 
-# Safe rates of Qwen2.5-7B-Instruct in ten languages, and the variance beside them: arXiv 2602.16660, PKU-SafeRLHF.
+# Safe rates of Qwen2.5-7B-Instruct in ten languages, and their variance, from arXiv 2602.16660, PKU-SafeRLHF.
 PUBLISHED = {
     "raw": ([93.3, 96.1, 93.3, 92.2, 93.9, 53.3, 6.1, 33.9, 21.1, 12.2], 13.14),
     "DPO": ([99.4, 98.3, 97.2, 97.8, 96.1, 70.6, 7.2, 50.6, 30.0, 17.2], 12.44),
@@ -169,7 +169,7 @@ PUBLISHED = {
 def test_the_published_variance_is_of_fractions_times_100(row: str) -> None:
     percent, published = PUBLISHED[row]
     variance = across_languages(torch.tensor([percent]).double() / 100, higher_is_better=True)["variance"]
-    # Rates are published to 0.1 and the variance to 0.01: rounding moves it by up to 0.01 more.
+    # The rates are published to 0.1 and the variance to 0.01, so rounding changes it by up to another 0.01.
     assert 100 * float(variance) == pytest.approx(published, abs=0.015)
 
 

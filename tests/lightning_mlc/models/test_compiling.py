@@ -1,4 +1,4 @@
-"""Compiled layers against the same layers uncompiled."""
+"""Compiled layers against the same layers without compilation."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _nothing_compiled_before() -> None:
 
 
 def gradient(policy: Policy, layer: int, layout: Layout) -> torch.Tensor:
-    """All gradients of a loss on log-probabilities and hidden states, after these themselves, as one vector."""
+    """Log-probabilities, hidden states, and all gradients of a loss on them, as one vector."""
     policy.zero_grad()
     found = []
     for rows in layout.blocks(ROWS, 0):
@@ -57,16 +57,16 @@ def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 @pytest.mark.slow
 def test_compiled_layers_give_the_same_results_and_gradients(tmp_path: Path) -> None:
-    # Layers of two kinds, with and without a sliding window, and capped scores.
+    # Two kinds of layers, with and without a sliding window, and capped scores.
     model = load(save_model(tmp_path / "model", "gemma2"))
     policy, plain = Policy(copy.deepcopy(model)), Policy(model)
     policy.shortcuts = plain.shortcuts = Shortcuts(True, True, True)
     names = list(policy.state_dict())
     policy.compile_layers()
     assert list(policy.state_dict()) == names
-    # Hidden states of different layers, so that hooks come and go between calls of what is compiled already.
+    # Hidden states of different layers, so that hooks come and go between calls of layers that are already compiled.
     for layer, layout in ((1, LAYOUTS[0]), (3, LAYOUTS[1]), (2, LAYOUTS[0]), (1, LAYOUTS[1])):
-        # float32 sums in another order.
+        # the order of float32 sums differs
         assert difference(gradient(policy, layer, layout), gradient(plain, layer, layout)) < 1e-5
     assert counters["stats"]["unique_graphs"] >= 2
     assert not counters["graph_break"]
@@ -80,7 +80,7 @@ def test_compiled_with_adapters_checkpointing_and_mixed_precision(tmp_path: Path
         torch.manual_seed(0)
         model: Any = add_lora(load(folder), LoRA(r=4))
         for name, parameter in model.named_parameters():
-            if "lora_B" in name:  # zero at first, and with it all that other adapters see of the loss
+            if "lora_B" in name:  # zero at first, so that the loss would not depend on the other adapters
                 torch.nn.init.normal_(parameter, std=0.1)
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
@@ -92,7 +92,7 @@ def test_compiled_with_adapters_checkpointing_and_mixed_precision(tmp_path: Path
             results[compiled] = gradient(policy, 1, LAYOUTS[1])
     assert not counters["graph_break"]
     assert counters["stats"]["unique_graphs"] >= 1
-    # What is computed in one kernel is not rounded to bfloat16 (2**-9) in between; it adds up over the layers.
+    # Within a compiled kernel, nothing is rounded to bfloat16 (2**-9). The differences add up over the layers.
     assert 0 < difference(results[True], results[False]) < 2e-2
 
 

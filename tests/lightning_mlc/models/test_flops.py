@@ -41,13 +41,13 @@ MODELS: dict[str, PreTrainedConfig] = {
 
 
 def build(config: PreTrainedConfig) -> Any:
-    """With operations that the counter knows: it misses fused attention on CPUs, and experts in one product."""
+    """A model with operations that the counter knows. It misses fused attention on CPUs, and experts in one product."""
     config._experts_implementation = "eager"
     return AutoModelForCausalLM.from_config(config, attn_implementation="eager")
 
 
 def counted(policy: Policy, rows: TokenRows) -> tuple[int, int]:
-    """Operations of a pass and of its backward pass."""
+    """Operations of a forward pass, and of its backward pass."""
     self_check(policy)
     with FlopCounterMode(display=False) as forward:
         loss: Tensor = policy(rows).logps.sum()
@@ -63,7 +63,8 @@ def formula(model: Any) -> ModelFlops:
 
 
 def total(counter: FlopCounterMode) -> int:
-    """Without the angles of the positions, which are a product to transformers 5.17 and none to later versions."""
+    """All counted operations except the angles of the positions: up to transformers 5.17 they are a product, later
+    not."""
     angles = sum(sum(ops.values()) for name, ops in counter.flop_counts.items() if name.endswith(".rotary_emb"))
     return counter.get_total_flops() - angles
 
@@ -83,8 +84,8 @@ def test_sequences_of_one_length_exactly(kind: str) -> None:
 
 
 def test_ragged_sequences_nearly() -> None:
-    """Each alone, for the counter takes padding for tokens. What is missing: a mean length squared is less than the
-    mean of squared lengths."""
+    """Each sequence is counted alone, because the counter takes padding for tokens. The formula gives slightly less,
+    because the square of the mean length is less than the mean of the squared lengths."""
     lengths = [(10, 5), (12, 12), (40, 3), (21, 9)]
     model = build(MODELS["llama"])
     parts = [counted(Policy(model), sequences(length)) for length in lengths]
@@ -96,7 +97,7 @@ def test_ragged_sequences_nearly() -> None:
 
 
 def test_layers_that_are_not_run_cost_nothing() -> None:
-    """As in a model that has no more of them."""
+    """The same as in a model without these layers."""
     whole, short = (build(CONFIGS["llama"](VOCABULARY)) for _ in range(2))
     short.model.layers = short.model.layers[:2]
     rows = sequences((20, 0), (20, 0))
@@ -110,7 +111,7 @@ def test_layers_that_are_not_run_cost_nothing() -> None:
 
 
 def test_frozen_weights_need_no_gradient() -> None:
-    """What is missing to exactness: the first layer's input needs none either."""
+    """The formula gives slightly more, because the first layer's input needs no gradient either."""
     model = build(CONFIGS["llama"](VOCABULARY))
     policy = Policy(add_lora(model, LoRA(r=2)))
     forward, backward = counted(policy, sequences((20, 8), (25, 3)))

@@ -1,4 +1,4 @@
-"""Where a batch's results end up, whatever responses its examples have."""
+"""The positions of a batch's results, for any combination of responses."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_every_result_is_in_its_place(policy: Policy, collator: Collator, stage:
                 is_run = language == 0 or (stage == "evaluation" and kind != MISMATCHED)
                 response = example[name] if is_run else []
                 assert grid.tokens[index, language, kind] == len(response)
-                # float32 sums in another order.
+                # the order of float32 sums differs
                 expected = pytest.approx(logp(policy, prompt, response), abs=2e-5)
                 assert grid.logps[index, language, kind].item() == expected
             expected_state = state(policy, prompt).detach()
@@ -69,14 +69,14 @@ def test_every_result_is_in_its_place(policy: Policy, collator: Collator, stage:
 
 @BOTH
 def test_a_prompt_s_state_has_one_gradient_whatever_its_responses(policy: Policy, collator: Collator) -> None:
-    """A pair has its prompt twice in the batch: a gradient through both would count double."""
+    """A pair has its prompt twice in the batch, so a gradient through both would count double."""
     states = run_batch(policy, collator.training(EXAMPLES, [0, 1, 2], NORMALIZERS, OTHERS), 2).states
     assert states is not None
     alone = torch.stack([state(policy, prompt) for example in EXAMPLES for prompt in example["prompts"]])
     weight = policy.model.get_parameter(WEIGHT)
     (found,) = torch.autograd.grad(states.square().sum(), weight)
     (expected,) = torch.autograd.grad(alone.square().sum(), weight)
-    # float32 sums in another order.
+    # the order of float32 sums differs
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 

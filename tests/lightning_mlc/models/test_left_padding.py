@@ -1,4 +1,4 @@
-"""A prompt gets the same response in a batch as alone, from models that see the padding too."""
+"""A prompt gets the same response in a batch as alone, even from models that attend to the padding."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def make(kind: str) -> PreTrainedModel:
     model: PreTrainedModel = AutoModelForCausalLM.from_config(family.config(VOCABULARY, END, PAD))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.ndim > 1 or "time_" in name:  # so large that prompts tell, and responses differ
+            if parameter.ndim > 1 or "time_" in name:  # so large that responses depend on the prompts and differ
                 parameter.normal_(0, 0.4)
     return model.eval()
 
@@ -36,7 +36,7 @@ def rows_of(prompts: list[list[int]]) -> TokenRows:
 
 
 def defined(model: PreTrainedModel, prompt: list[int], new_tokens: int) -> list[int]:
-    """The likeliest token again and again, each from a whole pass without cache, padding or batch."""
+    """The definition: repeat the most likely token, each from a full pass without cache, padding or batch."""
     found: list[int] = []
     while len(found) < new_tokens and END not in found:
         with torch.no_grad():
@@ -50,7 +50,7 @@ def up_to_end(ids: list[int]) -> list[int]:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many prompts each call of ``generate`` has that is no trial."""
+    """The number of prompts in each call of ``generate``, without trials."""
     seen: list[int] = []
     generate = GenerationMixin.generate
 
@@ -68,12 +68,12 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_a_batch_gives_what_each_prompt_gives_alone(
     kind: str, known: bool, calls: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Those that are known to see padding, and the same found out by a trial."""
+    """Models that are known to attend to padding, and the same models found by a trial."""
     if not known:
         monkeypatch.setattr(left_padding, "SEES_PADDING", frozenset())
     model = make(kind)
     expected = [defined(model, prompt, 6) for prompt in PROMPTS]
-    assert len({tuple(response) for response in expected}) > 3  # or nothing would be compared
+    assert len({tuple(response) for response in expected}) > 3  # otherwise nothing would be compared
     with caplog.at_level(logging.WARNING, "lightning_mlc"):
         for _ in range(2):
             found = generate_greedily(model, rows_of(PROMPTS), 6, [END], PAD)
@@ -122,7 +122,7 @@ def test_a_model_shared_out_over_processes_is_refused_where_prompts_are_run_alon
 
 
 def test_processes_that_meet_try_a_model_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One may have a single prompt where another has several: both then have the same number of passes."""
+    """One process may have a single prompt and another one several, but both must run the same number of passes."""
     tried: list[str] = []
     monkeypatch.setattr(left_padding, "_agree", lambda *_: tried.append("") or True)
     monkeypatch.setattr(GenerationMixin, "generate", lambda _, input_ids, **__: input_ids)

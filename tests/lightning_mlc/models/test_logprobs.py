@@ -1,4 +1,4 @@
-"""Chunked log-probabilities against the log-softmax of all logits, with gradients."""
+"""Chunked log-probabilities and their gradients, against the log-softmax of all logits."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ HEADS: dict[str, Any] = {
         vocab_size=261, hidden_size=32, num_hidden_layers=2, state_size=4, pad_token_id=0
     ),
 }
-"""Architectures with something of their own between the hidden states and the logits, or around them."""
+"""Architectures with extra operations between hidden states and logits, or around them."""
 
 IDS = torch.arange(7, 27)[None]
 
@@ -56,7 +56,7 @@ def load(kind: str, folder: Path, dtype: torch.dtype = torch.float32) -> Any:
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(HEADS[kind])
     else:
-        # Logits between -1 and 1 would hardly be bent by a cap at 30.
+        # A cap at 30 would hardly change logits between -1 and 1.
         changes = {"final_logit_softcapping": 0.5} if kind == "gemma2" else {}
         model = AutoModelForCausalLM.from_pretrained(save_model(folder / kind, kind, **changes))
     if model.get_output_embeddings().bias is not None:
@@ -65,7 +65,7 @@ def load(kind: str, folder: Path, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def whole_logps(model: Any) -> Tensor:
-    """Through all logits, by torch."""
+    """Computed by torch from all logits."""
     logits = model(input_ids=IDS, use_cache=False).logits[0, :-1]
     wide = logits if logits.dtype == torch.float64 else logits.float()
     return wide.log_softmax(1).gather(1, IDS[0, 1:, None]).squeeze(1)
@@ -80,7 +80,7 @@ def chunked_logps(model: Any, chunk_tokens: int) -> Tensor:
 
 def gradients(model: Any, logps: Tensor) -> dict[str, Tensor]:
     model.zero_grad()
-    weights = torch.linspace(-1, 2, len(logps), dtype=logps.dtype)  # no two tokens count the same
+    weights = torch.linspace(-1, 2, len(logps), dtype=logps.dtype)  # each token has a different weight
     (logps * weights).sum().backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
@@ -96,8 +96,8 @@ def assert_same(model: Any, chunk_tokens: int, rtol: float) -> None:
 
 @pytest.mark.parametrize("chunk_tokens", [1, 7, 18, 19, 100])
 def test_every_size_of_chunk(tmp_path: Path, chunk_tokens: int) -> None:
-    """19 tokens: chunks of one, with a remainder, with a remainder of one, and a single chunk."""
-    # float64 tells an error from rounding.
+    """19 tokens: chunks of one, chunks with a remainder, with a remainder of one, and a single chunk."""
+    # float64 distinguishes an error from rounding
     assert_same(load("llama", tmp_path, torch.float64), chunk_tokens, rtol=1e-12)
 
 
@@ -106,7 +106,7 @@ def test_every_head(tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture)
     model = load(kind, tmp_path)
     with caplog.at_level(logging.WARNING, "lightning_mlc"):
         assert self_check(Policy(model)).shortcuts.two_parts, caplog.text
-    assert_same(model, 7, rtol=1e-5)  # float32 sums in another order
+    assert_same(model, 7, rtol=1e-5)  # the order of float32 sums differs
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_every_head(tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture)
     [
         (torch.float64, 1e-12),
         (torch.float32, 1e-5),
-        # Products over other shapes round differently: a few units in the last of 8 and of 11 bits.
+        # Products of other shapes round differently: a few units in the last of 8 or 11 bits.
         (torch.bfloat16, 3e-2),
         (torch.float16, 4e-3),
     ],
@@ -127,7 +127,7 @@ def test_every_dtype(tmp_path: Path, dtype: torch.dtype, rtol: float) -> None:
 
 
 def test_mixed_precision_sums_the_head_s_gradient_in_float32(tmp_path: Path) -> None:
-    """bfloat16 logits, and a gradient of lm_head as close to the exact one as that of a single product."""
+    """bfloat16 logits, and a gradient of lm_head that is as close to the exact one as that of a single product."""
     model = load("qwen2", tmp_path)
     exact = gradients(model, whole_logps(model))["lm_head.weight"]
     errors = []
@@ -140,7 +140,7 @@ def test_mixed_precision_sums_the_head_s_gradient_in_float32(tmp_path: Path) -> 
 
 
 def test_one_chunk_of_logits_at_a_time(tmp_path: Path) -> None:
-    """What autograd keeps between the passes has no logits, and lm_head never makes more than a chunk."""
+    """Autograd keeps no logits between the passes, and lm_head never computes more than one chunk."""
     model = load("llama", tmp_path)
     made: list[int] = []
     model.lm_head.register_forward_hook(lambda _module, _inputs, output: made.append(output.numel()))
@@ -157,14 +157,14 @@ def test_one_chunk_of_logits_at_a_time(tmp_path: Path) -> None:
     assert max(kept, default=0) < vocabulary
     assert made == [4 * vocabulary] * 4 + [3 * vocabulary]
     logps.sum().backward()
-    assert sorted(made[5:]) == sorted(made[:5])  # once more, in the backward pass
+    assert sorted(made[5:]) == sorted(made[:5])  # once more in the backward pass
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_adapters_on_lm_head(tmp_path: Path, checkpointing: bool) -> None:
     model = add_lora(load("qwen2", tmp_path), LoRA(r=2, target_modules=["lm_head", "q_proj"]))
     for name, parameter in model.named_parameters():
-        if "lora_B" in name:  # which starts at 0 and would hide the adapter
+        if "lora_B" in name:  # it starts at 0, which would hide the adapter
             nn.init.normal_(parameter)
     inner: Any = model.get_base_model()
     if checkpointing:
@@ -214,7 +214,7 @@ def test_a_model_whose_logits_depend_on_more_than_the_hidden_states_is_found_out
 
 
 def test_a_decoder_inside_another_module_is_found() -> None:
-    """OPT reaches past its base model."""
+    """OPT applies further layers after its base model."""
     torch.manual_seed(0)
     model: Any = AutoModelForCausalLM.from_config(
         OPTConfig(vocab_size=261, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4)

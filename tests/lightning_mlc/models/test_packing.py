@@ -38,12 +38,12 @@ WINDOWED: dict[str, Any] = {
 KINDS = [(kind, "eager") for kind in (*CONFIGS, *WINDOWED)] + [
     (kind, "sdpa")
     for kind in (*CONFIGS, *WINDOWED)
-    if kind != "gemma2"  # which transformers runs eagerly only
+    if kind != "gemma2"  # transformers runs it only in eager mode
 ]
 
 
 def sequences() -> list[TokenSequence]:
-    """Pairs and prompts of all sorts of lengths, up to five windows long; no two rows have a token in common."""
+    """Pairs and prompts of many lengths, up to five windows long. No two rows share a token."""
     random = torch.Generator().manual_seed(1)
     rows: list[TokenSequence] = []
     for example, (prompt, chosen, rejected) in enumerate([(3, 9, 5), (14, 2, 17), (1, 1, 1), (8, 0, 12)]):
@@ -66,7 +66,7 @@ def load(kind: str, folder: Path, attention: str, dtype: torch.dtype = torch.flo
         model = AutoModelForCausalLM.from_config(WINDOWED[kind], **keywords)
     else:
         model = AutoModelForCausalLM.from_pretrained(save_model(folder / kind, kind), **keywords)
-    # At their initial size weights hardly mix what tokens see, and a wrong mask would hardly show.
+    # At their initial size the weights hardly mix tokens, and a wrong mask would hardly show.
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2 and "embed" not in name and "wte" not in name:
@@ -80,7 +80,7 @@ def one_by_one(policy: Policy, rows: list[TokenSequence], layer: int) -> tuple[T
 
 
 def in_blocks(policy: Policy, rows: list[TokenSequence], layer: int, layout: Layout) -> tuple[Tensor, Tensor]:
-    """In the order of ``rows``, which is told from where each sequence belongs."""
+    """Results in the order of ``rows``, found from the place of each sequence."""
     place = {(row.example, row.language, row.kind): index for index, row in enumerate(rows)}
     logps, states = [torch.empty(0)] * len(rows), [torch.empty(0)] * len(rows)
     answers = [row for row in rows if row.response]
@@ -97,7 +97,7 @@ def in_blocks(policy: Policy, rows: list[TokenSequence], layer: int, layout: Lay
 def gradients(policy: Policy, found: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
     policy.zero_grad()
     logps, states = found
-    weights = torch.linspace(-1, 2, len(logps), dtype=logps.dtype)  # no two sequences count the same
+    weights = torch.linspace(-1, 2, len(logps), dtype=logps.dtype)  # each sequence has a different weight
     directions = torch.randn(states.shape, generator=torch.Generator().manual_seed(2)).to(states.dtype)
     ((logps * weights).sum() + (states * directions).sum()).backward()
     return {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
@@ -121,7 +121,7 @@ def test_packed_rows_give_what_sequences_give_alone(tmp_path: Path, kind: str, a
     assert layout is not None
     for tried in (layout, Layout(packed=True, share_prompts=False)):
         found = in_blocks(policy, rows, layer, tried)
-        # float64 sums in another order, some functions of transformers and the rotary angles in float32.
+        # The order of float64 sums differs, and transformers computes some functions and the rotary angles in float32.
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
         assert_same(gradients(policy, found), expected_gradients, rtol=1e-5)
 
@@ -172,7 +172,7 @@ def test_prompts_run_no_layer_above_the_one_asked_for(tiny_model: Path, layer: i
     runs.clear()
     policy(TokenRows.pad([TokenSequence((7, 8), (), 0, 1, NO_RESPONSE)], 0), layer)
     assert runs == list(range(layer))
-    assert len(model.model.layers) == 3  # all of them are back in their place
+    assert len(model.model.layers) == 3  # all of them are back in their places
     runs.clear()
     policy(TokenRows.pad([TokenSequence((7, 8), (9,), 0, 0, CHOSEN)], 0), layer)
     assert runs[-3:] == [0, 1, 2]
@@ -180,7 +180,7 @@ def test_prompts_run_no_layer_above_the_one_asked_for(tiny_model: Path, layer: i
 
 def test_the_layers_are_back_after_a_failure(tiny_model: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
-    rows = TokenRows.pad([TokenSequence((7, 10_000), (), 0, 1, NO_RESPONSE)], 0)  # no such token
+    rows = TokenRows.pad([TokenSequence((7, 10_000), (), 0, 1, NO_RESPONSE)], 0)  # no such token exists
     policy = Policy(model)
     self_check(policy, 1)
     with pytest.raises(IndexError):
@@ -199,7 +199,7 @@ def test_a_model_whose_tokens_see_all_before_them_is_not_packed(caplog: pytest.L
 
 
 def test_a_mask_that_is_not_heeded_is_noticed(tmp_path: Path) -> None:
-    """That of the responses is enough: here both see their prompt, and the second one the first."""
+    """A fault in the responses' mask is enough: here both see their prompt, and the second also sees the first."""
     model = load("llama", tmp_path, "sdpa", torch.float32)
     assert self_check(Policy(model)).layout.packed
     decode = model.model.forward
@@ -223,7 +223,7 @@ ON_A_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="flex and fl
 def test_attention_for_gpus_gives_what_padded_rows_give(tmp_path: Path, attention: str) -> None:
     if attention.startswith("flash"):
         pytest.importorskip("flash_attn", reason="flash attention is a package of its own")
-    sizes = SIZES | {"hidden_size": 128, "num_attention_heads": 2}  # heads of 64, as the kernels need
+    sizes = SIZES | {"hidden_size": 128, "num_attention_heads": 2}  # heads of width 64, which the kernels need
     results = []
     for name in ("sdpa", attention):
         torch.manual_seed(0)

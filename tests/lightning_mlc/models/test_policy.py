@@ -1,4 +1,4 @@
-"""One pass over padded rows against the model itself, run on each row alone."""
+"""One pass over padded rows, against the model run on each row alone."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_padded_rows_equal_rows_alone(tmp_path: Path, kind: str, side: Literal["
             log_probabilities = alone.logits[0].double().log_softmax(-1)
             start = len(row.prompt) - 1
             expected = sum(float(log_probabilities[start + i, token]) for i, token in enumerate(row.response))
-            # float32 sums in another order, over at most four tokens.
+            # the order of float32 sums differs, over at most four tokens
             assert float(found.logps[index]) == pytest.approx(expected, abs=2e-5)
             assert found.tokens[index] == len(row.response)
             torch.testing.assert_close(found.states[index], alone.hidden_states[layer][0, start], rtol=1e-4, atol=2e-5)
@@ -124,7 +124,7 @@ def test_a_layer_the_model_does_not_have(layer: int | float) -> None:
 
 @pytest.mark.parametrize("kind", list(CONFIGS))
 def test_half_precision_is_that_of_transformers(tmp_path: Path, kind: str) -> None:
-    """Lightning converts a module as a whole; far into a row, rounded rotary frequencies give other positions."""
+    """Lightning would convert a module as a whole. Rounded rotary frequencies give wrong positions far into a row."""
     folder = save_model(tmp_path / kind, kind)
     loaded, converted = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16) for _ in range(2))
     policy = Policy(converted)

@@ -31,7 +31,7 @@ ROWS = TokenRows.pad(
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # Sizes that bitsandbytes has fast paths for: they are what could go wrong.
+    # Sizes for which bitsandbytes has fast paths, which are more likely to have faults.
     return save_model(tmp_path_factory.mktemp("quantized") / "model", hidden_size=64, intermediate_size=96, head_dim=16)
 
 
@@ -42,7 +42,7 @@ def fit(model: Path, data: Path, out: Path, *more: str) -> list[str]:
         "data.train_path": data,
         "data.val_share": 0.25,
         "trainer.accelerator": "cpu",
-        "trainer.precision": "bf16-mixed",  # in which products with quantised weights are, whatever auto takes here
+        "trainer.precision": "bf16-mixed",  # the dtype of products with quantised weights; auto may differ
         "trainer.max_steps": 3,
         "trainer.enable_progress_bar": "false",
         "trainer.enable_model_summary": "false",
@@ -54,14 +54,14 @@ def fit(model: Path, data: Path, out: Path, *more: str) -> list[str]:
 @needs_bitsandbytes
 @pytest.mark.parametrize("form", ["nf4", "int8"])
 def test_a_pass_in_evaluation_mode_changes_no_gradient(model_folder: Path, form: Any) -> None:
-    """Validation comes before training, and bitsandbytes would leave 4-bit weights without a gradient after it."""
+    """Validation runs before training, and after it bitsandbytes would leave 4-bit weights without a gradient."""
     gradients = []
     for validated in (False, True):
         torch.manual_seed(0)
         lora = LoRA(r=4, quantize=form)
         policy = Policy(add_lora(lora.load_base(ModelSource(str(model_folder)), torch.float32, CPU), lora))
         for name, parameter in policy.named_parameters():
-            if "lora_B" in name:  # zero at first: nothing would reach the adapters below
+            if "lora_B" in name:  # zero at first, so that no gradient would reach the adapters below
                 torch.nn.init.normal_(parameter, std=0.1)
         if validated:
             policy.eval()
@@ -71,7 +71,7 @@ def test_a_pass_in_evaluation_mode_changes_no_gradient(model_folder: Path, form:
         policy(ROWS).logps.sum().backward()
         gradients.append({n: p.grad for n, p in policy.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
-    assert len(gradients[0]) == 3 * 7 * 2  # layers, linear maps of a layer, matrices of an adapter
+    assert len(gradients[0]) == 3 * 7 * 2  # layers, linear maps in a layer, matrices of an adapter
     for name in gradients[0]:
         assert torch.equal(gradients[0][name], gradients[1][name]), name
 
@@ -85,10 +85,10 @@ def test_linear_layers_take_four_bits_and_little_more(model_folder: Path) -> Non
     expected = whole.model.layers[1].mlp.up_proj.weight.detach()
     assert weight.numel() * weight.element_size() == expected.numel() // 2
     restored = found.dequantize(torch.float32).model.layers[1].mlp.up_proj.weight.detach()
-    # The 16 values of NF4 (arXiv 2305.14314, appendix E) are at most 0.304 of the largest weight of 64 apart.
+    # Neighbouring values of NF4 (arXiv 2305.14314, appendix E) differ by at most 0.304 times the largest weight of 64.
     largest = expected.view(-1, 64).abs().amax(1, keepdim=True)
     error = (restored - expected).view(-1, 64).abs() / largest
-    assert 0.05 < float(error.max()) < 0.304 / 2 + 0.02  # and the scale has 8 bits
+    assert 0.05 < float(error.max()) < 0.304 / 2 + 0.02  # the scale has 8 bits
 
 
 @needs_bitsandbytes
@@ -111,7 +111,7 @@ def test_from_training_to_an_ordinary_model(
     saved = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert all("lora" in key or key.startswith("representation") for key in saved)
 
-    # A model that was not there before it was trained: the quantised weights, whole, with the adapters in them.
+    # A model that did not exist before training: the dequantised weights with the adapters merged into them.
     assert main(["export", "--ckpt_path", str(checkpoint), "--out", str(tmp_path / "hf")]) == 0
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype="auto")
     assert {parameter.dtype for parameter in exported.parameters()} == {torch.float32}
@@ -121,10 +121,10 @@ def test_from_training_to_an_ordinary_model(
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         logits = [model(ids).logits.float() for model in (exported, trained, base)]
     difference, learned = (float((logits[i] - logits[1]).norm() / logits[1].norm()) for i in (0, 2))
-    # bfloat16 products of sums, where training summed products; int8 rounds the inputs of a layer as well.
+    # bfloat16 products of sums instead of sums of products as in training; int8 also rounds the inputs of a layer.
     assert difference < 0.02 < learned
 
-    # The adapters alone, for the model as it was trained: the same sums of the same products.
+    # Only the adapters, for the model as it was trained: the same sums of the same products.
     capsys.readouterr()
     assert main(["export", "--ckpt_path", str(checkpoint), "--out", str(tmp_path / "peft"), "--adapters"]) == 0
     assert "AutoPeftModelForCausalLM" in capsys.readouterr().out
@@ -168,7 +168,7 @@ def test_adapters_are_exported_alone_without_quantisation_too(
     ids = torch.tensor([list(b"How do I")])
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(loaded(ids).logits, cli.model.policy.model.eval()(ids).logits)
-    # A checkpoint of a whole model has none.
+    # The checkpoint of a full model has none.
     run([item for item in fit(tiny_model, pairs_file, tmp_path / "whole") if "lora" not in item])
     checkpoint = tmp_path / "whole" / "checkpoints" / "last.ckpt"
     assert main(["export", "--ckpt_path", str(checkpoint), "--out", str(tmp_path / "none"), "--adapters"]) == 2

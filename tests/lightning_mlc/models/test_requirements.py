@@ -1,4 +1,4 @@
-"""What the configuration of a model shows to be impossible is told before its weights are read."""
+"""If a model's configuration shows that a run is impossible, this is reported before the weights are read."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_a_router_that_is_called_linear_is_not_adapted() -> None:
 
 
 def multimodal() -> Gemma3Config:
-    """Its images have four places."""
+    """A multimodal model. An image takes four positions."""
     return Gemma3Config(
         text_config={**SIZES, "head_dim": 8},
         vision_config={**SIZES, "image_size": 28, "patch_size": 14},

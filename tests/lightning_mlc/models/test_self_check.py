@@ -1,4 +1,4 @@
-"""What a model is found to do right, and what it then gives, against ``transformers`` run on each sequence alone."""
+"""The self-check of a model, and the model's results after it, against ``transformers`` run on each sequence alone."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def build(kind: str) -> Any:
 
 
 def sequences() -> list[TokenSequence]:
-    """Unequal, longer than the windows above, and not those of the trial."""
+    """Sequences of different lengths, longer than the windows above, and not those of the trial."""
     drawn = torch.randint(5, 110, (200,), generator=torch.Generator().manual_seed(3)).tolist()
     tokens = iter(drawn)
 
@@ -123,13 +123,13 @@ def sequences() -> list[TokenSequence]:
 
 
 def expected(model: Any, row: TokenSequence, layer: int) -> tuple[Tensor, Tensor]:
-    """Log-probability of the response and hidden state at the end of the prompt."""
+    """Log-probability of the response, and hidden state at the end of the prompt."""
     kept: list[Tensor] = []
     output = model(torch.tensor([[*row.prompt, *row.response]]), use_cache=False, output_hidden_states=True)
     end = len(row.prompt) - 1
     logps = output.logits[0, end:-1].log_softmax(-1).gather(1, torch.tensor(row.response)[:, None]).sum()
     states = output.hidden_states
-    if type(model).__name__ in ("MambaForCausalLM", "RwkvForCausalLM"):  # which leave out the embeddings
+    if type(model).__name__ in ("MambaForCausalLM", "RwkvForCausalLM"):  # these leave out the embeddings
         kept = [torch.empty(0), *states[:-2], states[-1]]
         return logps, kept[layer][0, end]
     return logps, states[layer][0, end]
@@ -158,7 +158,7 @@ def test_what_was_found_right_is_right(kind: str, layer: str) -> None:
         ):
             row = rows[example, language, CHOSEN if what == NO_RESPONSE else what]
             logp, state = expected(model, row, wanted)
-            # float32 sums in another order; at most 21 tokens.
+            # the order of float32 sums differs; at most 21 tokens
             torch.testing.assert_close(found.states[index], state, rtol=1e-4, atol=1e-5)
             assert found.states.shape[1] == checked.width
             if block.longest_response:
@@ -167,7 +167,7 @@ def test_what_was_found_right_is_right(kind: str, layer: str) -> None:
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_pass_over_prompts_ends_at_the_layer(kind: str) -> None:
-    """For any number of rows, whatever a layer returns besides the states."""
+    """For any number of rows, and whatever a layer returns in addition to the states."""
     policy = Policy(build(kind))
     checked = self_check(policy, 1)
     runs: list[int] = []
@@ -181,7 +181,7 @@ def test_a_pass_over_prompts_ends_at_the_layer(kind: str) -> None:
 
 
 def test_a_window_by_the_place_in_a_row_shows_on_rows_longer_than_it(caplog: pytest.LogCaptureFixture) -> None:
-    """Shorter rows never meet it, and are packed."""
+    """Shorter rows never exceed the window, so they are packed."""
     config = MODELS["gpt_neo"]()
     config.window_size = 32
     torch.manual_seed(0)
@@ -196,7 +196,7 @@ def test_every_window_that_the_configuration_names() -> None:
     assert windows(MODELS["gpt_neo"]()) == [16]
     assert windows(MistralConfig(**GROUPED, sliding_window=20)) == [20]
     assert windows(LlamaConfig(**GROUPED)) == []
-    assert {16, 8192} <= set(windows(MODELS["llama4"]()))  # a chunk, and the scaling of positions
+    assert {16, 8192} <= set(windows(MODELS["llama4"]()))  # a chunk, and the limit from which positions are scaled
     config = MistralConfig(**GROUPED, sliding_window=20)
     assert [trial_length(config, longest) for longest in (None, 21, 20, 5)] == [20, 20, 0, 0]
 
@@ -218,7 +218,7 @@ def test_logits_that_are_not_finite_are_refused() -> None:
 
 
 def test_padding_that_matters_is_refused() -> None:
-    """No plain way is left for a batch."""
+    """Then there is no correct way to run a batch."""
     model = build("llama")
     decode = model.model.forward
 
@@ -238,7 +238,7 @@ def test_padding_that_matters_is_refused() -> None:
 
 @torch.no_grad()
 def test_states_that_do_not_pass_where_they_are_looked_for(caplog: pytest.LogCaptureFixture) -> None:
-    """Here the second layer's input is changed inside of it, before its states are counted."""
+    """Here the second layer changes its own input, before its states are recorded."""
     model = build("llama")
     policy = Policy(model)
     layers = model.model.layers
@@ -264,7 +264,8 @@ def test_states_that_do_not_pass_where_they_are_looked_for(caplog: pytest.LogCap
 
 
 def test_a_model_that_can_do_all_is_run_six_times() -> None:
-    """Each of four sequences alone, all of them packed, and their prompts packed: a pass reads all weights once."""
+    """Four sequences alone, all of them packed, and their prompts packed. Few passes, because each reads all
+    weights."""
     model = build("llama")
     tokens: list[int] = []
     model.model.register_forward_hook(lambda _module, _inputs, output: tokens.append(output[0].shape[:2].numel()))
@@ -274,7 +275,7 @@ def test_a_model_that_can_do_all_is_run_six_times() -> None:
 
 
 def test_no_hooks_are_left_behind() -> None:
-    """Those of ``output_hidden_states`` break the graph of a compiled layer."""
+    """The hooks of ``output_hidden_states`` break the graph of a compiled layer."""
     model = build("llama")
     self_check(Policy(model), 1)
     assert not any(module._forward_hooks for module in model.modules())
@@ -283,7 +284,7 @@ def test_no_hooks_are_left_behind() -> None:
 
 
 def test_a_layer_with_several_states_for_each_token_is_refused() -> None:
-    """DeepSeek V4 keeps several, and makes one of them after its last layer."""
+    """DeepSeek V4 keeps several states per token, and merges them after its last layer."""
     torch.manual_seed(0)
     config = DeepseekV4Config(
         **GROUPED | {"num_hidden_layers": 2},

@@ -1,4 +1,4 @@
-"""A model that is converted is the model that transformers would have loaded in that dtype."""
+"""A converted model equals the model that transformers would have loaded in that dtype."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from lightning_mlc.models.tensors import precision_kept
     ],
 )
 def test_converting_gives_what_loading_gives(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    """Rotary frequencies stay in float32, and so do routers that a family keeps there beside half precision."""
+    """Rotary frequencies stay in float32, and so do routers if a family keeps them in float32 next to half
+    precision."""
     folder = make_model(next(family for family in FAMILIES if family.model_type == kind), tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     expected = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)

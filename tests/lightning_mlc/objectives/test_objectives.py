@@ -1,4 +1,4 @@
-"""Objectives against values worked out by hand."""
+"""Objectives against values computed by hand."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
-# Log-ratios +2 against -4 (the right way round), and -2 against +1 (the wrong one).
+# Log-ratios +2 against -4 (the right order), and -2 against +1 (the wrong order).
 CHOSEN = scores([-10.0, -20.0], [5, 10], [-12.0, -18.0])
 REJECTED = scores([-15.0, -9.0], [3, 2], [-11.0, -10.0])
 PAIRS = Responses(CHOSEN, REJECTED)
@@ -62,18 +62,19 @@ def test_dpo(options: dict[str, Any], expected: list[float]) -> None:
 
 def test_rewards_of_dpo() -> None:
     assert DPO(beta=0.5).rewards(CHOSEN).tolist() == pytest.approx([1.0, -1.0])
-    # What the loss of ipo compares is per token, and so are its rewards.
+    # The loss of ipo compares per-token values, and so do its rewards.
     assert DPO(beta=0.5, loss="ipo").rewards(CHOSEN).tolist() == pytest.approx([0.2, -0.1])
     assert DPO().metrics(PAIRS) == {}
     assert DPO(rpo_alpha=1).metrics(PAIRS)["nll_loss"].tolist() == [2.0, 2.0]
 
 
 def test_label_smoothing_is_unbiased_where_robust_and_has_an_optimum_where_conservative() -> None:
-    """With a share e of the pairs swapped, robust DPO expects the loss of the true order (its paper's point)."""
+    """If a share e of the pairs is swapped, the expected loss of robust DPO is that of the true order (the paper's
+    claim)."""
     robust = DPO(beta=0.5, loss="robust", label_smoothing=0.2)
     expected = 0.8 * robust.losses(PAIRS) + 0.2 * robust.losses(Responses(REJECTED, CHOSEN))
     torch.testing.assert_close(expected, DPO(beta=0.5).losses(PAIRS))
-    # Conservative DPO is flat where the model believes the label as much as it is to be believed.
+    # Conservative DPO is flat where the model's confidence in the label equals the label's reliability.
     margin = math.log(0.8 / 0.2)
     chosen, rejected = scores([margin], [1], [0.0]), scores([0.0], [1], [0.0])
     chosen.logps.requires_grad_()
@@ -105,7 +106,7 @@ def test_orpo() -> None:
 
 
 def test_odds_of_a_nearly_certain_response() -> None:
-    """1 - P is 1e-6, of which a float32 P keeps one digit; the odds are right to five."""
+    """1 - P is 1e-6. A float32 P keeps one digit of it, but the odds must have five correct digits."""
     chosen, rejected = scores([-1e-6], [1]), scores([math.log(0.5)], [1])
     log_odds = ORPO().metrics(Responses(chosen, rejected))["log_odds_chosen"].item()
     assert log_odds == pytest.approx(math.log(1e6 - 0.5), rel=1e-6)
@@ -131,7 +132,7 @@ def test_cpo() -> None:
     assert objective.metrics(Responses(chosen, rejected))["nll_loss"].tolist() == [2.0, 2.0]
 
 
-# Log-ratios 2, none, -2 of the desirable responses, -4, 6, none of the others; 3, -1, 1 of mismatched ones: mean 1.
+# Log-ratios 2, none, -2 of the desirable responses; -4, 6, none of the others; 3, -1, 1 of mismatched ones: mean 1.
 SOME = Responses(
     chosen=scores([-10.0, 0.0, -20.0], [5, 0, 10], [-12.0, 0.0, -18.0]),
     rejected=scores([-15.0, -9.0, 0.0], [3, 2, 0], [-11.0, -15.0, 0.0]),
@@ -148,7 +149,8 @@ def test_kto() -> None:
     assert objective.losses(SOME).tolist() == pytest.approx(expected, rel=1e-6)
     assert objective.rewards(SOME.chosen).tolist() == pytest.approx([1.0, 0.0, -1.0])
     assert objective.metrics(SOME)["kl"].tolist() == [3.0, -1.0, 1.0]
-    # In evaluation each stands by its own mismatched response, the second clamped; the first has two responses.
+    # In evaluation each is compared with its own mismatched response, of which the second is clamped; the first has two
+    # responses.
     alone = [
         (3 * (1 - sigmoid(1 - 1.5)) + 2 * (1 - sigmoid(1.5 + 2))) / 2,
         2 * (1 - sigmoid(0 - 3)),
@@ -161,7 +163,7 @@ def test_kto_s_divergence_is_not_negative_and_has_no_gradient() -> None:
     logps = torch.tensor([-30.0, 1.0, 2.0], requires_grad=True)
     below = SOME._replace(mismatched=SOME.mismatched._replace(logps=logps))  # type: ignore[union-attr]
     objective = KTO(beta=0.5)
-    # Rewards as above, around 0.
+    # The same rewards, around 0.
     expected = [1 - sigmoid(1) + 1 - sigmoid(2), 1 - sigmoid(-3), 1 - sigmoid(-1)]
     assert objective.losses(below).tolist() == pytest.approx(expected, rel=1e-6)
     assert not objective.losses(below).requires_grad
@@ -231,7 +233,7 @@ def test_a_sum_averages_each_part_in_its_own_way() -> None:
     # In a step of one example: 0.1 * 2 nats per token, twice the hinge, and SimPO's at -2 against -5 and -4.5.
     simpo = [math.log(1 + math.exp(-(2 * 3 - 1))), math.log(1 + math.exp(-(2 * 2.5 - 1)))]
     assert objective.each_alone(PAIRS).tolist() == pytest.approx([0.2 + simpo[0], 5.2 + simpo[1]])
-    # SFT has no rewards; those of DPO come first.
+    # SFT has no rewards; DPO's come first.
     assert objective.rewards(CHOSEN).tolist() == pytest.approx([1.0, -1.0])
 
 
@@ -263,7 +265,7 @@ EVERY_ONE: list[Objective] = [
 
 
 def named(objective: Objective) -> str:
-    """The same in every process, as running tests in parallel asks for."""
+    """The same in every process, which parallel tests need."""
     return "-".join([type(objective).__name__, *(word for word in vars(objective).values() if isinstance(word, str))])
 
 

@@ -1,4 +1,4 @@
-"""How far work is: when a line comes, what it says, and where there is a bar instead."""
+"""Progress of work: when a line is printed, its content, and when there is a bar instead."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_mlc.progress.heartbeat import Heartbeat
 
 
 class Clock:
-    """Time that passes when a test says so."""
+    """A clock that only the test moves."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -27,7 +27,7 @@ class Clock:
 
 
 def followed(total: float, seconds_each: float, done: int = 0, figures: bool = False) -> list[str]:
-    """The lines of so much work, each piece of which takes so long."""
+    """Lines of ``count`` pieces of work, each of which takes ``seconds``."""
     stream, clock = io.StringIO(), Clock()
     with track("work", total, "pieces", done, console=Console(file=stream), clock=clock) as work:
         for index in range(done, int(total)):
@@ -37,12 +37,12 @@ def followed(total: float, seconds_each: float, done: int = 0, figures: bool = F
 
 
 def done_in(lines: list[str]) -> list[int]:
-    """How many pieces were done, by the lines between the first and the last."""
+    """Numbers of finished pieces in the lines between the first and the last."""
     return [int(line.removeprefix("work: ").split(" ")[0]) for line in lines[1:-1]]
 
 
 def test_there_is_a_line_at_every_twentieth_of_quick_work() -> None:
-    # 200 pieces of a second: a twentieth is 10 of them, sooner than 30 seconds.
+    # 200 pieces of a second: a twentieth is 10 of them, which takes less than 30 seconds.
     assert done_in(followed(200, 1)) == list(range(10, 200, 10))
 
 
@@ -56,7 +56,7 @@ def test_there_is_a_line_for_each_piece_that_takes_longer() -> None:
 
 
 def test_short_work_is_no_flood() -> None:
-    # 80 pieces in 10 seconds: a twentieth takes half a second, and five seconds lie between two lines.
+    # 80 pieces in 10 seconds: a twentieth takes half a second, but lines are at least five seconds apart.
     assert followed(80, 0.125) == [
         "work: 80 pieces",
         "work: 40 of 80 pieces, 5 s left",
@@ -132,7 +132,7 @@ def test_work_that_takes_long_says_so_meanwhile() -> None:
 
 
 def test_work_that_tells_of_itself_is_left_to() -> None:
-    """Each step is done before it is time; the line of one that is done says more."""
+    """Each step ends before a line is due; only finished steps show more."""
     stream, clock = io.StringIO(), Clock()
     with track("training", 1000, "steps", console=Console(file=stream), clock=clock) as work:
         for _ in range(60):
@@ -155,7 +155,7 @@ def test_work_that_is_over_or_has_a_bar_says_nothing_more() -> None:
 
 
 def test_work_within_delays_no_line_of_the_outer_that_has_something_to_tell() -> None:
-    """Training that is validated every few seconds still tells its losses, but not that it waits for validation."""
+    """Training that is validated every few seconds still reports its losses, but not that it waits for validation."""
     stream, clock = io.StringIO(), Clock()
     with track("training", 1000, "steps", console=Console(file=stream), clock=clock) as work:
         for step in range(1, 32):
@@ -169,7 +169,7 @@ def test_work_within_delays_no_line_of_the_outer_that_has_something_to_tell() ->
 
 
 def test_work_that_is_not_shown_has_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So where it fails, the outer work is as silent as before."""
+    """So if it fails, the outer work is as silent as before."""
     rests: list[Track] = []
     monkeypatch.setattr(Track, "rest", lambda work: rests.append(work))
     with track("outer", 3, console=Console(file=io.StringIO())):
@@ -182,7 +182,7 @@ def test_work_that_is_not_shown_has_told_nothing(monkeypatch: pytest.MonkeyPatch
 
 
 class Watched:
-    """Work that notes what is asked of it."""
+    """Work that counts the requests for its state."""
 
     def __init__(self) -> None:
         self.beats, self.rests, self.has_beaten = 0, 0, threading.Event()
@@ -206,7 +206,7 @@ def test_a_thread_watches_the_innermost_work_and_ends_with_the_last() -> None:
     (thread,) = hearts() - others
     heartbeat.watch(inner)
     assert inner.has_beaten.wait(60)
-    until_then = outer.beats  # the look that was under way is over, for a later one has come to the inner
+    until_then = outer.beats  # the running look at the work ended, because a later one has begun with the inner work
     inner.has_beaten.clear()
     assert inner.has_beaten.wait(60)
     assert (outer.beats, outer.rests) == (until_then, 0)
@@ -217,7 +217,7 @@ def test_a_thread_watches_the_innermost_work_and_ends_with_the_last() -> None:
     heartbeat.close(outer)
     thread.join(60)
     assert not thread.is_alive()
-    heartbeat.watch(outer)  # and anew
+    heartbeat.watch(outer)  # and again
     outer.has_beaten.clear()
     assert outer.has_beaten.wait(60)
     heartbeat.close(outer)

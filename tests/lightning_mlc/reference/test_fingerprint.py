@@ -1,4 +1,4 @@
-"""What counts as the same model."""
+"""Which models count as the same."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_memory_layout_does_not_matter() -> None:
 
 
 def test_the_hash_is_sha256_of_the_bytes() -> None:
-    """By hand, so that it cannot come to mean something else unnoticed."""
+    """Written by hand, so that its meaning cannot change unnoticed."""
     inner = hashlib.sha256(b"torch.float32 (2, 3)" + WEIGHTS["a"].numpy().tobytes()).hexdigest()
     assert hash_of_weights({"a": WEIGHTS["a"]}) == hashlib.sha256(f'[["a", "{inner}"]]'.encode()).hexdigest()
 
@@ -55,5 +55,5 @@ def test_the_same_weights_in_another_configuration_are_another_model(
         describe_model(AutoModelForCausalLM.from_pretrained(folder), "32-true")
         for folder in (tiny_model, save_model(tmp_path / "moved"), save_model(tmp_path / "other", **change))
     )
-    assert moved == known  # wherever it lies
+    assert moved == known  # in any location
     assert {name for name in known if other[name] != known[name]} == {"configuration"}

@@ -1,4 +1,4 @@
-"""Runs with precomputed scores: the right ones, computed once, found again after anything that can go wrong."""
+"""Runs with precomputed scores: they are correct, computed once, and found again after any interruption."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def shards(file: Path) -> set[str]:
 
 
 def count_batches(monkeypatch: pytest.MonkeyPatch, fail_after: int | None = None) -> list[int]:
-    """Sizes of the batches that passes run from here on; after ``fail_after`` of them the data loader fails."""
+    """Records the sizes of batches in passes from here on. After ``fail_after`` batches the data loader fails."""
     sizes: list[int] = []
     for name in ("source_responses", "evaluation"):
         original = getattr(datamodule_module.Collator, name)
@@ -122,7 +122,7 @@ def count_batches(monkeypatch: pytest.MonkeyPatch, fail_after: int | None = None
 
 
 def test_scores_are_those_of_a_plain_forward_pass(tiny_model: Path, data_file: Path) -> None:
-    """Each response alone and unpadded through ``transformers``, its tokens' log-probabilities added up."""
+    """Each response alone and without padding through ``transformers``: the sum of its tokens' log-probabilities."""
     module = fit(tiny_model, data_file)
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     data = data_of(tiny_model, data_file)
@@ -145,13 +145,14 @@ def test_scores_are_those_of_a_plain_forward_pass(tiny_model: Path, data_file: P
                         logps = model(torch.tensor([prompt + response])).logits[0].log_softmax(-1)
                     expected = sum(logps[len(prompt) - 1 + i, token] for i, token in enumerate(response))
                     assert scores.tokens[row, language, kind] == len(response)
-                    # float32: products in blocks of other shapes, and sums of some hundred terms in another order.
+                    # float32: products in blocks of other shapes, and sums of about a hundred terms in another order.
                     torch.testing.assert_close(scores.logps[row, language, kind], expected, rtol=1e-5, atol=1e-3)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
 def test_before_training_every_margin_is_exactly_zero(tiny_model: Path, data_file: Path, precision: str) -> None:
-    """Validation rows are scored in the batches of validation: to the last bit, or ties would look like preferences."""
+    """Validation rows are scored in the batches of validation, bitwise, because ties would otherwise look like
+    preferences."""
     module = AlignmentModule(str(tiny_model), DPO(), Consistency(mlc=MLC(weight=0.0)), PRECOMPUTED)
     data = data_of(tiny_model, data_file, val_share=0.9, val_batch_size=3)
     trainer_of(precision=precision).validate(module, data, verbose=False)
@@ -200,15 +201,15 @@ def test_training_is_the_same_as_with_the_model_at_hand(
     assert online.keys() == precomputed.keys()
     assert len(online["train/loss"]) == 8
     for name, values in online.items():
-        # float32: the pass runs other examples together, so sums differ in their last bits, and steps carry that on.
+        # float32: the pass runs examples in other groups, so sums differ in their last bits, and steps carry that on.
         assert precomputed[name] == pytest.approx(values, rel=1e-4, abs=1e-5), name
     if "train/rewards/margins" in online:
-        assert abs(online["train/rewards/margins"][-1]) > 1e-3  # or there would be nothing to compare
+        assert abs(online["train/rewards/margins"][-1]) > 1e-3  # otherwise there would be nothing to compare
 
 
 @pytest.mark.slow
 def test_training_on_labelled_responses_is_the_same(tiny_model: Path, tmp_path: Path) -> None:
-    """KTO's responses to other prompts are scored in the pass as well; without them the scores are others."""
+    """The pass also scores KTO's responses to other prompts. Without them the fingerprint differs."""
     file = write_jsonl(tmp_path / "labelled.jsonl", labelled_rows(13))
     for mode in ("online", "precomputed"):
         options = ["--model.objective=KTO", f"--model.reference.mode={mode}", "--trainer.max_steps=8"]
@@ -216,9 +217,9 @@ def test_training_on_labelled_responses_is_the_same(tiny_model: Path, tmp_path: 
     online, precomputed = columns(tmp_path / "online"), columns(tmp_path / "precomputed")
     assert online.keys() == precomputed.keys()
     for name, values in online.items():
-        # float32: the pass runs other examples together, so sums differ in their last bits, and steps carry that on.
+        # float32: the pass runs examples in other groups, so sums differ in their last bits, and steps carry that on.
         assert precomputed[name] == pytest.approx(values, rel=1e-4, abs=1e-5), name
-    assert abs(online["train/kl"][-1]) > 1e-2  # or there would be nothing to compare
+    assert abs(online["train/kl"][-1]) > 1e-2  # otherwise there would be nothing to compare
     before = shards(file)
     options = ["--model.objective=KTO", "--model.objective.loss=apo_zero_unpaired", "--trainer.max_steps=1"]
     cli("fit", tiny_model, file, tmp_path / "apo", "--model.reference.mode=precomputed", *options)
@@ -282,7 +283,7 @@ def test_a_second_run_computes_nothing(tiny_model: Path, data_file: Path, monkey
     [
         ({"trainer": {"precision": "bf16-mixed"}}, "precision 32-true there, bf16-mixed here"),
         ({"attn_implementation": "eager"}, "attention sdpa there, eager here"),
-        ({"data": {"max_response_length": 9}}, None),  # other data: there is nothing to compare with
+        ({"data": {"max_response_length": 9}}, None),  # other data, so there is nothing to compare with
     ],
 )
 def test_what_the_scores_depend_on_is_computed_anew(
@@ -311,7 +312,7 @@ def test_what_the_scores_depend_on_is_computed_anew(
 def test_scores_of_other_weights_are_not_taken(
     tiny_model: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One number in the model changes, and its folder keeps its name."""
+    """One number in the model changes, and the name of its folder does not."""
     model = shutil.copytree(tiny_model, tmp_path / "model")
     before = fit(model, data_file)
     weights = load_file(model / "model.safetensors")
@@ -350,9 +351,9 @@ def test_an_interrupted_pass_goes_on_where_it_ended(
         assert sizes == [2, 2, 2]
     sizes = count_batches(monkeypatch)
     again = tables(fit(tiny_model, data_file))
-    assert sizes == [2, 1, 2, 2]  # the rest of the training rows, and the validation rows
+    assert sizes == [2, 1, 2, 2]  # the other training rows, and the validation rows
     for split, scores in whole.items():
-        # Bitwise: how examples are batched does not depend on where a pass was interrupted.
+        # Bitwise: the batches do not depend on where a pass was interrupted.
         assert torch.equal(again[split].logps, scores.logps)
 
 
@@ -400,10 +401,10 @@ def test_a_killed_pass_loses_no_more_than_the_last_shard(
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     assert len(shards(data_file)) == 3
     half = next((data_file.parent / "cache" / "reference").rglob("*.safetensors"))
-    (half.parent / ".unfinished-half").write_bytes(half.read_bytes()[:50])  # what a kill while writing leaves
+    (half.parent / ".unfinished-half").write_bytes(half.read_bytes()[:50])  # what a kill during writing leaves behind
     monkeypatch.setattr(scoring, "SCORING_EXAMPLES", 2)
     sizes = count_batches(monkeypatch)
-    again = tables(run(arguments).model)  # the same command: nothing was written that is in its way
+    again = tables(run(arguments).model)  # the same command: nothing that was written prevents it
     assert sizes == [2, 1, 2, 2]
     shutil.rmtree(data_file.parent / "cache" / "reference")
     for split, scores in tables(run([*arguments, f"--out={tmp_path / 'other'}"]).model).items():
@@ -411,7 +412,7 @@ def test_a_killed_pass_loses_no_more_than_the_last_shard(
 
 
 def test_log_probabilities_that_are_not_finite_are_refused_and_not_kept(data_file: Path, tmp_path: Path) -> None:
-    """One token of the data has them; the trial of a model just loaded has it not."""
+    """One token of the data has NaN states. The trial of a newly loaded model does not use it."""
     model = save_model(tmp_path / "model", tie_word_embeddings=False)
     weights = load_file(model / "model.safetensors")
     weights["model.embed_tokens.weight"][byte_tokenizer().convert_tokens_to_ids("n")] = float("nan")
@@ -452,7 +453,7 @@ def test_a_resumed_run_finds_the_scores_of_the_initial_model_or_makes_them_again
     assert found == []
     shutil.rmtree(data_file.parent / "cache" / "reference")
     cli("fit", tiny_model, data_file, tmp_path / "parts", mode, "--trainer.max_steps=6", "--ckpt_path=last")
-    # The names are hashes of what the shards hold: these are the initial model's scores, to the last bit.
+    # The names are hashes of the contents: these are the initial model's scores, bitwise.
     assert shards(data_file) == written
     after = [json.loads((tmp_path / out / "report" / "summary.json").read_text()) for out in ("whole", "parts")]
     assert after[1]["after"] == after[0]["after"]
@@ -462,7 +463,7 @@ def test_a_resumed_run_finds_the_scores_of_the_initial_model_or_makes_them_again
 
 
 def test_measuring_a_model_that_was_just_trained(tiny_model: Path, data_file: Path) -> None:
-    """In one process, where the initial model is gone by then."""
+    """In one process, where the initial model no longer exists by then."""
     results = []
     for mode in ("online", "precomputed"):
         module = fit(tiny_model, data_file, ReferenceSettings(mode), optimizer=lambda p: torch.optim.SGD(p, lr=0.5))

@@ -1,4 +1,4 @@
-"""Looking scores up: the right row, or NaN."""
+"""Looking scores up gives the right row, or NaN."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def batch(keys: list[int], languages: int = 2) -> Batch:
 
 
 def grid_of(keys: list[int], languages: int = 2, kinds: int = 3) -> Grid:
-    """Scores that say where they are from: key, language, kind as digits."""
+    """Scores whose digits show their origin: key, language, kind."""
     cells = torch.tensor(
         [[[-(100.0 * key + 10 * lang + kind) for kind in range(kinds)] for lang in range(languages)] for key in keys]
     )
@@ -65,7 +65,8 @@ def test_missing_and_none() -> None:
 
 @pytest.mark.parametrize("kind", [0, 1, 2])
 def test_a_score_of_a_response_of_another_length_is_not_taken(kind: int) -> None:
-    """As of a cache that lacks a kind of responses, or has another cut: seen in the loss, never silent."""
+    """As with a cache that lacks a kind of response, or was cut differently: the loss shows it, so it is never
+    silent."""
     policy = grid_of([1, 2])
     reference = grid_of([1, 2])
     tokens: Tensor = reference.tokens.clone()

@@ -1,4 +1,4 @@
-"""What a reference cannot be combined with, said in one line before a model is loaded."""
+"""Settings that a reference cannot be combined with are refused in one line, before a model is loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shards and manifests on disk: what is whole is read, all else is named and computed again."""
+"""Shards and manifests on disk: complete ones are read, all others are named and computed again."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_why_the_scores_that_are_there_cannot_be_taken(tmp_path: Path, caplog: p
         assert "cannot be used: precision bf16-mixed there, 32-true here" in caplog.text
         assert "weights" not in caplog.text
         caplog.clear()
-        store(tmp_path, data="d3").explain_absence()  # nothing of this data
+        store(tmp_path, data="d3").explain_absence()  # nothing belongs to this data
         assert not caplog.text
     finally:
         rank_zero.removeHandler(caplog.handler)

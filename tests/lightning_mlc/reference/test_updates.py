@@ -32,7 +32,7 @@ def data_file(tmp_path: Path) -> Path:
 
 
 class Weights(Callback):
-    """Keeps a weight of the policy after each optimizer step."""
+    """Records a weight of the policy after each optimizer step."""
 
     def __init__(self) -> None:
         self.policy: list[Tensor] = []
@@ -48,7 +48,7 @@ def weight(reference: object) -> Tensor:
 
 
 def test_each_update_is_the_sum_that_the_paper_has(tiny_model: Path, data_file: Path) -> None:
-    """With accumulation, so that optimizer steps and batches are not the same."""
+    """With accumulation, so that optimizer steps differ from batches."""
     settings = ReferenceSettings(update_every_n_steps=2, update_share=0.25)
     module = AlignmentModule(
         str(tiny_model),
@@ -75,7 +75,7 @@ def test_each_update_is_the_sum_that_the_paper_has(tiny_model: Path, data_file: 
     assert not torch.equal(kept.policy[1], initial)
     first = 0.25 * kept.policy[1] + 0.75 * initial
     expected = 0.25 * kept.policy[3] + 0.75 * first
-    # float32: rounding of one product and one sum an update.
+    # float32: rounding of one product and one sum per update.
     torch.testing.assert_close(weight(module._reference), expected, rtol=1e-6, atol=1e-8)
     assert (weight(module._reference) - initial).abs().max() > 1e-5
 
@@ -100,11 +100,11 @@ def arguments(command: str, model: Path, file: Path, out: Path, *more: str) -> l
 
 
 def test_a_reference_replaced_at_every_step_is_the_policy(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
-    """So every step, and every validation, sees rewards of 0 and a loss of log 2. No old score may be left over."""
+    """So every step and every validation gives rewards of 0 and a loss of log 2, unless an old score is left over."""
     more = ["--model.reference.update_every_n_steps=1", "--model.reference.update_share=1", "--trainer.max_steps=8"]
     run(arguments("fit", tiny_model, data_file, tmp_path / "out", *more, "--trainer.val_check_interval=2"))
     logged = columns(tmp_path / "out")
-    # float32: the policy has dropout-free training mode, and the same rows in the same batches.
+    # float32: training without dropout, and the same rows in the same batches.
     assert logged["train/objective/loss"] == pytest.approx([math.log(2)] * 8, rel=1e-6)
     assert logged["train/rewards/margins"] == pytest.approx([0.0] * 8, abs=1e-6)
     assert len(logged["val/loss"]) >= 4
@@ -144,7 +144,7 @@ def test_only_then_is_the_reference_in_the_checkpoint(tiny_model: Path, data_fil
     run(arguments("fit", tiny_model, data_file, tmp_path / "updated", "--trainer.max_steps=2"))
     checkpoints = {name: tmp_path / name / "checkpoints" / "last.ckpt" for name in ("frozen", "updated")}
     assert OnlineReference.KEY not in torch.load(checkpoints["frozen"], weights_only=True)
-    # What is exported is the policy, with or without.
+    # The export is the policy, with or without updates.
     assert main(["export", "--ckpt_path", str(checkpoints["updated"]), "--out", str(tmp_path / "hf")]) == 0
     policy = torch.load(checkpoints["updated"], weights_only=True)["state_dict"][f"policy.{NAME}"]
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "hf").state_dict()[NAME.removeprefix("model.")]
@@ -160,13 +160,13 @@ def test_a_reference_that_moved_is_not_dropped_silently(
         options = [*frozen, f"--model.reference.mode={mode}"]
         assert main(arguments("validate", tiny_model, data_file, tmp_path / "out", *options)) == 2
         assert "trained with a reference that follows the policy" in capsys.readouterr().err
-    # But nothing is lost where no reference is used.
+    # But where no reference is used, nothing is lost.
     options = [*frozen, "--model.objective=SimPO"]
     assert main(arguments("validate", tiny_model, data_file, tmp_path / "out", *options)) == 0
 
 
 def test_updates_start_from_a_checkpoint_without_any(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
-    """Its reference was the initial model, and there they start."""
+    """Its reference was the initial model, so updates start from that."""
     frozen = ["--model.reference.update_every_n_steps=null", "--trainer.max_steps=3"]
     run(arguments("fit", tiny_model, data_file, tmp_path / "out", *frozen))
     before = torch.load(tmp_path / "out" / "checkpoints" / "last.ckpt", weights_only=True)

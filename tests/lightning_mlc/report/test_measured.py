@@ -1,4 +1,4 @@
-"""What a run measured is found in its checkpoint, whatever measured it."""
+"""A run's measurements are found in its checkpoint, whatever class recorded them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ LATEST = {"step": 3, "results": {"val/nll/en": 2.5}}
 
 
 class Own(EvaluationReport):
-    """As someone writes it who wants more of it."""
+    """As a user would write it to record more."""
 
     def __init__(self) -> None:
         super().__init__()
         self.before, self.latest = {"val/nll/en": 3.0}, LATEST
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Nothing of the project's module is there."""
+        """None of the project's classes is involved."""
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Nothing is written."""

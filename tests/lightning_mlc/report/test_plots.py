@@ -1,4 +1,4 @@
-"""What the figures draw, read back from their artists."""
+"""The contents of figures, read back from their artists."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def symmetric(size: int, low: float, high: float) -> np.ndarray:
 
 
 def draw(figure: Figure) -> None:
-    """Lay ``figure`` out as it is when shown 900 pixels wide; without a canvas of Agg nothing is laid out."""
+    """Lay ``figure`` out as if shown 900 pixels wide. Without an Agg canvas there would be no layout."""
     figure.set_dpi(900 / figure.get_figwidth())
     FigureCanvasAgg(figure).draw()
 
@@ -61,7 +61,7 @@ def test_values_stand_at_their_bars_and_nan_is_not_missing() -> None:
     figure = plot_languages(before, after, ("en", "sw", "zh", "xx"), MARGIN)
     heights = [bar.get_height() for bar in figure.axes[0].patches]
     np.testing.assert_allclose(heights, [-0.25, math.nan, 12.34, 0.5, math.nan, 123.4])
-    # No value before in Swahili: nothing is written. NaN after: it says so. xx is in neither.
+    # No earlier value in Swahili: no text. NaN later: the text says so. xx is in neither.
     assert labels(figure) == ["-0.25", "12.3", "0.50", "NaN", "123"]
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["en", "sw", "zh"]
 
@@ -72,7 +72,7 @@ def test_the_worst_is_marked_in_words_and_ties_with_it() -> None:
     assert [tick.get_text() for tick in ticks] == ["en", "sw\nworst", "zh\nworst"]
     level = margins({"en": 0.5, "sw": 0.5, "worst": 0.5})
     ticks = plot_languages(None, level, ("en", "sw"), MARGIN).axes[0].get_xticklabels()
-    assert [tick.get_text() for tick in ticks] == ["en", "sw"]  # all alike: none is the worst
+    assert [tick.get_text() for tick in ticks] == ["en", "sw"]  # all equal, so none is the worst
 
 
 def test_accuracies_are_percentages_and_titles_can_be_chosen() -> None:
@@ -97,7 +97,7 @@ def test_many_languages_lie_down_in_reading_order() -> None:
     assert [bar.get_width() for bar in axes.patches][30:] == pytest.approx([0.01 * (i + 1) for i in range(30)])
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["worst  l0", *MANY[1:]]
     bottom, top = axes.get_ylim()
-    assert top < bottom  # the first language is on top
+    assert top < bottom  # the first language is at the top
 
 
 @pytest.mark.parametrize("count", [2, 10, 11, 30])

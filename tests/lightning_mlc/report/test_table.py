@@ -1,4 +1,4 @@
-"""The text of the tables: cells, width, output without colour or Unicode, and names that look like markup."""
+"""The text of tables: cells, width, output without colour or Unicode, and names that look like markup."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def printed(
     before: dict[str, float] | None, after: dict[str, float], languages: Sequence[str], encoding: str = "utf-8"
 ) -> list[str]:
     raw = io.BytesIO()
-    stream = io.TextIOWrapper(raw, encoding=encoding, newline="\n")  # strict: raises on what it cannot write
+    stream = io.TextIOWrapper(raw, encoding=encoding, newline="\n")  # strict: raises if a character cannot be written
     console = Console(file=stream, width=80)
     for table in before_after_tables(before, after, languages, languages[0]):
         console.print(table)

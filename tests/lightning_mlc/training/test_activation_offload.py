@@ -1,4 +1,4 @@
-"""What gradient checkpointing keeps, kept in CPU memory."""
+"""The tensors that gradient checkpointing keeps are kept in CPU memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROWS = TokenRows.pad(
 
 
 def gradients(model: Any, offload: bool, rows: TokenRows = ROWS) -> list[torch.Tensor]:
-    """Of all parameters, as `model.activation_offload` has them computed."""
+    """Gradients of all parameters, computed with `model.activation_offload`."""
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False}, offload=offload)
     policy = Policy(model).train()
     policy.zero_grad()
@@ -32,7 +32,7 @@ def gradients(model: Any, offload: bool, rows: TokenRows = ROWS) -> list[torch.T
 def test_the_input_of_each_layer_is_offloaded_and_nothing_else(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a GPU there is no pinned memory to offload to: here its place is taken by other memory of the CPU."""
+    """Without a GPU there is no pinned memory to offload to, so other CPU memory takes its place."""
     offloaded: list[tuple[int, ...]] = []
 
     class SaveElsewhere(saved_tensors_hooks):
@@ -40,7 +40,7 @@ def test_the_input_of_each_layer_is_offloaded_and_nothing_else(
             assert pin_memory
 
             def pack(tensor: torch.Tensor) -> torch.Tensor:
-                if tensor.numel():  # transformers 5.17 saves empty ones as well
+                if tensor.numel():  # transformers 5.17 saves empty tensors too
                     offloaded.append(tuple(tensor.shape))
                 return tensor.clone()
 
@@ -66,5 +66,5 @@ def test_on_a_gpu_it_takes_less_memory_there_for_the_same_gradients(tiny_model: 
         results.append(gradients(model, offload, long))
         peaks.append(torch.cuda.max_memory_allocated())
     for kept, moved in zip(*results, strict=True):
-        torch.testing.assert_close(moved, kept)  # sums of a GPU have no fixed order
+        torch.testing.assert_close(moved, kept)  # sums on a GPU have no fixed order
     assert peaks[1] < peaks[0]

@@ -50,7 +50,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     run(arguments("fit", model, data, folder / "out", *LEARNS))
     summary = json.loads((folder / "out" / "report" / "summary.json").read_text())
-    # What this process has held at most, which only grows; Linux counts in KiB.
+    # The peak of this process, which never decreases. Linux counts in KiB.
     unit = 1 if sys.platform == "darwin" else 1024
     assert held * unit <= summary["peak_memory_bytes"] <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return model, data, folder / "out"
@@ -161,7 +161,7 @@ def test_export_never_overwrites(finished: tuple[Path, Path, Path], capsys: pyte
 
 @pytest.mark.slow
 def test_sft(tiny_model: Path, tmp_path: Path) -> None:
-    """Instruction data; the same rows as pairs give the same run, for SFT leaves the rejected response out."""
+    """Instruction data. The same rows as pairs give the same run, because SFT leaves the rejected response out."""
     runs = {}
     for pairs in (False, True):
         data = write_jsonl(tmp_path / f"{pairs}.jsonl", example_rows(12, pairs=pairs))
@@ -214,7 +214,7 @@ def test_every_objective_with_mlc(
 
 @pytest.mark.slow
 def test_labelled_responses(tiny_model: Path, tmp_path: Path) -> None:
-    """Rewards of desirable and undesirable responses, in every language; nothing that would need pairs."""
+    """Rewards of desirable and undesirable responses in every language, and no metric that needs pairs."""
     data = write_jsonl(tmp_path / "a.jsonl", labelled_rows(16))
     out = tmp_path / "out"
     more = ["--model.objective=KTO", "--model.optimizer=AdamW", "--model.optimizer.lr=3e-3", "--data.batch_size=4"]
@@ -266,7 +266,7 @@ def test_resumed_run_continues_and_explicit_options_win(tiny_model: Path, pairs_
     summaries = [json.loads((out / "report/summary.json").read_text()) for out in (whole, parts)]
     assert summaries[0]["before"] == summaries[1]["before"]  # not measured again after training
     assert summaries[0]["after"] == pytest.approx(summaries[1]["after"], rel=1e-4, abs=1e-5)
-    # What the checkpoint remembers does not beat the command line.
+    # The checkpoint's options do not override the command line.
     cli = run(
         arguments(
             "validate", tiny_model, pairs_file, parts, "--ckpt_path=last", "--model.consistency.mlc.temperature=0.5"
@@ -296,7 +296,7 @@ def test_a_run_by_tokens_resumes_in_the_middle_of_an_epoch(tiny_model: Path, tmp
     assert cli.trainer.estimated_stepping_batches == 8
     micro_batches = int(cli.trainer.num_training_batches)
     assert micro_batches % 2 == 0  # whole steps
-    assert 8 % (micro_batches // 2) != 0  # neither run ends with an epoch
+    assert 8 % (micro_batches // 2) != 0  # no run ends with an epoch
     fit(parts, 5)
     assert 5 % (micro_batches // 2) != 0
     fit(parts, 8, "--ckpt_path=last")
@@ -362,7 +362,7 @@ def test_a_prediction_that_fails_at_once_leaves_nothing(
 def test_a_run_of_steps_ends_with_a_validation_of_its_last(finished: tuple[Path, Path, Path]) -> None:
     """3 steps end in the middle of the first epoch of 9, where Lightning alone would not validate."""
     logged = columns(finished[2])
-    assert len(logged["val/loss"]) == 2  # before, and after the last step
+    assert len(logged["val/loss"]) == 2  # before the first step and after the last one
 
 
 class Interrupt(Callback):
@@ -378,7 +378,7 @@ def test_a_run_that_dies_goes_on_from_its_last_checkpoint(finished: tuple[Path, 
         run([*given, f"--trainer.callbacks+={Interrupt.__module__}.Interrupt"])
     checkpoint = tmp_path / "out" / "checkpoints" / "last.ckpt"
     assert torch.load(checkpoint, weights_only=True)["global_step"] == 2
-    # And the run can be taken up where it ended, as if nothing had happened.
+    # The run can also be resumed from its end, as if nothing had happened.
     cli = run([*given, "--ckpt_path=last"])
     assert cli.trainer.global_step == 3
     assert columns(tmp_path / "out") == columns(whole)
@@ -413,7 +413,7 @@ def test_options_that_cannot_work_together(
         tmp_path / "alike.jsonl", [row | {"prompt": {"en": "a", "sw": "b"}} for row in labelled_rows(4)]
     )
     parts = ["--model.objective=Sum", "--model.objective.objectives"]
-    no_weights = save_model(tmp_path / "empty")  # seen when a model is loaded, and not before
+    no_weights = save_model(tmp_path / "empty")  # found when a model is loaded, and not before
     (no_weights / "model.safetensors").unlink()
     fused = ["--model.optimizer=AdamW", "--model.optimizer.fused=true", "--trainer.gradient_clip_val=1"]
     key = "--model.consistency"
@@ -549,7 +549,7 @@ PEERS = {
 @pytest.mark.parametrize("objective", [slow("DPO"), "null"])
 @pytest.mark.parametrize("term", ["pairwise_cosine", *map(slow, ("source_cosine", "mpo", "dco"))])
 def test_every_peer_of_mlc(tiny_model: Path, tmp_path: Path, term: str, objective: str) -> None:
-    """Through the command: it is in the total with its weight, and goes down where nothing pulls the other way."""
+    """Through the command: the term is in the total with its weight, and decreases if nothing works against it."""
     names, weight = PEERS[term]
     data = write_jsonl(tmp_path / "pairs.jsonl", translated_rows(12))
     out = tmp_path / "out"
@@ -565,18 +565,18 @@ def test_every_peer_of_mlc(tiny_model: Path, tmp_path: Path, term: str, objectiv
     if objective == "null":
         for split in ("train", "val"):
             assert logged[f"{split}/{term}/loss"][-1] < 0.96 * logged[f"{split}/{term}/loss"][0]
-    assert ("train/mlc/raw/min_cosine" in logged) is term.endswith("cosine")  # and so can be compared with MLC
+    assert ("train/mlc/raw/min_cosine" in logged) is term.endswith("cosine")  # so it can be compared with MLC
     assert "train/mlc/loss" not in logged
     assert ("val/loss" in logged) is ("train/objective/loss" in logged) is (objective != "null")
     assert (cli.model.representation is not None) is term.endswith("cosine")
     assert "val/nll/sw" in logged
-    # Measured by the objective's rewards, else by what MPO calls a reward gap; where the responses run at all.
+    # Measured by the objective's rewards, or by MPO's reward gap; in languages whose responses are run.
     assert ("val/rewards/margins/sw" in logged) is (objective != "null" or not term.endswith("cosine"))
     assert not any(math.isnan(value) for values in logged.values() for value in values)
 
 
 def test_mpo_against_the_model_itself(tiny_model: Path, tmp_path: Path) -> None:
-    """Before the first step the policy is its reference; what remains is the difference of gaps per token."""
+    """Before the first step the policy equals its reference, so only the difference of gaps per token remains."""
     rows = translated_rows(1)
     del rows[0]["prompt"]["zh"], rows[0]["chosen"]["zh"], rows[0]["rejected"]["zh"]
     data = write_jsonl(tmp_path / "pairs.jsonl", rows)

@@ -1,4 +1,4 @@
-"""What a command says while it runs, where its output is no terminal."""
+"""The messages of a running command, if its output is no terminal."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from lightning_mlc.cli import main
 from lightning_mlc.progress import quiet
 from lightning_mlc.progress.quiet import Lines, quiet_libraries
 
-# Parameters of the tiny model by hand: embeddings, layers of q, k, v, o, the MLP and two norms, the last norm.
+# Parameters of the tiny model, by hand: embeddings, layers of q, k, v, o, the MLP and two norms, the last norm.
 LAYER = 32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 48 + 2 * 32
 PARAMETERS = 261 * 32 + 3 * LAYER + 32
 ADAPTERS = 3 * 2 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 48))
-"""Of rank 2: in each layer q and o, k and v, the MLP."""
+"""Adapters of rank 2, in each layer: q and o, k and v, the MLP."""
 
 
 def fit(model: Path, folder: Path, capsys: pytest.CaptureFixture[str], *more: str) -> tuple[str, str]:
@@ -53,7 +53,7 @@ def test_a_run_without_a_terminal_can_be_followed(
     for word, name in (("loss", "loss"), ("accuracy", "rewards/accuracies"), ("MLC loss", "mlc/loss")):
         assert f", {word} {logged[f'train/{name}'][-1]:.3f}" in last
     assert f", {logged['speed/tokens_per_second'][-1]:,.0f} tokens/s" in last
-    # Results, and nothing else, are on standard output; bars of other libraries and texts of the data are nowhere.
+    # Standard output has only the results; bars of other libraries and texts of the data appear nowhere.
     assert out.startswith("validation, before and after")
     for foreign in ("\r", "\x1b", "it/s", "Loading weights", "Tokenising", "FLOPs", "available", "bag 1"):
         assert foreign not in err

@@ -1,4 +1,4 @@
-"""The gradient of an optimizer step, whatever it is cut into."""
+"""The gradient of an optimizer step does not depend on how the step is divided."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from lightning_mlc.training.preflight import require_gradients_everywhere
 
 
 class Recorder(AlignmentModule):
-    """Keeps the gradient of every optimizer step, and the sizes of batches, and which rows were run.
+    """Records the gradient of every optimizer step, the sizes of batches, and the rows that were run.
 
-    ``rows`` counts those of the policy, ``reference_rows`` those of the reference, by language and kind.
+    ``rows`` counts the rows of the policy, ``reference_rows`` those of the reference, by language and kind.
     """
 
     gradients: list[dict[str, Tensor]]
@@ -65,7 +65,7 @@ def sgd(parameters: Any) -> torch.optim.Optimizer:
 
 
 def ragged_rows(translated: bool = False, labelled: bool = False) -> list[dict[str, Any]]:
-    """Rows that differ in all that a wrong mean would weigh wrongly: length, languages, desirable or not."""
+    """Rows that differ in everything that a wrong mean would weight wrongly: length, languages, desirability."""
     rows = labelled_rows(9) if labelled else translated_rows(9) if translated else example_rows(9)
     key = "response" if labelled else "chosen"
     for number, row in enumerate(rows):
@@ -93,7 +93,8 @@ def train(
     steps: int = 2,
     tokens_per_batch: int | None = None,
 ) -> Recorder:
-    """``cut`` into examples per micro-batch, unless there are ``tokens_per_batch``, and micro-batches per step."""
+    """``cut`` gives the examples per micro-batch, or ``tokens_per_batch`` the tokens, and the micro-batches per
+    step."""
     torch.manual_seed(0)
     module = Recorder(str(model), objective, consistency, optimizer=sgd)
     size: dict[str, Any] = {"tokens_per_batch": tokens_per_batch} if tokens_per_batch else {"batch_size": cut[0]}
@@ -114,7 +115,7 @@ def train(
 OBJECTIVES: dict[str, Objective] = {
     "sft": SFT(),
     "dpo": DPO(),
-    # At a smaller beta its gradient is so large that steps at this rate multiply the rounding of those before.
+    # At a smaller beta, its gradient would be so large that the steps magnify earlier rounding errors.
     "ipo": DPO(beta=1.0, loss="ipo", rpo_alpha=0.5),
     "orpo": ORPO(),
     "simpo": SimPO(),
@@ -146,7 +147,7 @@ def test_cutting_a_batch_changes_no_gradient(
     tiny_model: Path, tmp_path: Path, objective: Objective, center: bool, labelled: bool
 ) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", ragged_rows(labelled=labelled))
-    # Three steps: the last of them, of one example in nine, is an incomplete window.
+    # Three steps. The last one, with one of nine examples, is an incomplete window.
     consistency = Consistency(mlc=MLC(weight=2.0), center=center)
     runs = [train(tiny_model, path, objective, consistency, cut, steps=3) for cut in ((1, 4), (2, 2), (4, 1))]
     assert len(runs[0].gradients) == 3
@@ -154,7 +155,7 @@ def test_cutting_a_batch_changes_no_gradient(
         for expected, found in zip(runs[0].gradients, other.gradients, strict=True):
             assert expected.keys() == found.keys()
             for name, gradient in expected.items():
-                # float32 sums in another order; later steps also carry the earlier ones' rounding.
+                # The order of float32 sums differs; later steps also carry the rounding of earlier ones.
                 torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
 
 
@@ -172,12 +173,13 @@ def test_micro_batches_of_unlike_counts_change_no_gradient(
     assert len(parts.counts) == 4
     assert len(set(parts.counts)) > 1
     for name, gradient in whole.gradients[0].items():
-        # float32 sums in another order.
+        # the order of float32 sums differs
         torch.testing.assert_close(parts.gradients[0][name], gradient, rtol=1e-3, atol=1e-5, msg=name)
 
 
 def test_loss_is_the_objective_plus_weighted_mlc(tiny_model: Path, tmp_path: Path) -> None:
-    """Gradients are linear in the terms: that of weight 2 is that of 0 plus twice the difference to 1."""
+    """Gradients are linear in the terms: weight 2 gives the gradient of weight 0 plus twice the difference to
+    weight 1."""
     path = write_jsonl(tmp_path / "a.jsonl", ragged_rows())
     none, one, two = (train(tiny_model, path, DPO(), weighing(w), steps=1).gradients[0] for w in (0.0, 1.0, 2.0))
     name = "policy.model.model.layers.1.mlp.up_proj.weight"
@@ -188,7 +190,7 @@ def test_loss_is_the_objective_plus_weighted_mlc(tiny_model: Path, tmp_path: Pat
 
 
 def test_a_sum_s_gradient_is_the_sum_of_the_parts_own(tiny_model: Path, tmp_path: Path) -> None:
-    """Over ragged rows, where a mean over examples and one over tokens differ."""
+    """Over rows of different lengths, where a mean over examples differs from a mean over tokens."""
     path = write_jsonl(tmp_path / "a.jsonl", ragged_rows())
     off = weighing(0.0)
     parts: list[Objective] = [DPO(), SFT()]
@@ -197,7 +199,7 @@ def test_a_sum_s_gradient_is_the_sum_of_the_parts_own(tiny_model: Path, tmp_path
         train(tiny_model, path, objective, off, steps=1).gradients[0][name]
         for objective in (*parts, Sum(parts, [1.0, 0.25]))
     )
-    # float32 sums in another order.
+    # the order of float32 sums differs
     torch.testing.assert_close(both, dpo + 0.25 * sft, rtol=1e-3, atol=1e-6)
 
 
@@ -213,12 +215,12 @@ def test_to_kto_a_pair_is_two_responses(tiny_model: Path, tmp_path: Path) -> Non
         train(tiny_model, write_jsonl(tmp_path / "a.jsonl", rows), KTO(), weighing(mlc=0.0), (len(rows), 1), 1)
         for rows in (pairs, labelled)
     )
-    # float32 sums in another order.
+    # the order of float32 sums differs
     torch.testing.assert_close(one.gradients[0][name], other.gradients[0][name], rtol=1e-3, atol=1e-6)
 
 
 def test_kto_is_its_own_formula_over_the_responses_of_a_step(tiny_model: Path, tmp_path: Path) -> None:
-    """The second step's gradient again, from the log-ratios of all nine responses and of as many mismatched ones."""
+    """Recompute the second step's gradient from the log-ratios of all nine responses and of as many mismatched ones."""
     rows = ragged_rows(labelled=True)
     path = write_jsonl(tmp_path / "a.jsonl", rows)
     objective = KTO(beta=0.05, desirable_weight=2.0)
@@ -245,14 +247,14 @@ def test_kto_is_its_own_formula_over_the_responses_of_a_step(tiny_model: Path, t
     others = [rows[(number + 1) % 9]["response"] for number in range(9)]
     mismatched = [log_ratio(row["prompt"], other).detach() for row, other in zip(rows, others, strict=True)]
     divergence = torch.stack(mismatched).mean().clamp(min=0)
-    assert 5 < divergence < 50  # a tenth of the gains and more, which are not all saturated
+    assert 5 < divergence < 50  # at least a tenth of the gains, which are not all saturated
     losses = []
     for row in rows:
         gain = 0.05 * (log_ratio(row["prompt"], row["response"]) - divergence)
         losses.append(2 * (1 - gain.sigmoid()) if row["label"] else 1 - (-gain).sigmoid())
     name = "model.layers.1.mlp.up_proj.weight"
     (expected,) = torch.autograd.grad(torch.stack(losses).mean(), moved.policy.model.get_parameter(name))
-    # float32 sums in another order, after a step of their own.
+    # the order of float32 sums differs, after a step of their own
     torch.testing.assert_close(trained.gradients[1][f"policy.model.{name}"], expected, rtol=1e-3, atol=1e-5)
 
 
@@ -264,7 +266,7 @@ def test_logits_in_many_chunks_change_no_gradient(
     monkeypatch.setattr("lightning_mlc.models.policy.CHUNK_ELEMENTS", 4096)  # 15 tokens
     chunked = train(tiny_model, path, DPO(), Consistency(), steps=1).gradients[0]
     for name, gradient in whole.items():
-        # float32 sums in another order.
+        # the order of float32 sums differs
         torch.testing.assert_close(chunked[name], gradient, rtol=1e-3, atol=1e-6, msg=name)
 
 
@@ -313,7 +315,7 @@ PEERS = {
     "pairwise_cosine": Consistency(mlc=OFF, pairwise_cosine=PairwiseCosine(weight=1.0)),
     "source_cosine": Consistency(mlc=OFF, source_cosine=SourceCosine(weight=1.0)),
     "mpo": Consistency(mlc=OFF, mpo=MPO(weight=1.0)),
-    # Its gradient does not become smaller as languages agree, so that the steps must be.
+    # Its gradient does not become smaller as languages agree, so the steps must be small.
     "dco": Consistency(mlc=OFF, dco=DCO(weight=1e-3)),
 }
 
@@ -329,12 +331,12 @@ def test_cutting_a_batch_changes_no_gradient_of_any_term(
     for expected, found in zip(runs[0].gradients, runs[1].gradients, strict=True):
         assert expected.keys() == found.keys()
         for name, gradient in expected.items():
-            # float32 sums in another order; later steps also carry the earlier ones' rounding.
+            # The order of float32 sums differs; later steps also carry the rounding of earlier ones.
             torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
 
 
 def test_several_terms_are_their_weighted_sum(tiny_model: Path, tmp_path: Path) -> None:
-    """Objective and all, over rows that differ in length and languages; some rows run for two terms at once."""
+    """With the objective, over rows of different lengths and languages. Some rows are run for two terms at once."""
     path = write_jsonl(tmp_path / "a.jsonl", ragged_rows(translated=True))
     weights = {"mlc": 4.0, "pairwise_cosine": 2.0, "source_cosine": 1.0, "mpo": 50.0, "dco": 0.125}
     terms = {"mlc": MLC, "pairwise_cosine": PairwiseCosine, "source_cosine": SourceCosine, "mpo": MPO, "dco": DCO}
@@ -346,8 +348,8 @@ def test_several_terms_are_their_weighted_sum(tiny_model: Path, tmp_path: Path) 
 
     together = gradient(DPO(), **weights)
     parts = [gradient(DPO()), *(weight * gradient(None, **{term: 1.0}) for term, weight in weights.items())]
-    assert all(part.norm() > 1e-2 * together.norm() for part in parts)  # or a missing one would not be missed
-    # float32 sums in another order.
+    assert all(part.norm() > 1e-2 * together.norm() for part in parts)  # otherwise a missing term would not show
+    # the order of float32 sums differs
     torch.testing.assert_close(together, torch.stack(parts).sum(0), rtol=1e-3, atol=1e-5)
 
 
@@ -393,7 +395,7 @@ def test_between_the_steps_of_a_term_only_the_objective_runs(tiny_model: Path, t
 
 
 def test_the_state_of_a_translation_does_not_depend_on_what_follows_it(tiny_model: Path, tmp_path: Path) -> None:
-    """With MPO it is read from the row of the chosen response, else from the prompt alone."""
+    """With MPO the state is read from the row of the chosen response, otherwise from the prompt alone."""
     path = write_jsonl(tmp_path / "a.jsonl", ragged_rows(translated=True))
     name = "representation.extractor.weight"
     alone, beside = (
@@ -403,7 +405,7 @@ def test_the_state_of_a_translation_does_not_depend_on_what_follows_it(tiny_mode
 
 
 def test_ddp_is_told_of_parameters_without_a_gradient(tiny_model: Path) -> None:
-    """Hidden states alone give ``lm_head`` none, where it is not the embeddings."""
+    """Hidden states alone give ``lm_head`` no gradient, unless it is the embeddings."""
     for objective, consistency, strategy, works in (
         (None, Consistency(), "ddp", False),
         (None, Consistency(), "ddp_find_unused_parameters_true", True),

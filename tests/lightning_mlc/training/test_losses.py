@@ -16,7 +16,7 @@ from lightning_mlc.objectives import DPO, KTO, SFT
 from lightning_mlc.training.losses import Losses
 
 GROUPS = 8.0
-"""Of the whole optimizer step; three of them are in the batch."""
+"""Numbers of the whole optimizer step; the batch has three of its examples."""
 
 
 def batch() -> Batch:

@@ -1,4 +1,4 @@
-"""Memory estimates: what can be counted by hand is, and nothing is loaded."""
+"""Memory estimates: they match counts by hand, and nothing is loaded."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_tensors_count_while_they_live() -> None:
     x = torch.ones(1000)
     with counting() as count:
         y = x.exp()  # 4000 bytes
-        z = y.view(10, 100)  # none of its own
+        z = y.view(10, 100)  # no memory of its own
         w = z.half()  # 2000
         assert count.live == 6000
         del y, z
@@ -56,13 +56,13 @@ def test_tensors_count_while_they_live() -> None:
 def test_a_backward_pass_counts_what_it_keeps_and_makes() -> None:
     weight = nn.Parameter(torch.ones(100, 100))
     with counting() as count:
-        hidden = torch.ones(10, 100) @ weight  # 4000 of ones, which are kept, and 4000
+        hidden = torch.ones(10, 100) @ weight  # 4000 for the ones, which are kept, and 4000
         loss = hidden.sum()  # 4
         del hidden
         assert count.live == 4004
         loss.backward()
     assert weight.grad is not None
-    # The ones, the loss and the gradient of the loss; the gradient of the product is a view of the latter.
+    # The ones, the loss and the gradient of the loss. The gradient of the product is a view of the latter.
     assert count.peak >= 4000 + 4 + 4 + 40_000
     assert count.peak <= 4000 + 4 + 4 + 40_000 + 4000
 
@@ -82,7 +82,7 @@ def test_state_of_an_optimizer(optimizer: type[torch.optim.Optimizer], size: int
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
-    """A model's folder without its weights, and how many parameters it has."""
+    """A model folder without weights, and the model's number of parameters."""
     folder = save_model(tmp_path_factory.mktemp("bare") / "model", "qwen2")
     count = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(folder).parameters())
     for file in folder.glob("*.safetensors"):
@@ -153,7 +153,7 @@ def test_activations_grow_and_shrink_as_they_do(bare: tuple[Path, int], batch: B
     whole = activations()
     assert activations(gradient_checkpointing=True) < 0.7 * whole
     assert activations(consistency=Consistency(mlc=MLC(weight=0))) < 0.8 * whole
-    # A state after the first of three layers: the translations' share of the other two is gone.
+    # A state after the first of three layers: the translations' share of the other two layers is saved.
     assert activations(consistency=Consistency(layer=1, extractor="none")) < 0.9 * whole
 
 
@@ -168,7 +168,7 @@ def test_activations_grow_and_shrink_as_they_do(bare: tuple[Path, int], batch: B
     ],
 )
 def test_what_trains_has_an_estimate(name: str, how: str, tmp_path: Path) -> None:
-    """A mixture of experts, models that take no mask of packed rows, and models that ask whether there is padding."""
+    """A mixture of experts, models that accept no mask of packed rows, and models that check for padding."""
     found, module, batch, way, folder = estimated_family(name, tmp_path)
     assert str(way) == how
     assert found == estimate(module, batch, ONE, way.shortcuts)
@@ -178,7 +178,7 @@ def test_what_trains_has_an_estimate(name: str, how: str, tmp_path: Path) -> Non
 
 
 def test_a_mask_without_values_has_padding_and_a_number_without_value_is_none() -> None:
-    """As recurrent models ask, which leave out the mask where all of it is 1."""
+    """In the way in which recurrent models check, which drop the mask if all of it is 1."""
     with FakeTensorMode(), counting():
         mask = torch.ones(2, 3)
         assert not torch.all(mask == 1)

@@ -1,4 +1,4 @@
-"""Tables and pictures show the numbers they are given."""
+"""Tables and pictures show the numbers that they get."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_heatmaps_share_a_scale(tmp_path: Path) -> None:
     np.testing.assert_allclose(images[0].get_array(), before)
     assert images[0].get_clim() == images[1].get_clim() == (0.4, 1.0)
     assert [t.get_text() for t in figure.axes[0].texts] == ["1", ".40", ".40", "1"]
-    assert [t.get_text() for t in figure.axes[1].texts] == ["1", "1"]  # nothing to say where there is NaN
+    assert [t.get_text() for t in figure.axes[1].texts] == ["1", "1"]  # no text where the value is NaN
     save(figure, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]

@@ -1,4 +1,4 @@
-"""Runs that are killed and resumed, through the real command: bitwise what the uninterrupted run does."""
+"""Runs that are killed and resumed through the real command do bitwise the same as an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Case:
 
 TERM = {"signal_number": int(signal.SIGTERM)}
 NEVER = 1000
-# 8 micro-batches an epoch, in steps of 3, 3 and 2.
+# 8 micro-batches in an epoch, in steps of 3, 3 and 2.
 CASES = {
     "killed between micro-batches": Case({"batch": 4}),
     "killed in the last window of an epoch": Case({"batch": 7}),
@@ -76,9 +76,9 @@ def fit(model: Path, data: Path, out: Path, *more: str, **changes: Any) -> list[
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Ended]]:
-    """A run that nothing disturbs; each case, and its resumption. And how the cases ended."""
+    """An undisturbed run, each case with its resumption, and how the cases ended."""
     root = tmp_path_factory.mktemp("runs")
-    model = save_model(root / "model", "gpt2")  # it has dropout: random numbers must be repeated too
+    model = save_model(root / "model", "gpt2")  # it has dropout, so random numbers must be repeated too
     rows = example_rows(11)
     for row in rows[::3]:
         row["prompt"].pop("sw")
@@ -123,7 +123,7 @@ def test_a_half_written_checkpoint_is_never_chosen(tmp_path: Path) -> None:
     AtomicCheckpointIO().save_checkpoint({"global_step": 1}, folder / "step=1.ckpt")
     (folder / "step=2.ckpt").write_bytes((folder / "step=1.ckpt").read_bytes()[:-30])
     (folder / ".step=3.ckpt.unfinished").write_bytes(b"PK")
-    (folder / "step=4.ckpt").mkdir()  # of several processes, the list of its parts not yet written
+    (folder / "step=4.ckpt").mkdir()  # of several processes: the list of its parts is not written yet
     assert checkpoint_files(tmp_path) == [folder / "step=1.ckpt"]
 
 

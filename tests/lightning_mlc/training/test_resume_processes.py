@@ -1,6 +1,6 @@
-"""Two processes that are killed and resumed, data parallel and sharded: bitwise what the uninterrupted run does.
+"""Two processes that are killed and resumed, data parallel or sharded, do bitwise the same as an uninterrupted run.
 
-Through the real command, under the agent of ``torchrun``, over gloo on the CPU.
+Everything runs through the real command, under the agent of ``torchrun``, over gloo on the CPU.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STRATEGIES = {"ddp": ["--trainer.strategy=ddp"], "fsdp2": ["--config=strategy/fs
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """GPT-2, for it has dropout; and 16 rows to train on, some without a translation."""
+    """GPT-2, because it has dropout, and 16 rows to train on, some without a translation."""
     folder = tmp_path_factory.mktemp("inputs")
     rows = example_rows(20)
     for row in rows[::3]:
@@ -72,12 +72,12 @@ def run(jobs: dict[str, Job], scratch: Path) -> dict[str, Ended]:
 
 
 def told(ended: Ended) -> list[str]:
-    """What the processes say that concerns the user."""
+    """The messages of the processes that concern the user."""
     return [line for text in ended.stderr for line in text.splitlines() if line.startswith(("error: ", "ckpt_path: "))]
 
 
 def assert_same_run(out: Path, expected: Path) -> None:
-    """Weights, optimizer state, and every loss and metric of every step, to the last digit; and the same files."""
+    """Weights, optimizer state, every loss and metric of every step to the last digit, and the names of files."""
     state, right = (read_checkpoint(folder / "checkpoints" / "last.ckpt") for folder in (out, expected))
     assert state["global_step"] == right["global_step"] == 9
     for name, tensor in right["state_dict"].items():
@@ -97,7 +97,7 @@ NEVER = {"checkpoint__every_n_train_steps": 1000}
 
 @pytest.fixture(scope="module")
 def ended(inputs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Ended]]:
-    """For each strategy, a run that nothing disturbs, and one that is ended again and again; and how each ended."""
+    """For each strategy, an undisturbed run and one that is ended several times, and how each part ended."""
     root = tmp_path_factory.mktemp("ended")
     jobs: dict[str, Job] = {}
     for name, strategy in STRATEGIES.items():
@@ -111,7 +111,7 @@ def ended(inputs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -
             f"{name}, undisturbed": Job(fit(inputs, root / f"{name}-undisturbed", *strategy)),
             f"{name}, killed before the first checkpoint": resume(kill(out, "first", 2)),
             f"{name}, both killed": resume(kill(out, "both", 4)),  # the second micro-batch of the second step
-            # In validation after the third step, where the other does not meet this one.
+            # In validation after the third step, where the other process waits for this one in vain.
             f"{name}, one killed": resume(kill(out, "one", 5, rank=1)),
             f"{name}, killed while parts are written": resume(kill(out, "part", 1, while_writing=part)),
             f"{name}, killed while the end is written": resume(kill(out, "file", 1, while_writing="file")),
@@ -140,7 +140,7 @@ def test_processes_that_are_ended_go_on_as_if_nothing_had_happened(
     for name, end in mine.items():
         assert end.left == 0
         if "killed" in name:
-            # Of two that end at once, the agent may see first the one that missed the other.
+            # If both processes end at once, the agent may first see the one that missed the other.
             assert end.status in (-signal.SIGKILL, 2), (name, end)
             assert all("another process of the run has ended" in line for line in told(end))
     torchrun, one = mine["torchrun asked to end"], mine["one asked to end"]
@@ -161,7 +161,7 @@ def test_tasks_of_slurm_end_and_go_on_as_others_do(ended: tuple[Path, dict[str, 
 
 # ---- other processes ----------------------------------------------------------------------------------
 
-# Where a run stops in the middle of its second epoch, and where it goes on.
+# Where a run stops in the middle of its second epoch, and where it resumes.
 MOVES = {
     "ddp to one": ("ddp", "one"),
     "ddp to fsdp2": ("ddp", "fsdp2"),
@@ -185,12 +185,12 @@ def moved(inputs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -
     jobs = {"whole": on("ddp", inputs, root / "whole")}
     for name, (first, _) in MOVES.items():
         jobs[f"{name}, half"] = on(first, inputs, root / name, trainer__max_steps=4)
-    # Where 6 of 16 examples of the second epoch are done.
+    # 6 of 16 examples of the second epoch are done.
     half = f"--ckpt_path={root}/ddp to one/checkpoints/step=4.ckpt"
     jobs["steps of 4"] = on("ddp", inputs, root / "refused", half, trainer__accumulate_grad_batches=2)
     for name, (_, second) in MOVES.items():
         jobs[name] = on(second, inputs, root / name, "--ckpt_path=last")
-    # Where nothing can be written, and where nothing more.
+    # Nothing can be written in one place, and nothing more in the other.
     (root / "file").touch()
     jobs["no folder"] = on("ddp", inputs, root / "file" / "out")
     full = callback("FullDisk", batch=3)
@@ -214,7 +214,7 @@ def test_other_processes_train_on_the_same_examples_in_the_same_steps(
 
 
 def sorted_steps(path: Path) -> dict[int, list[str]]:
-    """The examples of each optimizer step, whoever had them."""
+    """The examples of each optimizer step, on either process."""
     steps: dict[int, list[str]] = {}
     for line in path.read_text().splitlines():
         step, *ids = line.split()

@@ -1,4 +1,4 @@
-"""What a checkpoint's progress means to other processes than those that made it."""
+"""The meaning of a checkpoint's progress on a different number of processes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LAYOUTS = list(product((1, 2, 3), (1, 2, 4), (1, 2, 3)))
 
 @pytest.mark.parametrize("tokens", [None, 8])
 def test_no_example_is_left_out_or_trained_on_twice(tokens: int | None) -> None:
-    """Any two layouts, interrupted after any step: it goes on where all examples are trained on once, or is refused."""
+    """For any two layouts, interrupted after any step, a run trains on all remaining examples once, or is refused."""
     accepted = refused = 0
     for before, now in product(LAYOUTS, LAYOUTS):
         if tokens and (before[0] > 1 or now[0] > 1):  # then the examples of a micro-batch are not given
@@ -55,7 +55,7 @@ def test_no_example_is_left_out_or_trained_on_twice(tokens: int | None) -> None:
             accepted += 1
             left = [part for plan in plans(*now, tokens) for part in plan[start:]]
             seen = Counter(example for part in done + left for example in part)
-            # Of an epoch's last step, at most one example less than there are processes is left out anyway.
+            # In an epoch's last step, fewer examples than processes are dropped in any case.
             assert max(seen.values()) == 1
             assert len(seen) > EXAMPLES - max(before[2], now[2])
     assert accepted > 20
@@ -63,7 +63,7 @@ def test_no_example_is_left_out_or_trained_on_twice(tokens: int | None) -> None:
 
 
 def test_counts_are_those_of_the_new_processes() -> None:
-    """In the second epoch, after the first of its steps of 6, before the hooks of its last micro-batch have ended."""
+    """In the second epoch, after its first step of 6, before the hooks of the last micro-batch have ended."""
     before, now = epoch(1, 3, 2), epoch(2, 3, 1)
     counts = {"ready": 3, "started": 3, "processed": 3, "completed": 2}
     total = {name: 12 + count for name, count in counts.items()}
@@ -77,7 +77,7 @@ def test_counts_are_those_of_the_new_processes() -> None:
 
 
 def test_an_epoch_that_is_over_is_over_for_any_processes() -> None:
-    """There a run may go on in other steps, on other data, in another order."""
+    """There a run may resume with other steps, other data, or another order."""
     before = epoch(1, 3, 2)
     now = Epoch(9, 100, 7, None, 2, 3, "FSDP2", 4)
     assert now.done(before, before.micro_batches) == 4

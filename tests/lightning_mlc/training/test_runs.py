@@ -1,4 +1,4 @@
-"""What a run is told at its start or when it goes on, through the real command."""
+"""Messages to the user when a run starts or resumes, through the real command."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_monitored_metric_that_is_there_is_taken(tiny_model: Path, pairs_file:
 
 @pytest.fixture(scope="module")
 def stopped(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A run by a budget of tokens: its checkpoints after two steps, and after an epoch of several; and its data."""
+    """A run with a budget of tokens: its checkpoints after two steps and after an epoch of several, and its data."""
     root = tmp_path_factory.mktemp("stopped")
     data = write_jsonl(root / "pairs.jsonl", example_rows(16))
     for name, end in (("middle", "--trainer.max_steps=2"), ("end", "--trainer.max_epochs=1")):
@@ -141,7 +141,7 @@ def test_other_rows_in_the_middle_of_an_epoch_are_refused(
 def test_what_cuts_an_epoch_in_another_way_is_refused_in_its_middle(
     change: str, stopped: tuple[Path, Path], tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What an example costs follows from the limits of its length and from what is run of it."""
+    """The cost of an example depends on the limits of its length and on which rows are run."""
     out, data = goes_on(stopped, "middle", tmp_path)
     assert main(budgeted(tiny_model, data, out, "--ckpt_path=last", change)) == 2
     assert told(capsys).startswith("ckpt_path: the checkpoint is in the middle of an epoch")

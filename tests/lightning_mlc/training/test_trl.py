@@ -1,7 +1,7 @@
-"""Losses and rewards against those of TRL, where it is installed.
+"""Losses and rewards against those of TRL, if it is installed.
 
-Its trainers' own loss functions are run on log-probabilities that are given, without a model or a trainer. They are
-private, so this holds for one version of TRL only.
+The loss functions of TRL's trainers get given log-probabilities, without a model or a trainer. These functions are
+private, so this works with one version of TRL only.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LENGTHS = {"chosen": [5, 9, 3, 12], "rejected": [8, 2, 3, 7], "mismatched": [4, 
 
 
 class Given:
-    """Log-probabilities of tokens, padded to the right: what TRL's model would give."""
+    """Log-probabilities of tokens, padded on the right, as TRL's model would give them."""
 
     def __init__(self, seed: int, scale: float) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -115,7 +115,7 @@ def test_dpo(loss: str, ours: DPO) -> None:
     )
     found = DPOTrainer._compute_loss(theirs, lambda **_: outputs(logps), batch, False)
     torch.testing.assert_close(ours.losses(RESPONSES).mean(), found)
-    if loss != "ipo":  # of which TRL logs sums over tokens
+    if loss != "ipo":  # TRL logs sums over tokens of these
         assert theirs._metrics["train"]["rewards/margins"] == pytest.approx(
             [float((ours.rewards(RESPONSES.chosen) - ours.rewards(scores("rejected"))).mean())]
         )

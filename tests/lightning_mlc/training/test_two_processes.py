@@ -1,4 +1,4 @@
-"""What processes share out before training, through the real command on two of them."""
+"""Work that two processes divide before training, through the real command."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ pytestmark = pytest.mark.xdist_group("processes")
 
 @pytest.mark.slow
 def test_two_processes_share_the_pass_of_the_reference(tiny_model: Path, tmp_path: Path) -> None:
-    """Unevenly: one batch of training rows, which is one process's; three of validation rows. Both get all scores."""
+    """The division is uneven: one batch of training rows for one process, three of validation rows. Both get all
+    scores."""
     data = write_jsonl(tmp_path / "pairs.jsonl", example_rows(17))
     outs = {}
     for mode, processes in (("online", 1), ("precomputed", 2)):
@@ -46,12 +47,12 @@ def test_two_processes_share_the_pass_of_the_reference(tiny_model: Path, tmp_pat
         command = [sys.executable, "-m", "lightning_mlc", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stderr[-2000:]
-    # One shard of the training rows, and one of each process of the validation rows.
+    # One shard of the training rows, and one from each process for the validation rows.
     folders = (tmp_path / "cache" / "reference").iterdir()
     assert sorted(len(list(folder.glob("*.safetensors"))) for folder in folders) == [1, 2]
     online, precomputed = columns(outs["online"]), columns(outs["precomputed"])
     assert online.keys() == precomputed.keys()
     for name, values in online.items():
-        # float32 sums in another order.
+        # the order of float32 sums differs
         assert precomputed[name] == pytest.approx(values, rel=1e-4, abs=1e-5), name
     assert abs(online["train/rewards/margins"][-1]) > 1e-3

@@ -1,4 +1,4 @@
-"""The two ways a report is written: nothing in a text can become markup, and both say the same."""
+"""The two forms of a report: text can never become markup, and both have the same content."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def test_pictures_are_inside_html_and_beside_markdown(tmp_path: Path) -> None:
     assert to_markdown([picture], tmp_path) == '![Safe "responses"](plots/one.png)\n'
     written = to_html([picture])
     assert re.findall(r"""(?:src|href|url)\b\W+(.{15})""", written) == ["data:image/png;"]
-    assert ".tables { display: flex;" in written  # the style is inside, too
-    assert 'width="750" alt="Safe &#34;responses&#34;"' in written  # 7.5 inches at 150 points, as on paper at 100
+    assert ".tables { display: flex;" in written  # the style is included too
+    assert 'width="750" alt="Safe &#34;responses&#34;"' in written  # 7.5 inches at 100 pixels per inch
 
 
 def test_models_differ_in_marker_and_not_in_colour_alone() -> None:
@@ -99,7 +99,7 @@ def test_markdown_passes_no_html_on(tmp_path: Path) -> None:
     blocks = [Heading("<img src=x>"), Paragraph("a `<b>` & <c>"), Table(["d"], [["<e>|f"]], "<g>")]
     text = to_markdown(blocks, tmp_path)
     assert "`<b>`" in text
-    for tricky in ("``<b>`", "\\`<b>`"):  # no code, for Markdown
+    for tricky in ("``<b>`", "\\`<b>`"):  # Markdown must not take it for code
         assert "<b>" not in to_markdown([Paragraph(tricky)], tmp_path)
     assert not re.search("<(?!b>)", text)
     assert "&lt;e&gt;\\|f" in text

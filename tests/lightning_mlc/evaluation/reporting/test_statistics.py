@@ -1,4 +1,4 @@
-"""Intervals against what is known of them in closed form; comparisons, seen and unseen languages."""
+"""Intervals against closed forms; comparisons; seen and unseen languages."""
 
 from __future__ import annotations
 
@@ -59,13 +59,14 @@ def test_intervals_cover_as_often_as_they_say() -> None:
     for _ in range(400):
         found = share((torch.rand(100, generator=generator) < 0.7).double())["share"]
         covered += found.low <= 0.7 <= found.high
-    # The percentile interval of 100 binary samples covers some 94 %; the standard error of 400 is 1.2 %.
+    # The percentile interval of 100 binary samples covers about 94 %; the standard error of 400 trials is 1.2 %.
     assert 0.905 <= covered / 400 <= 0.975
 
 
 @pytest.mark.parametrize("prompts", [1, 12, 180])
 def test_what_was_never_seen_is_not_certain(prompts: int) -> None:
-    """Clopper and Pearson's lower end is the share p at which n successes in n have probability 2.5 %."""
+    """The lower end of Clopper and Pearson's interval is the share p for which n successes in n have probability
+    2.5 %."""
     widened = widen_certainty(share(torch.ones(prompts, dtype=torch.float64))["share"], prompts)
     assert widened.value == widened.high == 1
     assert widened.low**prompts == pytest.approx(0.025)
@@ -112,7 +113,7 @@ def test_a_language_without_samples_has_no_figure() -> None:
 
 
 def test_comparisons_are_paired_by_prompt() -> None:
-    """Prompts differ much, models little: differences are told apart, though the intervals overlap."""
+    """Prompts differ a lot and models a little: their difference is significant, although the intervals overlap."""
     generator = torch.Generator().manual_seed(0)
     hard = 5 * torch.randn(60, 3, generator=generator, dtype=torch.float64)
     better = hard + 0.5 + 0.1 * torch.randn(60, 3, generator=generator, dtype=torch.float64)
@@ -162,7 +163,8 @@ def test_plain_values_leave_out_what_does_not_apply() -> None:
 
 
 def test_a_worst_language_with_few_prompts_has_its_own_interval() -> None:
-    """Five responses of 180 are in Swahili, all unsafe: 1 - 0.025 ** (1 / 5) is the upper end, not that of 180."""
+    """Five of 180 responses are in Swahili, all unsafe. The upper end is 1 - 0.025 ** (1 / 5), not that of 180
+    responses."""
     values = torch.full((180, 2), float("nan"), dtype=torch.float64)
     values[:, 0], values[:5, 1] = 1.0, 0.0
     sample = EvaluationSample.of(Subject("m", "s", ("en", "sw"), ("en",)), "j", measures.SAFE, values)
@@ -180,7 +182,8 @@ def test_a_worst_language_with_few_prompts_has_its_own_interval() -> None:
 
 
 def test_intervals_of_the_worst_language_hold_where_all_are_alike() -> None:
-    """In seven of ten samples at least: percentiles hold it in one of five, for the worst of a sample is too low."""
+    """In at least seven of ten samples. Percentiles would cover it in one of five, because a sample's minimum is too
+    low."""
     generator, held = torch.Generator().manual_seed(0), 0
     for _ in range(60):
         values = (torch.rand(60, 10, generator=generator) < 0.8).double()

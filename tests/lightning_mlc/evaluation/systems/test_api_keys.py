@@ -1,4 +1,4 @@
-"""A key goes to the host that it is for."""
+"""A key is sent only to its own host."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def _general(monkeypatch: pytest.MonkeyPatch) -> None:
         ([OPENAI], {OPENAI: "general"}),
         ([HERE], {HERE: "general"}),
         (["http://127.0.0.1:1/v1"], {"http://127.0.0.1:1/v1": "general"}),
-        # Not to this machine too, which may only pass on what it is sent.
+        # Nor to this machine, where a server may only pass on what it receives.
         ([HERE, OPENAI], {HERE: None, OPENAI: "general"}),
         # Not in clear text over a network.
         ([NEAR], {NEAR: None}),
         ([NEAR, OPENAI], {NEAR: None, OPENAI: "general"}),
-        # A model and a judge of one host.
+        # A model and a judge on one host.
         ([OPENAI, OPENAI], {OPENAI: "general"}),
     ],
 )

@@ -1,4 +1,4 @@
-"""The endpoint client against a server that limits the rate, is late, breaks, and declines."""
+"""The endpoint client against a server that limits the rate, is slow, breaks, and declines."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def ask(url: str, texts: list[str], done: set[int] | None = None, **options: Any
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds of each pause between two tries. None of them is waited for."""
+    """The seconds of each pause between two attempts. The test does not wait for them."""
     asked_for: list[float] = []
 
     class Stop(threading.Event):
@@ -100,7 +100,7 @@ def test_a_proxy_that_cannot_be_used_is_one_line(monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_is_done_is_not_asked_again_and_no_more_than_so_many_at_once() -> None:
-    together = threading.Barrier(3)  # broken, and the test with it, unless three are asked at once
+    together = threading.Barrier(3)  # it breaks, and fails the test, unless three requests run at once
 
     def slow(text: str, before: int) -> Answer:
         together.wait(timeout=60)
@@ -155,7 +155,7 @@ def test_a_pause_may_be_a_date(pauses: list[float]) -> None:
     with serve(behaviour) as served:
         list(ask(served.url, ["a"]))
     assert len(pauses) == 1
-    assert 7 * 60 < pauses[0] <= 8 * 60  # a minute of room for a machine that is busy
+    assert 7 * 60 < pauses[0] <= 8 * 60  # a minute of tolerance for a busy machine
 
 
 def test_a_pause_of_an_hour_is_not_waited_for() -> None:
@@ -172,7 +172,7 @@ def test_pauses_grow(pauses: list[float]) -> None:
     with serve(behaviour) as served:
         list(ask(served.url, ["a"], first_pause=0.1))
     assert len(pauses) == 3
-    for number, pause in enumerate(pauses):  # 0.1, 0.2, 0.4, each with up to a half of jitter either way
+    for number, pause in enumerate(pauses):  # 0.1, 0.2, 0.4, each with up to 50 % of jitter in both directions
         assert 0.05 * 2**number <= pause <= 0.15 * 2**number
 
 
@@ -268,7 +268,7 @@ def test_what_will_never_work_stops_at_once_and_repeats_no_text(answer: Answer, 
 @pytest.mark.parametrize("status", [400, 413, 422])
 @pytest.mark.parametrize("first", [True, False])
 def test_what_the_endpoint_will_not_take_is_a_response_that_is_not_there(status: int, first: bool) -> None:
-    """A prompt that is too long, say, wherever it stands: the others are answered."""
+    """For example a prompt that is too long: wherever it stands, the others are answered."""
 
     def behaviour(text: str, before: int) -> Answer:
         return failure(status, code="context_length_exceeded") if text == "long" else completion(text)
@@ -298,7 +298,7 @@ def test_answers_on_their_way_are_kept_where_the_endpoint_refuses_all_from_then_
     def behaviour(text: str, before: int) -> Answer:
         if text == "b":
             return failure(401)
-        assert refused.wait(60)  # both are on their way while the client learns of it
+        assert refused.wait(60)  # both requests are on their way when the client receives the refusal
         return completion(text)
 
     found = []
@@ -317,7 +317,7 @@ def test_newer_models_get_the_limit_by_its_new_name() -> None:
 
     def behaviour(text: str, before: int) -> Answer:
         if before == 0 and text != "c":
-            both.wait(timeout=60)  # so that both are on their way before either is refused
+            both.wait(timeout=60)  # so that both requests are on their way before one is refused
             return failure(400, param="max_tokens", code="unsupported_parameter")
         return completion(text)
 
@@ -329,7 +329,7 @@ def test_newer_models_get_the_limit_by_its_new_name() -> None:
         }
     limits = {(body["messages"][0]["content"], body.get("max_completion_tokens")) for body in served.bodies}
     assert limits >= {("a", 48), ("b", 48), ("c", 48)}
-    assert ("c", None) not in limits  # by then it was known
+    assert ("c", None) not in limits  # by then the client knew the new name
 
 
 def test_a_limit_that_is_too_high_is_no_unknown_name() -> None:
@@ -352,14 +352,14 @@ def test_learning_the_limits_name_is_no_retry() -> None:
 
 
 def newer(body: dict[str, Any]) -> Answer | None:
-    """As OpenAI's reasoning models refuse what they do not take."""
+    """In the way in which OpenAI's reasoning models refuse parameters."""
     if "max_tokens" in body:
         return failure(400, param="max_tokens", code="unsupported_parameter")
     return failure(400, param="temperature", code="unsupported_value") if "temperature" in body else None
 
 
 def in_words(text: str) -> Callable[[dict[str, Any]], Answer | None]:
-    """As gateways refuse a temperature, with nothing but a message."""
+    """In the way in which gateways refuse a temperature, with only a message."""
     return lambda body: (400, {}, {"error": {"message": text, "code": 400}}) if "temperature" in body else None
 
 
@@ -385,7 +385,7 @@ def test_newer_models_are_asked_without_a_temperature_and_their_answers_say_so(
         found = dict(ask(served.url, ["a", "b", "c"], retries=0, concurrency=1))
     assert found == {index: Response(f"to {text}", True, None, "default") for index, text in enumerate("abc")}
     greedy = [body["messages"][0]["content"] for body in served.bodies if "temperature" in body]
-    assert set(greedy) == {"a"}  # learnt once
+    assert set(greedy) == {"a"}  # learned once
     assert [body["messages"][0]["content"] for body in served.bodies][-2:] == ["b", "c"]
     said = [line for line in capsys.readouterr().err.splitlines() if "temperature" in line]
     assert said == [f"{served.url}#the/model refuses a temperature of 0: its answers are sampled, not greedy"]
@@ -408,7 +408,7 @@ def test_requests_on_their_way_learn_it_too(capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.parametrize("first", [True, False])
 def test_a_prompt_about_temperature_that_is_declined_makes_nothing_less_greedy(first: bool) -> None:
-    """Messages repeat prompts: what one of them seems to say is believed only if it helps."""
+    """Messages may repeat a prompt, so the client accepts a hint from one only if following it helps."""
 
     def behaviour(text: str, before: int) -> Answer:
         return (400, {}, {"error": {"message": f"no: {text}"}}) if "temperature" in text else completion(text)

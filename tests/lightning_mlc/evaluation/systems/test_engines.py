@@ -1,4 +1,4 @@
-"""Which library runs a local model, that it lets go of it, and which revision of the hub it runs."""
+"""Which library runs a local model, that it releases the model, and which hub revision it runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ QUICK = ["--max_new_tokens=4", "--bootstrap=100", "--device=cpu", "--representat
 
 @pytest.fixture
 def events(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """What was loaded and closed, in order. vLLM is a stand-in that answers "Safety: Safe" to everything."""
+    """Loadings and closings, in order. vLLM is a stand-in that answers "Safety: Safe" to everything."""
     seen: list[str] = []
 
     class LLM:
@@ -53,7 +53,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 def test_one_engine_is_closed_before_the_next_one_loads(tmp_path: Path, events: list[str]) -> None:
-    """For the likelihoods of the same model, and for the models that judge."""
+    """For the likelihoods of the same model, and for the judging models."""
     model = save_model(tmp_path / "one")
     rows = write_jsonl(tmp_path / "asked.jsonl", [{"prompt": {"en": "a"}}, {"prompt": {"en": "b"}}])
     args = [f"--models=m={model}", f"--prompts={rows}", f"--out={tmp_path / 'out'}", "--engine=vllm", *QUICK]
@@ -96,7 +96,7 @@ def test_an_at_sign_in_a_folder_is_part_of_its_name(tmp_path: Path) -> None:
     assert ModelSource.parse(f"{tmp_path}/with@sign") == ModelSource(f"{tmp_path}/with@sign")
     assert ModelSource.parse("owner/name") == ModelSource("owner/name")
     assert ModelSource.parse("owner/name@refs/pr/3") == ModelSource("owner/name", revision="refs/pr/3")
-    assert ModelSource.parse("/no@where/model@v1") == ModelSource("/no@where/model@v1")  # and there is no such folder
+    assert ModelSource.parse("/no@where/model@v1") == ModelSource("/no@where/model@v1")  # and no such folder exists
     with pytest.raises(UserError, match=r"plain is a folder of this machine, which has no revisions; remove @v1"):
         ModelSource.parse(f"{tmp_path}/plain@v1")
     for bad in ("owner/name@", "@v1"):

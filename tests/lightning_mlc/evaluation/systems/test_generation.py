@@ -1,4 +1,4 @@
-"""Greedy responses: the same as one at a time, whatever the batches, and after an interruption."""
+"""Greedy responses do not depend on batches or interruptions."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def local(folder: Path, room: int = 8) -> LocalModel:
 
 
 def greedy(model: LocalModel, conversation: list[dict[str, str]], new_tokens: int, ends: list[int]) -> list[int]:
-    """The definition: the most likely token again and again, each from a whole pass without cache or padding."""
+    """The definition: repeat the most likely token, each from a full pass without cache or padding."""
     ids: list[int] = model.chat.tokenizer.apply_chat_template(conversation, add_generation_prompt=True)["input_ids"]
     found: list[int] = []
     while len(found) < new_tokens and not (found and found[-1] in ends):
@@ -55,13 +55,13 @@ def one_at_a_time(model: LocalModel, new_tokens: int) -> list[Response]:
 
 @pytest.fixture(scope="module", params=[("llama", 0.5), ("gemma2", 0.02)], ids=["llama", "gemma2"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LocalModel:
-    # A scale at which the responses differ from prompt to prompt.
+    # A scale at which responses differ between prompts.
     kind, scale = request.param
     return local(save_model(tmp_path_factory.mktemp("models"), kind, initializer_range=scale))
 
 
 def test_nothing_of_the_models_own_settings_counts_in_predict_and_evaluate(model: LocalModel) -> None:
-    """All that transformers would take from the generation configuration, and leaves there."""
+    """Everything that transformers would read from the generation configuration is ignored, but not removed."""
     ids = torch.tensor([[5, 6, 7, 8, 9]])
     rows, ends = TokenRows.pad([TokenSequence(ids[0].tolist(), (), 0, 0, NO_RESPONSE)], 0), [3]
     plain = generate_greedily(model.model, rows, 12, ends, 0)
@@ -80,7 +80,7 @@ def test_nothing_of_the_models_own_settings_counts_in_predict_and_evaluate(model
 @pytest.mark.parametrize("batch_tokens", [1, 200, 10**6])
 def test_batches_give_what_one_at_a_time_does(model: LocalModel, batch_tokens: int) -> None:
     expected = one_at_a_time(model, 8)
-    assert len({response.text for response in expected}) > 3  # or nothing would be compared
+    assert len({response.text for response in expected}) > 3  # otherwise nothing would be compared
     found = dict(TransformersGenerator(model, 8, batch_tokens).generate(CONVERSATIONS, set()))
     assert [found[index] for index in range(len(TEXTS))] == expected
 
@@ -93,12 +93,12 @@ def test_what_is_done_is_not_generated_and_the_rest_is_as_before(model: LocalMod
 
 
 def test_batches_do_not_depend_on_what_is_done(model: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or an interrupted run could end with other responses: padding changes the last bits."""
+    """Otherwise an interrupted run could end with other responses, because padding changes the last bits."""
     shapes: list[tuple[int, ...]] = []
     generate = model.model.generate
 
     def spy(**keywords: Any) -> Any:
-        if "output_logits" not in keywords:  # else it is the trial of a model that is new
+        if "output_logits" not in keywords:  # otherwise this is the trial of a new model
             shapes.append(tuple(keywords["input_ids"].shape))
         return generate(**keywords)
 
