@@ -27,7 +27,7 @@ class Clock:
 
 
 def followed(total: float, seconds_each: float, done: int = 0, figures: bool = False) -> list[str]:
-    """Lines of ``count`` pieces of work, each of which takes ``seconds``."""
+    """Lines of ``total`` pieces of work, each of which takes ``seconds_each``."""
     stream, clock = io.StringIO(), Clock()
     with track("work", total, "pieces", done, console=Console(file=stream), clock=clock) as work:
         for index in range(done, int(total)):
@@ -132,7 +132,7 @@ def test_work_that_takes_long_says_so_meanwhile() -> None:
 
 
 def test_work_that_tells_of_itself_is_left_to() -> None:
-    """Each step ends before a line is due; only finished steps show more."""
+    """Each step ends before a heartbeat would print a line, and the line of a finished step says more."""
     stream, clock = io.StringIO(), Clock()
     with track("training", 1000, "steps", console=Console(file=stream), clock=clock) as work:
         for _ in range(60):
@@ -182,7 +182,7 @@ def test_work_that_is_not_shown_has_told_nothing(monkeypatch: pytest.MonkeyPatch
 
 
 class Watched:
-    """Work that counts the requests for its state."""
+    """Work that counts the calls it gets."""
 
     def __init__(self) -> None:
         self.beats, self.rests, self.has_beaten = 0, 0, threading.Event()
@@ -206,7 +206,7 @@ def test_a_thread_watches_the_innermost_work_and_ends_with_the_last() -> None:
     (thread,) = hearts() - others
     heartbeat.watch(inner)
     assert inner.has_beaten.wait(60)
-    until_then = outer.beats  # the running look at the work ended, because a later one has begun with the inner work
+    until_then = outer.beats  # none is still running, because the thread has moved to the inner work
     inner.has_beaten.clear()
     assert inner.has_beaten.wait(60)
     assert (outer.beats, outer.rests) == (until_then, 0)

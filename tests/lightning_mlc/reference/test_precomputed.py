@@ -209,7 +209,7 @@ def test_training_is_the_same_as_with_the_model_at_hand(
 
 @pytest.mark.slow
 def test_training_on_labelled_responses_is_the_same(tiny_model: Path, tmp_path: Path) -> None:
-    """The pass also scores KTO's responses to other prompts. Without them the fingerprint differs."""
+    """The pass also scores KTO's responses to other prompts. Without them, other scores are needed."""
     file = write_jsonl(tmp_path / "labelled.jsonl", labelled_rows(13))
     for mode in ("online", "precomputed"):
         options = ["--model.objective=KTO", f"--model.reference.mode={mode}", "--trainer.max_steps=8"]

@@ -16,17 +16,17 @@ LATEST = {"step": 3, "results": {"val/nll/en": 2.5}}
 
 
 class Own(EvaluationReport):
-    """As a user would write it to record more."""
+    """A subclass that a user might write to record more."""
 
     def __init__(self) -> None:
         super().__init__()
         self.before, self.latest = {"val/nll/en": 3.0}, LATEST
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """None of the project's classes is involved."""
+        """Do nothing, because the module is not the project's."""
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Nothing is written."""
+        """Write nothing."""
 
 
 def test_a_subclass_leaves_its_results_where_the_card_looks_for_them(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from lightning_mlc.objectives import DPO, KTO, SFT
 from lightning_mlc.training.losses import Losses
 
 GROUPS = 8.0
-"""Numbers of the whole optimizer step; the batch has three of its examples."""
+"""Number of groups in the whole optimizer step, of which the batch has three."""
 
 
 def batch() -> Batch:

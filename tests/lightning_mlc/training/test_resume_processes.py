@@ -190,7 +190,7 @@ def moved(inputs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -
     jobs["steps of 4"] = on("ddp", inputs, root / "refused", half, trainer__accumulate_grad_batches=2)
     for name, (_, second) in MOVES.items():
         jobs[name] = on(second, inputs, root / name, "--ckpt_path=last")
-    # Nothing can be written in one place, and nothing more in the other.
+    # One run can write nothing, the others nothing more after some point.
     (root / "file").touch()
     jobs["no folder"] = on("ddp", inputs, root / "file" / "out")
     full = callback("FullDisk", batch=3)
