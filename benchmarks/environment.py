@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+ROOT = Path(__file__).parents[1]
+"""Root of the repository."""
 PACKAGES = ("torch", "triton", "transformers", "lightning", "lightning-mlc", "numpy", "trl")
 
 
@@ -47,9 +49,8 @@ def commit() -> str | None:
     """
     if commit_of_copy := os.environ.get("GIT_COMMIT"):
         return commit_of_copy
-    root = Path(__file__).parents[1]
     command = ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else None
 
 

@@ -16,17 +16,16 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.environment import environment
+from benchmarks.environment import ROOT, environment
 from lightning_mlc.files.paths import user_path
 
-ROOT = Path(__file__).parents[1]
 KERNEL = ("-m", "benchmarks.kernel", "--seconds", "0.02", "--out")
 FEWER = ("--prompts", "1", "8", "128", "--languages", "10", "--features", "512", "4096")
 TRAIN_STEP = (
     *("-m", "benchmarks.train_step", "--architecture", "qwen2.5-0.5b"),
     *("--warm_up", "2", "--steps", "8", "--counted_steps", "2", "--out"),
 )
-STEPS: tuple[tuple[str, tuple[str, ...], int], ...] = (
+COMMANDS: tuple[tuple[str, tuple[str, ...], int], ...] = (
     ("tests", ("-m", "pytest", "-q", "tests/mlc_kernels"), 240),
     ("kernel-float32", (*KERNEL, "{out}/float32"), 240),
     ("kernel-bfloat16", (*KERNEL, "{out}/bfloat16", "--dtype", "bfloat16", *FEWER), 90),
@@ -44,7 +43,7 @@ LEAST = 60
 def main(args: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--out", type=user_path, required=True, help="folder for logs and results")
-    names = [name for name, _, _ in STEPS]
+    names = [name for name, _, _ in COMMANDS]
     parser.add_argument("--only", nargs="+", default=names, choices=names, metavar="NAME", help=", ".join(names))
     options = parser.parse_args(args)
     out: Path = options.out.resolve()
@@ -55,11 +54,11 @@ def main(args: list[str] | None = None) -> int:
     report: dict[str, object] = {"environment": environment(torch.device("cuda"))}
     failed = False
     begun = time.monotonic()
-    for name, arguments, most in (step for step in STEPS if step[0] in options.only):
+    for name, arguments, most in (step for step in COMMANDS if step[0] in options.only):
         start = time.monotonic()
         limit = min(most, SECONDS - (start - begun))
         print(f"{name} ...", flush=True)
-        status = run(arguments, out, out / f"{name}.log", limit) if limit >= LEAST else None
+        status = run_python(arguments, out, out / f"{name}.log", limit) if limit >= LEAST else None
         failed = failed or status not in (0, None)
         report[name] = {"status": status, "seconds": round(time.monotonic() - start, 1)}
         (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
@@ -70,7 +69,7 @@ def main(args: list[str] | None = None) -> int:
     return int(failed)
 
 
-def run(arguments: tuple[str, ...], out: Path, log: Path, limit: float) -> int:
+def run_python(arguments: tuple[str, ...], out: Path, log: Path, limit: float) -> int:
     """Run python with ``arguments`` and return its exit status; 124 if it was stopped after ``limit`` seconds."""
     command = [sys.executable, *(argument.format(out=out) for argument in arguments)]
     with log.open("w") as file:

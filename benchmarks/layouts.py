@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).parents[1]
+from benchmarks.environment import ROOT
+
 ON_GPU = torch.cuda.is_available()
 DDP = ("--trainer.strategy=ddp",)
 FSDP2 = ("--config=strategy/fsdp2",)

@@ -124,7 +124,7 @@ class LayoutStages:
             raise Failed(f"status {status}:\n{tail(self.log)}")
 
 
-def run(layout: str, model: list[str], precision: str, steps: int, root: Path) -> tuple[list[str], bool]:
+def run_stages(layout: str, model: list[str], precision: str, steps: int, root: Path) -> tuple[list[str], bool]:
     """Run the stages. Returns the cells of the layout's row, and whether all passed; none runs after a failure."""
     stages = LayoutStages(layout, model, precision, steps, root)
     cells: list[str] = []
@@ -163,7 +163,7 @@ def main() -> None:
         for number, layout in enumerate(options.layouts):
             root = Path(scratch) / str(number)
             root.mkdir()
-            cells, all_passed = run(layout, model, options.precision, options.steps, root)
+            cells, all_passed = run_stages(layout, model, options.precision, options.steps, root)
             passed &= all_passed
             print(f"| {layout} | {' | '.join(cells)} |", flush=True)
     if not passed:

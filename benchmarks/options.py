@@ -33,7 +33,7 @@ from lightning_mlc.sources import load_tokenizer
 
 LORA = ("--model.lora.r=16",)
 CHECKPOINTING = ("--model.gradient_checkpointing=true",)
-VARIANTS: dict[str, tuple[str, ...]] = {
+OPTIONS_OF_VARIANT: dict[str, tuple[str, ...]] = {
     "plain": (),
     "compile": ("--model.compile=true",),
     "gradient_checkpointing": CHECKPOINTING,
@@ -90,7 +90,7 @@ def record(variant: str, model: Path, options: Sequence[str], out: Path) -> dict
     command += [
         f"--trainer.callbacks+={__name__ if __name__ != '__main__' else 'benchmarks.options'}.StepTimesAndMemory"
     ]
-    done = subprocess.run([*command, *options, *VARIANTS[variant]], capture_output=True, text=True)
+    done = subprocess.run([*command, *options, *OPTIONS_OF_VARIANT[variant]], capture_output=True, text=True)
     if done.returncode != 0:
         raise SystemExit(f"{variant}: {done.stderr.strip().splitlines()[-1]}")
     found: dict[str, Any] = json.loads((out / RECORD).read_text())
@@ -134,7 +134,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="*", help="variants in addition to plain")
     given = parser.parse_args(args)
     options = [f"--trainer.max_steps={given.steps}", f"--data.batch_size={given.batch_size}"]
-    names = [name for name in VARIANTS if name == "plain" or not given.only or name in given.only]
+    names = [name for name in OPTIONS_OF_VARIANT if name == "plain" or not given.only or name in given.only]
     if importlib.util.find_spec("bitsandbytes") is None:
         names = [name for name in names if "nf4" not in name]
     with tempfile.TemporaryDirectory() as temporary:

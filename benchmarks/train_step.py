@@ -39,7 +39,7 @@ from lightning_mlc.errors import UserError
 from lightning_mlc.files.paths import user_path
 from lightning_mlc.sources import ModelSource
 
-OWN_OPTIONS = {
+SHARED_OPTIONS = {
     "data.train_path": "--data",
     "data.languages": "--languages",
     "data.source_language": "--languages",
@@ -118,8 +118,8 @@ def check(options: argparse.Namespace) -> None:
         key, equals, _ = given.partition("=")
         if not equals:
             raise UserError("--set", f"{given} is not of the form KEY=VALUE, such as model.gradient_checkpointing=true")
-        if key in OWN_OPTIONS:
-            raise UserError("--set", f"{key} must be the same for all variants; use {OWN_OPTIONS[key]}")
+        if key in SHARED_OPTIONS:
+            raise UserError("--set", f"{key} must be the same for all variants; use {SHARED_OPTIONS[key]}")
     out: Path = options.out
     if out.exists() and not out.is_dir():
         raise UserError("--out", f"{out} is a file; give a folder")
@@ -249,7 +249,7 @@ def installed(options: argparse.Namespace) -> list[str]:
     return [v for v in options.variants if v != "trl" or importlib.util.find_spec("trl")]
 
 
-def report(outcome: Outcome, load: float) -> None:
+def print_report(outcome: Outcome, load: float) -> None:
     """Print the results; ``load`` is the load average before the first step."""
     print("wrote", *outcome.paths, sep="\n  ")
     print(results_table(outcome.results))
@@ -297,7 +297,7 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     say("")
-    report(outcome, load)
+    print_report(outcome, load)
     failed = any(measured.failure for name, measured in outcome.measured.items() if name in installed(options))
     return int(failed or outcome.targets is None)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks.study.grid import BASE, StudyGrid, check_cells, read_grid
 from benchmarks.study.measuring import Measurer
-from benchmarks.study.page import GRID, PAGE, ROWS, report
+from benchmarks.study.page import GRID, PAGE, ROWS, write_report
 from benchmarks.study.runs import Runner, claim, stopped_by_signals
 from benchmarks.study.split import HeldOutSplit, split_rows
 from lightning_mlc.errors import Interrupted, UserError
@@ -64,7 +64,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _main(options: argparse.Namespace, args: Sequence[str]) -> int:
     if options.report is not None:
-        print("wrote", *report(options.report, options.page), sep="\n  ")
+        print("wrote", *write_report(options.report, options.page), sep="\n  ")
         return 0
     if options.config is None:
         raise UserError("--config", "is not set; give a grid, such as benchmarks/studies/smollm2.yaml")

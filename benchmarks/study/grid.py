@@ -23,7 +23,7 @@ from lightning_mlc.errors import UserError, did_you_mean
 BASE = "base"
 """The cell that every study has: the model before training."""
 
-OWN_OPTIONS = {
+STUDY_OPTIONS = {
     "out": "each run has a folder of its own in --out",
     "seed_everything": "list the seeds under 'seeds'",
     "ckpt_path": "runs resume by themselves",
@@ -125,7 +125,7 @@ class StudyGrid:
         return [
             "fit",
             *(f"--config={config}" for config in self.configs),
-            *(f"--{key}={_written(value)}" for key, value in options.items()),
+            *(f"--{key}={_argument(value)}" for key, value in options.items()),
         ]
 
 
@@ -143,7 +143,7 @@ def read_grid(path: Path) -> StudyGrid:
         raise UserError("--config", f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError("--config", f"{path} must hold a mapping with name, seeds, cells and data")
-    _known(content, StudyGrid, "")
+    _check_keys(content, StudyGrid, "")
     if re.fullmatch(r"[\w.-]+", str(content["name"])) is None:
         raise UserError("name", f"must be letters, digits, '.', '-' and '_', got {content['name']!r}")
     seeds = content["seeds"]
@@ -154,7 +154,7 @@ def read_grid(path: Path) -> StudyGrid:
     cells = _read_cells(content["cells"])
     shared = _read_options(content.get("fit") or {}, "fit")
     for section, kind in (("data", DataSettings), ("evaluation", StudyEvaluation)):
-        _known(content.get(section) or {}, kind, f"{section}.")
+        _check_keys(content.get(section) or {}, kind, f"{section}.")
     data = DataSettings(**content["data"])
     measured: dict[str, Any] = {
         key: tuple(v) if isinstance(v, list) else v for key, v in (content.get("evaluation") or {}).items()
@@ -222,7 +222,7 @@ def check_cells(grid: StudyGrid, own: Mapping[str, Any]) -> dict[str, Any]:
     return models
 
 
-def _written(value: Any) -> str:
+def _argument(value: Any) -> str:
     """Return ``value`` as the command line accepts it."""
     return value if isinstance(value, str) else json.dumps(value)
 
@@ -246,8 +246,8 @@ def _read_options(content: Any, where: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(where, "must be a mapping such as {model.objective: DPO}")
     for key in content:
-        if key in OWN_OPTIONS:
-            raise UserError(f"{where}.{key}", f"cannot be set here; {OWN_OPTIONS[key]}")
+        if key in STUDY_OPTIONS:
+            raise UserError(f"{where}.{key}", f"cannot be set here; {STUDY_OPTIONS[key]}")
     return {str(key): value for key, value in content.items()}
 
 
@@ -255,7 +255,7 @@ def _read_questions(content: Any, cells: Mapping[str, Any]) -> list[Question]:
     found = []
     for number, item in enumerate(content):
         where = f"questions[{number}]"
-        _known(item, Question, f"{where}.")
+        _check_keys(item, Question, f"{where}.")
         for cell in (*item["compare"], *item["compare"].values()):
             if cell != BASE and cell not in cells:
                 raise UserError(f"{where}.compare", f"there is no cell '{cell}'" + _near(cell, [*cells, BASE]))
@@ -263,7 +263,7 @@ def _read_questions(content: Any, cells: Mapping[str, Any]) -> list[Question]:
     return found
 
 
-def _known(content: Any, kind: type, where: str) -> None:
+def _check_keys(content: Any, kind: type, where: str) -> None:
     """Raise UserError if ``content`` has keys that ``kind`` lacks, or lacks keys that ``kind`` needs."""
     if not isinstance(content, dict):
         raise UserError(where.rstrip("."), "must be a mapping")

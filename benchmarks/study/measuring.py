@@ -144,9 +144,9 @@ class Measurer:
             rows = states[:, :, resolve_layer(layer, depth)].double()
             raw, centred = collinearity(rows, mask), collinearity(rows - rows[mask].mean(0), mask)
             found[str(layer)] = {
-                "explained_variance": _known(raw["explained_variance"]),
-                "min_cosine": _known(raw["min_cosine"]),
-                "explained_variance_centred": _known(centred["explained_variance"]),
+                "explained_variance": _finite_or_null(raw["explained_variance"]),
+                "min_cosine": _finite_or_null(raw["min_cosine"]),
+                "explained_variance_centred": _finite_or_null(centred["explained_variance"]),
             }
         return found
 
@@ -165,7 +165,7 @@ class Measurer:
                     exchanges[index] = Exchange(texts[index], response.text, self.languages[places[index][1]])
             for judge in self.judges:
                 verdicts = dict(judge.judge([exchange for exchange in exchanges if exchange is not None], ()))
-                as_values = _labels if name == "verdicts" else _refused
+                as_values = _labels if name == "verdicts" else _declines
                 values = zip(verdicts, as_values(list(verdicts.values())), strict=True)
                 found[name][judge.name] = self._grid(prompts, {places[i]: value for i, value in values})
                 judge.close()
@@ -176,7 +176,7 @@ def _labels(verdicts: Sequence[Verdict]) -> list[int]:
     return [MISSING if verdict.label is None else OUTCOMES[verdict.label] for verdict in verdicts]
 
 
-def _refused(verdicts: Sequence[Verdict]) -> list[float | None]:
+def _declines(verdicts: Sequence[Verdict]) -> list[float | None]:
     found = declined([(verdict.label, verdict.refused) for verdict in verdicts])
     return [None if declines is None else float(declines) for declines in found]
 
@@ -185,5 +185,5 @@ def _logp_and_tokens(likelihood: Likelihood) -> list[float]:
     return [likelihood.logp, likelihood.tokens]
 
 
-def _known(values: torch.Tensor) -> list[float | None]:
+def _finite_or_null(values: torch.Tensor) -> list[float | None]:
     return [value if math.isfinite(value) else None for value in values.tolist()]

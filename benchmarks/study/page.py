@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.environment import ROOT
 from benchmarks.study.grid import BASE, Question, StudyGrid, read_grid
 from benchmarks.study.results import (
     LIKELIER,
@@ -25,7 +26,6 @@ from lightning_mlc.evaluation.reporting.document import Block, Heading, Paragrap
 from lightning_mlc.evaluation.reporting.plots import plot_intervals
 from lightning_mlc.report import save
 
-ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "study.md"
 GRID, ROWS = "grid.yaml", "rows.json"
 """Files that a run writes into its folder for the report."""
@@ -33,7 +33,7 @@ PICTURED = (REWARD_MARGIN, REFUSAL_MARGIN)
 """Measures whose differences are drawn for each language: the objective of training, and its purpose."""
 
 
-def report(folder: Path, page: Path) -> list[Path]:
+def write_report(folder: Path, page: Path) -> list[Path]:
     """Write ``results.json`` into ``folder``, the study's part of ``page``, and pictures into ``images`` next to it.
 
     Returns:

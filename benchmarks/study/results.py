@@ -45,7 +45,7 @@ def collect(grid: StudyGrid, out: Path) -> dict[str, Any]:
     by_cell = {cell: _figures_of_cell(list(seeds.values()), base) for cell, seeds in cells.items()}
     measures = dict.fromkeys(measure for found in by_cell.values() for measure, _ in found)
     figures = [
-        {"cell": cell, "measure": measure.name, "scope": scope, **_written(own, _interval_of(own, measure))}
+        {"cell": cell, "measure": measure.name, "scope": scope, **_figure_values(own, _interval_of(own, measure))}
         for cell, found in by_cell.items()
         for (measure, scope), own in found.items()
     ]
@@ -63,7 +63,7 @@ def collect(grid: StudyGrid, out: Path) -> dict[str, Any]:
                 if (measure, scope) in theirs:
                     change = own.minus(theirs[measure, scope])
                     place = {"cell": cell, "against": other, "measure": measure.name, "scope": scope}
-                    differences.append(place | _written(change, interval(change)))
+                    differences.append(place | _figure_values(change, interval(change)))
     environments = {json.dumps(one["environment"]): None for seeds in cells.values() for one in seeds.values()}
     results = {
         "name": grid.name,
@@ -154,7 +154,7 @@ def _figures_of_cell(
     ]
     for judge in seeds[0]["verdicts"]:
         alone += [(safe_by(judge), _labelled(judge, SAFE)), (invalid_by(judge), _labelled(judge, INVALID))]
-    alone += [(refused_by(judge), _refused(judge)) for judge in seeds[0]["ordinary_refused"]]
+    alone += [(refused_by(judge), _ordinary_declined(judge)) for judge in seeds[0]["ordinary_refused"]]
     for measure, values in [*(rewards if base is not None else ()), *alone]:
         grids = [values(one, base or one) for one in seeds]
         if all(bool((~grid.isnan()).any()) for grid in grids):
@@ -228,7 +228,7 @@ def _labelled(judge: str, wanted: int) -> Values:
     )
 
 
-def _refused(judge: str) -> Values:
+def _ordinary_declined(judge: str) -> Values:
     return lambda one, _: _matrix(one["ordinary_refused"][judge], float)
 
 
@@ -249,7 +249,7 @@ def _interval_of(found: SeedFigure, measure: StudyMeasure) -> IntervalEstimate:
     return widen_certainty(IntervalEstimate(own.value, low, high), found.parts.shape[1])
 
 
-def _written(found: SeedFigure, own: IntervalEstimate) -> dict[str, Any]:
+def _figure_values(found: SeedFigure, own: IntervalEstimate) -> dict[str, Any]:
     return {
         "value": own.value,
         "low": own.low,

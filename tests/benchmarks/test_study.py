@@ -23,7 +23,7 @@ from conftest import example_rows, write_jsonl
 
 from benchmarks.study.__main__ import main, parse
 from benchmarks.study.grid import DataSettings, check_cells, read_grid
-from benchmarks.study.page import GRID, PAGE, ROWS, report
+from benchmarks.study.page import GRID, PAGE, ROWS, write_report
 from benchmarks.study.results import collect
 from benchmarks.study.runs import claim, is_claimed
 from benchmarks.study.split import split_rows
@@ -236,7 +236,7 @@ def test_two_processes_finish_what_was_killed(tmp_path: Path, tiny_model: Path) 
     assert main([*arguments[:-1], f"--data={write_jsonl(tmp_path / 'other.jsonl', example_rows(10))}"]) == 2
     page = tmp_path / "page.md"
     page.write_text("a\n<!-- study tiny: begin -->\nnot measured yet\n<!-- study tiny: end -->\nb\n")
-    report(out, page)
+    write_report(out, page)
     assert "`dpo-mlc` - `dpo`" in page.read_text()
 
 
@@ -385,7 +385,7 @@ def test_figures_are_those_counted_by_hand(study: Path) -> None:
 def test_the_page_says_noise_where_an_interval_includes_0(study: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- study tiny: begin -->\nnot measured yet\n<!-- study tiny: end -->\nafter\n")
-    report(study, page)
+    write_report(study, page)
     text = page.read_text()
     rows = {
         line.split("|")[1].strip(): line.split("|")[2].strip() for line in text.splitlines() if line.startswith("|")
@@ -399,7 +399,7 @@ def test_the_page_says_noise_where_an_interval_includes_0(study: Path, tmp_path:
     assert "2 held out, 1 left out as too long" in text
     for measure in ("reward", "refusal"):
         assert (tmp_path / "images" / f"study_tiny_1_{measure}.png").stat().st_size > 1000
-    report(study, page)
+    write_report(study, page)
     assert page.read_text() == text  # writing again changes nothing
 
 
@@ -407,8 +407,8 @@ def test_what_is_missing_is_said(study: Path, tmp_path: Path) -> None:
     (study / "cells" / "dpo-mlc" / "seed-2" / "measured.json").unlink()
     page = tmp_path / "page.md"
     page.write_text("<!-- study tiny: begin --><!-- study tiny: end -->")
-    report(study, page)
+    write_report(study, page)
     assert "Not measured yet: dpo-mlc seed 2." in page.read_text()
     page.write_text("no place")
     with pytest.raises(UserError, match="has no marks for the study"):
-        report(study, page)
+        write_report(study, page)

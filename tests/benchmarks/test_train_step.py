@@ -266,7 +266,7 @@ def test_what_is_refused(
 def test_options_for_all_are_options_of_fit(settings: StepSettings) -> None:
     """`--set` refuses options by the names that the command uses."""
     given = {argument.split("=")[0] for argument in _arguments(settings, 0.8, Path("out"), 1)}
-    assert {f"--{key}" for key in train_step.OWN_OPTIONS} <= given
+    assert {f"--{key}" for key in train_step.SHARED_OPTIONS} <= given
 
 
 @pytest.mark.slow
@@ -314,7 +314,7 @@ def test_what_is_written(tmp_path: Path) -> None:
 
 
 def test_gpu_command_runs_it_with_options_that_are_right() -> None:
-    (arguments,) = [arguments for name, arguments, _ in gpu.STEPS if name == "train-step"]
+    (arguments,) = [arguments for name, arguments, _ in gpu.COMMANDS if name == "train-step"]
     assert arguments[:2] == ("-m", "benchmarks.train_step")
     options = train_step.parse(arguments[2:])
     train_step.check(options)
