@@ -140,7 +140,7 @@ class Memory:
     def __init__(self, segments: Mapping[int, NDArray[np.uint8]]) -> None:
         self._segments = dict(segments)
         if any(begin % 16 for begin in self._segments):
-            raise ValueError("a segment has to begin at a multiple of 16")
+            raise ValueError("a segment must begin at a multiple of 16")
 
     def _cells(self, address: Array, kind: type[np.generic]) -> list[tuple[Array, Array, Array]]:
         """For each segment: its numbers, which of the addresses lie in it, and at which index."""
@@ -743,4 +743,4 @@ class _Launch:
         if active is not True:
             groups = active.reshape(-1, size)
             if (groups.any(axis=1) != groups.all(axis=1)).any():
-                raise Fault(f"not reached by all who take part: {instruction.text}")
+                raise Fault(f"not reached by all threads that take part: {instruction.text}")

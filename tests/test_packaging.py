@@ -27,7 +27,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = folder / "source"  # setuptools writes build/ and egg-info into the folder that it builds from
     files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
     if files.returncode != 0:
-        pytest.skip("needs the git checkout, to tell the project's files from others")
+        pytest.skip("needs a git checkout, which lists the files of the project")
     for name in files.stdout.splitlines():
         if (ROOT / name).is_file() and not name.startswith("tests/"):
             (source / name).parent.mkdir(parents=True, exist_ok=True)

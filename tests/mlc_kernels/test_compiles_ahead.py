@@ -23,7 +23,7 @@ from triton.compiler import ASTSource  # noqa: E402
 from mlc_kernels import fused, fused_pooling, loss_kernels, pooling_kernels  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter takes the place of the compiler"
+    os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter replaces the compiler"
 )
 
 TARGETS = {

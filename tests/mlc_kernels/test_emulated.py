@@ -24,7 +24,7 @@ from mlc_kernels import backends, mlc_loss, mlc_loss_from_hidden, singular_value
 from mlc_kernels.hidden import Pooling
 
 pytestmark = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter takes the place of the compiler"
+    os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter replaces the compiler"
 )
 
 # Errors of rounding the result to its type (for float32 a little more than half of this), and for float64 rows the

@@ -18,10 +18,10 @@ PLAIN = ["-p", "no:cacheprovider", "-p", "no:xdist"]
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed"),
-    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="is in the interpreter already"),
+    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="runs in the interpreter already"),
     pytest.mark.skipif(
         importlib.util.find_spec("triton") is not None and version("triton") < "3.7",
-        reason="the interpreter of Triton before 3.7 makes numbers of arrays, which numpy 2.4 refuses",
+        reason="the interpreter of Triton before 3.7 turns arrays into numbers, which numpy 2.4 refuses",
     ),
 ]
 

@@ -70,7 +70,7 @@ def test_a_step_runs(name: str, tiny_model: Path, tmp_path: Path, monkeypatch: p
     if name.startswith("logger/"):
         pytest.importorskip(Path(name).name)
     if name.startswith("strategy/"):
-        pytest.skip("takes processes of its own: test_layouts.py")
+        pytest.skip("needs several processes, as in test_layouts.py")
     if name == "qlora":
         pytest.importorskip("bitsandbytes")
     model = tiny_model

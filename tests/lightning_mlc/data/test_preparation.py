@@ -116,7 +116,7 @@ class Stuck(Encoder):
             time.sleep(60)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs forks")
 def test_processes_end_with_the_one_that_started_them() -> None:
     """However the parent ends. The workers would otherwise wait for work forever, and keep its memory."""
     end, begin = os.pipe()

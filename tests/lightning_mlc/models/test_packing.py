@@ -214,7 +214,7 @@ def test_a_mask_that_is_not_heeded_is_noticed(tmp_path: Path) -> None:
     assert not self_check(Policy(model)).layout.packed
 
 
-ON_A_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="flex and flash attention train on a GPU only")
+ON_A_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="flex and flash attention train only on a GPU")
 
 
 @pytest.mark.gpu
@@ -222,7 +222,7 @@ ON_A_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="flex and fl
 @pytest.mark.parametrize("attention", ["flex_attention", "flash_attention_2"])
 def test_attention_for_gpus_gives_what_padded_rows_give(tmp_path: Path, attention: str) -> None:
     if attention.startswith("flash"):
-        pytest.importorskip("flash_attn", reason="flash attention is a package of its own")
+        pytest.importorskip("flash_attn", reason="flash attention is a separate package")
     sizes = SIZES | {"hidden_size": 128, "num_attention_heads": 2}  # heads of width 64, which the kernels need
     results = []
     for name in ("sdpa", attention):

@@ -25,4 +25,4 @@ def device() -> str:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if INTERPRETED and item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip(reason="about the device, not about numbers"))
+            item.add_marker(pytest.mark.skip(reason="tests the device, not numbers"))

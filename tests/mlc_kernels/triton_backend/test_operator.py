@@ -180,7 +180,7 @@ def test_never_waits_for_the_device(device: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="takes a second device")
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second device")
 def test_runs_where_the_tensor_is() -> None:
     rows = random_rows(3, 10, 64, device="cuda:1")
     assert kernel_loss(rows).device == rows.device
