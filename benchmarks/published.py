@@ -1,10 +1,10 @@
 """The authors' training step, as a baseline: the cost of DPO + MLC in a straightforward implementation.
 
-It is rewritten from https://github.com/Yuyan-B/MLC (``src/llamafactory/train/dpo/trainer.py`` and
-``data/collator.py``) and keeps all that determines cost and result. For each pair, the chosen and the rejected response
-and the prompts in all L languages are 2 + L rows of one right-padded batch. The policy and a second, frozen model both
-run the whole batch, with the hidden states of every layer and float32 logits of every row. The MLC loss is a float32
-SVD of the extracted states. Printing singular values in every step and the distributed strategy are left out.
+It follows https://github.com/Yuyan-B/MLC (``src/llamafactory/train/dpo/trainer.py`` and ``data/collator.py``) in all
+that determines cost and result. For each pair, the chosen and the rejected response and the prompts in all L languages
+are 2 + L rows of one right-padded batch. The policy and a second, frozen model both run the whole batch, with the
+hidden states of every layer and float32 logits of every row. The MLC loss is a float32 SVD of the extracted states.
+Printing singular values in every step and the distributed strategy are left out.
 """
 
 from __future__ import annotations

@@ -56,7 +56,8 @@ class StudyEvaluation:
     """How every trained model is measured.
 
     Args:
-        generate: Number of held-out prompts, and of ordinary prompts, that are answered and judged in every language.
+        generate: Number of held-out prompts, and of ordinary prompts, that are answered and judged in every language;
+            0 for none.
         judges: Judges of these answers, as in ``lightning-mlc evaluate``.
         max_new_tokens: Largest number of tokens in an answer.
         ordinary: Prompts that a model should answer, in any layout; ``sample`` means the ordinary ones of the sample.

@@ -129,7 +129,7 @@ class Measurer:
 
     @torch.inference_mode()
     def _layers(self, local: LocalModel) -> dict[str, dict[str, list[float | None]]]:
-        """By layer, the collinearity of each prompt's hidden states, as they are and centred on their mean."""
+        """By layer, the collinearity of each prompt's hidden states, as they are and minus the mean of all."""
         places = self._places(self.prompts)
         texts = [self.prompts[i][self.languages[j]] for i, j in places]
         with track("  hidden states", len(places), "prompts") as work:

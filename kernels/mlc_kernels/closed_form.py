@@ -260,7 +260,7 @@ def _losses(
     counted = count >= 2
     top = values[:, -1:].masked_fill(~counted[:, None], 1.0)
     unit_of_logits = temperature * top if divide_by_top else torch.full_like(top, temperature)
-    # Softmax over the values of the rows that exist. A prompt that does not count has only weights 0 / 1.
+    # Softmax over the values of the rows that exist. A prompt that does not count has weights 0 / 1 = 0.
     weights = ((values - top) / unit_of_logits).exp().masked_fill_(~taken, 0.0)
     total = weights.sum(1, keepdim=True).masked_fill_(~counted[:, None], 1.0)
     losses = total[:, 0].log()
