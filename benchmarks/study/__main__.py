@@ -23,9 +23,9 @@ from benchmarks.study.page import GRID, PAGE, ROWS, write_report
 from benchmarks.study.runs import Runner, claim, stopped_by_signals
 from benchmarks.study.split import HeldOutSplit, split_rows
 from lightning_mlc.errors import Interrupted, UserError
-from lightning_mlc.evaluation.journal import write_whole
 from lightning_mlc.evaluation.systems.local import chat_of
 from lightning_mlc.evaluation.systems.system import System
+from lightning_mlc.files.atomic import write_whole
 from lightning_mlc.files.paths import user_path, user_text
 from lightning_mlc.progress.quiet import quiet_libraries
 

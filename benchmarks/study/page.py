@@ -21,9 +21,9 @@ from benchmarks.study.results import (
     collect,
 )
 from lightning_mlc.errors import UserError
-from lightning_mlc.evaluation.journal import write_whole
 from lightning_mlc.evaluation.reporting.document import Block, Heading, Paragraph, Picture, Table, to_markdown
 from lightning_mlc.evaluation.reporting.plots import plot_intervals
+from lightning_mlc.files.atomic import write_whole
 from lightning_mlc.report import save
 
 PAGE = ROOT / "docs" / "study.md"

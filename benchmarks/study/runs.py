@@ -35,8 +35,8 @@ from benchmarks.study.grid import BASE, StudyGrid
 from benchmarks.study.measuring import Measurer
 from lightning_mlc.checkpoints.finding import checkpoint_files
 from lightning_mlc.errors import Interrupted, UserError
-from lightning_mlc.evaluation.journal import write_whole
 from lightning_mlc.evaluation.systems.system import System
+from lightning_mlc.files.atomic import write_whole
 from lightning_mlc.progress.bars import SECONDS, say
 
 

@@ -12,7 +12,8 @@ from lightning_mlc.data.file_layouts import parse_rows
 from lightning_mlc.data.reading import read_rows
 from lightning_mlc.data.tokenization import ChatTokenizer
 from lightning_mlc.errors import UserError
-from lightning_mlc.evaluation.journal import digest, write_whole
+from lightning_mlc.evaluation.journal import digest
+from lightning_mlc.files.atomic import write_whole
 
 
 @dataclass(frozen=True)

@@ -28,12 +28,11 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lightning_mlc.errors import UserError, first_line
+from lightning_mlc.files.atomic import UNFINISHED
 from lightning_mlc.processes import raise_together
 
 REST = "meta.pt"
 """What of a checkpoint folder is not a sharded tensor."""
-UNFINISHED = ".unfinished"
-"""How the name ends of what is being written, or removed."""
 _NAME = "lightning_mlc.stored_as"
 """Key of the placeholder that stands where a sharded tensor was."""
 
@@ -74,7 +73,7 @@ def save_folder(checkpoint: dict[str, Any], folder: Path) -> None:
 
     rest = _walk(checkpoint, take)
     is_first = torch.distributed.get_rank() == 0
-    unfinished = unfinished_name(folder)
+    unfinished = folder.with_name(f".{folder.name}{UNFINISHED}")  # the same on every process
 
     def prepare() -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -107,11 +106,6 @@ def save_folder(checkpoint: dict[str, Any], folder: Path) -> None:
             if is_first:
                 shutil.rmtree(unfinished, ignore_errors=True)
         raise_together(error)
-
-
-def unfinished_name(path: Path) -> Path:
-    """Where what is to become ``path`` is written."""
-    return path.with_name(f".{path.name}{UNFINISHED}")
 
 
 def remove(path: Path) -> None:

@@ -9,7 +9,6 @@ and the progress of Lightning's loops. The order of the examples follows from se
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from lightning_mlc.checkpoints.finding import require_room
-from lightning_mlc.checkpoints.format import (
-    UNFINISHED,
-    read_checkpoint,
-    reason,
-    remove,
-    unfinished_name,
-)
+from lightning_mlc.checkpoints.format import read_checkpoint, reason, remove
 from lightning_mlc.errors import UserError, did_you_mean
+from lightning_mlc.files.atomic import UNFINISHED, whole_file
 from lightning_mlc.lightning_internals import CheckpointHooks, ends_window, rewind_to_step, validation_follows
 from lightning_mlc.processes import raise_together
 
@@ -45,16 +39,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         target = Path(path)
-        unfinished = unfinished_name(target)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with unfinished.open("wb") as file:
+            with whole_file(target) as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(target)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-            unfinished.unlink(missing_ok=True)
             raise UserError(
                 "checkpoint",
                 f"cannot write {target} ({reason(error)}); training stopped, the checkpoints before it "

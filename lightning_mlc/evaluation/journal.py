@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from lightning_mlc.errors import UserError, shortened, some_of
+from lightning_mlc.files.atomic import write_whole
 
 
 class Key(NamedTuple):
@@ -160,14 +161,6 @@ class Journal:
         self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
         self._file.flush()
         self.records[job.key] = record
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` atomically: the file is replaced as a whole, or stays unchanged."""
-    # The process id is in the name because processes of a study write some files at the same time.
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
 
 
 def _difference(begun: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -26,7 +26,7 @@ from rich.console import Console
 from lightning_mlc.data.languages import canonical_languages
 from lightning_mlc.data.records import Message
 from lightning_mlc.errors import UserError
-from lightning_mlc.evaluation.journal import Job, Journal, Key, digest, write_whole
+from lightning_mlc.evaluation.journal import Job, Journal, Key, digest
 from lightning_mlc.evaluation.judges.base import Exchange, Judge
 from lightning_mlc.evaluation.judges.roster import MARGIN, endpoint_of, make_judges
 from lightning_mlc.evaluation.likelihood import Likelihood, Openings, Scorer
@@ -40,6 +40,7 @@ from lightning_mlc.evaluation.systems.generation import Generator, LocalModel
 from lightning_mlc.evaluation.systems.local import check_lengths, explain_dtype, warn_of_slow_dtype
 from lightning_mlc.evaluation.systems.resolved import Placement, ResolvedSystem
 from lightning_mlc.evaluation.systems.system import System, parse_systems
+from lightning_mlc.files.atomic import write_whole
 from lightning_mlc.progress.bars import say
 
 

@@ -1,1 +1,1 @@
-"""Paths and files, the same for every command."""
+"""Paths as users write them, and files that are written whole or not at all."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 from safetensors import torch as safetensors
 
+from lightning_mlc.files.atomic import write_whole
 from lightning_mlc.reference.scores import ReferenceScores
 
 FORMAT = "1"
@@ -69,9 +69,9 @@ class ScoreStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / "manifest.json").exists():
             manifest = {"parts": self._parts, "notes": self._notes}
-            self._write("manifest.json", json.dumps(manifest, indent=2).encode())
+            write_whole(self.folder / "manifest.json", json.dumps(manifest, indent=2))
         content = safetensors.save({name: tensor.contiguous() for name, tensor in scores._asdict().items()})
-        self._write(f"{self._name(content)}.safetensors", content)
+        write_whole(self.folder / f"{self._name(content)}.safetensors", content)
 
     def explain_absence(self) -> None:
         """Log how these scores differ from the most similar stored scores of the same responses, if any exist."""
@@ -96,12 +96,6 @@ class ScoreStore:
 
     def _name(self, content: bytes) -> str:
         return hashlib.sha256(self._fingerprint.encode() + content).hexdigest()[:32]
-
-    def _write(self, name: str, content: bytes) -> None:
-        # Renamed once complete, so that no interrupt leaves half a file and no other process reads one.
-        with tempfile.NamedTemporaryFile(prefix=".unfinished-", dir=self.folder, delete=False) as file:
-            file.write(content)
-        Path(file.name).rename(self.folder / name)
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -7,13 +7,11 @@ wide; with more languages it gets taller instead.
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_mlc.files.atomic import whole_file
 from lightning_mlc.report.table import PER_LANGUAGE
 
 if TYPE_CHECKING:
@@ -270,14 +268,5 @@ def save(figure: Figure, path: Path | str) -> None:
     Raises:
         OSError: The folder does not exist or cannot be written to.
     """
-    path = Path(path)
-    handle, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".png")
-    os.close(handle)
-    try:
-        figure.savefig(unfinished, dpi=150)
-        os.chmod(unfinished, 0o644)  # a temporary file is readable by its owner alone
-        os.replace(unfinished, path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(unfinished)
-        raise
+    with whole_file(Path(path)) as file:
+        figure.savefig(file, format="png", dpi=150)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
+
+from lightning_mlc.files.atomic import write_whole
 
 Results = Mapping[str, float]
 
@@ -110,8 +113,9 @@ def _number(value: float | None, form: str) -> str:
 def write_table_csv(path: Path, before: Results | None, after: Results) -> None:
     """All results as rows of ``metric,before,after``, in full precision; empty where there is none."""
     before = before or {}
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["metric", "before", "after"])
-        for name in dict.fromkeys([*after, *before]):  # each once, in order
-            writer.writerow([name, before.get(name, ""), after.get(name, "")])
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["metric", "before", "after"])
+    for name in dict.fromkeys([*after, *before]):  # each once, in order
+        writer.writerow([name, before.get(name, ""), after.get(name, "")])
+    write_whole(path, text.getvalue())

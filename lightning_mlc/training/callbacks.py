@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from rich.console import Console
 
 from lightning_mlc.errors import UserError
+from lightning_mlc.files.atomic import write_whole
 from lightning_mlc.lightning_internals import ends_window
 from lightning_mlc.processes import DataParallel
 from lightning_mlc.progress.bars import Track
@@ -253,7 +254,7 @@ class EvaluationReport(Callback):
             "cosines_before": self.before_cosines,
             "cosines_after": module.validation_cosines,
         }
-        (folder / "summary.json").write_text(json.dumps(summary, indent=2))
+        write_whole(folder / "summary.json", json.dumps(summary, indent=2))
         return [folder / name for name in ("validation.csv", "languages.png", "cosines.png", "summary.json")]
 
 

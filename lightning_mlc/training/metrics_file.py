@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_mlc.errors import UserError
+from lightning_mlc.files.atomic import write_whole
 from lightning_mlc.lightning_internals import MetricsLoggerHooks, MetricsWriterHooks
 
 METRICS = MetricsWriterHooks.NAME_METRICS_FILE
@@ -61,9 +63,8 @@ class _Writer(MetricsWriterHooks):
         with path.open(newline="") as file:
             # A killed process may have left half a row at the end.
             rows = [row for row in csv.DictReader(file) if (row["step"] or "").isdigit() and None not in row.values()]
-        unfinished = path.with_suffix(".unfinished")
-        with unfinished.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=self.metrics_keys)
-            writer.writeheader()
-            writer.writerows(row for row in rows if int(row["step"]) < steps or steps == 0)
-        unfinished.replace(path)
+        kept = io.StringIO(newline="")
+        writer = csv.DictWriter(kept, fieldnames=self.metrics_keys)
+        writer.writeheader()
+        writer.writerows(row for row in rows if int(row["step"]) < steps or steps == 0)
+        write_whole(path, kept.getvalue())

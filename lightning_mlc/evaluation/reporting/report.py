@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_mlc.evaluation.journal import Key, write_whole
+from lightning_mlc.evaluation.journal import Key
 from lightning_mlc.evaluation.reporting import document
 from lightning_mlc.evaluation.reporting.document import Block, Heading, Paragraph, Table, Verbatim
 from lightning_mlc.evaluation.reporting.figure_tables import FigureTables
 from lightning_mlc.evaluation.reporting.representation_section import representation_section
 from lightning_mlc.evaluation.reporting.sections import NOT_GREEDY, set_sections
 from lightning_mlc.evaluation.study import Study
+from lightning_mlc.files.atomic import write_whole
 
 
 def write_report(study: Study, results: Mapping[str, Any]) -> list[Path]:

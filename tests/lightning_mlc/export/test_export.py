@@ -238,8 +238,8 @@ def test_a_run_that_died_exports_its_newest_whole_checkpoint(whole: Path, tmp_pa
     content = last(whole).read_bytes()
     half = died / "checkpoints" / "step=2.ckpt"
     half.write_bytes(content[: len(content) // 2])
-    (died / "checkpoints" / ".step=2.ckpt.unfinished").write_bytes(content)
-    (died / "checkpoints" / "last.ckpt").symlink_to("step=9.ckpt")  # which no longer exists
+    (died / "checkpoints" / ".step=2.ckpt.1-0.unfinished").write_bytes(content)
+    (died / "checkpoints" / "last.ckpt").symlink_to("step=9.ckpt")  # which is gone
     for place in (died, died / "checkpoints"):
         assert export(place, tmp_path / f"of-{place.name}") == 0
         written = load_file(tmp_path / f"of-{place.name}" / "model.safetensors")

@@ -401,7 +401,9 @@ def test_a_killed_pass_loses_no_more_than_the_last_shard(
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     assert len(shards(data_file)) == 3
     half = next((data_file.parent / "cache" / "reference").rglob("*.safetensors"))
-    (half.parent / ".unfinished-half").write_bytes(half.read_bytes()[:50])  # what a kill during writing leaves behind
+    (half.parent / f".{half.name}.1-0.unfinished").write_bytes(
+        half.read_bytes()[:50]
+    )  # what a kill while writing leaves
     monkeypatch.setattr(scoring, "SCORING_EXAMPLES", 2)
     sizes = count_batches(monkeypatch)
     again = tables(run(arguments).model)  # the same command: nothing that was written prevents it

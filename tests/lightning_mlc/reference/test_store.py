@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightning_mlc.files.atomic import whole_file
 from lightning_mlc.reference.scores import ReferenceScores
 from lightning_mlc.reference.store import ScoreStore
 
@@ -73,11 +74,16 @@ def test_a_damaged_shard_is_named_and_its_rows_are_missing(
     assert not caplog.text
 
 
-def test_half_a_file_is_never_read(tmp_path: Path) -> None:
+def test_half_a_file_is_never_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store(tmp_path).append(scores(1))
     whole = shards(store(tmp_path))[0].read_bytes()
-    (store(tmp_path).folder / ".unfinished-abc").write_bytes(whole[:40])
-    assert store(tmp_path).read().keys.tolist() == [1]
+    shard = store(tmp_path).folder / f"{'0' * 32}.safetensors"
+    with whole_file(shard) as file:  # as another process, or one that is killed here, leaves it
+        file.write(whole[:40])
+        file.flush()
+        assert store(tmp_path).read().keys.tolist() == [1]
+        assert "damaged" not in caplog.text
+        assert len([path for path in shard.parent.iterdir() if path.stat().st_size == 40]) == 1
 
 
 def test_a_shard_of_another_folder_is_not_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -122,8 +122,8 @@ def test_a_half_written_checkpoint_is_never_chosen(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     AtomicCheckpointIO().save_checkpoint({"global_step": 1}, folder / "step=1.ckpt")
     (folder / "step=2.ckpt").write_bytes((folder / "step=1.ckpt").read_bytes()[:-30])
-    (folder / ".step=3.ckpt.unfinished").write_bytes(b"PK")
-    (folder / "step=4.ckpt").mkdir()  # of several processes: the list of its parts is not written yet
+    (folder / ".step=3.ckpt.1-0.unfinished").write_bytes(b"PK")
+    (folder / "step=4.ckpt").mkdir()  # of several processes, the list of its parts not yet written
     assert checkpoint_files(tmp_path) == [folder / "step=1.ckpt"]
 
 
