@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Self
 
 LONGEST_REASON = 200
 """Characters of another library's message that are quoted at most."""
@@ -32,6 +33,20 @@ class UserError(Exception):
     def __str__(self) -> str:
         return self.text if self.option is None else f"{self.option}: {self.text}"
 
+    def of(self, option: str | None) -> Self:
+        """The same error, of another option."""
+        error = type(self)(option, self.text)
+        error.is_shared = self.is_shared
+        return error
+
+    def is_within(self, key: str) -> bool:
+        """Whether it is of the option ``key`` or of one below it, such as ``key.beta`` or ``key[1]``."""
+        return self.option == key or (self.option or "").startswith((f"{key}.", f"{key}["))
+
+
+class CheckpointError(UserError):
+    """A checkpoint cannot be written. The run ends without an attempt to write another one."""
+
 
 class Interrupted(UserError):
     """The run was asked to end before it was done. The command exits with status 143, as after SIGTERM itself."""
@@ -43,7 +58,23 @@ def renamed(options: Collection[str], option: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(option if error.option in options else error.option, error.text) from error
+        raise error.of(option if error.option in options else error.option) from error
+
+
+@contextmanager
+def moved(key: str, place: str) -> Iterator[None]:
+    """Errors inside that are of the option ``key``, or of one below it, are of the same option at ``place``.
+
+    An error of no option is of ``place`` itself.
+    """
+    try:
+        yield
+    except UserError as error:
+        if error.option is None:
+            raise error.of(place) from error
+        if error.is_within(key):
+            raise error.of(place + error.option.removeprefix(key)) from error
+        raise
 
 
 def first_line(error: BaseException) -> str:

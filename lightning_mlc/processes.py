@@ -58,14 +58,13 @@ def raise_together(error: UserError | None) -> None:
     Raises:
         UserError: Some process has an error.
     """
-    found: list[tuple[str | None, str] | None] = [None if error is None else (error.option, error.text)]
+    found: list[UserError | None] = [error]
     if distributed.is_available() and distributed.is_initialized():
-        own = found[0]
         found = [None] * distributed.get_world_size()
-        distributed.all_gather_object(found, own)
-    for message in found:
-        if message is not None:
-            shared = UserError(*message)
+        distributed.all_gather_object(found, error)
+    for first in found:
+        if first is not None:
+            shared = first.of(first.option)
             shared.is_shared = True
             raise shared from error
 

@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from lightning_mlc.errors import UserError, first_line
+from lightning_mlc.errors import CheckpointError, UserError, first_line
 from lightning_mlc.files.atomic import UNFINISHED
 from lightning_mlc.processes import raise_together
 
@@ -60,7 +60,7 @@ def save_folder(checkpoint: dict[str, Any], folder: Path) -> None:
     Written beside its place and then renamed, so that a folder is there as a whole or not at all.
 
     Raises:
-        UserError: It cannot be written.
+        CheckpointError: It cannot be written.
     """
     tensors: dict[str, Any] = {}
 
@@ -98,14 +98,19 @@ def save_folder(checkpoint: dict[str, Any], folder: Path) -> None:
             if action is not None:
                 action()
         except (OSError, RuntimeError, CheckpointException) as found:
-            error = UserError(
-                "checkpoint",
-                f"cannot write {folder} ({reason(found)}); training stopped, the "
-                "checkpoints before it are whole: make room and continue with --ckpt_path last",
-            )
+            error = cannot_write(folder, found)
             if is_first:
                 shutil.rmtree(unfinished, ignore_errors=True)
         raise_together(error)
+
+
+def cannot_write(path: Path, error: BaseException) -> CheckpointError:
+    """The error of a checkpoint at ``path`` that ``error`` kept from being written."""
+    return CheckpointError(
+        "checkpoint",
+        f"cannot write {path} ({reason(error)}); training stopped, the checkpoints before it are whole: "
+        "make room and continue with --ckpt_path last",
+    )
 
 
 def remove(path: Path) -> None:

@@ -20,8 +20,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from lightning_mlc.checkpoints.finding import require_room
-from lightning_mlc.checkpoints.format import read_checkpoint, reason, remove
-from lightning_mlc.errors import UserError, did_you_mean
+from lightning_mlc.checkpoints.format import cannot_write, read_checkpoint, remove
+from lightning_mlc.errors import CheckpointError, UserError, did_you_mean
 from lightning_mlc.files.atomic import UNFINISHED, whole_file
 from lightning_mlc.lightning_internals import CheckpointHooks, ends_window, rewind_to_step, validation_follows
 from lightning_mlc.processes import raise_together
@@ -44,11 +44,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with whole_file(target) as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-            raise UserError(
-                "checkpoint",
-                f"cannot write {target} ({reason(error)}); training stopped, the checkpoints before it "
-                "are whole: make room and continue with --ckpt_path last",
-            ) from error
+            raise cannot_write(target, error) from error
 
     def load_checkpoint(self, path: Any, *_arguments: Any, **_keywords: Any) -> dict[str, Any]:
         """The checkpoint at ``path``, also if that is a folder of FSDP2, with nothing in it run."""
@@ -111,7 +107,7 @@ class Checkpoint(CheckpointHooks):
         if monitor not in metrics:
             known = [name for name in metrics if "/" in name]
             few = f"there are {', '.join(sorted(known)[:4])}, ..." if known else "nothing is validated"
-            raise UserError(option, f"there is no metric {monitor}" + did_you_mean(monitor, known, f"; {few}"))
+            raise CheckpointError(option, f"there is no metric {monitor}" + did_you_mean(monitor, known, f"; {few}"))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         self._in_optimizer_step = True
@@ -172,9 +168,8 @@ class Checkpoint(CheckpointHooks):
         return resumed is not None and self.dirpath is not None and resumed.parent == Path(self.dirpath).resolve()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        # Weights may be half updated; or the file that could not be written, or has no name yet, is this one.
-        told = isinstance(exception, UserError) and exception.option in ("checkpoint", "checkpoint.monitor")
-        if self._in_optimizer_step or told:
+        # Weights may be half updated, or there is no checkpoint to write.
+        if self._in_optimizer_step or isinstance(exception, CheckpointError):
             return
         # To save takes all processes, and one that failed alone would wait for the others for ever.
         if trainer.world_size > 1 and not isinstance(exception, SIGTERMException):

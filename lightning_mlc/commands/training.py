@@ -26,7 +26,7 @@ from lightning_mlc.commands.options import explain
 from lightning_mlc.commands.precision_option import PrecisionTrainer, settle, tell
 from lightning_mlc.data.datamodule import MultilingualData
 from lightning_mlc.distributed.sharding import require_supported
-from lightning_mlc.errors import Interrupted, UserError
+from lightning_mlc.errors import Interrupted, UserError, moved
 from lightning_mlc.files.paths import expand_all, expanded
 from lightning_mlc.lightning_internals import CommandLine
 from lightning_mlc.objectives import Objective, Sum
@@ -153,7 +153,7 @@ class TrainingCLI(CommandLine):
             if not isinstance(told, UserError):
                 raise
             objective = self.config[self.subcommand].model.objective
-            if (told.option or "").startswith(OBJECTIVE) and objective is not None:
+            if told.is_within(OBJECTIVE) and objective is not None:
                 # The parts of a sum are made before it, and do not know their place in it.
                 build_objective(objective)
             raise told from None
@@ -220,10 +220,8 @@ def build_objective(node: Namespace, option: str = OBJECTIVE) -> Objective:
     if issubclass(kind, Sum):
         parts = enumerate(options["objectives"])
         options["objectives"] = [build_objective(part, f"{option}.objectives[{index}]") for index, part in parts]
-    try:
+    with moved(OBJECTIVE, option):
         objective: Objective = kind(**options)
-    except UserError as error:
-        raise UserError(option + (error.option or OBJECTIVE).removeprefix(OBJECTIVE), error.text) from error
     return objective
 
 

@@ -10,7 +10,17 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from lightning_mlc.errors import LONGEST_REASON, Interrupted, UserError, first_line, shortened, some_of
+from lightning_mlc.errors import (
+    LONGEST_REASON,
+    CheckpointError,
+    Interrupted,
+    UserError,
+    first_line,
+    moved,
+    renamed,
+    shortened,
+    some_of,
+)
 from lightning_mlc.evaluation.journal import Job, Journal, Key
 from lightning_mlc.evaluation.phases import fill
 from lightning_mlc.evaluation.systems.chat_completion import Refused
@@ -28,6 +38,33 @@ def test_an_error_reads_as_its_option_then_its_text() -> None:
 def test_an_error_crosses_processes_whole() -> None:
     error = pickle.loads(pickle.dumps(Interrupted("out", "stopped")))
     assert (type(error), error.option, error.text) == (Interrupted, "out", "stopped")
+
+
+@pytest.mark.parametrize(
+    ("option", "found"),
+    [
+        ("model.objective", "place[1]"),
+        ("model.objective.beta", "place[1].beta"),
+        ("model.objective[0]", "place[1][0]"),
+        ("model.objectives", "model.objectives"),
+        ("data.train_path", "data.train_path"),
+        (None, "place[1]"),
+    ],
+)
+def test_an_error_moves_with_its_option(option: str | None, found: str) -> None:
+    with pytest.raises(Interrupted) as error, moved("model.objective", "place[1]"):
+        raise Interrupted(option, "stopped")
+    assert (error.value.option, error.value.text) == (found, "stopped")
+
+
+def test_a_renamed_error_keeps_its_kind_and_is_printed_once() -> None:
+    shared = CheckpointError("checkpoint", "no room")
+    shared.is_shared = True
+    with pytest.raises(CheckpointError, match="models: no room") as error, renamed(("checkpoint",), "models"):
+        raise shared
+    assert error.value.is_shared
+    with pytest.raises(CheckpointError, match="checkpoint: no room"), renamed(("other",), "models"):
+        raise shared
 
 
 def test_another_librarys_message_is_cut() -> None:

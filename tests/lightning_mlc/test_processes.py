@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from processes import run_in_forks
+from torch import distributed
 
 from lightning_mlc.checkpoints.finding import checkpoint_files
 from lightning_mlc.checkpoints.format import REST, remove
 from lightning_mlc.cli import main
-from lightning_mlc.errors import UserError
+from lightning_mlc.errors import CheckpointError, UserError
 from lightning_mlc.processes import is_first, raise_together
 
 
@@ -49,6 +52,18 @@ def test_an_error_of_all_processes_is_told_by_one(
         assert main(["export"]) == 2
         assert capsys.readouterr().err == told
     raise_together(None)
+
+
+def test_an_error_of_one_process_keeps_its_kind_on_all(tmp_path: Path) -> None:
+    def work() -> list[Any]:
+        own = CheckpointError("checkpoint", "no room") if distributed.get_rank() == 1 else None
+        try:
+            raise_together(own)
+        except UserError as error:
+            return [type(error).__name__, error.option, error.text, error.is_shared]
+        return []
+
+    assert run_in_forks(work, tmp_path) == [["CheckpointError", "checkpoint", "no room", True]] * 2
 
 
 def test_a_folder_that_is_removed_in_part_is_never_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
