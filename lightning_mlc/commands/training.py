@@ -31,7 +31,7 @@ from lightning_mlc.files.paths import expand_all, expanded
 from lightning_mlc.lightning_internals import CommandLine
 from lightning_mlc.objectives import Objective, Sum
 from lightning_mlc.processes import is_first, lost_another
-from lightning_mlc.training.callbacks import EvaluationReport, PredictionWriter, Progress
+from lightning_mlc.training.callbacks import EvaluationReport, PredictionWriter, Progress, ValidateAtMaxSteps
 from lightning_mlc.training.metrics_file import MetricsFile
 from lightning_mlc.training.model_line import ModelLine
 from lightning_mlc.training.module import AlignmentModule
@@ -171,7 +171,7 @@ class TrainingCLI(CommandLine):
         own_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
         callbacks += [ModelLine(), EndWhenAsked(), EvaluationReport(), ExactResume(int(config.seed_everything))]
         if self.subcommand == "fit":
-            callbacks.append(Speed())
+            callbacks += [ValidateAtMaxSteps(), Speed()]
             if not options.fast_dev_run:  # which writes nothing
                 callbacks.insert(0, RunFolder(self._is_new, self._begins))
         if options.enable_progress_bar is not False and not own_bar:

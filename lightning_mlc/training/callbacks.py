@@ -145,6 +145,19 @@ def _measured(results: Mapping[str, float]) -> str:
     return _joined(*(f"{word} {own[name]:.3f}" for name, word in names.items() if name in own))
 
 
+class ValidateAtMaxSteps(Callback):
+    """Validates after the step ``trainer.max_steps``, also in the middle of an epoch, so that it is measured and saved.
+
+    Lightning's loop validates before it ends if it is asked to stop. At ``max_steps`` alone it ends without.
+    """
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == trainer.max_steps:
+            trainer.should_stop = True
+
+
 class EvaluationReport(Callback):
     """Measures the model before and after training, and says per language what has changed.
 
@@ -200,10 +213,6 @@ class EvaluationReport(Callback):
         assert isinstance(pl_module, AlignmentModule)
         if ends_window(trainer, batch_idx):
             self._step_seconds.append(time.perf_counter() - self._step_started)
-        if trainer.global_step == trainer.max_steps:
-            # Asking the loop to stop makes it validate first, so the last step is measured and saved
-            # even in the middle of an epoch.
-            trainer.should_stop = True
 
     # ---- reporting ----------------------------------------------------------------------------------
 
