@@ -1,7 +1,7 @@
-"""The command ``lightning-mlc``: which subcommand was asked for, and what the user sees when it fails.
+"""The command ``lightning-mlc``: chooses the subcommand, and prints its errors.
 
-Importing this module costs nothing: torch, Lightning and transformers are imported by the subcommand that
-needs them, so ``--help`` answers at once.
+This module is cheap to import, so ``--help`` answers at once. The subcommands that need torch, Lightning and
+transformers import them.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _run(args: Sequence[str]) -> None:
-    """Run the command that ``args`` name."""
+    """Run the command that ``args`` begin with."""
     if args[0] == "export":
         from lightning_mlc.commands.export import run as export
 

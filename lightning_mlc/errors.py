@@ -1,4 +1,4 @@
-"""The exceptions that a user is meant to read, and the words that their messages are made of."""
+"""The exceptions that users read, and helpers for their messages."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from contextlib import contextmanager
 from typing import Self
 
 LONGEST_REASON = 200
-"""Characters of another library's message that are quoted at most."""
+"""The most characters that are quoted from another library's message."""
 
 
 class UserError(Exception):
-    """Something the user gave is wrong: a file, a row, an option, a checkpoint.
+    """Something that the user gave is wrong: a file, a row, an option or a checkpoint.
 
     The command line prints ``option: text`` without a traceback and exits with status 2.
 
     Args:
         option: Where the error is: a configuration key (``model.lora.r``), a flag (``--out``), or a file and row
-            (``train.jsonl row 3``). None if the text says all.
-        text: One line: the fault, then the remedy.
+            (``train.jsonl row 3``). None if the text is enough.
+        text: One line: what is wrong, then what to do.
     """
 
     is_shared = False
-    """Whether all processes of the run have raised it, so that one of them can tell it for all."""
+    """Whether all processes of the run raise this error, so that only the first prints it."""
 
     def __init__(self, option: str | None, text: str) -> None:
         super().__init__(option, text)
@@ -34,13 +34,13 @@ class UserError(Exception):
         return self.text if self.option is None else f"{self.option}: {self.text}"
 
     def of(self, option: str | None) -> Self:
-        """The same error, of another option."""
+        """The same error, for another option."""
         error = type(self)(option, self.text)
         error.is_shared = self.is_shared
         return error
 
     def is_within(self, key: str) -> bool:
-        """Whether it is of the option ``key`` or of one below it, such as ``key.beta`` or ``key[1]``."""
+        """Whether its option is ``key`` or one below it, such as ``key.beta`` or ``key[1]``."""
         return self.option == key or (self.option or "").startswith((f"{key}.", f"{key}["))
 
 
@@ -49,12 +49,12 @@ class CheckpointError(UserError):
 
 
 class Interrupted(UserError):
-    """The run was asked to end before it was done. The command exits with status 143, as after SIGTERM itself."""
+    """The run was stopped before it was done. The command exits with status 143, the status of SIGTERM."""
 
 
 @contextmanager
 def renamed(options: Collection[str], option: str) -> Iterator[None]:
-    """Errors inside that are of one of ``options`` are of ``option``, because that is where the user gave it."""
+    """Report errors inside for one of ``options`` as errors for ``option``, which is the one that the user gave."""
     try:
         yield
     except UserError as error:
@@ -63,9 +63,9 @@ def renamed(options: Collection[str], option: str) -> Iterator[None]:
 
 @contextmanager
 def moved(key: str, place: str) -> Iterator[None]:
-    """Errors inside that are of the option ``key``, or of one below it, are of the same option at ``place``.
+    """Report errors inside for ``key`` or an option below it as errors for ``place`` or the same option below it.
 
-    An error of no option is of ``place`` itself.
+    An error without an option becomes one for ``place``.
     """
     try:
         yield
@@ -78,21 +78,21 @@ def moved(key: str, place: str) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of ``error``, for a message of one line; its type where it has none.
+    """The first line of ``error``, for a message of one line. If it has no text, the name of its type.
 
-    Other libraries may say thousands of characters in it, so it is shortened to ``LONGEST_REASON``.
+    It is shortened to ``LONGEST_REASON``, because lines of other libraries may have thousands of characters.
     """
     line = (str(error).strip().splitlines() or [type(error).__name__])[0].strip()
     return line if len(line) <= LONGEST_REASON else f"{line[: LONGEST_REASON - 4].rstrip()} ..."
 
 
 def shortened(text: str, most: int = 60) -> str:
-    """``text``, which the user gave, for a message: at most ``most`` characters of it."""
+    """``text`` from the user, cut to at most ``most`` characters for a message."""
     return text if len(text) <= most else f"{text[: most - 4]} ..."
 
 
 def some_of(parts: Sequence[str], most: int, between: str = ", ") -> str:
-    """As many of ``parts`` as ``most`` characters have room for, one at least and shortened, and how many more."""
+    """As many of ``parts`` as fit into ``most`` characters, and the number of the others. At least one part is shown."""
     shown = [shortened(parts[0], most)] if parts else []
     for part in parts[1:]:
         if len(between.join([*shown, part])) > most:
@@ -103,6 +103,6 @@ def some_of(parts: Sequence[str], most: int, between: str = ", ") -> str:
 
 
 def did_you_mean(word: str, known: Sequence[str], otherwise: str) -> str:
-    """How a message about an unknown ``word`` ends: with the nearest of those ``known``, or ``otherwise``."""
+    """The end of a message about an unknown ``word``: the most similar of the ``known`` words, or ``otherwise``."""
     near = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {near[0]}?" if near else otherwise

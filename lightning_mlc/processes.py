@@ -1,4 +1,4 @@
-"""Among whom examples are divided, and what processes settle so that none waits for another that has ended."""
+"""The division of examples among processes, and errors that stop all processes together."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DataParallel:
-    """Among whom examples are divided.
+    """The share of the examples that this process runs.
 
-    Processes that split a layer (:mod:`lightning_mlc.distributed.tensor_parallel`) run the same examples, and count as
-    one. What they compute of an example is the same on each, so a mean over all processes is the mean over the shares.
+    Processes that split a layer (:mod:`lightning_mlc.distributed.tensor_parallel`) run the same examples, so they have
+    one share. They compute the same values for an example, so a mean over all processes is the mean over the shares.
     """
 
     size: int = 1
-    """Shares that the examples are divided into."""
+    """How many shares there are."""
     rank: int = 0
-    """Which of them is this process's."""
+    """The number of this process's share, from 0."""
     processes: int = 1
-    """How many have the same share."""
+    """How many processes have the same share."""
     is_first: bool = True
-    """Whether this process is the first of them, which writes for all."""
+    """Whether this process is the first of those with its share. It writes for the others."""
 
     @classmethod
     def of(cls, trainer: Trainer) -> Self:
-        """As the strategy of ``trainer`` has it, whose processes have met."""
+        """The share according to the strategy of ``trainer``, whose process group must exist if it has one."""
         from lightning_mlc.lightning_internals import examples_share  # here, because importing Lightning takes seconds
 
         found = examples_share(trainer)
@@ -45,7 +45,7 @@ class DataParallel:
 
 
 def is_first() -> bool:
-    """Whether this is the first process of its run, by what launchers tell a process: also before they have met."""
+    """Whether this is the first process of its run, by the variables that launchers set. Needs no process group."""
     for variables in (("RANK",), ("LOCAL_RANK", "NODE_RANK"), ("SLURM_PROCID",)):
         if variables[0] in os.environ:
             return all(os.environ.get(variable, "0") == "0" for variable in variables)
@@ -53,7 +53,7 @@ def is_first() -> bool:
 
 
 def raise_together(error: UserError | None) -> None:
-    """Raise the error of the first process that has one on all of them, for that one to tell. To be called by all.
+    """Raise the error of the first process that has one, on all processes. All processes must call it.
 
     Raises:
         UserError: Some process has an error.
@@ -70,10 +70,10 @@ def raise_together(error: UserError | None) -> None:
 
 
 def require_same(option: str, value: str) -> None:
-    """Refuse to go on if ``value``, of an ``option`` that each process settles by itself, differs. To be called by all.
+    """Require the same ``value`` on all processes, for an ``option`` that each of them chooses. All must call it.
 
     Raises:
-        UserError: Some process has another value.
+        UserError: Some processes have another value.
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         return
@@ -86,5 +86,5 @@ def require_same(option: str, value: str) -> None:
 
 
 def lost_another(error: BaseException) -> bool:
-    """Whether ``error`` says that another process is gone, rather than that something is wrong in this one."""
+    """Whether the reason for ``error`` is that another process has ended, rather than a fault in this one."""
     return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))

@@ -1,1 +1,1 @@
-"""Checkpoints: their format on disk, when they are saved, what they say of their model, and how it is restored."""
+"""Checkpoints: their format on disk, when they are saved, the description of their model, and how it is restored."""

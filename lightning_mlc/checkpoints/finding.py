@@ -1,4 +1,4 @@
-"""Where the checkpoints of a run are, which of them are whole, and whether there is room for more."""
+"""Find the checkpoints of a run that are complete, and check that the disk has room for more."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from lightning_mlc.errors import UserError
 
 
 def checkpoint_folder(out: str) -> str:
-    """Where a run with this ``out`` keeps its checkpoints."""
+    """The folder for the checkpoints of a run with this ``out``."""
     return str(Path(out) / "checkpoints")
 
 
 def checkpoint_files(out: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
+    """The complete checkpoints of a run, oldest first."""
     found = [path for path in Path(checkpoint_folder(str(out))).glob("*.ckpt") if _is_whole(path)]
     # A link comes after what it points to.
     return sorted(found, key=lambda path: (_written_at(path), path.is_symlink()))
@@ -27,32 +27,34 @@ def _written_at(path: Path) -> float:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint at ``path``, or the newest whole one of the run whose folder that is.
+    """The checkpoint at ``path``. If ``path`` is the folder of a run, its newest complete checkpoint.
 
     Raises:
         UserError: There is none.
     """
     if path == Path("last"):
-        raise UserError("ckpt_path", "the last checkpoint of which run? Give its folder, as in --ckpt_path runs/mlc")
+        raise UserError(
+            "ckpt_path", "last does not say which run; give the folder of the run, such as --ckpt_path runs/mlc"
+        )
     if not path.is_dir() or is_folder(path) or path.suffix == ".ckpt":
         return path
     run = path.parent if path.name == Path(checkpoint_folder("")).name else path
     found = checkpoint_files(run)
     if not found:
-        raise UserError("ckpt_path", f"there is no whole checkpoint in {checkpoint_folder(str(run))}")
+        raise UserError("ckpt_path", f"there is no complete checkpoint in {checkpoint_folder(str(run))}")
     return found[-1].resolve()
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether ``path`` is a checkpoint that was written to its end."""
-    if path.is_dir():  # of several processes: what lists the parts is written last
+    """Whether ``path`` is a complete checkpoint."""
+    if path.is_dir():  # written by several processes; the file that `is_folder` looks for is written last
         return is_folder(path)
     return zipfile.is_zipfile(path)
 
 
 def require_room(out: Path, size: int) -> None:
     """Raises:
-    UserError: ``out`` cannot be written to, or the disk has less than ``size`` bytes, a checkpoint's, left.
+    UserError: ``out`` cannot be written to, or its disk has less than ``size`` bytes left, the size of a checkpoint.
     """
     folder = out
     while not folder.exists():
@@ -64,6 +66,6 @@ def require_room(out: Path, size: int) -> None:
     if available < size:
         raise UserError(
             "out",
-            f"{folder} has {available / 1e9:.1f} GB left, a checkpoint takes about {size / 1e9:.1f} GB; "
-            "make room or give another --out",
+            f"the disk of {folder} has {available / 1e9:.1f} GB left, but a checkpoint takes about "
+            f"{size / 1e9:.1f} GB; free some space or give another --out",
         )

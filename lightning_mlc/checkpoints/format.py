@@ -1,8 +1,8 @@
 """Checkpoints on disk: one file, or a folder to which every process of FSDP2 has added its part.
 
-Both hold the same. A folder is a checkpoint whose sharded tensors lie in PyTorch's distributed format
-(``torch.distributed.checkpoint``), under names that stand in their place in ``meta.pt``, which has all the rest.
-Either can be read under any strategy and by any number of processes.
+Both have the same content. In a folder, the sharded tensors are stored in PyTorch's distributed format
+(``torch.distributed.checkpoint``). ``meta.pt`` holds everything else, and the names of these tensors in their place.
+Both can be read under any strategy and by any number of processes.
 
 Nothing here runs code from a checkpoint.
 """
@@ -32,7 +32,7 @@ from lightning_mlc.files.atomic import UNFINISHED
 from lightning_mlc.processes import raise_together
 
 REST = "meta.pt"
-"""What of a checkpoint folder is not a sharded tensor."""
+"""The file in a checkpoint folder for everything that is not a sharded tensor."""
 _NAME = "lightning_mlc.stored_as"
 """Key of the placeholder that stands where a sharded tensor was."""
 
@@ -46,7 +46,7 @@ class Stored:
 
 
 def bytes_of(path: Path) -> int:
-    """How large a checkpoint is, a file or a folder."""
+    """The size of a checkpoint, which is a file or a folder."""
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file())
 
@@ -55,9 +55,9 @@ def bytes_of(path: Path) -> int:
 
 
 def save_folder(checkpoint: dict[str, Any], folder: Path) -> None:
-    """Write ``checkpoint`` to ``folder``, each process its part of the sharded tensors. To be called by all.
+    """Write ``checkpoint`` to ``folder``. All processes must call it; each writes its part of the sharded tensors.
 
-    Written beside its place and then renamed, so that a folder is there as a whole or not at all.
+    The folder is written under another name and renamed when it is complete, so it is whole or not there.
 
     Raises:
         CheckpointError: It cannot be written.
@@ -87,7 +87,7 @@ def save_folder(checkpoint: dict[str, Any], folder: Path) -> None:
         remove(folder)
         unfinished.rename(folder)
 
-    # After each of them all go on or none does, for the next one takes all.
+    # After each action all processes continue or none does, because the next action needs all of them.
     for action in (
         prepare if is_first else None,
         lambda: save(tensors, checkpoint_id=unfinished),
@@ -105,16 +105,16 @@ def save_folder(checkpoint: dict[str, Any], folder: Path) -> None:
 
 
 def cannot_write(path: Path, error: BaseException) -> CheckpointError:
-    """The error of a checkpoint at ``path`` that ``error`` kept from being written."""
+    """The error to raise when ``error`` stopped a checkpoint from being written to ``path``."""
     return CheckpointError(
         "checkpoint",
-        f"cannot write {path} ({reason(error)}); training stopped, the checkpoints before it are whole: "
-        "make room and continue with --ckpt_path last",
+        f"cannot write {path} ({reason(error)}); training stopped, but earlier checkpoints are intact: "
+        "free some space and continue with --ckpt_path last",
     )
 
 
 def remove(path: Path) -> None:
-    """Remove a checkpoint, or whatever is at ``path``: a folder that is removed in part is none."""
+    """Remove a checkpoint, or whatever is at ``path``. A folder stops being a checkpoint as soon as removal starts."""
     if path.is_dir() and not path.is_symlink():
         (path / REST).unlink(missing_ok=True)
         shutil.rmtree(path)
@@ -123,19 +123,19 @@ def remove(path: Path) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """Why a checkpoint could not be written or read, in one line: what the system says, where it was the system."""
-    if isinstance(error, CheckpointException):  # of which each process that failed has its own
+    """Why a checkpoint could not be written or read, in one line: the system's own message if there is one."""
+    if isinstance(error, CheckpointException):  # it holds an error for each process that failed
         error = next(iter(error.failures.values()))[0]
     cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OSError):  # of which torch tells where in its source it was met
+    while cause is not None and not isinstance(cause, OSError):  # torch wraps it in its own errors
         cause = cause.__context__
     return first_line(cause or error)
 
 
 def gather(checkpoint: dict[str, Any], device: torch.device, keep: bool) -> dict[str, Any]:
-    """``checkpoint`` with sharded tensors made whole in CPU memory, one after the other.
+    """``checkpoint`` with its sharded tensors gathered in CPU memory, one after the other.
 
-    To be called by all processes; those that do not ``keep`` the result have None in their place.
+    All processes must call it. Those that do not ``keep`` the result get None in place of these tensors.
     """
 
     def whole(value: Any, _path: tuple[str, ...]) -> Any:
@@ -158,7 +158,7 @@ def is_folder(path: Path) -> bool:
 
 
 def open_checkpoint(path: Path) -> dict[str, Any]:
-    """The checkpoint at ``path``: its file in memory maps, or its folder with :class:`Stored` tensors.
+    """The checkpoint at ``path``: a file is memory-mapped, and the tensors of a folder are :class:`Stored`.
 
     Raises:
         UserError: There is no checkpoint, or it cannot be read.
@@ -181,9 +181,9 @@ def open_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def read_checkpoint(path: Path, wanted: Set[str] | None = None) -> dict[str, Any]:
-    """The checkpoint at ``path`` with whole tensors, in one process or in each.
+    """The checkpoint at ``path`` with whole tensors. Each process reads it for itself.
 
-    Of a folder, only the ``wanted`` entries are read; None wants all.
+    From a folder, only the ``wanted`` entries are read. None: all entries.
 
     Raises:
         UserError: There is no checkpoint, or it cannot be read.
@@ -219,9 +219,9 @@ def _load(tensors: dict[str, Any], folder: Path, no_dist: bool = False) -> None:
 
 
 def load_into(own: dict[str, Tensor], saved: dict[str, Any]) -> None:
-    """Set the tensors ``own``, sharded ones among them, to those of the same keys in ``saved``.
+    """Copy ``saved`` into the tensors ``own``, by key. Tensors of ``own`` may be sharded.
 
-    To be called by all processes. Of a file, each process reads what it holds.
+    All processes must call it. From a file, each process reads only its own part.
     """
     stored: dict[Path, dict[str, Any]] = {}
     for key, target in own.items():
@@ -235,10 +235,10 @@ def load_into(own: dict[str, Tensor], saved: dict[str, Any]) -> None:
 
 
 def sharded_like(parameters: Sequence[Tensor], states: Mapping[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
-    """An optimizer's ``states`` by the number of their parameter, as it holds them.
+    """An optimizer's ``states``, by the index of the parameter, sharded like the ``parameters``.
 
-    What has a parameter's shape is sharded as that is. All is read at once: each reading is planned by all processes
-    together, which takes longer than it takes to read one parameter's.
+    A tensor of a parameter's shape is sharded like that parameter. Everything is read in one call, because all
+    processes plan each read together, which takes longer than reading the state of one parameter.
     """
     found = {number: dict(state) for number, state in states.items()}
     empty: dict[str, Tensor] = {}
@@ -255,11 +255,11 @@ def sharded_like(parameters: Sequence[Tensor], states: Mapping[int, dict[str, An
 
 
 def _share(whole: Tensor, like: Tensor) -> Tensor:
-    """``whole`` as ``like`` is: if that is sharded, this process's part of it."""
+    """This process's part of ``whole`` if ``like`` is sharded, otherwise all of ``whole``."""
     if not isinstance(like, DTensor) or isinstance(whole, DTensor):
         return whole
     local = whole.to(like.dtype)
-    # Every process has all of it at hand, so none is sent.
+    # Every process has the whole tensor, so nothing is sent.
     return distribute_tensor(local, like.device_mesh, like.placements, src_data_rank=None)
 
 
@@ -280,7 +280,7 @@ def _walk(
 
 
 class _Reader(FileSystemReader):
-    """Reads the index of a folder, which is a pickle, without running any code in it."""
+    """Reads the index of a folder. The index is a pickle; no code in it is run."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -298,7 +298,7 @@ class _Reader(FileSystemReader):
 
 class _Index(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if module.partition(".")[0] == "pathlib":  # where the folder was saved, of no interest here
+        if module.partition(".")[0] == "pathlib":  # the place where the folder was saved, which is not used
             return PurePath
         if name in _INDEX_CLASSES.get(module, ()) or (module == "torch" and _is_dtype(name)):
             return super().find_class(module, name)
@@ -323,4 +323,4 @@ _INDEX_CLASSES = {
     },
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
 }
-"""What the index of a folder is made of, by module."""
+"""The classes that the index of a folder may contain, by module."""

@@ -1,4 +1,4 @@
-"""What a checkpoint says about the model inside it, so that it can be checked and exported by itself."""
+"""The description of the model in a checkpoint, with which the checkpoint can be checked and exported on its own."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Provenance:
 
     KEY: ClassVar[str] = "lightning_mlc"
     FILE: ClassVar[str] = "lightning_mlc.json"
-    """Where an exported folder keeps it."""
+    """Its file in an exported folder."""
 
     source: dict[str, Any]
     """Fields of :class:`~lightning_mlc.sources.ModelSource`."""
@@ -38,10 +38,10 @@ class Provenance:
     languages: list[str] | None = None
     """BCP-47 codes of the prompts it was trained on, the source language first."""
     representation: dict[str, Any] | None = None
-    """Which layer the extractor in the checkpoint is for, and its form: those fields of
+    """The layer of the extractor in the checkpoint, and its form: fields of
     :class:`~lightning_mlc.consistency.Consistency`."""
     recipe: dict[str, Any] | None = None
-    """What it was trained with: :func:`~lightning_mlc.training.recipe.describe_run`."""
+    """The training settings: :func:`~lightning_mlc.training.recipe.describe_run`."""
 
     @classmethod
     def of(
@@ -53,7 +53,7 @@ class Provenance:
         consistency: Consistency | None = None,
         recipe: dict[str, Any] | None = None,
     ) -> Provenance:
-        """What describes ``model``, loaded from ``source`` and trained on prompts in ``languages``."""
+        """The description of ``model``, which was loaded from ``source`` and trained on prompts in ``languages``."""
         generation = getattr(model, "generation_config", None)
         return cls(
             source={
@@ -84,23 +84,23 @@ class Provenance:
         }
 
     def without_paths(self) -> Provenance:
-        """The same with the name of a model's folder instead of its place on this machine: to be given away."""
+        """A copy to publish: with the name of the model's folder instead of its path on this machine."""
         name = ModelSource(**self.source).short_name
         config = {key: value for key, value in self.config.items() if key != "_name_or_path"}
         return dataclasses.replace(self, source={**self.source, "name_or_path": name}, config=config)
 
     def model_source(self, trust_remote_code: bool = False) -> ModelSource:
-        """Where the model was loaded from. Whether its code is run is for the reader of a checkpoint to say.
+        """The source that the model was loaded from. Whoever reads the checkpoint decides whether its code is run.
 
         Raises:
-            UserError: It is a model with code of its own, and that is not trusted.
+            UserError: The model has its own code, and that code is not trusted.
         """
         source = ModelSource(**self.source)
         if source.trust_remote_code and not trust_remote_code:
             raise UserError(
                 "ckpt_path",
-                f"the model was trained with Python code that {source} carries, which is not run because a "
-                "checkpoint says so; read that code, then export with --trust_remote_code",
+                f"the model was trained with Python code from {source}, and a checkpoint alone cannot allow that code "
+                "to run; read the code, then export with --trust_remote_code",
             )
         return dataclasses.replace(source, trust_remote_code=trust_remote_code)
 
@@ -119,26 +119,27 @@ class Provenance:
         except TypeError as error:
             raise UserError(
                 "ckpt_path",
-                "what the checkpoint says of its model cannot be read; "
-                "it was damaged, or written by a newer lightning-mlc",
+                "the checkpoint's description of its model cannot be read; "
+                "the checkpoint is damaged, or a newer lightning-mlc wrote it",
             ) from error
         return found
 
     def require_same_model(self, own: Provenance) -> None:
         """Raises:
-        UserError: This checkpoint's model has another shape than ``own``, or adapters where it has none.
+        UserError: The model of this checkpoint differs from ``own`` in its shape or its adapters.
         """
         for key in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"):
             theirs, ours = self._shape(key), own._shape(key)
             if theirs != ours:
                 raise UserError(
                     "ckpt_path",
-                    f"the checkpoint is of another model: its {key} is {theirs}, that of "
+                    f"the checkpoint is of another model: its {key} is {theirs}, but that of "
                     f"{own.source['name_or_path']} is {ours} (it was trained from {self.source['name_or_path']})",
                 )
         if self.lora != own.lora:
             raise UserError(
-                "ckpt_path", f"the checkpoint was trained with model.lora {self.lora}, the configuration has {own.lora}"
+                "ckpt_path",
+                f"the checkpoint was trained with model.lora {self.lora}, but the configuration has {own.lora}",
             )
 
     def _shape(self, key: str) -> Any:
@@ -147,7 +148,7 @@ class Provenance:
 
 
 def _plain(value: Any) -> Any:
-    """``value`` with anything that is not plain data turned into text."""
+    """``value`` with everything that is not plain data converted to text."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -19,15 +19,15 @@ _PREFIX = "policy.model."
 
 
 def restore(checkpoint: dict[str, Any], merge: bool = True, trust_remote_code: bool = False) -> Any:
-    """The model inside a ``checkpoint`` that :func:`read_checkpoint` read, on the CPU.
+    """The model in ``checkpoint``, on the CPU.
 
     Args:
-        checkpoint: The checkpoint.
-        merge: Merge LoRA adapters into the weights. Otherwise the model keeps them, and must have some.
-        trust_remote_code: Run Python code of the model's repository. A checkpoint alone cannot ask for it.
+        checkpoint: As :func:`~lightning_mlc.checkpoints.format.read_checkpoint` returns it.
+        merge: Merge LoRA adapters into the weights. False: keep them apart; the model must have some.
+        trust_remote_code: Run Python code of the model's repository. A checkpoint alone cannot allow this.
 
     Raises:
-        UserError: The checkpoint is not ours, or what it was trained from is gone.
+        UserError: The checkpoint was not written by lightning-mlc, or its base model no longer exists.
     """
     provenance = Provenance.read(checkpoint)
     weights = {
@@ -40,7 +40,8 @@ def restore(checkpoint: dict[str, Any], merge: bool = True, trust_remote_code: b
         model = _with_adapters(provenance, source, weights, merge)
     elif not merge:
         raise UserError(
-            "--adapters", "the checkpoint has none, because it was trained without model.lora; leave it out"
+            "--adapters",
+            "the checkpoint has no adapters, because it was trained without model.lora; leave the option out",
         )
     else:
         model = _rebuild(provenance, source, weights)
@@ -56,7 +57,7 @@ def _with_adapters(provenance: Provenance, source: ModelSource, weights: dict[st
     if lora.quantize is None:
         base = lora.load_base(source, dtype, torch.device("cpu"))
     else:
-        # In the dtype of the training, because those weights were rounded to a few bits.
+        # In the dtype of the training, because the weights were quantised from that dtype.
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         base = lora.load_base(source, getattr(torch, provenance.config["dtype"]), device)
     if merge and is_quantized(base.config):
@@ -68,7 +69,8 @@ def _with_adapters(provenance: Provenance, source: ModelSource, weights: dict[st
         except NotImplementedError as error:
             raise UserError(
                 "--ckpt_path",
-                f"adapters cannot be merged into {source} as it is quantised; write them alone with --adapters",
+                f"adapters cannot be merged into {source}, because it is quantised; "
+                "export them on their own with --adapters",
             ) from error
     adapted: Any = add_lora(base, lora, source.revision)
     missing = adapted.load_state_dict(weights, strict=False)
@@ -90,7 +92,7 @@ def _rebuild(provenance: Provenance, source: ModelSource, weights: dict[str, tor
     try:
         if kind in CONFIG_MAPPING or not source.trust_remote_code:
             config = AutoConfig.for_model(kind, **settings)
-        else:  # with code of its own, which is where the model was trained from
+        else:  # the model has its own code, which is at the source
             own = load_config(source)
             config = type(own).from_dict(settings)
             config.name_or_path = own.name_or_path
@@ -98,6 +100,6 @@ def _rebuild(provenance: Provenance, source: ModelSource, weights: dict[str, tor
         model.load_state_dict(weights, strict=True)
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(
-            "ckpt_path", f"the checkpoint does not fit the model it says it is of ({first_line(error)})"
+            "ckpt_path", f"the checkpoint does not fit the model that it names ({first_line(error)})"
         ) from error
     return model.eval()

@@ -1,10 +1,11 @@
-"""Checkpoints that a run can be killed around: written whole or not at all, and at places to resume from exactly.
+"""Saving checkpoints: each is written whole or not at all, and a run can resume from it exactly.
 
-A resumed run equals one that was never interrupted, for four reasons. Checkpoints hold weights, optimizer, scheduler
-and the progress of Lightning's loops. The order of the examples follows from seed and epoch
-(:mod:`lightning_mlc.data.sampling`). Random numbers follow from seed, step and process
-(:mod:`lightning_mlc.training.resumption`). A checkpoint is the state at the end of an optimizer step
-(:class:`Checkpoint`).
+A resumed run is identical to one that was never interrupted, because:
+
+- Checkpoints hold the weights, the optimizer, the scheduler and the progress of Lightning's loops.
+- The order of the examples depends only on seed and epoch (:mod:`lightning_mlc.data.sampling`).
+- Random numbers depend only on seed, step and process (:mod:`lightning_mlc.training.resumption`).
+- A checkpoint is the state at the end of an optimizer step (:class:`Checkpoint`).
 """
 
 from __future__ import annotations
@@ -27,14 +28,15 @@ from lightning_mlc.lightning_internals import CheckpointHooks, ends_window, rewi
 from lightning_mlc.processes import raise_together
 
 VALIDATION = "val/"
-"""How the names of validation metrics begin."""
+"""Prefix of the names of validation metrics."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target and renames, so that a checkpoint is there as a whole or not at all.
+    """Writes a checkpoint file whole or not at all.
 
-    Lightning's own writes the file a second time in memory, and then in the system's temporary folder, from where it is
-    copied if that is another file system: a kill in between leaves half a checkpoint under its final name.
+    Lightning's own builds the whole file in memory, and writes it to the system's temporary folder first. If that is on
+    another file system, the file is then copied, and a kill during the copy leaves half a checkpoint under its final
+    name.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
@@ -47,29 +49,30 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise cannot_write(target, error) from error
 
     def load_checkpoint(self, path: Any, *_arguments: Any, **_keywords: Any) -> dict[str, Any]:
-        """The checkpoint at ``path``, also if that is a folder of FSDP2, with nothing in it run."""
+        """The checkpoint at ``path``, a file or a folder of FSDP2. No code in it is run."""
         return read_checkpoint(Path(path))
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Remove the file or folder at ``path``, which is no checkpoint any more as soon as that begins."""
+        """Remove the file or folder at ``path``. It stops being a checkpoint as soon as removal starts."""
         remove(Path(path))
 
 
 class Checkpoint(CheckpointHooks):
-    """Lightning's, which saves only what can be resumed from exactly, and leaves behind what one run would.
+    """Lightning's ``ModelCheckpoint``, but a run can resume exactly from each checkpoint.
 
-    A step that is followed by validation is saved after that: resumed before it, Lightning would leave it out.
+    A run that was resumed leaves the same checkpoints as one that was never interrupted. If validation follows a step,
+    the checkpoint is saved after the validation, because Lightning would skip the validation when it resumes.
     """
 
     _in_optimizer_step = False
     _validation_follows = False
     _due = False
     _is_monitored = False
-    """Whether what it monitors has been seen."""
+    """Whether the monitored metric has been found."""
 
     @property
     def state_key(self) -> str:
-        # Not by how often it saves: a run that goes on with another number replaces its earlier checkpoints too.
+        # Without the interval, so that a run that resumes with another one still replaces its earlier checkpoints.
         return f"{type(self).__qualname__}{{monitor={self.monitor}}}"
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -81,7 +84,7 @@ class Checkpoint(CheckpointHooks):
             trained = sum(p.numel() * p.element_size() for p in pl_module.parameters() if p.requires_grad)
             try:
                 require_room(folder, weights + 2 * trained)
-                for unfinished in folder.glob(f".*{UNFINISHED}"):  # of a run that was killed
+                for unfinished in folder.glob(f".*{UNFINISHED}"):  # left by a run that was killed
                     remove(unfinished)
             except UserError as found:
                 error = found
@@ -89,11 +92,11 @@ class Checkpoint(CheckpointHooks):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        if self._resumes_own(trainer):  # whose newest checkpoint is there
+        if self._resumes_own(trainer):  # its newest checkpoint exists already
             self.mark_saved(trainer.global_step, str(trainer.ckpt_path))
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # The validation before training shows what there is; Lightning would tell after hours, at the first save.
+        # The validation before training shows which metrics exist. Lightning would fail only at the first save.
         monitors = [("checkpoint.monitor", self.monitor)]
         others: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         stopping = [callback for callback in others if isinstance(callback, EarlyStopping)]
@@ -116,7 +119,7 @@ class Checkpoint(CheckpointHooks):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._in_optimizer_step = False
-        if not ends_window(trainer, batch_idx):  # where `train_time_interval` would save, gradients and all
+        if not ends_window(trainer, batch_idx):  # where `train_time_interval` would save, in the middle of a step
             return
         if self.monitor is not None and not self.monitor.startswith(VALIDATION) and not self._is_monitored:
             self._require_metric(trainer, "checkpoint.monitor", self.monitor)
@@ -132,7 +135,7 @@ class Checkpoint(CheckpointHooks):
         super().on_validation_end(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Lightning would leave out the steps after the last that `every_n_train_steps` divides.
+        # Lightning would not save the steps after the last multiple of `every_n_train_steps`.
         if self.monitor is None and self.can_save(trainer):
             self.save_now(trainer)
         super().on_train_end(trainer, pl_module)
@@ -153,31 +156,31 @@ class Checkpoint(CheckpointHooks):
             super().write(trainer, path)
         except UserError as found:
             error = found
-            trainer.strategy.barrier()  # at which the processes that have nothing to write wait
+            trainer.strategy.barrier()  # the processes that write nothing wait there
         raise_together(error)
 
     def may_remove(self, trainer: Trainer, previous: str, current: str) -> bool:
-        # Lightning's spares what a run was resumed from, so that each resumption would leave a checkpoint behind.
+        # Lightning never removes the checkpoint that a run resumed from, so each resumption would leave one behind.
         if previous != current and self._resumes_own(trainer) and Path(previous).resolve() == _resumed_from(trainer):
             return True
         return super().may_remove(trainer, previous, current)
 
     def _resumes_own(self, trainer: Trainer) -> bool:
-        """Whether the run goes on from a checkpoint in the folder that it writes to."""
+        """Whether the run resumes from a checkpoint in the folder that it writes to."""
         resumed = _resumed_from(trainer)
         return resumed is not None and self.dirpath is not None and resumed.parent == Path(self.dirpath).resolve()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        # Weights may be half updated, or there is no checkpoint to write.
+        # The weights may be half updated, or the error is that no checkpoint can be written.
         if self._in_optimizer_step or isinstance(exception, CheckpointError):
             return
-        # To save takes all processes, and one that failed alone would wait for the others for ever.
+        # Saving needs all processes. One that failed alone would wait for the others for ever.
         if trainer.world_size > 1 and not isinstance(exception, SIGTERMException):
             return
         rewind_to_step(trainer)
         if self.monitor is not None or not self.can_save_on_exception(trainer):
             super().on_exception(trainer, pl_module, exception)
-        else:  # as at any other step, so that the run that goes on knows of it and replaces it
+        else:  # as at any other step, so that the resumed run knows this checkpoint and replaces it
             self.save_now(trainer)
 
 

@@ -11,16 +11,16 @@ from lightning_mlc.errors import UserError
 
 
 def expanded(path: str, option: str | None) -> str:
-    """``path`` with the folder of a user in place of a ``~`` or ``~name`` that it begins with.
+    """``path`` with a ``~`` or ``~name`` at its beginning replaced by the home folder of that user.
 
-    A name such as ``~notes.jsonl``, which is no folder, stays as it is.
+    A file name such as ``~notes.jsonl`` stays as it is.
 
     Args:
-        path: A path, or something else that is given in its place, such as ``hf://owner/name``.
+        path: A path, or another text that the option takes, such as ``hf://owner/name``.
         option: Its configuration key or flag, for the error.
 
     Raises:
-        UserError: There is no such user.
+        UserError: The user does not exist.
     """
     found = os.path.expanduser(path)
     if found.startswith("~") and "/" in found:
@@ -38,7 +38,7 @@ def user_text(text: str) -> str:
     """The type of an ``argparse`` option that may be a path.
 
     Raises:
-        argparse.ArgumentTypeError: It begins with ``~`` and a user that there is not.
+        argparse.ArgumentTypeError: It begins with ``~`` and a user that does not exist.
     """
     try:
         return expanded(text, None)
@@ -47,14 +47,14 @@ def user_text(text: str) -> str:
 
 
 def expand_all(options: Any, option: str = "") -> None:
-    """Expand every text in ``options`` that begins with ``~``, in place: no option is anything but a path then.
+    """Expand every text in ``options`` that begins with ``~``, in place. Such a text is always a path.
 
     Args:
-        options: A namespace of ``jsonargparse``, or mappings and lists, in each other.
-        option: Key of ``options``, for errors.
+        options: A namespace of ``jsonargparse``, a dict or a list; they may be nested.
+        option: The key of ``options``, for errors.
 
     Raises:
-        UserError: A text names a user that there is not.
+        UserError: A text names a user that does not exist.
     """
     parts: Any = options if isinstance(options, list | dict) else vars(options)
     for key, value in list(enumerate(parts) if isinstance(parts, list) else parts.items()):

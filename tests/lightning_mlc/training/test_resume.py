@@ -153,7 +153,7 @@ def test_a_full_disk_costs_no_earlier_checkpoint_and_leaves_nothing_behind(tmp_p
 
 def test_a_run_that_has_no_room_for_a_checkpoint_is_told_before_it_trains(tmp_path: Path) -> None:
     require_room(tmp_path / "not" / "there", 1000)
-    with pytest.raises(UserError, match=r"GB left, a checkpoint takes about 1000000000\.0 GB"):
+    with pytest.raises(UserError, match=r"GB left, but a checkpoint takes about 1000000000\.0 GB"):
         require_room(tmp_path, 10**18)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"out: cannot write to .*file"):
