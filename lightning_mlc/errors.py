@@ -92,7 +92,7 @@ def shortened(text: str, most: int = 60) -> str:
 
 
 def some_of(parts: Sequence[str], most: int, between: str = ", ") -> str:
-    """As many of ``parts`` as fit into ``most`` characters, and the number of the others. At least one part is shown."""
+    """As many of ``parts`` as fit into ``most`` characters, and how many are left out. One is always shown."""
     shown = [shortened(parts[0], most)] if parts else []
     for part in parts[1:]:
         if len(between.join([*shown, part])) > most:

@@ -1,15 +1,18 @@
 """A model sharded over processes: PyTorch's FSDP2 as a Lightning strategy.
 
-Every process holds a part of each weight, its gradient and its optimizer state. The weights of a decoder layer
-are gathered when the layer runs and let go afterwards; gradients are reduced to the process that holds the
-weight. What is computed does not change, and so neither do losses, gradients or checkpoints.
+Every process holds a part of each weight, of its gradient and of its optimizer state. The weights of a decoder layer
+are gathered when the layer runs and freed afterwards. Each gradient is reduced to the process that holds the weight.
+The computation stays the same, and so do losses, gradients and checkpoints.
 
-Two things differ from data parallelism, in which processes meet only once a step. They meet in every layer, so
-all of them must run equally many passes (:func:`with_equal_passes`). And a process cannot hold a whole model
-even while it is loaded: process 0 reads it, and the others have its shapes alone (:func:`materialize`).
+There are two differences from data parallelism, in which processes communicate only once a step:
 
-Processes may also share the work on an example (:mod:`lightning_mlc.distributed.tensor_parallel`). They are then laid
-out in two dimensions: those that split a layer, of consecutive ranks, and those that shard what the former made of it.
+- Processes communicate in every layer, so all must run the same number of passes (:meth:`FSDP2.with_equal_passes`).
+- A process cannot hold a whole model, not even while it is loaded. Process 0 reads the model, and the others know only
+  its shapes (:func:`materialize`).
+
+Processes may also split the work on one example (:mod:`lightning_mlc.distributed.tensor_parallel`). The processes then
+form a mesh of two dimensions: processes of consecutive ranks split a layer, and the parts are sharded along the other
+dimension.
 """
 
 from __future__ import annotations
@@ -55,12 +58,12 @@ class FSDP2(ModelParallelStrategy):
     """Fully sharded data parallelism over all processes, and tensor parallelism within groups of them.
 
     Args:
-        reshard_after_forward: Let a layer's weights go after its forward pass and gather them again for the
+        reshard_after_forward: Free a layer's weights after its forward pass and gather them again for the
             backward pass (ZeRO-3). False keeps them until then (ZeRO-2): more memory, less communication.
         cpu_offload: Keep weights, gradients and optimizer state in CPU memory, and run the optimizer there.
-        tensor_parallel_size: How many processes split the layers of a model and run the same examples; 1 splits none.
-        sharded_checkpoints: Save a checkpoint as a folder to which each process adds its part. False gathers
-            all of it in the CPU memory of process 0 and saves one file, like the other strategies.
+        tensor_parallel_size: The number of processes that split each layer and run the same examples. 1: no split.
+        sharded_checkpoints: Save a checkpoint as a folder, to which each process adds its part. False: gather
+            everything in the CPU memory of process 0 and save one file, like the other strategies.
         timeout_minutes: How long a process waits for the others before it gives up.
     """
 
@@ -90,43 +93,43 @@ class FSDP2(ModelParallelStrategy):
         if together > 1 and self.cpu_offload:
             raise UserError(
                 tensor_parallel.OPTION,
-                "weights that are split are not known to work in CPU memory; set it to 1, "
+                "split weights have not been tested with cpu_offload; set it to 1, "
                 "or trainer.strategy.cpu_offload to false",
             )
         if together < 1 or processes % together:
             raise UserError(
                 tensor_parallel.OPTION,
                 f"{together} does not divide the {processes} processes; "
-                "give a number that does, or another trainer.devices",
+                "give a number that does, or change trainer.devices",
             )
         set_data_parallel_size(self, processes // together)
         if self.cpu_offload and self.root_device.type == "cuda":
-            # The norm of gradients in CPU memory is summed over the processes there.
+            # Gradients are in CPU memory, so their norm is summed over the processes by gloo.
             set_backend(self, "cpu:gloo,cuda:nccl")
         super().setup_environment()
-        # Counts are exchanged without waiting for the GPU.
+        # For counts, which are exchanged without waiting for the GPU.
         self._cpu_group = distributed.new_group(backend="gloo")
 
     def model_to_device(self) -> None:
-        """Move what is not sharded; the shards are where they belong, under ``cpu_offload`` in CPU memory."""
+        """Move everything that is not sharded. Shards stay where they are: with ``cpu_offload`` in CPU memory."""
         assert self.lightning_module is not None
         move_except(self.lightning_module, self.root_device, stays=_is_part)
 
     # ---- sharding -----------------------------------------------------------------------------------
 
     def require_splittable(self, config: Any) -> dict[str, str]:
-        """How the layers of a model with ``config`` are split; nothing, where they are not to be.
+        """The plan to split the layers of a model with ``config``. Empty if ``tensor_parallel_size`` is 1.
 
         Raises:
-            UserError: They are to be, and cannot.
+            UserError: They cannot be split.
         """
         return tensor_parallel.plan_of(config, self.tensor_parallel_size) if self.tensor_parallel_size > 1 else {}
 
     def shard(self, policy: Policy, precision: str) -> Policy:
-        """Shard ``policy`` in place, unless it is: each of its decoder layers, then all the rest as one unit.
+        """Shard ``policy`` in place, if it is not yet: each decoder layer is a unit, and the rest is one more.
 
-        The rest (embeddings, final norm, ``lm_head``) stays gathered from its forward pass to its backward
-        pass; tied embeddings are in it together. A policy that trains nothing has no backward pass.
+        The rest (embeddings, final norm, ``lm_head``) stays gathered from its forward pass to its backward pass, and
+        holds both ends of tied embeddings. A policy without trained parameters has no backward pass.
         """
         if is_sharded(policy):
             return policy
@@ -144,7 +147,7 @@ class FSDP2(ModelParallelStrategy):
         return policy
 
     def shard_methods(self, module: nn.Module, *methods: str) -> None:
-        """Shard a small ``module`` as one unit in its own precision; ``methods`` run it as ``forward`` does."""
+        """Shard a small ``module`` as one unit in its own precision. ``methods`` gather weights as ``forward`` does."""
         materialize(module, self.root_device)
         if next(module.parameters(), None) is None:
             return
@@ -157,13 +160,13 @@ class FSDP2(ModelParallelStrategy):
         offload = CPUOffloadPolicy(pin_memory=self.root_device.type == "cuda")
         return {
             "mesh": self.device_mesh["data_parallel"],
-            # Gathered in half precision, and never summed in it.
+            # Weights are gathered in half precision, but gradients are never summed in it.
             "mp_policy": MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32),
             "offload_policy": offload if self.cpu_offload else OffloadPolicy(),
         }
 
     def with_equal_passes(self, batch: Batch) -> Batch:
-        """``batch`` with as many passes as the process with most has, for in each of them processes meet."""
+        """``batch`` with as many passes as the process with the most has, because all communicate in each pass."""
         kinds = ("responses", "translations", "prompts", "mismatched")
         own = torch.tensor([len(getattr(batch, kind)) for kind in kinds])
         most = own.clone()
@@ -186,16 +189,17 @@ class FSDP2(ModelParallelStrategy):
             yield self.with_equal_passes(_NO_EXAMPLES if batch is None else batch)
 
     def agree_on_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Average gradients of what is whole on each process of a tensor-parallel group over the group.
+        """Average the gradients of weights that are not split over the processes of a tensor-parallel group.
 
-        All compute the same, but a GPU may add up in another order each time, and the copies would slowly part.
+        All of these processes compute the same values. But a GPU may add in another order each time, so the copies of a
+        weight would slowly drift apart.
         """
         if self.tensor_parallel_size == 1:
             return
         group = self.device_mesh["tensor_parallel"].get_group()
         for gradient in (parameter.grad for parameter in parameters):
             assert isinstance(gradient, DTensor | None)
-            # What was split lies on a mesh of two dimensions; so do the biases of sums over the group, which are whole.
+            # Split weights are on a mesh of two dimensions. So are the biases of "rowwise" layers, which are not split.
             if gradient is not None and (gradient.device_mesh.ndim == 1 or gradient.placements[1].is_replicate()):
                 part = gradient.to_local()
                 distributed.all_reduce(part, group=group)
@@ -203,7 +207,7 @@ class FSDP2(ModelParallelStrategy):
 
     def clip_gradients(self, parameters: Iterable[Tensor], max_norm: float) -> None:
         """Scale all gradients so that their norm, over all parameters and processes, is ``max_norm`` at most."""
-        # What is split lies on a mesh of two dimensions, all else on one of one; torch adds up no norms across meshes.
+        # Split weights are on a mesh of two dimensions, all others on a mesh of one. torch cannot add norms across meshes.
         groups: dict[Any, list[Tensor]] = defaultdict(list)
         for parameter in parameters:
             if isinstance(parameter.grad, DTensor):
@@ -255,12 +259,12 @@ def is_sharded(module: Any) -> bool:
 
 
 def move(policy: Policy, device: torch.device) -> Policy:
-    """``policy`` on ``device``; if it is sharded, its parts are where they belong."""
+    """``policy`` on ``device``. A sharded policy stays where it is."""
     return policy if is_sharded(policy) else policy.to(device)
 
 
 def require_supported(strategy: str | Strategy) -> None:
-    """Refuse strategies under which a training step would be wrong or is not known to be right.
+    """Refuse strategies with which a training step would be wrong, or has not been tested.
 
     Raises:
         UserError: ``strategy`` is one of them.
@@ -273,12 +277,12 @@ def require_supported(strategy: str | Strategy) -> None:
     if supported:
         return
     if name == ModelParallelStrategy.__name__ or isinstance(strategy, ModelParallelStrategy):
-        instead = "FSDP2, with tensor parallelism or without, is --config strategy/fsdp2"
+        instead = "use --config strategy/fsdp2, which is FSDP2 with or without tensor parallelism"
     elif name in (FSDPStrategy.__name__, "fsdp", "fsdp_cpu_offload"):
-        instead = "FSDP1 allows one forward pass a step, and a step has several; use --config strategy/fsdp2"
+        instead = "FSDP1 allows one forward pass per step, but a step has several; use --config strategy/fsdp2"
     elif "deepspeed" in name.lower():
         instead = (
-            "FSDP2 shards the same: for ZeRO-3 use --config strategy/fsdp2, "
+            "FSDP2 shards the same way: for ZeRO-3 use --config strategy/fsdp2, "
             "for ZeRO-2 add --trainer.strategy.reshard_after_forward false"
         )
     else:
@@ -287,9 +291,10 @@ def require_supported(strategy: str | Strategy) -> None:
 
 
 def materialize(module: nn.Module, device: torch.device) -> None:
-    """Give ``module`` on every process, on ``device``, the parameters and buffers that it has on process 0.
+    """Copy the parameters and buffers of ``module`` from process 0 to all processes, onto ``device``.
 
-    Elsewhere they may be on the ``meta`` device: nothing but their shapes is read. What is sharded already stays.
+    On the other processes they may be on the ``meta`` device, because only their shapes are read. Tensors that are
+    already sharded stay as they are.
     """
     replace_tensors(
         module, lambda tensor: tensor if isinstance(tensor, DTensor) else _from_process_zero(tensor, device)
@@ -310,7 +315,7 @@ _NO_EXAMPLES = Batch((), torch.zeros(0, dtype=torch.int64), ("",), 0, (), (), No
 
 
 def _idle_pass(with_response: bool) -> TokenRows:
-    """Rows that belong to no example: they are run, their results go nowhere, and their gradient is zero."""
+    """Rows that belong to no example. They are run, but their results are not used and their gradient is zero."""
     row = TokenSequence((0,), (0,) if with_response else (), 0, 0, NO_RESPONSE, leads=False)
     return TokenRows.pad([row], 0)
 

@@ -16,12 +16,12 @@ from lightning_mlc.sources import ModelSource
 @pytest.mark.parametrize(
     ("strategy", "advice"),
     [
-        ("fsdp", "FSDP1 allows one forward pass a step, and a step has several; use --config strategy/fsdp2"),
+        ("fsdp", "FSDP1 allows one forward pass per step, but a step has several; use --config strategy/fsdp2"),
         ("deepspeed_stage_3", "for ZeRO-3 use --config strategy/fsdp2"),
         ("deepspeed_stage_2", "for ZeRO-2 add --trainer.strategy.reshard_after_forward false"),
         (
             "lightning.pytorch.strategies.ModelParallelStrategy",
-            "with tensor parallelism or without, is --config strategy/fsdp2",
+            "use --config strategy/fsdp2, which is FSDP2 with or without tensor parallelism",
         ),
         ("xla", "use auto, ddp, or --config strategy/fsdp2"),
     ],
