@@ -1,1 +1,1 @@
-"""The subcommands of ``lightning-mlc``: one module each, with its options and what it prints."""
+"""The subcommands of ``lightning-mlc``. Each has a module, with its options and the lines that it prints."""

@@ -1,4 +1,4 @@
-"""``lightning-mlc estimate``: the options of ``fit``, and a table instead of a run."""
+"""``lightning-mlc estimate``: takes the options of ``fit``, and prints a table of the memory that it needs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class EstimateCLI(TrainingCLI):
     """Reads a configuration as ``fit`` does, and runs nothing."""
 
     def before_instantiate_classes(self) -> None:
-        """Nothing will be written, so nothing need be checked."""
+        """Without the checks of ``fit``, because nothing is written."""
         self._precision_line = settle(self.config[self.subcommand], runs=False)
 
     def instantiate_classes(self) -> None:
@@ -65,7 +65,7 @@ def show(found: Estimate, batch: Batch, setup: Setup, way: Way, name: str) -> No
 
 
 def run(args: Sequence[str]) -> None:
-    """Print the estimate of the configuration that ``args``, options of ``fit``, describe.
+    """Print the estimate for the configuration in ``args``, which are options of ``fit``.
 
     Raises:
         UserError: Something the user gave is wrong.

@@ -1,4 +1,4 @@
-"""``lightning-mlc export``: its options and what it says in the end."""
+"""``lightning-mlc export``: its options, and the lines that it prints."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lightning_mlc.files.paths import expand_all
 
 
 def run(args: Sequence[str]) -> None:
-    """Export as ``args`` say.
+    """Export the checkpoint that ``args`` name.
 
     Raises:
         UserError: Something the user gave is wrong.
@@ -18,26 +18,28 @@ def run(args: Sequence[str]) -> None:
     parser.add_argument(
         "--ckpt_path",
         required=True,
-        help="checkpoint that `lightning-mlc fit` wrote, or the folder of a run, finished or not, for its newest one",
+        help="checkpoint of `lightning-mlc fit`, or the folder of a run, whose newest checkpoint is taken",
     )
     parser.add_argument("--out", required=True, help="folder to write; must not exist or be empty")
     parser.add_argument(
         "--tokenizer",
-        help="folder or hub id of the tokenizer, if it is no longer where the model was trained from",
+        help="folder or hub id of the tokenizer, if it is no longer with the original model",
     )
     parser.add_argument(
-        "--adapters", action="store_true", help="write the LoRA adapters alone, for peft, instead of merging them"
+        "--adapters", action="store_true", help="write only the LoRA adapters, for peft, instead of merging them"
     )
     parser.add_argument(
-        "--max_shard_size", help="largest file of weights, as 5GB; a larger model is written as several"
+        "--max_shard_size", help="largest file of weights, such as 5GB; a larger model is split into several files"
     )
     parser.add_argument(
-        "--push_to_hub", metavar="REPO_ID", help="upload the folder, to a private repository where there is none"
+        "--push_to_hub",
+        metavar="REPO_ID",
+        help="upload the folder; a repository that does not exist is created as private",
     )
     parser.add_argument(
         "--trust_remote_code",
         action="store_true",
-        help="run Python code that the model's repository carries; read it first",
+        help="run Python code from the model's repository; read it first",
     )
     options = parser.parse_args(args)
 

@@ -1,6 +1,7 @@
-"""What jsonargparse says of a wrong option, as one :class:`~lightning_mlc.errors.UserError`.
+"""Convert the errors of jsonargparse for wrong options to :class:`~lightning_mlc.errors.UserError`.
 
-It has no exceptions for what went wrong, only texts of several lines. This is the one place that reads them.
+jsonargparse has no exception for each kind of error, only texts of several lines. This is the one place that parses
+them.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ _UNION = re.compile(
 )
 _TRUTH_VALUE = re.compile(r"Expected a <class 'str'>\. Got value: (True|False)\b")
 LONGEST = 300
-"""Characters of a message at most."""
+"""The most characters of a message."""
 
 
 def explain(error: argparse.ArgumentError, parsers: Sequence[argparse.ArgumentParser], command: str) -> UserError:
-    """The error of a command line.
+    """The error in a command line.
 
     Args:
         error: As jsonargparse raised it.
-        parsers: Those whose options the user may have meant.
-        command: The command, as in ``lightning-mlc fit``.
+        parsers: The parsers whose options the user may have meant.
+        command: The command, such as ``lightning-mlc fit``.
     """
     message = " ".join(str(error).split())
-    # For an option that may be null, only the first of the errors: that it is not null either is plain.
+    # For an option that may be null, keep the first error only. The second says that the value is not null.
     message = _UNION.sub(r"\1", message)
     if unknown := _UNKNOWN.search(message):
         options = [option for parser in parsers for action in parser._actions for option in action.option_strings]
@@ -44,5 +45,7 @@ def explain(error: argparse.ArgumentError, parsers: Sequence[argparse.ArgumentPa
         option, message = of_key.groups()
     if truth := _TRUTH_VALUE.search(message):
         written = "yes or on" if truth[1] == "True" else "no or off"
-        return UserError(option, f"must be text, got {truth[1]}; YAML reads {written} so, put it in quotes")
+        return UserError(
+            option, f"must be text, got {truth[1]}; YAML reads {written} as a truth value, so put it in quotes"
+        )
     return UserError(option, message if len(message) <= LONGEST else f"{message[: LONGEST - 4].rstrip()} ...")

@@ -1,7 +1,7 @@
-"""The option ``trainer.precision`` of the commands: ``auto`` becomes a precision before anything is made.
+"""The option ``trainer.precision`` of the commands: ``auto`` is replaced by a precision before anything is built.
 
-So the run's ``config.yaml`` and its checkpoints hold what was chosen. A run that goes on from a checkpoint, or measures
-one, takes what the checkpoint was trained in.
+So the run's ``config.yaml`` and its checkpoints hold the precision that was chosen. A run that resumes from a
+checkpoint, or measures one, takes the precision that the checkpoint was trained in.
 """
 
 from __future__ import annotations
@@ -39,33 +39,34 @@ logger = logging.getLogger(__name__)
 
 
 class PrecisionTrainer(Trainer):
-    """Lightning's Trainer; as an option of a command, its precision may be ``auto``."""
+    """Lightning's ``Trainer``, whose precision may also be ``auto`` when it is an option of a command."""
 
     def __init__(self, *, precision: str | int | None = "auto", **kwargs: Any) -> None:
         """
         Args:
-            precision: auto takes bf16-mixed where the device computes bfloat16 faster than float32, else 32-true, and
-                says why. With --ckpt_path it takes what the checkpoint was trained in. Otherwise 32-true, bf16-mixed
-                (bfloat16 arithmetic on float32 weights), 16-mixed, bf16-true, 16-true or 64-true.
+            precision: auto chooses bf16-mixed if the device computes bfloat16 faster than float32, otherwise 32-true,
+                and prints why. With --ckpt_path it chooses the precision that the checkpoint was trained in. Or give
+                32-true, bf16-mixed (bfloat16 arithmetic on float32 weights), 16-mixed, bf16-true, 16-true or 64-true.
         """
         super().__init__(precision=precision, **kwargs)  # type: ignore[arg-type]  # `settle` has replaced auto
 
 
 def settle(config: Namespace, runs: bool = True) -> str | None:
-    """Put a precision in the place of ``auto`` in ``config``, that of a subcommand.
+    """Replace ``auto`` by a precision in ``config``, in place.
 
-    An explicit precision stays. If it is another one than the checkpoint's, or bfloat16 on a CPU that is slow at it,
-    one line says so. A precision plugin (``trainer.plugins``, or of the strategy) wins over ``auto``.
+    An explicit precision stays. If it differs from the checkpoint's, or is bfloat16 on a CPU that is slow at it, one
+    line reports that. A precision plugin (in ``trainer.plugins`` or of the strategy) takes precedence over ``auto``.
 
     Args:
-        config: The options of the subcommand, links applied.
-        runs: Whether something is run here. If not, ``auto`` without a GPU means the GPUs of ``estimate``'s table.
+        config: The options of the subcommand, with links applied.
+        runs: Whether this machine will run the model. If not, ``auto`` without a GPU means the GPUs in the table of
+            ``estimate``.
 
     Returns:
-        A line for :func:`tell`, once nothing else is found wrong; None if nothing need be said.
+        A line for :func:`tell`, to be printed when nothing else is found wrong. None: nothing to print.
 
     Raises:
-        UserError: There is no such precision.
+        UserError: The precision does not exist.
     """
     options = config.trainer
     if options.precision != AUTO:
@@ -73,7 +74,7 @@ def settle(config: Namespace, runs: bool = True) -> str | None:
     if _has_precision_plugin(options):
         if options.precision == AUTO:
             options.precision = None
-            return "precision: that of the precision plugin, which was given explicitly"
+            return "precision: that of the precision plugin in the configuration"
         return None
     before = _precision_of(config.ckpt_path)
     device = Device.of(_accelerator(options.accelerator), options.devices)
@@ -99,13 +100,13 @@ def settle(config: Namespace, runs: bool = True) -> str | None:
 
 
 def tell(line: str | None) -> None:
-    """Print ``line``, if there is one, on the first process."""
+    """Print ``line`` on the first process, if it is not None."""
     if line is not None and is_first():
         print(line)
 
 
 def _accelerator(option: Any) -> str:
-    """The name of an accelerator, which may also be given as a class."""
+    """The name of an accelerator. The option may also name a class."""
     if isinstance(option, str):
         return option
     return str(option.class_path).rpartition(".")[2].removesuffix("Accelerator").lower()
@@ -120,12 +121,12 @@ def _has_precision_plugin(options: Namespace) -> bool:
 
 
 def _precision_of(ckpt_path: Any) -> str | None:
-    """The precision that a checkpoint was trained in; None if there is none, or it does not say."""
+    """The precision that a checkpoint was trained in. None if there is no checkpoint, or it has no such entry."""
     if ckpt_path is None or not Path(ckpt_path).exists():
         return None
     try:
         recipe = Provenance.read(open_checkpoint(Path(ckpt_path))).recipe or {}
-    except UserError:  # the run is about to read it too, and ends with that error
+    except UserError:  # the run reads the checkpoint later, and ends with this error
         return None
     found = recipe.get("precision")
     return None if found is None else str(found)
@@ -135,5 +136,5 @@ def _hidden_size(model: Namespace) -> int:
     source = ModelSource(model.name_or_path, model.gguf_file, model.revision, model.trust_remote_code)
     try:
         return int(getattr(load_config(source).get_text_config(), "hidden_size", USUAL_WIDTH))
-    except UserError:  # the run says so itself, in its turn: what is wrong with the data comes first
+    except UserError:  # the run reports it later, after errors in the data
         return USUAL_WIDTH

@@ -42,15 +42,15 @@ from lightning_mlc.training.speed import Speed
 
 OBJECTIVE = "model.objective"
 NOISE = ("Tip", "GPU available", "TPU available", "Loading `train_dataloader` to estimate")
-"""How lines of Lightning begin that are advertisements, or that our line about the model makes needless."""
+"""Beginnings of lines of Lightning that are advertisements, or that our line about the model replaces."""
 TOKENIZER_OPTIONS = ("name_or_path", "gguf_file", "revision", "trust_remote_code")
 
 
 class SaveConfig(SaveConfigCallback):
-    """Keeps the complete configuration of a ``fit`` beside what it wrote."""
+    """Writes the complete configuration of a ``fit`` into its folder."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Not yet: a run that its data or its model stops must leave no folder behind."""
+        """Overrides Lightning: write nothing until training starts, so that a refused run leaves no folder."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
@@ -60,10 +60,10 @@ class SaveConfig(SaveConfigCallback):
 
 
 class TrainingCLI(CommandLine):
-    """One ``out`` folder per run, and YAML as the only truth about it."""
+    """Lightning's command line, with one ``out`` folder per run and its whole configuration in YAML."""
 
     _begins = True
-    """Whether the run goes on from no checkpoint."""
+    """Whether the run starts without a checkpoint."""
     _is_new = True
     """Whether its folder must be new."""
 
@@ -72,7 +72,7 @@ class TrainingCLI(CommandLine):
         super().__init__(AlignmentModule, MultilingualData, args=args, **options)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning calls it on the instance
-        """The subcommand that was asked for, because the options of all four take four times as long to collect."""
+        """Only the subcommand of this call, because collecting the options of all four takes four times as long."""
         settled = {"verbose", "weights_only", "return_predictions"}
         return {self._asked: LightningCLI.subcommands()[self._asked] | settled}
 
@@ -81,7 +81,7 @@ class TrainingCLI(CommandLine):
             "--out",
             type=str,
             default="runs/mlc",
-            help="Folder for all that the run writes; must be new for fit.",
+            help="Folder for everything that the run writes. It must be new for fit.",
         )
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
         parser.set_defaults(
@@ -101,7 +101,7 @@ class TrainingCLI(CommandLine):
             parser.link_arguments(f"model.{option}", f"data.{option}")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        # Lightning's own warns that arguments were given from Python, which here is how they always come.
+        # Lightning's own method warns about arguments that are given from Python, as they always are here.
         assert isinstance(args, list)
         try:
             self.config = parser.parse_args(args)
@@ -110,7 +110,7 @@ class TrainingCLI(CommandLine):
         expand_all(self.config[self.config.subcommand])
         _require_classes(self.config[self.config.subcommand])
         if isinstance(self.config[self.config.subcommand].seed_everything, bool):
-            raise UserError("seed_everything", "give a number, so that splits and shuffling can be repeated")
+            raise UserError("seed_everything", "give a number, so that the run can be repeated")
 
     def _explain(self, error: argparse.ArgumentError, args: list[str]) -> UserError:
         command = f"lightning-mlc {args[0]}"
@@ -148,15 +148,15 @@ class TrainingCLI(CommandLine):
         try:
             super().instantiate_classes()
         except (ValueError, UserError) as error:
-            # Of an option that may be null jsonargparse tells over several lines what it is not.
-            told = error if isinstance(error, UserError) else error.__cause__
-            if not isinstance(told, UserError):
+            # For an option that may be null, jsonargparse wraps our error into several lines of its own.
+            own = error if isinstance(error, UserError) else error.__cause__
+            if not isinstance(own, UserError):
                 raise
             objective = self.config[self.subcommand].model.objective
-            if told.is_within(OBJECTIVE) and objective is not None:
-                # The parts of a sum are made before it, and do not know their place in it.
+            if own.is_within(OBJECTIVE) and objective is not None:
+                # The parts of a sum are made before the sum, and do not know their place in it.
                 build_objective(objective)
-            raise told from None
+            raise own from None
         tell(self._precision_line)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -172,48 +172,50 @@ class TrainingCLI(CommandLine):
         callbacks += [ModelLine(), EndWhenAsked(), EvaluationReport(), ExactResume(int(config.seed_everything))]
         if self.subcommand == "fit":
             callbacks += [ValidateAtMaxSteps(), Speed()]
-            if not options.fast_dev_run:  # which writes nothing
+            if not options.fast_dev_run:  # such a run writes nothing
                 callbacks.insert(0, RunFolder(self._is_new, self._begins))
         if options.enable_progress_bar is not False and not own_bar:
-            callbacks.append(Progress())  # after those whose figures it shows
+            callbacks.append(Progress())  # after the callbacks whose figures it shows
         if self.subcommand == "predict":
             callbacks.append(PredictionWriter())
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
     def make_trainer(self, options: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        if options["fast_dev_run"]:  # which writes nothing
+        if options["fast_dev_run"]:  # such a run writes nothing
             callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
         require_supported(options["strategy"])
         try:
             return super().make_trainer(options, callbacks)
-        except (ValueError, MisconfigurationException) as error:  # options that Lightning itself refuses
+        except (ValueError, MisconfigurationException) as error:  # Lightning refuses the options
             raise UserError("trainer", " ".join(str(error).split())) from error
 
     def method_keywords(self, subcommand: str) -> dict[str, Any]:
         keywords = {"weights_only": True}  # a checkpoint is data, not code
         if subcommand in ("validate", "test"):
-            keywords["verbose"] = False  # the report has the numbers
+            keywords["verbose"] = False  # the report shows the numbers
         if subcommand == "predict":
-            keywords["return_predictions"] = False  # they are written as they come
+            keywords["return_predictions"] = False  # a callback writes them to a file
         return keywords
 
 
 def _require_clearable(out: Path) -> None:
     """Raises:
-    UserError: ``out`` has something else than a run that ended before its first checkpoint.
+    UserError: ``out`` is neither empty nor the folder of a run that ended before its first checkpoint.
     """
     if not out.exists() or not any(out.iterdir()):
         return
     if not (out / CONFIG).is_file():
-        raise UserError("out", f"{out} is not empty and has no {CONFIG}, so it is not of a run; give another --out")
+        raise UserError(
+            "out", f"{out} is not empty and not the folder of a run, because it has no {CONFIG}; give another --out"
+        )
 
 
 def build_objective(node: Namespace, option: str = OBJECTIVE) -> Objective:
     """The objective that ``node`` of a configuration describes.
 
     Raises:
-        UserError: Its options mean nothing. They are named as those of ``option``, such as
-            ``model.objective.objectives[1]``.
+        UserError: A value in it is not allowed. The error is for ``option`` or an option below it, such as
+            ``model.objective.objectives[1].beta``.
     """
     kind = pkgutil.resolve_name(node.class_path)
     options = dict(node.get("init_args") or {})
@@ -226,10 +228,10 @@ def build_objective(node: Namespace, option: str = OBJECTIVE) -> Objective:
 
 
 def _require_classes(config: Any, option: str = "") -> None:
-    """Refuse functions where a configuration names a class: jsonargparse would call any, ``os.system`` among them.
+    """Refuse a function in the place of a class, because jsonargparse would call it, even ``os.system``.
 
     Raises:
-        UserError: There is one.
+        UserError: A ``class_path`` is not a class.
     """
     if isinstance(config, list):
         for index, part in enumerate(config):
@@ -238,21 +240,21 @@ def _require_classes(config: Any, option: str = "") -> None:
         return
     path = config.get("class_path")
     if isinstance(path, str) and not isinstance(pkgutil.resolve_name(path), type):
-        raise UserError(option, f"{path} is not a class; give the name of one")
+        raise UserError(option, f"{path} is not a class; give the name of a class")
     for name, part in vars(config).items() if isinstance(config, Namespace) else config.items():
         _require_classes(part, f"{option}.{name}" if option else str(name))
 
 
 def shipped_configs() -> dict[str, Path]:
-    """Configurations that come with the package, by name."""
+    """The configurations in the package, by name."""
     folder = Path(str(files("lightning_mlc"))) / "configs"
-    if not folder.is_dir():  # a clone that is not installed
+    if not folder.is_dir():  # a clone of the repository that is not installed
         folder = Path(__file__).parents[2] / "configs"
     return {str(path.relative_to(folder).with_suffix("")): path for path in sorted(folder.rglob("*.yaml"))}
 
 
 def _with_shipped_configs(args: Sequence[str]) -> list[str]:
-    """``--config NAME`` finds a shipped configuration where there is no file of that name."""
+    """``args``, where ``--config NAME`` becomes the path of a shipped configuration if there is no file ``NAME``."""
     resolved = list(args)
     for index, arg in enumerate(args):
         option, equals, value = arg.partition("=")
@@ -279,7 +281,7 @@ def _with_shipped_configs(args: Sequence[str]) -> list[str]:
 
 
 def _with_torch_optimizers(args: Sequence[str]) -> list[str]:
-    """A bare name of an optimizer is PyTorch's, whatever libraries with classes of that name have been imported."""
+    """``args``, where a bare name of an optimizer means that of PyTorch, even if other libraries have one."""
     resolved = list(args)
     for index, arg in enumerate(args):
         option, equals, name = arg.partition("=")
@@ -293,18 +295,18 @@ def _with_torch_optimizers(args: Sequence[str]) -> list[str]:
 
 
 def run(args: Sequence[str]) -> TrainingCLI:
-    """Parse ``args`` (subcommand first) and run them.
+    """Parse ``args`` (the subcommand first) and run the command.
 
     Raises:
         UserError: Something the user gave is wrong.
-        Interrupted: The run was asked to end; a checkpoint has been written.
+        Interrupted: The run was stopped by a signal, after it has written a checkpoint.
     """
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*is not supported by the model summary.*")
     warnings.filterwarnings("ignore", message=".*overridden `on_before_batch_transfer` in `LightningModule`.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
-    # Our sampler goes on where the checkpoint ended.
+    # Our sampler resumes where the checkpoint ended.
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
     warnings.filterwarnings("ignore", message=".*Couldn't infer the batch indices.*")
     warnings.filterwarnings("ignore", message=".*activation_checkpointing_enable.*")
@@ -313,7 +315,7 @@ def run(args: Sequence[str]) -> TrainingCLI:
     )
     try:
         return make_cli(args)
-    except SIGTERMException as error:  # with which Lightning would exit as if the run were done
+    except SIGTERMException as error:  # Lightning would exit as if the run were done
         interrupted = Interrupted(None, "stopped by a signal; continue with the same command and --ckpt_path last")
         interrupted.is_shared = True
         raise interrupted from error
@@ -322,15 +324,15 @@ def run(args: Sequence[str]) -> TrainingCLI:
             raise
         raise UserError(
             None,
-            "another process of the run has ended, and this one with it; see there for the reason, and continue with "
-            "the same command and --ckpt_path last",
+            "another process of the run has ended, so this one stops too; see the message of that process for the "
+            "reason, and continue with the same command and --ckpt_path last",
         ) from error
     finally:
         give_back()
 
 
 def make_cli(args: Sequence[str], kind: type[TrainingCLI] = TrainingCLI) -> TrainingCLI:
-    """The command line of ``kind``, made of ``args`` (subcommand first) and run."""
+    """Make the command line ``kind`` from ``args`` (the subcommand first), and run it."""
     return kind(
         _with_torch_optimizers(_with_shipped_configs(args)),
         seed_everything_default=42,
@@ -343,7 +345,7 @@ def make_cli(args: Sequence[str], kind: type[TrainingCLI] = TrainingCLI) -> Trai
             "enable_model_summary": False,  # see `ModelLine`
         },
         auto_configure_optimizers=False,
-        # Errors are raised, and told in one line, rather than printed after some hundred lines of usage.
+        # Raise errors, so that they are reported in one line. argparse would print hundreds of lines of usage first.
         parser_kwargs={
             "exit_on_error": False,
             args[0]: {"prog": f"lightning-mlc {args[0]}", "exit_on_error": False},

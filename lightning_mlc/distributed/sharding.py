@@ -207,7 +207,7 @@ class FSDP2(ModelParallelStrategy):
 
     def clip_gradients(self, parameters: Iterable[Tensor], max_norm: float) -> None:
         """Scale all gradients so that their norm, over all parameters and processes, is ``max_norm`` at most."""
-        # Split weights are on a mesh of two dimensions, all others on a mesh of one. torch cannot add norms across meshes.
+        # Split weights are on a mesh of two dimensions, others on a mesh of one. torch cannot add norms across meshes.
         groups: dict[Any, list[Tensor]] = defaultdict(list)
         for parameter in parameters:
             if isinstance(parameter.grad, DTensor):

@@ -1,7 +1,7 @@
 """The linear layers of a decoder layer, split over processes that run the same examples.
 
 The model's own plan in ``transformers`` says which layers are split, and how. They come in pairs (Megatron-LM, arXiv
-1909.08053, section 3). The outputs of the first layer are split ("colwise"): each process computes some of the attention
+1909.08053, section 3). The outputs of the first layer are split ("colwise"): each process computes some attention
 heads, or some features of the feed-forward layer. The second layer takes them as its inputs and sums the results over
 the processes ("rowwise"). Between pairs, every process has the whole hidden states, with the same values. All other
 parts of the model (embeddings, norms, ``lm_head``) are whole on every process too.

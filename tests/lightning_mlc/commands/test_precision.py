@@ -287,7 +287,7 @@ def test_a_precision_plugin_wins(tiny_model: Path, capsys: pytest.CaptureFixture
     config = options_of(plugin)
     tell(settle(config))
     assert config.trainer.precision is None
-    assert lines_of(capsys) == ["precision: that of the precision plugin, which was given explicitly"]
+    assert lines_of(capsys) == ["precision: that of the precision plugin in the configuration"]
     other = "--trainer.plugins+=lightning.pytorch.plugins.io.TorchCheckpointIO"
     config = options_of(f"--model.name_or_path={tiny_model}", other)
     tell(settle(config))

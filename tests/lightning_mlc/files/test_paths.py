@@ -113,7 +113,7 @@ def test_norwegian_without_quotes(key: str, tmp_path: Path) -> None:
     config.write_text("data:\n  languages: [en, no]\n")
     args = ["fit", f"--config={config}"] if key == "data.languages" else ["fit", "--data.languages", "[en, no]"]
     with pytest.raises(
-        UserError, match=r"^data\.languages: must be text, got False; YAML reads no or off so, put it in"
+        UserError, match=r"^data\.languages: must be text, got False; YAML reads no or off as a truth value"
     ):
         make_cli(args)
 
