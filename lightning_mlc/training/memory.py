@@ -1,9 +1,9 @@
-"""How much memory a configuration takes on each GPU, without loading a weight or having a GPU.
+"""Estimate the memory that a configuration needs on each GPU, without loading weights and without a GPU.
 
-What is kept from step to step is counted: weights, gradients, optimizer state, the reference. What a step itself needs
-is found by running it, on the largest of the data's batches, with tensors that have shapes and no values
-(PyTorch's fake tensors): the model's own forward and backward pass, whatever its architecture, packing, chunks of
-logits, adapters and checkpointing included.
+Memory that is kept from step to step is counted: weights, gradients, optimizer state, the reference. The memory of a
+step is found by running one on the largest batch of the data, with PyTorch's fake tensors, which have shapes but no
+values. This is the model's own forward and backward pass, so it works for any architecture, and includes packing,
+chunks of logits, adapters and checkpointing.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ GB = 10**9
 GPUS = {"24 GB": 24, "40 GB": 40, "80 GB": 80, "141 GB": 141}
 """Memory of common GPUs, in GB."""
 RESERVED = 0.1
-"""Share of a GPU that an estimate leaves to the driver, communication buffers and fragmentation."""
+"""Share of a GPU that is kept free for the driver, communication buffers and fragmentation."""
 QUANTISED_BITS = {"nf4": 4.127, "int8": 8.0}
-"""Bits of a weight, with its share of the scales: arXiv 2305.14314, section 3, "Double Quantization"."""
+"""Bits per weight, including the scales: arXiv 2305.14314, section 3, "Double Quantization"."""
 EVERY_SHORTCUT = Shortcuts(True, True, True)
-"""What nearly all models take."""
+"""The shortcuts that nearly all models allow."""
 IS_SO = False
-"""Answer to a model that asks whether something is so of all values of a tensor, as recurrent ones ask whether a batch
-has no padding, and then do less. The largest batch has some, as a rule."""
+"""The answer when a model asks for the truth value of a tensor, which has no values here. Recurrent models ask whether a
+batch has no padding, and then do less work. The largest batch usually has padding."""
 BATCHES = 500
-"""Micro-batches that are looked at for the largest."""
+"""The number of micro-batches from which the largest is taken."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """How a run divides its work, and in which precision it does it."""
+    """How a run divides its work among processes, and its precision."""
 
     precision: str
     processes: int
@@ -67,12 +67,12 @@ class Setup:
 
     @property
     def shards(self) -> int:
-        """Processes that weights, gradients and optimizer state are shared out over."""
+        """The number of processes that weights, gradients and optimizer state are sharded over."""
         return self.processes if self.strategy == "fsdp2" else 1
 
     @property
     def gathers_half(self) -> bool:
-        """Whether weights are gathered, and layers run with them, in bfloat16."""
+        """Whether weights are gathered in bfloat16, in which layers then run."""
         return self.strategy == "fsdp2" and self.precision == "bf16-mixed"
 
 
@@ -83,32 +83,36 @@ class Estimate:
     parameters: int
     """Parameters of the model, not bytes."""
     trained: int
-    """Those of them that are trained, and those of the extractor."""
+    """Trained parameters, including those of the extractor."""
     parts: Mapping[str, int]
-    """What is in memory while gradients are computed."""
+    """Bytes in memory while gradients are computed, by their use."""
     optimizer_step: int
     """Bytes in memory while the optimizer runs."""
 
     @property
     def peak(self) -> int:
-        """Most bytes that are in memory at once."""
+        """The most bytes that are in memory at once."""
         return max(sum(self.parts.values()), self.optimizer_step)
 
     def fits(self, gigabytes: float) -> bool:
-        """Whether a GPU with so much memory is enough, some of which is kept free."""
+        """Whether a GPU with that many ``gigabytes`` is enough, if the share ``RESERVED`` is kept free."""
         return self.peak <= gigabytes * GB * (1 - RESERVED)
 
 
 def setup_of(trainer: Any) -> Setup:
-    """What the options ``trainer`` of a configuration say; as many devices as there are is 1, or 8 under FSDP2.
+    """The setup that the options ``trainer`` of a configuration describe.
+
+    If they give no number of devices, it is 1, or 8 with FSDP2.
 
     Raises:
-        UserError: Layers are to be split, which shares out memory in ways that are not known here.
+        UserError: The configuration splits layers, for which there is no estimate.
     """
     strategy = trainer.strategy
     sharded = isinstance(strategy, FSDP2)
     if sharded and strategy.tensor_parallel_size > 1:
-        raise UserError(OPTION, "what layers that are split take is not known; set it to 1 for an estimate without it")
+        raise UserError(
+            OPTION, "the memory of split layers cannot be estimated; set it to 1 for an estimate without it"
+        )
     devices = trainer.devices
     if isinstance(devices, list):
         count = len(devices)
@@ -128,24 +132,24 @@ def setup_of(trainer: Any) -> Setup:
 
 
 def largest_batch(data: MultilingualData) -> Batch:
-    """The micro-batch with the most tokens, padding included, among the first of an epoch."""
+    """The micro-batch with the most tokens, including padding, among the first of an epoch."""
     largest: Batch = max(itertools.islice(data.train_dataloader(), BATCHES), key=cells)
     return largest
 
 
 def cells(batch: Batch) -> int:
-    """Tokens of ``batch``, padding included."""
+    """Tokens of ``batch``, including padding."""
     every = (*batch.responses, *batch.translations, *batch.prompts, *batch.mismatched)
     return sum(rows.input_ids.numel() for rows in every)
 
 
 class CannotRun(UserError):
-    """A model that cannot be run without values, in the way that was tried."""
+    """The model cannot be run without values in the way that was tried."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """How a model may be run."""
+    """A way to run a model."""
 
     layout: Layout
     shortcuts: Shortcuts
@@ -156,9 +160,9 @@ class Way:
 
 
 def ways(module: AlignmentModule) -> list[Way]:
-    """How ``module``'s model may be run, the way that most are run in first.
+    """The ways in which the model of ``module`` may be run. The way of most models comes first.
 
-    A run compares results to find out (:mod:`lightning_mlc.models.self_check`). Without values all that shows is
+    ``fit`` compares results to choose a way (:mod:`lightning_mlc.models.self_check`). Without values, one can only see
     whether a way works at all.
     """
     packed = packed_layout_of(load_config(module.source), module.builder.attn_implementation or "sdpa")
@@ -169,7 +173,10 @@ def ways(module: AlignmentModule) -> list[Way]:
 
 
 def estimate_largest(module: AlignmentModule, data: MultilingualData, setup: Setup) -> tuple[Estimate, Batch, Way]:
-    """What ``module``'s configuration takes on the largest batch of ``data``, that batch, and how it is run.
+    """Estimate the memory of ``module``'s configuration on the largest batch of ``data``.
+
+    Returns:
+        The estimate, that batch, and the way in which the model is run.
 
     Raises:
         CannotRun: The model cannot be run without values in any way.
@@ -181,15 +188,19 @@ def estimate_largest(module: AlignmentModule, data: MultilingualData, setup: Set
         try:
             return estimate(module, batch, setup, way.shortcuts), batch, way
         except CannotRun as error:
-            problem = error  # that of the plain way is the model's own
+            problem = error  # the last one is of the plain way, so the model itself is the reason
     assert problem is not None
     raise problem
 
 
 def estimate(module: AlignmentModule, batch: Batch, setup: Setup, shortcuts: Shortcuts = EVERY_SHORTCUT) -> Estimate:
-    """What ``module``'s configuration takes when it is trained on ``batch``.
+    """Estimate the memory of ``module``'s configuration when it is trained on ``batch``.
 
-    ``shortcuts`` are those that its model takes, if it has a decoder to take them with.
+    Args:
+        module: The module, without a loaded model.
+        batch: The batch.
+        setup: Processes and precision.
+        shortcuts: The shortcuts of the model, if it has a decoder that can take them.
 
     Raises:
         CannotRun: The model cannot be run without values.
@@ -213,7 +224,7 @@ def estimate(module: AlignmentModule, batch: Batch, setup: Setup, shortcuts: Sho
         "gradients": here * gradients // setup.shards,
         "optimizer state": here * trained * optimizer_bytes(module.optimizer_callable) // setup.shards,
         "reference": here * (weights - extractor * master) // setup.shards if _keeps_reference(module) else 0,
-        # Gradients that the pass makes are in its peak, of which they are told apart here.
+        # If the pass creates gradients, they are part of its peak, but have an entry of their own.
         "activations": max(0, step - gradients) if makes_gradients else step,
         "buckets of gradients": gradients if setup.strategy == "ddp" else 0,
         "gathered weights": gathered,
@@ -231,7 +242,7 @@ def _without_weights(module: AlignmentModule, precision: str) -> Policy:
 
 
 def _stored_bytes(module: AlignmentModule, policy: Policy) -> int:
-    """Bytes of the weights of ``policy``, quantised ones among them."""
+    """Bytes of the weights of ``policy``, some of which may be quantised."""
     form = None if module.lora is None else module.lora.quantize
     quantised: set[int] = set()
     if form is not None:
@@ -245,7 +256,7 @@ def _stored_bytes(module: AlignmentModule, policy: Policy) -> int:
 
 
 def _keeps_reference(module: AlignmentModule) -> bool:
-    """Whether a reference model of its own is in memory."""
+    """Whether a separate reference model is in memory."""
     return module.uses_reference and module.reference.mode == "online" and module.lora is None
 
 
@@ -258,7 +269,7 @@ def _extractor_size(module: AlignmentModule, policy: Policy) -> int:
 
 
 def optimizer_bytes(optimizer: Callable[[Any], torch.optim.Optimizer]) -> int:
-    """Bytes of state that ``optimizer`` keeps for each float32 parameter, found by a step on a few."""
+    """Bytes of state that ``optimizer`` keeps per float32 parameter, found by a step on a small tensor."""
     parameter = nn.Parameter(torch.zeros(1024))
     parameter.grad = torch.zeros_like(parameter)
     made = optimizer([parameter])
@@ -267,13 +278,13 @@ def optimizer_bytes(optimizer: Callable[[Any], torch.optim.Optimizer]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors) // parameter.numel()
 
 
-# ---- what a step needs ------------------------------------------------------------------------------
+# ---- the memory of a step ------------------------------------------------------------------------------
 
 
 def _step_bytes(module: AlignmentModule, policy: Policy, batch: Batch, setup: Setup, makes_gradients: bool) -> int:
-    """Most bytes that a forward and backward pass over ``batch`` have in memory at once, beside the weights.
+    """The most bytes that a forward and backward pass over ``batch`` has in memory at once, without the weights.
 
-    Gradients are in it if the pass ``makes_gradients``; else they are there already, or go to other processes.
+    Gradients are included if the pass ``makes_gradients``. Otherwise they exist already, or go to other processes.
     """
     needs = module.consistency.needs
     layer = resolve_layer(module.consistency.layer, num_layers(policy.causal_lm.config))
@@ -302,14 +313,14 @@ def _step_bytes(module: AlignmentModule, policy: Policy, batch: Batch, setup: Se
     except DataDependentOutputException as error:
         raise CannotRun(
             "estimate",
-            f"{type(policy.causal_lm).__name__} decides by values what it computes, and an estimate has none; run "
-            "`fit` with --trainer.max_steps 1 instead, whose report/summary.json says how much memory it took",
+            f"{type(policy.causal_lm).__name__} computes different things for different values, and an estimate has no "
+            "values; run `fit` with --trainer.max_steps 1 instead, and read the memory from report/summary.json",
         ) from error
-    except Exception as error:  # foreign code, which may look at values that are not there
+    except Exception as error:  # the model's code may read values, which do not exist here
         raise CannotRun(
             "estimate",
             f"{type(policy.causal_lm).__name__} cannot be run without values "
-            f"({first_line(error)}); its memory is not known",
+            f"({first_line(error)}), so its memory cannot be estimated",
         ) from error
     return count.peak
 
@@ -322,9 +333,9 @@ def _fake(tensor: Tensor, gathers_half: bool) -> Tensor:
 def _grouped_product(
     a: Tensor, b: Tensor, offs: Tensor | None = None, bias: Tensor | None = None, out_dtype: torch.dtype | None = None
 ) -> Tensor:
-    """A tensor as ``torch.nn.functional.grouped_mm`` makes of ``a`` and ``b``, the product of all experts at once.
+    """The result of ``torch.nn.functional.grouped_mm``, the product of all experts at once, without its values.
 
-    Without values torch refuses all dtypes but bfloat16, though the product itself takes float32.
+    For fake tensors torch refuses all dtypes but bfloat16, although the real product takes float32.
     """
     rows, columns = a.shape[-2], b.shape[-1]
     groups = [len(offs)] if offs is not None and a.ndim == b.ndim == 2 else list(a.shape[:-2]) if b.ndim == 3 else []
@@ -332,7 +343,7 @@ def _grouped_product(
 
 
 class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of tensors that operations make, for as long as they live."""
+    """Counts the bytes of tensors that operations create, for as long as the tensors live."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -369,13 +380,13 @@ class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextmanager
 def counting() -> Iterator[_Count]:
-    """Counts what operations inside the context allocate."""
+    """Counts the memory that operations inside the context allocate."""
     with _Count() as count:
         yield count
 
 
 def _gathered_bytes(policy: Policy, setup: Setup) -> int:
-    """Under FSDP2, bytes of the weights gathered while a layer runs, and of gradients on their way out of it."""
+    """With FSDP2: bytes of the weights that are gathered while a layer runs, and of the gradients that it sends."""
     if setup.strategy != "fsdp2":
         return 0
     width = 2 if setup.gathers_half else dtype_of(setup.precision).itemsize
@@ -384,9 +395,9 @@ def _gathered_bytes(policy: Policy, setup: Setup) -> int:
     trained = [sum(parameter.numel() for parameter in layer if parameter.requires_grad) for layer in layers]
     in_layers = {id(parameter) for layer in layers for parameter in layer}
     rest = [parameter for parameter in policy.parameters() if id(parameter) not in in_layers]
-    # The next layer's weights are on their way while one runs; without resharding all stay.
+    # While a layer runs, the next layer's weights are gathered. Without resharding all layers stay.
     held = 2 * max(sizes) if setup.reshard_after_forward else sum(sizes)
     gathered = held + sum(parameter.numel() for parameter in rest)
-    # The rest's gradients are kept until the pass ends; a layer's are there as computed and, in float32, as sent.
+    # Gradients of the rest are kept until the pass ends. Those of a layer exist twice: as computed, and in float32 to send.
     sent = sum(parameter.numel() for parameter in rest if parameter.requires_grad)
     return (gathered + sent) * width + max(trained) * (width + 4)

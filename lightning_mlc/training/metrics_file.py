@@ -1,4 +1,4 @@
-"""``metrics.csv``, which a resumed run continues instead of beginning anew."""
+"""``metrics.csv``, to which a resumed run appends."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from lightning_mlc.files.atomic import write_whole
 from lightning_mlc.lightning_internals import MetricsLoggerHooks, MetricsWriterHooks
 
 METRICS = MetricsWriterHooks.NAME_METRICS_FILE
-"""Its name in a run's folder."""
+"""The name of the file in the folder of a run."""
 
 
 class MetricsFile(MetricsLoggerHooks):
-    """Lightning's CSV logger for a fixed folder, written row by row.
+    """Lightning's CSV logger with a fixed folder, which writes each row at once.
 
-    Lightning's own deletes the file of an earlier run in the same folder, and keeps a hundred steps in memory that a
-    killed process loses.
+    Lightning's own deletes the file of an earlier run in the same folder. It keeps up to a hundred steps in memory,
+    which are lost if the process is killed.
     """
 
     def __init__(self, folder: str) -> None:
@@ -34,16 +34,16 @@ class MetricsFile(MetricsLoggerHooks):
         try:
             super().save()
         except OSError as error:
-            told = error.strerror or type(error).__name__
+            reason = error.strerror or type(error).__name__
             raise UserError(
                 "out",
-                f"cannot write {Path(self.log_dir) / METRICS} ({told}); training stopped, the checkpoints are "
-                "whole: make room and continue with --ckpt_path last",
+                f"cannot write {Path(self.log_dir) / METRICS} ({reason}); training stopped, but the checkpoints "
+                "are intact: free some space and continue with --ckpt_path last",
             ) from error
 
     @rank_zero_only
     def continue_from(self, steps: int) -> None:
-        """Drop rows of the optimizer steps (from 0) that a run makes again if it goes on after ``steps`` of them."""
+        """Drop the rows of optimizer steps (from 0) that a run repeats when it resumes after ``steps`` of them."""
         writer = self.experiment
         assert isinstance(writer, _Writer)
         writer.continue_from(steps)
@@ -51,7 +51,7 @@ class MetricsFile(MetricsLoggerHooks):
 
 class _Writer(MetricsWriterHooks):
     def continue_file(self) -> None:
-        """Take over the columns of the file, if it exists."""
+        """Use the columns of the file, if it exists."""
         if Path(self.metrics_file_path).is_file():
             with Path(self.metrics_file_path).open(newline="") as file:
                 self.metrics_keys = list(csv.DictReader(file).fieldnames or [])

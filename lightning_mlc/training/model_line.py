@@ -11,10 +11,10 @@ from lightning_mlc.training.module import AlignmentModule
 
 
 class ModelLine(Callback):
-    """Says once what model there is, before anything is run. Lightning's summary is a table of our own wrappers."""
+    """Prints one line about the model before anything is run. Lightning's summary would list our own wrappers."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Of a large model, or one on the hub, it takes minutes until there is something to say of it."""
+        """Print that the model is being loaded, because that can take minutes."""
         assert isinstance(pl_module, AlignmentModule)
         if pl_module.policy is None:
             say(f"model {pl_module.source}: loading")
@@ -31,7 +31,7 @@ class ModelLine(Callback):
 
 
 def model_line(trainer: Trainer, module: AlignmentModule) -> str:
-    """Parameters, how many are trained, dtype, device, packed or padded, and adapters, extractor, reference, if any."""
+    """Parameters, trained parameters, dtype, device, packing, and the adapters, extractor and reference if any."""
     assert module.policy is not None
     model = module.policy.causal_lm
     trains = trainer.state.fn == TrainerFn.FITTING
@@ -45,7 +45,7 @@ def model_line(trainer: Trainer, module: AlignmentModule) -> str:
     if trains and module.lora is None:
         parts.append("all trained" if trained == parameters else f"{_amount(trained)} trained")
     elif trains:
-        parts.append("which alone are trained")
+        parts.append("only the adapters are trained")
     parts.append(f"{str(model.dtype).removeprefix('torch.')} (trainer.precision {trainer.precision})")
     parts.append(f"on {trainer.strategy.root_device}")
     if trainer.world_size > 1:
@@ -64,7 +64,7 @@ def model_line(trainer: Trainer, module: AlignmentModule) -> str:
 
 def _reference(module: AlignmentModule) -> str:
     if module.reference.mode == "precomputed":
-        return "its scores, computed before"
+        return "precomputed scores"
     return "the model without its adapters" if module.lora is not None else "a second copy of the model"
 
 
@@ -77,7 +77,7 @@ def _trained(module: nn.Module) -> int:
 
 
 def _amount(count: int) -> str:
-    """``count`` in as few digits as it takes: 31,584, 134.5 M, 7.62 B."""
+    """``count`` in few digits: 31,584, 134.5 M, 7.62 B."""
     if count < 100_000:
         return f"{count:,}"
     return f"{count / 1e6:,.1f} M" if count < 1e9 else f"{count / 1e9:,.2f} B"

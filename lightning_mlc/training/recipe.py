@@ -1,6 +1,6 @@
-"""What a run trained with, as plain values that a checkpoint keeps and a model card shows.
+"""The settings that a run trained with, as plain values that a checkpoint keeps and a model card shows.
 
-No text of the data and no path of the machine: files are known by their names, and data by a fingerprint.
+They hold no text of the data and no path of the machine: only the names of files, and a fingerprint of the data.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ def describe_run(
     consistency: Consistency,
     reference: ReferenceSettings | None,
 ) -> dict[str, Any]:
-    """What ``trainer`` has trained the model of ``source`` with until now; ``reference`` is None where none is used."""
+    """The settings that ``trainer`` has used until now to train the model of ``source``.
+
+    ``reference`` is None if no reference is used.
+    """
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     optimizer = trainer.optimizers[0] if trainer.optimizers else None
     schedules = [_schedule(config.scheduler) for config in trainer.lr_scheduler_configs]
@@ -68,7 +71,7 @@ def describe_run(
 
 
 def describe_optimizer(optimizer: Optimizer) -> dict[str, Any]:
-    """The name of ``optimizer`` and the options that it was made with, whatever a checkpoint has made of them since."""
+    """The name of ``optimizer`` and the options that it was made with, even if a checkpoint has changed them since."""
     return {"name": type(optimizer).__name__, **_plain(optimizer.defaults, type(optimizer))}
 
 
@@ -83,7 +86,7 @@ def describe_objective(objective: Objective) -> dict[str, Any]:
 
 
 def describe_consistency(settings: Consistency) -> dict[str, Any]:
-    """The terms that are on, and what their representations are; empty if none is."""
+    """The terms that are on, and the settings of their representations. Empty if no term is on."""
     if not settings.terms:
         return {}
     described: dict[str, Any] = {term.name: _plain(dataclasses.asdict(term), type(term)) for term in settings.terms}
@@ -102,9 +105,9 @@ def _schedule(scheduler: Any) -> dict[str, Any]:
 
 
 def _plain(options: dict[str, Any], owner: type) -> dict[str, Any]:
-    """Those of ``options`` of ``owner`` that are numbers, words, switches or some of them.
+    """The ``options`` of ``owner`` that are numbers, texts, switches, or lists of them.
 
-    A switch that is off is left out where that is its default, as most of an optimizer's are.
+    A switch that is off by default is left out when it is off. An optimizer has many of them.
     """
     kept = (bool, int, float, str)
     parameters = inspect.signature(owner).parameters

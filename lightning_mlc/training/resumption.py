@@ -1,8 +1,8 @@
-"""A run that goes on from a checkpoint does what it would have done without the interruption.
+"""A run that resumes from a checkpoint computes the same as a run that was never interrupted.
 
-Checkpoints hold weights, optimizer, scheduler and the loops' progress. Here is what they cannot hold: random numbers,
-the rows of ``metrics.csv`` of steps that are made again, and what progress means to other processes than those that
-made it.
+Checkpoints hold the weights, the optimizer, the scheduler and the progress of the loops. This module takes care of
+everything else: random numbers, the rows of ``metrics.csv`` for steps that are repeated, and the progress of a run that
+resumes on another number of processes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Epoch:
-    """What an epoch is made of, and who trains on it."""
+    """The examples of an epoch, and how they are divided into steps and among processes."""
 
     seed: int
     examples: int
@@ -37,19 +37,20 @@ class Epoch:
     tokens_per_batch: int | None
     accumulate: int
     processes: int
-    """Those that run the same examples count as one."""
+    """How many shares the examples are divided into. Processes that run the same examples count as one."""
     strategy: str
     micro_batches: int
-    """Of each process."""
+    """How many each process runs."""
     tensor_parallel: int = 1
-    """Processes that run the same examples."""
+    """How many processes run the same examples."""
     data: str | None = None
-    """The fingerprint of the training data; None in checkpoints of earlier versions, which are taken as they are."""
+    """The fingerprint of the training data. None in checkpoints of earlier versions, for which it is not checked."""
     order: str | None = None
-    """A digest of what else the order of the examples follows from; None as above."""
+    """A digest of everything else that determines the order of the examples. None as for ``data``."""
 
     @classmethod
     def of(cls, trainer: Trainer, micro_batches: int) -> Epoch:
+        """The epochs of the run of ``trainer``, in which each process runs that many ``micro_batches``."""
         data, share = _data(trainer), DataParallel.of(trainer)
         return cls(
             seed=data.seed,
@@ -67,51 +68,51 @@ class Epoch:
 
     @property
     def layout(self) -> str:
-        """Who trains, in words."""
+        """The processes and the strategy, in words."""
         count = self.processes * self.tensor_parallel
         split = f", tensor parallel {self.tensor_parallel}" if self.tensor_parallel > 1 else ""
         return f"{count} process{'es' * (count > 1)} ({self.strategy}{split})"
 
     @property
     def step(self) -> int:
-        """Examples of an optimizer step; under a budget of tokens, micro-batches."""
+        """Examples in an optimizer step. With ``tokens_per_batch``: micro-batches."""
         return (1 if self.tokens_per_batch else self.batch_size) * self.accumulate * self.processes
 
     def changes(self, before: Epoch) -> str:
-        """In which of what an epoch's examples and their order follow from ``before`` differs; empty if in nothing."""
-        told = [
-            f"{name} was {getattr(before, name)}, is {getattr(self, name)}"
+        """What has changed since ``before`` that determines the examples or their order. Empty if nothing has."""
+        found = [
+            f"{name} was {getattr(before, name)} and is now {getattr(self, name)}"
             for name in ("seed", "examples", "tokens_per_batch")
             if getattr(self, name) != getattr(before, name)
         ]
         if before.data is not None and self.data != before.data:
-            told.append("data.train_path, its tokenizer or the length limits give other examples")
+            found.append("data.train_path, its tokenizer or the length limits give other examples")
         elif before.order is not None and self.order != before.order:
-            told.append("the split, or what an example costs, has changed")
-        return ", ".join(told)
+            found.append("the split, or the cost of an example, has changed")
+        return ", ".join(found)
 
     def done(self, before: Epoch, processed: int) -> int:
-        """Micro-batches of this epoch that hold what the first ``processed`` of the same epoch held ``before``.
+        """The number of micro-batches now that hold the same examples as the first ``processed`` ones ``before``.
 
         Raises:
-            UserError: There are none: examples would be left out or trained on twice.
+            UserError: No number does, so examples would be left out or trained on twice.
         """
         if processed == before.micro_batches:
             return self.micro_batches
-        if told := self.changes(before):
+        if changes := self.changes(before):
             raise UserError(
                 "ckpt_path",
-                f"the checkpoint is in the middle of an epoch of other examples, or in another order ({told}): "
-                "some would be left out or trained on twice; go on as before, or start a new run",
+                "the checkpoint is in the middle of an epoch, and the examples or their order have changed "
+                f"({changes}): some would be left out or trained on twice; undo the change, or start a new run",
             )
-        # A checkpoint is written at a step's end.
+        # A checkpoint is written at the end of a step.
         taken = processed // before.accumulate * before.step
         if taken % self.step or (self.tokens_per_batch and self.step != before.step):
-            told = "micro-batches" if self.tokens_per_batch else "examples"
+            unit = "micro-batches" if self.tokens_per_batch else "examples"
             size = "trainer.accumulate_grad_batches x processes"
             raise UserError(
                 "ckpt_path",
-                f"the checkpoint was written after {taken} {told} of an epoch, in steps of {before.step}; "
+                f"the checkpoint was written after {taken} {unit} of an epoch, in steps of {before.step}; "
                 f"in steps of {self.step} some would be left out or trained on twice; keep "
                 f"{size if self.tokens_per_batch else f'data.batch_size x {size}'} at {before.step}",
             )
@@ -119,12 +120,13 @@ class Epoch:
 
 
 class ExactResume(Callback):
-    """Makes a resumed run do what the uninterrupted one would have done, where checkpoints cannot say.
+    """Makes a resumed run compute the same as an uninterrupted one, in what checkpoints do not hold.
 
-    Random numbers (dropout) of a micro-batch follow from the run's seed, its place in the run, and the process's share
-    of the examples: there is no generator's state to store, and processes with the same share draw the same.
-    ``metrics.csv`` is cut back to what the checkpoint has seen. And progress, which Lightning counts in micro-batches
-    of a process, is counted anew where these have become others.
+    - The random numbers of a micro-batch (dropout) depend only on the run's seed, the place of the micro-batch in the
+      run, and the process's share of the examples. So no state of a generator is stored, and processes with the same
+      share draw the same numbers.
+    - Rows of ``metrics.csv`` for steps after the checkpoint are dropped.
+    - Lightning counts progress in micro-batches of a process. If these have changed, progress is converted.
     """
 
     KEY = "lightning_mlc.epoch"
@@ -132,7 +134,7 @@ class ExactResume(Callback):
     def __init__(self, seed: int) -> None:
         self._seed = seed
         self._optimizer: dict[str, Any] | None = None
-        """That of the checkpoint."""
+        """The description of the checkpoint's optimizer."""
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[self.KEY] = asdict(Epoch.of(trainer, int(trainer.num_training_batches)))
@@ -140,19 +142,19 @@ class ExactResume(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != TrainerFn.FITTING or self.KEY not in checkpoint:
             return
-        # Lightning has not counted them yet.
+        # Lightning has not counted the micro-batches yet.
         before, now = Epoch(**checkpoint[self.KEY]), Epoch.of(trainer, _data(trainer).micro_batches_of_epoch())
         error = None
         loop = checkpoint["loops"]["fit_loop"]
         try:
             _require_more_to_do(trainer, loop)
-            _count_anew(loop["epoch_loop.batch_progress"], before, now)
+            _convert_progress(loop["epoch_loop.batch_progress"], before, now)
         except UserError as found:
             error = found
         raise_together(error)
         self._optimizer = (Provenance.read(checkpoint).recipe or {}).get("optimizer")
         if is_first():
-            _tell_differences(before, now)
+            _warn_of_differences(before, now)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._optimizer is not None:
@@ -160,8 +162,8 @@ class ExactResume(Callback):
         for its_logger in trainer.loggers:
             if isinstance(its_logger, MetricsFile):
                 its_logger.continue_from(trainer.global_step)
-        # A schedule asks for the number of batches, and with it for the first ones: before the checkpoint is read, and
-        # from workers that a signal ends.
+        # A schedule asks for the number of batches. Lightning then fetches the first batches before the checkpoint is
+        # read, and from workers that a signal would end.
         restart_batches(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -178,63 +180,63 @@ def _data(trainer: Trainer) -> MultilingualData:
 
 def _require_more_to_do(trainer: Trainer, loop: dict[str, Any]) -> None:
     """Raises:
-    UserError: The checkpoint, whose progress ``loop`` is, is beyond the run's last epoch.
+    UserError: The progress ``loop`` of the checkpoint is beyond the last epoch of the run.
     """
     begun = int(loop["epoch_progress"]["current"]["started"])
     if trainer.max_epochs is not None and -1 < trainer.max_epochs < begun:
         raise UserError(
             "trainer.max_epochs",
-            f"is {trainer.max_epochs}, and the checkpoint is of epoch {begun}; give more, or start a new run",
+            f"is {trainer.max_epochs}, but the checkpoint is of epoch {begun}; give a larger number, or start a new run",
         )
     if begun == trainer.max_epochs and loop["epoch_loop.batch_progress"]["is_last_batch"] and is_first():
-        logger.warning("ckpt_path: the checkpoint is of a run that is done; give more trainer.max_epochs to go on")
+        logger.warning("ckpt_path: the run of the checkpoint is done; give a larger trainer.max_epochs to continue it")
 
 
 def _require_same_optimizer(before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raises:
-    UserError: The checkpoint, with the optimizer ``before``, has no state for that of ``now``.
+    UserError: The checkpoint has the state of the optimizer ``before``, which does not fit the optimizer ``now``.
     """
     if before["name"] != now["name"]:
         error = UserError(
             "model.optimizer",
-            f"is {now['name']}, and the checkpoint has the state of {before['name']}; go on with that, or start a new "
-            "run from an export",
+            f"is {now['name']}, but the checkpoint has the state of {before['name']}; resume with that, "
+            "or start a new run from an export",
         )
         error.is_shared = True
         raise error
     changed = [name for name in before.keys() & now.keys() if before[name] != now[name]]
     if changed and is_first():
-        told = ", ".join(f"{name} {before[name]} and not {now[name]}" for name in sorted(changed))
-        logger.warning("ckpt_path: the optimizer goes on with what the checkpoint has: %s", told)
+        kept = ", ".join(f"{name} {before[name]} and not {now[name]}" for name in sorted(changed))
+        logger.warning("ckpt_path: the optimizer keeps the options in the checkpoint: %s", kept)
 
 
-def _count_anew(progress: dict[str, Any], before: Epoch, now: Epoch) -> None:
-    """Count the micro-batches of ``progress``, a checkpoint's, as those of ``now``."""
+def _convert_progress(progress: dict[str, Any], before: Epoch, now: Epoch) -> None:
+    """Convert ``progress`` of a checkpoint from the micro-batches of ``before`` to those of ``now``, in place."""
     current, total = progress["current"], progress["total"]
     done = now.done(before, current["processed"])
     epochs = (total["processed"] - current["processed"]) // before.micro_batches
     for counts, count in ((total, epochs * now.micro_batches + done), (current, done)):
-        behind = counts["processed"] - counts["completed"]  # the hooks at a batch's end come before it counts
+        behind = counts["processed"] - counts["completed"]  # the hooks at the end of a batch run before it counts
         counts.update(ready=count, started=count, processed=count, completed=count - behind)
     progress["is_last_batch"] = done == now.micro_batches
 
 
-def _tell_differences(before: Epoch, now: Epoch) -> None:
-    if told := now.changes(before):  # accepted, so at the end of an epoch
-        logger.warning("ckpt_path: the next epoch trains on other examples, or in another order (%s)", told)
+def _warn_of_differences(before: Epoch, now: Epoch) -> None:
+    if changes := now.changes(before):  # they were accepted, so the checkpoint is at the end of an epoch
+        logger.warning("ckpt_path: the next epoch trains on other examples, or in another order (%s)", changes)
     if (before.layout, before.step) == (now.layout, now.step):
         return
     if before.step == now.step:
-        told = "the same examples make up the same steps"
+        steps = "the steps have the same examples"
     else:
-        told = f"a step takes {now.step} examples, where it took {before.step}"
-    changed = "sums are taken in another order"
+        steps = f"a step has {now.step} examples instead of {before.step}"
+    reason = "sums are computed in another order"
     if (before.processes, before.tensor_parallel) != (now.processes, now.tensor_parallel):
-        changed += " and dropout differs"
+        reason += " and dropout differs"
     logger.warning(
-        "ckpt_path: %s, where it was %s: %s; %s, so the run is not bitwise what it would have been",
+        "ckpt_path: the run resumes on %s instead of %s: %s; %s, so its results are not bitwise the same",
         now.layout,
         before.layout,
-        told,
-        changed,
+        steps,
+        reason,
     )

@@ -1,4 +1,4 @@
-"""The folder of a run, which no two runs write to at a time."""
+"""The folder of a run. A lock keeps two runs from writing to it at the same time."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from lightning_mlc.processes import raise_together
 from lightning_mlc.training.metrics_file import METRICS
 
 CONFIG = "config.yaml"
-"""The file that makes a folder a run's. A run holds a lock on it, which the system gives back however it ends."""
+"""The file that every run's folder has. A run locks it, and the system releases the lock however the run ends."""
 WAIT = 15.0
-"""Seconds: workers that prepare batches hold the lock of a run that was killed for as long as they take to notice."""
+"""Seconds to wait for a lock. After a run was killed, its workers hold the lock until they notice."""
 
 logger = logging.getLogger("lightning_mlc")
 _held: list[int] = []
@@ -24,11 +24,11 @@ _held: list[int] = []
 
 
 class RunFolder(Callback):
-    """Takes ``out`` for a ``fit`` before anything is written to it. It must come before all that writes.
+    """Locks ``out`` for a ``fit``. It must come before all callbacks that write.
 
     Args:
-        is_new: The run begins in a new folder, so that it must be the one that makes ``config.yaml``.
-        begins: There is no checkpoint to go on from: metrics that an earlier attempt left are removed.
+        is_new: The run needs a new folder, so it must be the one that creates ``config.yaml``.
+        begins: The run starts without a checkpoint, so metrics of an earlier attempt are removed.
     """
 
     def __init__(self, is_new: bool, begins: bool) -> None:
@@ -53,28 +53,28 @@ class RunFolder(Callback):
 
 
 def give_back() -> None:
-    """Unlock what this process has locked.
+    """Release the locks of this process.
 
-    A command calls it at its end. A callback cannot do it after an error, because checkpoints are written after the
-    hooks for errors have run.
+    A command calls this at its end. A callback cannot do it after an error, because checkpoints are written after the
+    error hooks have run.
     """
     while _held:
         os.close(_held.pop())
 
 
 def take(folder: Path, is_new: bool, wait: float | None = None) -> int:
-    """Lock ``folder`` for this process, and make it and its ``config.yaml`` where they are not there.
+    """Lock ``folder`` for this process. It and its ``config.yaml`` are created if they do not exist.
 
     Args:
         folder: A run's ``out``.
-        is_new: Nobody else may have made ``config.yaml``. One step of the file system decides on who is first.
+        is_new: This process must create ``config.yaml``. The file system lets only one process create it.
         wait: Seconds to wait for another process that holds the lock; ``WAIT`` by default.
 
     Returns:
-        The descriptor that holds the lock until it is closed.
+        The file descriptor that holds the lock until it is closed.
 
     Raises:
-        UserError: Another run has the folder, or it cannot be written to.
+        UserError: Another run uses the folder, or it cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ def take(folder: Path, is_new: bool, wait: float | None = None) -> int:
 def _hold(lock: int, folder: Path, wait: float) -> None:
     try:
         import fcntl
-    except ImportError:  # no such locks there
+    except ImportError:  # the system has no such locks
         return
     until = time.monotonic() + wait
     while True:
@@ -103,12 +103,12 @@ def _hold(lock: int, folder: Path, wait: float) -> None:
         except BlockingIOError as error:
             if time.monotonic() >= until:
                 raise UserError(
-                    "out", f"another run is writing to {folder}; wait for its end, or give another --out"
+                    "out", f"another run is writing to {folder}; wait until it ends, or give another --out"
                 ) from error
             time.sleep(0.2)
         except OSError as error:  # some file systems of clusters have no locks
             logger.warning(
-                "%s cannot be locked (%s), so do not start a second run there while this one runs",
+                "%s cannot be locked (%s); do not start a second run there while this one runs",
                 folder,
                 error.strerror,
             )

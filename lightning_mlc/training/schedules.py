@@ -1,4 +1,4 @@
-"""Learning-rate schedules for a run whose number of steps is known when it starts."""
+"""Learning-rate schedules for runs with a known number of steps."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class Warmup(LambdaLR):
 
     Args:
         optimizer: The optimizer whose rates are scheduled.
-        warmup: Steps of warm-up: a fraction of the run if below 1, else a number of steps.
+        warmup: Length of the warm-up. Below 1: a fraction of the run, otherwise a number of steps.
         decay: Shape after the warm-up.
         final: Share of the learning rate that is left at the last step.
-        total_steps: Optimizer steps of the run; null takes them from the trainer.
-        from_zero: Rise as the schedules of ``transformers`` do: from a rate of 0, which the first step wastes, over a
-            fraction of the run that is rounded up, not to the nearest step.
+        total_steps: Number of optimizer steps of the run. null: as the trainer says.
+        from_zero: Warm up as the schedules of ``transformers`` do: start at a rate of 0, with which the first step
+            changes nothing, and round a fraction of the run up instead of to the nearest step.
     """
 
     def __init__(
@@ -45,16 +45,16 @@ class Warmup(LambdaLR):
         super().__init__(optimizer, self._share)
 
     def set_total_steps(self, total_steps: float) -> None:
-        """Give the length of the run, unless the configuration did, and apply the first step's rate.
+        """Set the length of the run, unless the configuration has set it, and apply the rate of the first step.
 
         Raises:
-            UserError: The run has no end that is known.
+            UserError: The number of steps is not known.
         """
         if self.total_steps is None:
             if not math.isfinite(total_steps):
                 raise UserError(
                     "model.scheduler.total_steps",
-                    "is not set, and the run has no known number of steps (trainer.max_epochs is -1); "
+                    "is not set, and the number of steps is not known (trainer.max_epochs is -1); "
                     "give it, or trainer.max_steps",
                 )
             self.total_steps = int(total_steps)
@@ -77,15 +77,15 @@ class Warmup(LambdaLR):
 
 
 def by_step(scheduler: Any) -> Any:
-    """``scheduler``, which is to be stepped after every optimizer step.
+    """``scheduler``, if it can be stepped after every optimizer step.
 
     Raises:
-        UserError: It cannot be, because it follows a metric.
+        UserError: It cannot, because it follows a metric.
     """
     if isinstance(scheduler, ReduceLROnPlateau):
         raise UserError(
             "model.scheduler",
-            "ReduceLROnPlateau follows a metric, and rates here change by the step; take "
+            "ReduceLROnPlateau follows a metric, but here rates change after every step; give "
             "lightning_mlc.training.schedules.Warmup, or another scheduler of torch.optim.lr_scheduler",
         )
     return scheduler

@@ -1,4 +1,4 @@
-"""A run that is asked to end: by a scheduler that preempts it, by ``torchrun``, by ``kill``."""
+"""Ends a run after a signal: from a cluster's scheduler, from ``torchrun`` or from ``kill``."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class EndWhenAsked(Callback):
-    """Ends training after SIGTERM or SIGUSR1 to any process: all of them before the same batch.
+    """Ends training after SIGTERM or SIGUSR1 to any process. All processes end before the same batch.
 
-    Lightning's own handlers exchange tensors wherever a signal finds a process, be it in the middle of a sum over
-    processes, and each process ends when it notices; under SLURM they save between two halves of a step. Here a handler
-    does no more than take note.
+    A handler here only sets a flag. Lightning's own handlers exchange tensors at once, even in the middle of a sum over
+    processes, and each process ends when it notices the signal. Under SLURM they save in the middle of a step.
     """
 
     def __init__(self) -> None:
@@ -30,7 +29,7 @@ class EndWhenAsked(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.world_size > 1:
-            self._group = distributed.new_group(backend="gloo")  # which does not wait for a GPU
+            self._group = distributed.new_group(backend="gloo")  # it does not wait for a GPU
         after_signal_handlers(trainer, self._listen)
         stop_signal_broadcast(trainer)
 
@@ -40,7 +39,7 @@ class EndWhenAsked(Callback):
                 signal.signal(number, self._take_note)
 
     def _take_note(self, *_: Any) -> None:
-        # Workers that prepare batches do so too, and nothing else: a scheduler may signal all processes there are.
+        # Workers that prepare batches have this handler too, and must not end: a scheduler may signal all processes.
         self._asked = True
 
     def on_train_batch_start(self, *_: Any) -> None:

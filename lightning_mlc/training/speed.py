@@ -1,4 +1,4 @@
-"""How fast training is, and what it spends its time and memory on."""
+"""The speed of training, and what its time and memory are spent on."""
 
 from __future__ import annotations
 
@@ -22,49 +22,49 @@ from lightning_mlc.processes import DataParallel
 from lightning_mlc.training.module import AlignmentModule
 
 ARITHMETIC = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32, "64": torch.float64}
-"""What matrix products are computed in, by how ``trainer.precision`` begins."""
+"""The dtype of matrix products, by the beginning of ``trainer.precision``."""
 MISSING_PEAKS = {"NVIDIA H200": {torch.bfloat16: 989_400_000_000_000, torch.float16: 989_400_000_000_000}}
-"""Operations per second of GPUs that Lightning 2.6 does not know: the H200 has the matrix units of the H100 (SXM)."""
+"""Operations per second of GPUs that Lightning 2.6 does not know. The H200 has the matrix units of the H100 (SXM)."""
 
 
 @dataclass
 class Work:
-    """What one process has run."""
+    """The work of one process."""
 
     tokens: float = 0.0
     """Tokens that the policy ran with gradients, without padding."""
     computed: float = 0.0
-    """The same with padding."""
+    """The same tokens with padding."""
     flops: float = 0.0
     """Floating-point operations of the policy and the reference."""
     translation_flops: float = 0.0
-    """Those of the translations."""
+    """The part of ``flops`` for the translations."""
 
 
 class Speed(Callback):
-    """Logs tokens per second, padding, model FLOPs utilization and what the translations add.
+    """Logs tokens per second, padding, model FLOPs utilization, and the share of the translations.
 
-    It watches what policy and reference are called with, and so counts what is run. The device is waited for only
-    where values are logged, every ``trainer.log_every_n_steps`` steps. They are of all that was run since the last
-    ones, on all processes; the time counts batches that were waited for, and no validation.
+    It counts the inputs of each call of the policy and the reference, so it counts the work that is really done. It
+    waits for the device only when values are logged, every ``trainer.log_every_n_steps`` steps. The values cover all
+    work since the last log, on all processes. The time includes waiting for batches, but no validation.
 
     Lightning's ``ThroughputMonitor`` waits for the device after every micro-batch, counts padding as tokens, and
-    knows one number of operations for all batches. What is used of it is its table of what GPUs can do.
+    assumes the same number of operations for all batches. Only its table of the speeds of GPUs is used here.
     """
 
     def __init__(self) -> None:
         self.latest: dict[str, float] = {}
-        """The figures that were logged last, without ``speed/``."""
+        """The latest values that were logged, by name without ``speed/``."""
         self._handles: list[RemovableHandle] = []
         self._counts_flops = True
-        """Whether the formula holds for the models; what depends on it is left out where it does not."""
+        """Whether the formula for operations holds for the models. If not, values that need it are left out."""
         self._peak: int | None = None
-        """Operations per second that the device can do at best, if known."""
+        """The most operations per second that the device can do, if known."""
         self._work = Work()
         self._seconds = 0.0
         self._running_since: float | None = None
         self._translations: tuple[TokenRows, ...] = ()
-        """Rows of the current micro-batch that are there for the consistency terms."""
+        """Rows of the current micro-batch that only the consistency terms need."""
         self._has_translations = False
         self._allocated = 0
         self._held = 0
@@ -72,7 +72,7 @@ class Speed(Callback):
         self._most_held = 0
         """The most that a micro-batch's translations held since the last log."""
 
-    # ---- what is run --------------------------------------------------------------------------------
+    # ---- counting work --------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, AlignmentModule)
@@ -106,7 +106,7 @@ class Speed(Callback):
         layer: int | None
         rows, layer = (*arguments, None)[:2]
         head_tokens = len(rows.response)
-        # Prompts alone end at the layer whose states are asked for.
+        # A pass without responses ends at the layer whose hidden states are needed.
         size = Pass(rows.num_tokens, rows.num_tokens / len(rows), head_tokens, None if head_tokens else layer)
         operations = 0.0 if flops is None else flops.forward(size)
         if torch.is_grad_enabled():
@@ -121,7 +121,7 @@ class Speed(Callback):
             self._held += torch.cuda.memory_allocated() - self._allocated
 
     def _weighs(self, trainer: Trainer, rows: TokenRows) -> bool:
-        """Whether the memory of these rows is looked at, which takes a tenth of a millisecond."""
+        """Whether to measure the memory of these rows, which takes a tenth of a millisecond."""
         return (
             rows.input_ids.is_cuda
             and torch.is_grad_enabled()
@@ -133,7 +133,7 @@ class Speed(Callback):
     def _is_translation(self, rows: TokenRows) -> bool:
         return any(rows is translation for translation in self._translations)
 
-    # ---- time, and what is logged -------------------------------------------------------------------
+    # ---- time, and logging -------------------------------------------------------------------
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         self._translations = (*batch.translations, *batch.prompts)
@@ -162,9 +162,9 @@ class Speed(Callback):
         self._work, self._seconds, self._running_since, self._most_held = Work(), 0.0, now, 0
 
     def tokens_per_second(self, trainer: Trainer) -> float:
-        """The speed that was logged last, and before the first log that of this share times their number.
+        """The latest speed that was logged. Before the first log, the speed of this process times the number of shares.
 
-        It does not wait for the device. 0 where nothing has been run.
+        It does not wait for the device. 0 if nothing has been run yet.
         """
         if self.latest or self._running_since is None:
             return self.latest.get("tokens_per_second", 0.0)
@@ -178,7 +178,7 @@ class Speed(Callback):
         if trainer.world_size > 1:
             means = trainer.strategy.reduce(means, reduce_op="mean")
         *work, memory = means.tolist()
-        # Of the processes that split a pass, each counts all of it.
+        # Each of the processes that split a pass counts the whole pass.
         tokens, computed, flops, translation_flops = (DataParallel.of(trainer).size * mean for mean in work)
         figures = {"tokens_per_second": tokens / seconds, "padding": 1 - tokens / computed}
         if self._peak is not None and self._counts_flops:
@@ -200,7 +200,7 @@ class Speed(Callback):
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> int | None:
-    """Operations per second that ``device`` can do at best with matrices of ``dtype``; None if that is not known."""
+    """The most operations per second that ``device`` can do with matrices of ``dtype``. None if not known."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     if dtype in MISSING_PEAKS.get(name, {}):
         return MISSING_PEAKS[name][dtype]

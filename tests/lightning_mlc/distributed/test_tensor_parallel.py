@@ -191,7 +191,10 @@ def test_a_run_goes_on_bitwise_and_elsewhere(ended: tuple[Path, dict[str, Ended]
 def test_one_process_tells_that_layouts_differ(ended: tuple[Path, dict[str, Ended]]) -> None:
     _, jobs = ended
     [line] = told(jobs["half, by one"], "ckpt_path: ")
-    assert "1 process (SingleDevice), where it was 2 processes (FSDP2, tensor parallel 2): the same examples" in line
+    assert (
+        "1 process (SingleDevice) instead of 2 processes (FSDP2, tensor parallel 2): the steps have the same examples"
+        in line
+    )
     assert told(jobs["half, gone on with"], "ckpt_path: ") == []
 
 
@@ -314,4 +317,4 @@ def test_memory_of_split_layers_is_not_estimated(
 ) -> None:
     words = [f"--model.name_or_path={inputs[0]}", f"--data.train_path={inputs[1]}", f"--out={tmp_path / 'out'}"]
     assert main(["estimate", *TWO, "--trainer.devices=2", *words]) == 2
-    assert f"error: {OPTION}: what layers that are split take is not known" in capsys.readouterr().err
+    assert f"error: {OPTION}: the memory of split layers cannot be estimated" in capsys.readouterr().err

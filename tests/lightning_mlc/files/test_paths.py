@@ -153,7 +153,7 @@ def test_a_folder_is_free_once_its_run_has_ended_however_it_did(tmp_path: Path) 
     process = multiprocessing.get_context("fork").Process(target=hold, args=(tmp_path, theirs))
     process.start()
     assert ours.recv() == "taken"
-    with pytest.raises(UserError, match=r"^out: another run is writing to .*; wait for its end, or give another"):
+    with pytest.raises(UserError, match=r"^out: another run is writing to .*; wait until it ends, or give another"):
         take(tmp_path, is_new=False, wait=0)
     process.kill()
     process.join()

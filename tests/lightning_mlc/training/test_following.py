@@ -66,7 +66,7 @@ def test_what_is_turned_off_is_silent_and_adapters_are_counted(
     lora = ("--model.lora=LoRA", "--model.lora.r=2", "--trainer.enable_model_summary=true")
     _, err = fit(tiny_model, tmp_path, capsys, "--trainer.enable_progress_bar=false", *lora)
     assert not re.search("^(training|validation)", err, re.MULTILINE)
-    assert f": {PARAMETERS:,} parameters, adapters of {ADAPTERS:,}, which alone are trained, float32" in err
+    assert f": {PARAMETERS:,} parameters, adapters of {ADAPTERS:,}, only the adapters are trained, float32" in err
     assert "reference: the model without its adapters" in err
 
 

@@ -187,7 +187,7 @@ def test_a_mask_without_values_has_padding_and_a_number_without_value_is_none() 
 
 
 def test_what_decides_by_values_is_refused_in_a_line_that_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="JetMoeForCausalLM decides by values") as told:
+    with pytest.raises(UserError, match="JetMoeForCausalLM computes different things") as told:
         estimated_family("JetMoE", tmp_path)
     assert "`fit` with --trainer.max_steps 1" in str(told.value)
     assert len(str(told.value)) < 300

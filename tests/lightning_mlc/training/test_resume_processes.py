@@ -210,7 +210,7 @@ def test_other_processes_train_on_the_same_examples_in_the_same_steps(
     assert found == expected
     assert len(expected) == 6
     assert len(told(jobs[name])) == 1
-    assert "the same examples make up the same steps; sums are taken in another order" in told(jobs[name])[0]
+    assert "the steps have the same examples; sums are computed in another order" in told(jobs[name])[0]
 
 
 def sorted_steps(path: Path) -> dict[int, list[str]]:

@@ -85,5 +85,5 @@ def test_an_epoch_that_is_over_is_over_for_any_processes() -> None:
 
 def test_another_order_in_the_middle_of_an_epoch_is_refused() -> None:
     before, now = epoch(1, 3, 2), epoch(1, 3, 2, seed=4)
-    with pytest.raises(UserError, match=r"ckpt_path: .* \(seed was 3, is 4\)"):
+    with pytest.raises(UserError, match=r"ckpt_path: .* \(seed was 3 and is now 4\)"):
         now.done(before, 3)

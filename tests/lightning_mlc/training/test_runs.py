@@ -134,7 +134,7 @@ def test_other_rows_in_the_middle_of_an_epoch_are_refused(
     out, data = goes_on(stopped, "middle", tmp_path)
     write_jsonl(data, other_rows(16))
     assert main(budgeted(tiny_model, data, out, "--ckpt_path=last")) == 2
-    assert told(capsys).startswith("ckpt_path: the checkpoint is in the middle of an epoch of other examples")
+    assert told(capsys).startswith("ckpt_path: the checkpoint is in the middle of an epoch, and the examples")
 
 
 @pytest.mark.parametrize("change", ["--data.max_response_length=18", "--data.val_share=0.2"])
@@ -178,7 +178,7 @@ def test_a_checkpoint_of_an_earlier_version_does_not_say_and_is_taken(
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"model.optimizer": "RMSprop"}, "model.optimizer: is RMSprop, and the checkpoint has the state of SGD"),
+        ({"model.optimizer": "RMSprop"}, "model.optimizer: is RMSprop, but the checkpoint has the state of SGD"),
         (
             {"model.consistency.extractor_dim": 8},
             "ckpt_path: representation.extractor.weight has the shape (512, 32) in the checkpoint and (8, 32) here",
@@ -201,7 +201,7 @@ def test_a_rate_that_the_checkpoint_overrules_is_told(
     more = ["--ckpt_path=last", "--trainer.max_steps=3", "--model.optimizer.lr=0.5"]
     with caplog.at_level(logging.WARNING):
         assert main(budgeted(tiny_model, data, out, *more)) == 0
-    assert "the optimizer goes on with what the checkpoint has: lr 0.001 and not 0.5" in caplog.text
+    assert "the optimizer keeps the options in the checkpoint: lr 0.001 and not 0.5" in caplog.text
     (group, *_) = torch.load(newest(out), weights_only=True)["optimizer_states"][0]["param_groups"]
     assert group["lr"] == 0.001
 
@@ -213,7 +213,7 @@ def test_a_run_beyond_its_last_epoch_is_told(
     assert main(budgeted(tiny_model, data, out, "--ckpt_path=last", "--trainer.max_epochs=2")) == 0
     capsys.readouterr()
     assert main(budgeted(tiny_model, data, out, "--ckpt_path=last", "--trainer.max_epochs=1")) == 2
-    assert told(capsys).startswith("trainer.max_epochs: is 1, and the checkpoint is of epoch 2")
+    assert told(capsys).startswith("trainer.max_epochs: is 1, but the checkpoint is of epoch 2")
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
