@@ -1,1 +1,1 @@
-"""How far a command is: bars on a terminal, plain lines elsewhere, and the bars of other libraries."""
+"""Progress of a command: bars on a terminal, plain lines elsewhere, and the bars of other libraries."""

@@ -1,7 +1,7 @@
-"""How far a piece of counted work is: a bar on a terminal, plain lines elsewhere.
+"""Progress of counted work: a bar on a terminal, plain lines elsewhere.
 
-All of it goes to standard error, and each line at once: standard output is for results, such as tables, which people
-redirect and read by program. Only the first process of a run writes.
+Everything is written to standard error, and each line is flushed at once. Standard output is for results, such as
+tables, which users redirect to files and programs. Only the first process of a run writes.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ from lightning_mlc.processes import is_first
 from lightning_mlc.progress.heartbeat import Heartbeat
 
 SECONDS = 30.0
-"""After so many seconds without a line there is one: as soon as something is done, or that nothing is done yet."""
+"""After that many seconds without a line, one is written: when something is done, or to say that nothing is."""
 SHARE = 1 / 20
-"""After such a share of the work there is one, too."""
+"""A line is also written after that share of the work."""
 FEWEST_SECONDS = 5.0
-"""But not sooner than so many seconds after the one before: work that takes a second would be twenty lines."""
+"""Fewest seconds between two lines. Work of one second would otherwise be twenty lines."""
 SECONDS_OF_BAR = 0.2
-"""A bar is drawn anew after so many seconds: figures may have to be fetched from a GPU, which waits for it."""
+"""Seconds between two drawings of a bar. Fetching figures from a GPU makes the program wait for it."""
 
 Clock = Callable[[], float]
 Figures = Callable[[], str]
-"""What there is to say beside the count, such as a loss. Called only when it is shown."""
+"""Returns text to show after the count, such as a loss. It is called only when the text is shown."""
 T = TypeVar("T")
 
 
 def terminal() -> Console:
-    """Standard error. It counts as a terminal if it is one, whatever ``FORCE_COLOR`` says, which CI sets."""
+    """Standard error. It counts as a terminal only if it is one, even if ``FORCE_COLOR`` is set, as it is in CI."""
     return Console(stderr=True, force_terminal=sys.stderr.isatty())
 
 
 def say(text: str) -> None:
-    """Print one line about what is being done, on the first process."""
+    """Print one line to standard error, on the first process."""
     if is_first():
         print(text, file=sys.stderr, flush=True)
 
 
 class Track:
-    """Counted work that is under way. See :func:`track`, which begins and ends it."""
+    """Counted work in progress. :func:`track` starts and ends it."""
 
     def __init__(
         self, title: str, total: float, unit: str, done: float, shown: bool, console: Console | None, clock: Clock
@@ -72,15 +72,15 @@ class Track:
         else:
             of_all = "" if not done else f", {'all' if done == self._total else int(done)} of them done"
             self._line(f"{title} begins" if self._total is None else f"{title}: {self._total}{self._unit}{of_all}")
-            if clock is time.monotonic:  # no thread keeps up with a clock that a test moves
+            if clock is time.monotonic:  # a thread cannot follow a clock that a test moves
                 _HEARTBEAT.watch(self)
 
     def advance(self, count: float = 1, figures: Figures | None = None) -> None:
-        """``count`` more are done."""
+        """Count ``count`` more as done."""
         self.update(self._done + count, figures)
 
     def update(self, done: float, figures: Figures | None = None) -> None:
-        """``done`` are done in all. What is begun of one may be counted as a part of it."""
+        """Set the total that is done. A unit in progress may be counted as a fraction."""
         with self._lock:
             self._done, self._updated = done, self._clock()
             if not self._shown or not self._is_due():
@@ -93,13 +93,13 @@ class Track:
             self._line(", ".join(filter(None, (self._count(), more, self._left()))))
 
     def each(self, items: Iterable[T]) -> Iterator[T]:
-        """``items``, each of them counted once the next one is asked for."""
+        """Yield ``items``, and count each as done when the next one is requested."""
         for item in items:
             yield item
             self.advance()
 
     def end(self, figures: Figures | None = None) -> None:
-        """Everything is done that will be."""
+        """End the work, which is complete."""
         if not self._shown:
             return
         self._close()
@@ -112,7 +112,7 @@ class Track:
             self._line(", ".join(filter(None, (f"{self._count()} in {duration(seconds)}", more))))
 
     def stop(self) -> None:
-        """Something went wrong, which is told elsewhere."""
+        """End the work without a line, because of an error that is reported elsewhere."""
         if not self._shown:
             return
         self._close()
@@ -120,9 +120,9 @@ class Track:
             _BARS.close(self._task)
 
     def beat(self) -> None:
-        """Say that something takes long, if no line has come for 30 seconds, and nothing is done for five.
+        """Write a line if there was none for 30 seconds, and nothing has been done for five.
 
-        The latter leaves the line to work that tells of itself, which says more.
+        If something was done in the last five seconds, the work will soon write a better line itself.
         """
         with self._lock:
             now = self._clock()
@@ -133,9 +133,9 @@ class Track:
             self._line(f"{self._count()}, nothing new for {duration(now - self._updated)}")
 
     def rest(self) -> None:
-        """Work inside it has told of itself until now."""
+        """Work inside this work has written lines until now."""
         with self._lock:
-            self._heard = self._updated = self._clock()  # its own lines, with its figures, come when they would
+            self._heard = self._updated = self._clock()  # lines with its own figures are not delayed by this
 
     def _close(self) -> None:
         with self._lock:
@@ -146,9 +146,9 @@ class Track:
         passed = self._clock() - self._said
         if self._task is not None:
             return passed >= SECONDS_OF_BAR
-        if self._total is not None and self._done >= self._total:  # which the closing line tells
+        if self._total is not None and self._done >= self._total:  # the closing line reports it
             return False
-        # Rounding must not make a share of a whole number a little more than it.
+        # A rounding error must not make the share a little larger than a whole number.
         share = math.inf if self._total is None else SHARE * (self._total - self._first) - 1e-9
         is_whole = self._done == int(self._done)
         return passed >= SECONDS or (passed >= FEWEST_SECONDS and is_whole and self._done - self._said_at >= share)
@@ -163,7 +163,7 @@ class Track:
         return f"{duration(seconds)} left" if seconds > 0 else ""
 
     def _line(self, text: str) -> None:
-        self._console.file.write(text + "\n")  # `print` would break it at the console's width
+        self._console.file.write(text + "\n")  # `print` would wrap it at the width of the console
         self._console.file.flush()
 
     def _redraw(self, figures: str) -> None:
@@ -174,7 +174,7 @@ class Track:
 
 
 class _Bars:
-    """The bars on the terminal. It has room for one such block, which all work under way shares."""
+    """The bars on the terminal. There is one block of bars for all work in progress."""
 
     def __init__(self) -> None:
         self._progress: Progress | None = None
@@ -190,7 +190,7 @@ class _Bars:
                 count_column,
                 more_column,
                 console=console,
-                # What is printed meanwhile comes above the bar; but an output that is redirected stays where it goes.
+                # Lines that are printed meanwhile appear above the bar, but a redirected output is left alone.
                 redirect_stdout=sys.stdout.isatty(),
             )
             self._progress.start()
@@ -203,7 +203,7 @@ class _Bars:
         self._progress.update(task, completed=done, count=count, more=escape(more))
 
     def close(self, task: TaskID) -> None:
-        """The last bar stays on the terminal as it is; one beside which others go on disappears."""
+        """Close a bar. The last bar stays on the terminal; a bar disappears while others are open."""
         assert self._progress is not None
         self._open.remove(task)
         if self._open:
@@ -227,21 +227,21 @@ def track(
     console: Console | None = None,
     clock: Clock = time.monotonic,
 ) -> Iterator[Track]:
-    """Show how far the work inside is.
+    """Show the progress of the work inside.
 
-    On a terminal there is a bar. Elsewhere there is a line at the start and, as soon as something is done, another
-    one 30 seconds after the last, or at a further twentieth of the work, but then five seconds after the last at the
-    earliest. Where nothing is done for longer, a line says that. Work that took longer than five seconds, or has
-    figures to tell, ends with a line.
+    On a terminal there is a bar. Elsewhere there is a line at the start. Another one follows when something is done
+    and the last line is 30 seconds old, or when a further twentieth of the work is done and the last line is five
+    seconds old. If nothing is done for longer, a line says so. Work that took longer than five seconds, or has figures
+    to show, ends with a line.
 
     Args:
-        title: What is being done. No text of a prompt or response.
-        total: How many there are; infinity where nobody knows.
-        unit: What is counted, in the plural.
+        title: Name of the work. No text of a prompt or response.
+        total: How many units there are; infinity if that is not known.
+        unit: Name of the units, in the plural.
         done: How many are done already.
         shown: False shows nothing.
         console: Where it is shown; standard error by default.
-        clock: Gives seconds. Only differences count.
+        clock: Returns seconds from any starting point.
     """
     work = Track(title, total, unit, done, shown, console, clock)
     try:

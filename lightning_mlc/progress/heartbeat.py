@@ -1,6 +1,6 @@
-"""A sign of life in a log file while one piece of work, such as an optimizer step, takes long.
+"""Lines in a log file while one piece of work, such as an optimizer step, takes long.
 
-Work tells how far it is when something is done. In between a thread looks whether that is long ago.
+Work reports its progress when something is done. Meanwhile a thread checks how long ago that was.
 """
 
 from __future__ import annotations
@@ -10,26 +10,26 @@ import weakref
 from typing import Protocol
 
 PERIOD = 1.0
-"""Seconds from one look to the next."""
+"""Seconds between two checks."""
 
 
 class Beats(Protocol):
-    """Work that can say that it is still under way."""
+    """Work that can report that it is still in progress."""
 
     def beat(self) -> None:
-        """Say so, if nothing has been said for long. Called from another thread."""
+        """Write a line if there was none for long. Called from another thread."""
 
     def rest(self) -> None:
-        """Work inside it has told of itself until now."""
+        """Work inside this work has written lines until now."""
 
 
 class Heartbeat:
-    """Watches the work of this process that is under way: of work within work the innermost, which says most.
+    """Watches the work of this process. Of nested work it watches the innermost, whose lines say most.
 
-    Its thread lives as long as there is any, and holds none of it: what is forgotten is not watched.
+    Its thread runs while there is work. It keeps no work alive: work that is garbage-collected is no longer watched.
 
     Args:
-        period: Seconds from one look to the next.
+        period: Seconds between two checks.
     """
 
     def __init__(self, period: float = PERIOD) -> None:
@@ -37,7 +37,7 @@ class Heartbeat:
         self._lock = threading.Lock()
         self._open: list[weakref.ref[Beats]] = []
         self._end: threading.Event | None = None
-        """Of the thread that watches; None where there is none."""
+        """Ends the thread that watches. None if there is no thread."""
 
     def watch(self, work: Beats) -> None:
         """Watch ``work`` until it is closed."""
@@ -48,7 +48,7 @@ class Heartbeat:
                 threading.Thread(target=self._look, args=(self._end,), name="heartbeat", daemon=True).start()
 
     def close(self, work: Beats) -> None:
-        """``work`` is over."""
+        """Stop watching ``work``, which has ended."""
         with self._lock:
             self._open = [one for one in self._open if one() is not work]
             outer = self._innermost()
@@ -66,7 +66,7 @@ class Heartbeat:
         while not end.wait(self._period):
             with self._lock:
                 work = self._innermost()
-                if work is None:  # it was forgotten
+                if work is None:  # it was garbage-collected
                     if self._end is end:
                         self._end = None
                     return

@@ -1,4 +1,4 @@
-"""Progress bars of other libraries, while one of our commands runs: nothing, unless a step takes long."""
+"""Progress bars of other libraries during our commands: they are shown only if a step takes long."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from typing import Any
 from tqdm.std import tqdm  # type: ignore[import-untyped]
 
 SECONDS = 5.0
-"""What a step may take without a word."""
+"""A step that takes less shows no bar."""
 SECONDS_BETWEEN_LINES = 30.0
 LINE = "{desc}: {n_fmt} of {total_fmt}"
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Inside, a bar of ``tqdm`` shows only after five seconds, and where there is no terminal as a line now and then.
+    """Show bars of ``tqdm`` only after five seconds, and without a terminal as an occasional line.
 
-    ``transformers``, ``huggingface_hub`` and ``datasets`` all draw with it: weights loaded, GGUF tensors converted,
-    files downloaded, rows mapped. Not all of them have a switch, so what they have in common is changed, and put back
-    in the end: programs that import this package keep their bars.
+    ``transformers``, ``huggingface_hub`` and ``datasets`` all use ``tqdm``: to load weights, convert GGUF tensors,
+    download files and map rows. Not all of them have a switch, so ``tqdm`` itself is changed, and restored at the end.
+    Programs that import this package keep their bars.
     """
     original: Any = tqdm.__init__
 
     @functools.wraps(original)
     def begin(self: Any, *args: Any, **options: Any) -> None:
-        from lightning_mlc.processes import is_first  # not above: a wrong option is told before torch is loaded
+        from lightning_mlc.processes import is_first  # here, so that a wrong option is reported before torch is loaded
 
         options.setdefault("delay", SECONDS)
         if not is_first():
@@ -40,7 +40,7 @@ def quiet_libraries() -> Iterator[None]:
             options = {"file": Lines(), "bar_format": LINE, **options, **interval}
         original(self, *args, **options)
 
-    changed: Any = tqdm  # a type checker rightly forbids it
+    changed: Any = tqdm  # `Any`, because a type checker forbids to change a method
     changed.__init__ = begin
     try:
         yield
@@ -49,10 +49,10 @@ def quiet_libraries() -> Iterator[None]:
 
 
 class Lines:
-    """A file for one bar of ``tqdm``, which turns its drawings into lines on standard error.
+    """A file for one bar of ``tqdm`` that converts its drawings to lines on standard error.
 
     Args:
-        clock: Gives seconds.
+        clock: Returns seconds from any starting point.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -68,4 +68,4 @@ class Lines:
             print(text, file=sys.stderr, flush=True)
 
     def flush(self) -> None:
-        """Each line is flushed as it is written."""
+        """Do nothing, because each line is flushed when it is written."""

@@ -1,4 +1,4 @@
-"""What a run measured, as its checkpoints keep it: the callback that measures writes it, the model card reads it."""
+"""The results of a run in its checkpoints. The callback that measures writes them, and the model card reads them."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from collections.abc import Mapping
 from typing import Any, TypedDict
 
 CALLBACKS = "callbacks"
-"""The entry of a checkpoint where Lightning keeps what callbacks remember, each under its ``state_key``."""
+"""The entry of a checkpoint in which Lightning keeps the states of callbacks, by their ``state_key``."""
 KEY = "EvaluationReport"
-"""The ``state_key`` of what measures, whatever its class is called."""
+"""The ``state_key`` of the callback that measures. A subclass with another name has the same key."""
 
 
 class Measured(TypedDict):
-    """Metrics by the names that loggers know, ``val/...``."""
+    """Metrics by the names in the loggers, ``val/...``."""
 
     before: dict[str, float] | None
-    """Of the initial model."""
+    """Results of the initial model."""
     before_cosines: list[list[float]] | None
-    """Between languages."""
+    """Cosines between languages, of the initial model."""
     latest: dict[str, Any] | None
     """``step`` and ``results`` of the latest validation."""
 
 
 def measured_in(checkpoint: Mapping[str, Any]) -> Measured | None:
-    """What the run of a ``checkpoint`` measured; None if it measured nothing."""
+    """The results of the run that wrote ``checkpoint``. None if it measured nothing."""
     found: Measured | None = (checkpoint.get(CALLBACKS) or {}).get(KEY)
     return found

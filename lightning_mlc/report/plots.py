@@ -1,7 +1,7 @@
-"""Pictures of before and after. matplotlib is imported when one is drawn, and pyplot never.
+"""Figures of the results before and after training.
 
-Every figure is as wide as a column of text, so that its letters can be read when it is shown 900 pixels
-wide; with more languages it gets taller instead.
+matplotlib is imported only when a figure is drawn, and pyplot never. Every figure is as wide as a column of text, so
+that its letters can be read when it is shown 900 pixels wide. With more languages it gets taller instead.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
     Matrix = Sequence[Sequence[float]] | npt.NDArray[np.floating[Any]]
 
 BEFORE, AFTER, WORST = "#b8c4d0", "#2b6cb0", "#b7410e"
-"""Apart in lightness too, for those who do not see the hues and for printers."""
+"""They differ in lightness too, for readers who cannot distinguish the hues and for printers."""
 UNKNOWN = "#e4e4e4"
 """Cells without a value."""
 
 WIDTH = 7.5
-"""Inches; at 900 pixels, a letter of 7 points is 12 pixels high."""
+"""Inches. At 900 pixels, a letter of 7 points is 12 pixels high."""
 UPRIGHT_BARS = 10
-"""With more languages than this the bars lie down, or their labels would run into each other."""
+"""With more languages the bars are horizontal, because their labels would overlap."""
 SIDE_BY_SIDE = 16
-"""With more languages than this the heatmaps stand one above the other, or their cells could hold no number."""
+"""With more languages one heatmap is above the other, because cells would be too small for numbers."""
 
 Series = tuple[str, Sequence[float | None], str]
-"""Label, a value per language (None where there is none), colour."""
+"""Label, a value per language (None if it has none), colour."""
 
 
 def figure_and_axes(ax: Any = None, width: float = WIDTH, height: float = 3.8) -> tuple[Figure, Any]:
-    """``ax`` with its figure, or a new figure of ``width`` x ``height`` inches with one."""
+    """The figure of ``ax`` and ``ax``; or a new figure of ``width`` x ``height`` inches and its axes."""
     if ax is not None:
         return ax.get_figure(), ax
     from matplotlib.figure import Figure
@@ -55,15 +55,15 @@ def plot_languages(
     title: str = "Source-language responses after the prompt in each language",
     label: str | None = None,
 ) -> Figure:
-    """A pair of bars for each language: ``metric`` before and after, the worst language marked.
+    """Two bars for each language: ``metric`` before and after. The worst language is marked.
 
     Args:
-        before: Results under the names that are logged; None draws one bar per language.
-        after: The same after training. Languages that are not in it are left out.
+        before: Results by the names that are logged. None: one bar per language.
+        after: The same after training. Languages without a result are left out.
         languages: BCP-47 codes, in the order to draw them.
-        metric: What the results' names begin with: ``val/rewards/margins``.
-        title: Above the bars.
-        label: On the axis of values; None for what the metric is called in the table.
+        metric: The beginning of the names of the results, such as ``val/rewards/margins``.
+        title: The title above the bars.
+        label: The label of the axis of values. None: the name of the metric in the table.
     """
     name = metric.split("/", 1)[-1]
     shown = [language for language in languages if f"{metric}/{language}" in after]
@@ -90,13 +90,13 @@ def draw_bars(
     worst: float | None = None,
     percent: bool = False,
 ) -> None:
-    """Bars of each of ``series`` for each of ``names``, with their values.
+    """Draw a bar with its value for each of ``series`` and each of ``names``.
 
     Args:
-        axes: Where to draw.
-        names: What the bars are of.
-        series: The last one is the one that matters: its values are darker, and ``worst`` one of them.
-        worst: Names with this value get marked, unless all have it.
+        axes: The axes to draw on.
+        names: Labels of the bars.
+        series: The values. Those of the last series are darker, and ``worst`` is one of them.
+        worst: Names with this value are marked, unless all have it.
         percent: Whether the values are shares from 0 to 1.
     """
     upright = len(names) <= UPRIGHT_BARS
@@ -107,7 +107,7 @@ def draw_bars(
         draw = axes.bar if upright else axes.barh
         draw(places, lengths, thickness, label=label or None, color=colour)
         for place, value in zip(places, values, strict=True):
-            if value is not None:  # NaN is written where its bar would start: it must not look like "no value"
+            if value is not None:  # NaN is written at the start of its bar, because it must not look like "no value"
                 is_last = index == len(series) - 1
                 _write_value(axes, place, value, _number(value, percent), upright, "black" if is_last else "#5a6672")
 
@@ -128,7 +128,7 @@ def draw_bars(
         (axes.yaxis if upright else axes.xaxis).set_major_formatter(PercentFormatter(1.0, decimals=0))
     if upright:
         axes.margins(y=0.12)
-        slots = max(5, len(names))  # two languages do not make two walls
+        slots = max(5, len(names))  # so that the bars of two languages are not too wide
         axes.set_xlim((len(names) - 1 - slots) / 2, (len(names) - 1 + slots) / 2)
     else:
         axes.margins(x=0.1)
@@ -136,7 +136,7 @@ def draw_bars(
 
 
 def _worst_of(values: Sequence[float | None], worst: float | None) -> list[int]:
-    """Positions of the value ``worst``; none where all are equally bad."""
+    """Positions of the value ``worst``. Empty if all values are equally bad."""
     if worst is None:
         return []
     found = [i for i, value in enumerate(values) if value is not None and math.isclose(value, worst, rel_tol=1e-9)]
@@ -144,7 +144,7 @@ def _worst_of(values: Sequence[float | None], worst: float | None) -> list[int]:
 
 
 def _write_value(axes: Any, place: float, value: float, text: str, upright: bool, colour: str) -> None:
-    """``text`` just beyond the end of the bar at ``place``."""
+    """Write ``text`` just beyond the end of the bar at ``place``."""
     end = value if math.isfinite(value) else 0.0
     away = -1 if end < 0 else 1
     axes.annotate(
@@ -171,7 +171,7 @@ def plot_cosines(before: Matrix | None, after: Matrix, languages: Sequence[str])
     """Heatmaps of the mean cosines between languages, before and after, on one colour scale.
 
     Args:
-        before: (L, L) cosines, NaN where unknown; None draws one heatmap.
+        before: (L, L) cosines, NaN if unknown. None: one heatmap.
         after: The same after training.
         languages: BCP-47 codes of the L languages.
 
@@ -183,13 +183,13 @@ def plot_cosines(before: Matrix | None, after: Matrix, languages: Sequence[str])
     panels = [("after", after)] if before is None else [("before", before), ("after", after)]
     for name, matrix in panels:
         if len(matrix) != len(languages) or any(len(row) != len(languages) for row in matrix):
-            raise ValueError(f"{name} must be a matrix of {len(languages)} x {len(languages)}, as are languages")
+            raise ValueError(f"{name} must be a matrix of {len(languages)} x {len(languages)}, one row per language")
     columns = len(panels) if len(languages) <= SIDE_BY_SIDE else 1
     rows = len(panels) // columns
     width = WIDTH if columns == 2 or len(languages) > SIDE_BY_SIDE else 5.0
     side = (width - 1.1) / columns
     figure = Figure(figsize=(width, rows * (side + 0.3) + 0.4), layout="constrained")
-    # From the lowest value of both panels: on a scale from -1 all of them would look the same.
+    # The scale starts at the lowest value of both panels. On a scale from -1 all values would look the same.
     low = _lowest(*(matrix for _, matrix in panels))
     all_axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, (name, matrix) in zip(all_axes, panels, strict=True):
@@ -207,14 +207,14 @@ def plot_cosines(before: Matrix | None, after: Matrix, languages: Sequence[str])
 def draw_cosines(
     axes: Any, matrix: Matrix, languages: Sequence[str], low: float | None = None, side: float = 3.8
 ) -> Any:
-    """One heatmap on ``axes``, with the values in its cells.
+    """Draw one heatmap on ``axes``, with the values in its cells.
 
     Args:
-        axes: Where to draw.
-        matrix: (L, L) cosines; cells without a finite one are grey and empty.
+        axes: The axes to draw on.
+        matrix: (L, L) cosines. Cells without a finite value are grey and empty.
         languages: BCP-47 codes of the L languages.
-        low: Lower end of the colour scale, which ends at 1; None for the lowest value.
-        side: Inches that the heatmap has, by which letters are sized.
+        low: Lower end of the colour scale, which ends at 1. None: the lowest value.
+        side: Width of the heatmap in inches, which determines the size of letters.
 
     Returns:
         The image, for a colour bar.
@@ -229,7 +229,7 @@ def draw_cosines(
         cmap=colormaps["cividis"].with_extremes(bad=UNKNOWN),
     )
     cell = 72 * side / max(1, len(languages))  # points
-    # Near one line all cosines are .99: a third digit tells them apart, where there is room for it.
+    # If the vectors are nearly on one line, all cosines are .99. A third digit distinguishes them, if there is room.
     decimals = 3 if low > 0.97 and cell > 20 else 2
     size = max(4.0, min(9.0, cell / (0.68 * (decimals + 1))))
     for i, row in enumerate(matrix):
@@ -239,7 +239,7 @@ def draw_cosines(
                 colour = "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.45 else "white"
                 text = _short(value, decimals)
                 label = axes.text(j, i, text, ha="center", va="center_baseline", fontsize=size, color=colour)
-                label.set_in_layout(False)  # it lies within the cell; measuring hundreds of them takes seconds
+                label.set_in_layout(False)  # it is inside its cell; to measure hundreds of them takes seconds
     size = max(5.0, min(9.0, 0.7 * cell))
     wide = max(map(len, languages), default=0) * 0.65 * size > cell
     axes.set_xticks(range(len(languages)), languages, fontsize=size, rotation=90 if wide else 0)
@@ -263,7 +263,7 @@ def _short(value: float, decimals: int) -> str:
 
 
 def save(figure: Figure, path: Path | str) -> None:
-    """Write ``figure`` as PNG to ``path``, whole or not at all.
+    """Write ``figure`` to ``path`` as PNG, whole or not at all.
 
     Raises:
         OSError: The folder does not exist or cannot be written to.

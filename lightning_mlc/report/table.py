@@ -1,4 +1,4 @@
-"""Validation before and after, as tables."""
+"""Tables of the validation before and after training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PER_LANGUAGE = {
     "rewards/margins": ("reward margin", "{:.3f}"),
     "nll": ("NLL per token", "{:.3f}"),
 }
-"""What is measured in each language: what it is called, and how it is written."""
+"""Metrics of each language: their label and the format of their values."""
 SUMMARIES = ("mean", "worst", "spread")
 """Rows over all languages."""
 OVERALL = {
@@ -43,9 +43,9 @@ OVERALL = {
 
 
 class _Change:
-    """Text with an arrow, where the output can show one: a file in Latin-1 or ASCII gets ``->``.
+    """Text with an arrow, or with ``->`` if the output cannot show one, such as a file in Latin-1 or ASCII.
 
-    It is plain text: what stands in a language's name is no markup.
+    The text is plain: the name of a language is not read as markup.
     """
 
     def __init__(self, text: str) -> None:
@@ -64,14 +64,13 @@ class _Change:
 def before_after_tables(
     before: Results | None, after: Results, languages: Sequence[str], source: str
 ) -> tuple[Table, Table]:
-    """A table with a row per language, and one of what concerns all of them.
+    """A table with a row per language, and a table of metrics over all languages.
 
     Args:
-        before: Results under the names that are logged (``val/rewards/accuracies/sw``); None shows those
-            after alone.
+        before: Results by the names that are logged (``val/rewards/accuracies/sw``). None: show only ``after``.
         after: The same after training.
         languages: BCP-47 codes, in the order of the rows.
-        source: Which of them is the source language.
+        source: The code of the source language.
     """
     split = next(iter(after), "val").split("/")[0]
     rows = (*languages, *SUMMARIES)
@@ -111,7 +110,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def write_table_csv(path: Path, before: Results | None, after: Results) -> None:
-    """All results as rows of ``metric,before,after``, in full precision; empty where there is none."""
+    """Write all results as rows of ``metric,before,after``, in full precision. A missing value is empty."""
     before = before or {}
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")

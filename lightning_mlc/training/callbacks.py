@@ -1,4 +1,4 @@
-"""What a run shows and leaves behind: progress, the before/after report, the predictions."""
+"""The output of a run: progress, the report of before and after, and predictions."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ from lightning_mlc.training.module import AlignmentModule
 from lightning_mlc.training.speed import Speed
 
 FIGURES = {"mlc": "MLC loss", "acc": "accuracy"}
-"""How lines call what a module logs for the progress bar under a short name."""
+"""Labels in lines for the short names that a module logs for the progress bar."""
 
 
 class Progress(ProgressBar):
-    """How far training, validation, test and prediction are: a bar on a terminal, plain lines elsewhere.
+    """Shows the progress of training, validation, test and prediction: a bar on a terminal, plain lines elsewhere.
 
     Args:
         console: Where it is shown; standard error by default.
-        clock: Gives seconds.
+        clock: Returns seconds from any starting point.
     """
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -53,7 +53,7 @@ class Progress(ProgressBar):
         self._figures = ""
         self._training: Track | None = None
         self._evaluation: Track | None = None
-        """Validation, which may come in the midst of training, a test, or prediction."""
+        """Validation, which may be inside training, or a test, or prediction."""
 
     def disable(self) -> None:
         self._enabled = False
@@ -89,7 +89,7 @@ class Progress(ProgressBar):
         self._training = None
 
     def _latest(self, trainer: Trainer) -> str:
-        """What the step that has just ended logged for the progress bar, and the latest speed."""
+        """The values that the latest step logged for the progress bar, and the latest speed."""
         logged = trainer.progress_bar_metrics.items()
         found = [f"{FIGURES.get(name, name)} {float(value):.3f}" for name, value in logged]
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -139,7 +139,7 @@ def _joined(*parts: str) -> str:
 
 
 def _measured(results: Mapping[str, float]) -> str:
-    """What a validation or test found, in a few words: the report has the rest."""
+    """The main results of a validation or test. The report has the others."""
     names = {"loss": "loss", "mlc/loss": "MLC loss", "rewards/accuracies/mean": "accuracy"}
     own = {name.partition("/")[2]: value for name, value in results.items()}
     return _joined(*(f"{word} {own[name]:.3f}" for name, word in names.items() if name in own))
@@ -148,7 +148,7 @@ def _measured(results: Mapping[str, float]) -> str:
 class ValidateAtMaxSteps(Callback):
     """Validates after the step ``trainer.max_steps``, also in the middle of an epoch, so that it is measured and saved.
 
-    Lightning's loop validates before it ends if it is asked to stop. At ``max_steps`` alone it ends without.
+    When ``max_steps`` is reached, Lightning ends without validation. When it is told to stop, it validates first.
     """
 
     def on_train_batch_end(
@@ -159,10 +159,10 @@ class ValidateAtMaxSteps(Callback):
 
 
 class EvaluationReport(Callback):
-    """Measures the model before and after training, and says per language what has changed.
+    """Reports the results before and after training, per language.
 
-    ``fit`` ends with the tables on the terminal and, in ``<out>/report``, the same as CSV, a bar chart, a
-    heatmap of the cosines between languages, and ``summary.json`` with time and memory.
+    At the end of ``fit`` it prints tables, and writes to ``<out>/report`` the same numbers as CSV, a bar chart, a heatmap
+    of the cosines between languages, and ``summary.json`` with time and memory.
     """
 
     state_key = KEY
@@ -171,11 +171,11 @@ class EvaluationReport(Callback):
         self.before: dict[str, float] | None = None
         self.before_cosines: list[list[float]] | None = None
         self.measured_at: int | None = None
-        """Optimizer step of the latest validation in this run."""
+        """The optimizer step of the latest validation in this run."""
         self.latest: dict[str, Any] | None = None
-        """Step and results of the latest validation, also of the run that this one continues: for the model card."""
+        """Step and results of the latest validation, for the model card. A resumed run may have them from before."""
         self._device = torch.device("cpu")
-        """Where it was trained: when the report is written, the model is on the CPU again."""
+        """The device of the training. When the report is written, the model is on the CPU again."""
         self._step_seconds: list[float] = []
         self._step_started = 0.0
 
@@ -217,13 +217,13 @@ class EvaluationReport(Callback):
     # ---- reporting ----------------------------------------------------------------------------------
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Not earlier: the progress bar would be drawn again below the tables."""
+        """Print and write the report. Before ``teardown``, the progress bar would be drawn again below the tables."""
         assert isinstance(pl_module, AlignmentModule)
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         if stage == "fit":
             self._report_fit(trainer, pl_module)
-        elif pl_module.validation_results:  # `validate` and `test` end with the same tables, without a before
+        elif pl_module.validation_results:  # `validate` and `test` end with the same tables, without values before
             _print_tables(None, pl_module)
 
     def _report_fit(self, trainer: Trainer, pl_module: AlignmentModule) -> None:
@@ -233,7 +233,9 @@ class EvaluationReport(Callback):
             wrote = self._write(pl_module, out / "report", trainer)
             _print_tables(self.before, pl_module)
             if self.measured_at != trainer.global_step:
-                print(f"'after' is step {self.measured_at}: the {trainer.global_step} steps ended between validations")
+                print(
+                    f"'after' is step {self.measured_at}, because training ended at step {trainer.global_step} without validation"
+                )
         checkpoint = getattr(trainer.checkpoint_callback, "last_model_path", "") or getattr(
             trainer.checkpoint_callback, "best_model_path", ""
         )
@@ -268,7 +270,7 @@ class EvaluationReport(Callback):
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes this process has held on ``device``: on a CPU, resident in memory."""
+    """The most bytes that this process has held on ``device``. For a CPU: resident memory."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -282,12 +284,12 @@ def _print_tables(before: dict[str, float] | None, module: AlignmentModule) -> N
 
 
 def _shown(path: Path) -> Path:
-    """``path`` as short as it can be given on a command line."""
+    """``path`` relative to the working directory, if it is inside."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 class PredictionWriter(BasePredictionWriter):
-    """Appends generated responses to ``<out>/predictions.jsonl`` as they come; none is printed."""
+    """Appends each generated response to ``<out>/predictions.jsonl``. None is printed."""
 
     def __init__(self) -> None:
         super().__init__(write_interval="batch")
@@ -301,13 +303,13 @@ class PredictionWriter(BasePredictionWriter):
         path = Path(trainer.default_root_dir) / f"predictions{rank}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            path.open("x").close()  # of two that begin at once, one is the first
+            path.open("x").close()  # fails for one of two commands that start at the same time
         except FileExistsError as error:
             raise UserError("out", f"{path} exists; move it away or give another --out") from error
         self._path = path
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self._path is not None and self._path.stat().st_size == 0:  # so that the same command can be given again
+        if self._path is not None and self._path.stat().st_size == 0:  # so that the same command can be run again
             self._path.unlink()
 
     def write_on_batch_end(
@@ -321,7 +323,7 @@ class PredictionWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        # Another process writes the same: one of the same share, or the one whose batch this repeats.
+        # Another process writes this batch: one with the same share, or the one whose batch this repeats.
         if self._path is None or data.is_repeat("predict", batch_idx):
             return
         with self._path.open("a", encoding="utf-8") as file:

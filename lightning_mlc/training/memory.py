@@ -47,8 +47,8 @@ QUANTISED_BITS = {"nf4": 4.127, "int8": 8.0}
 EVERY_SHORTCUT = Shortcuts(True, True, True)
 """The shortcuts that nearly all models allow."""
 IS_SO = False
-"""The answer when a model asks for the truth value of a tensor, which has no values here. Recurrent models ask whether a
-batch has no padding, and then do less work. The largest batch usually has padding."""
+"""The answer when a model asks for the truth value of a tensor, which has no values here. Recurrent models ask whether
+a batch has no padding, and then do less work. The largest batch usually has padding."""
 BATCHES = 500
 """The number of micro-batches from which the largest is taken."""
 
@@ -196,11 +196,7 @@ def estimate_largest(module: AlignmentModule, data: MultilingualData, setup: Set
 def estimate(module: AlignmentModule, batch: Batch, setup: Setup, shortcuts: Shortcuts = EVERY_SHORTCUT) -> Estimate:
     """Estimate the memory of ``module``'s configuration when it is trained on ``batch``.
 
-    Args:
-        module: The module, without a loaded model.
-        batch: The batch.
-        setup: Processes and precision.
-        shortcuts: The shortcuts of the model, if it has a decoder that can take them.
+    ``shortcuts`` are those of the model, if it has a decoder that can take them.
 
     Raises:
         CannotRun: The model cannot be run without values.
@@ -398,6 +394,6 @@ def _gathered_bytes(policy: Policy, setup: Setup) -> int:
     # While a layer runs, the next layer's weights are gathered. Without resharding all layers stay.
     held = 2 * max(sizes) if setup.reshard_after_forward else sum(sizes)
     gathered = held + sum(parameter.numel() for parameter in rest)
-    # Gradients of the rest are kept until the pass ends. Those of a layer exist twice: as computed, and in float32 to send.
+    # Gradients of the rest are kept until the pass ends. Those of a layer exist as computed and, in float32, as sent.
     sent = sum(parameter.numel() for parameter in rest if parameter.requires_grad)
     return (gathered + sent) * width + max(trained) * (width + 4)

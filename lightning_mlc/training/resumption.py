@@ -186,7 +186,8 @@ def _require_more_to_do(trainer: Trainer, loop: dict[str, Any]) -> None:
     if trainer.max_epochs is not None and -1 < trainer.max_epochs < begun:
         raise UserError(
             "trainer.max_epochs",
-            f"is {trainer.max_epochs}, but the checkpoint is of epoch {begun}; give a larger number, or start a new run",
+            f"is {trainer.max_epochs}, but the checkpoint is of epoch {begun}; "
+            "give a larger number, or start a new run",
         )
     if begun == trainer.max_epochs and loop["epoch_loop.batch_progress"]["is_last_batch"] and is_first():
         logger.warning("ckpt_path: the run of the checkpoint is done; give a larger trainer.max_epochs to continue it")
@@ -199,8 +200,8 @@ def _require_same_optimizer(before: dict[str, Any], now: dict[str, Any]) -> None
     if before["name"] != now["name"]:
         error = UserError(
             "model.optimizer",
-            f"is {now['name']}, but the checkpoint has the state of {before['name']}; resume with that, "
-            "or start a new run from an export",
+            f"is {now['name']}, but the checkpoint has the state of {before['name']}; "
+            "resume with that, or start a new run from an export",
         )
         error.is_shared = True
         raise error
