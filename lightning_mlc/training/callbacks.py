@@ -161,8 +161,8 @@ class ValidateAtMaxSteps(Callback):
 class EvaluationReport(Callback):
     """Reports the results before and after training, per language.
 
-    At the end of ``fit`` it prints tables, and writes to ``<out>/report`` the same numbers as CSV, a bar chart, a heatmap
-    of the cosines between languages, and ``summary.json`` with time and memory.
+    At the end of ``fit`` it prints tables, and writes to ``<out>/report`` the same numbers as CSV, a bar chart, a
+    heatmap of the cosines between languages, and ``summary.json`` with time and memory.
     """
 
     state_key = KEY
@@ -233,9 +233,8 @@ class EvaluationReport(Callback):
             wrote = self._write(pl_module, out / "report", trainer)
             _print_tables(self.before, pl_module)
             if self.measured_at != trainer.global_step:
-                print(
-                    f"'after' is step {self.measured_at}, because training ended at step {trainer.global_step} without validation"
-                )
+                end = f"training ended at step {trainer.global_step} without validation"
+                print(f"'after' is step {self.measured_at}, because {end}")
         checkpoint = getattr(trainer.checkpoint_callback, "last_model_path", "") or getattr(
             trainer.checkpoint_callback, "best_model_path", ""
         )

@@ -11,7 +11,7 @@ import pytest
 from lightning_mlc.data.sampling import Sizes, plan_epoch
 from lightning_mlc.data.windows import ByExamples, ByTokens, Cut, Division
 from lightning_mlc.errors import UserError
-from lightning_mlc.training.resumption import Epoch, _count_anew
+from lightning_mlc.training.resumption import Epoch, _convert_progress
 
 EXAMPLES = 24
 
@@ -68,10 +68,10 @@ def test_counts_are_those_of_the_new_processes() -> None:
     counts = {"ready": 3, "started": 3, "processed": 3, "completed": 2}
     total = {name: 12 + count for name, count in counts.items()}
     progress = {"current": dict(counts), "total": dict(total), "is_last_batch": False}
-    _count_anew(progress, before, now)
+    _convert_progress(progress, before, now)
     assert progress == {"current": counts, "total": total, "is_last_batch": False}
     one = epoch(1, 6, 1)
-    _count_anew(progress, before, one)
+    _convert_progress(progress, before, one)
     assert progress["current"] == {"ready": 6, "started": 6, "processed": 6, "completed": 5}
     assert progress["total"] == {"ready": 30, "started": 30, "processed": 30, "completed": 29}
 
