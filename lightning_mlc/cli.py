@@ -18,7 +18,7 @@ COMMANDS = {
     "validate": "measure a model or a checkpoint on the validation data, per language",
     "test": "the same on data.test_path",
     "predict": "generate responses to the prompts, in every language",
-    "estimate": "say how much memory a configuration takes on each GPU, without loading a model",
+    "estimate": "estimate the memory that a configuration takes on each GPU, without loading a model",
     "evaluate": "is a model safe in every language: generate, judge, measure, compare",
     "export": "turn a checkpoint into a Hugging Face folder",
 }

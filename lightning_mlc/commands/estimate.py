@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from lightning_mlc.commands.precision_option import settle, tell
+from lightning_mlc.commands.precision_option import print_on_first, settle
 from lightning_mlc.commands.training import TrainingCLI, make_cli
 from lightning_mlc.data.batches import Batch
 from lightning_mlc.data.datamodule import MultilingualData
@@ -27,7 +27,7 @@ class EstimateCLI(TrainingCLI):
         self.config_init = self.parser.instantiate_classes(self.config)
         self.model = self.instantiated("model")
         self.datamodule = self.instantiated("data")
-        tell(self._precision_line)
+        print_on_first(self._precision_line)
 
     def run_subcommand(self, subcommand: str) -> None:
         module, data = self.model, self.datamodule

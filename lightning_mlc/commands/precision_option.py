@@ -63,7 +63,7 @@ def settle(config: Namespace, runs: bool = True) -> str | None:
             ``estimate``.
 
     Returns:
-        A line for :func:`tell`, to be printed when nothing else is found wrong. None: nothing to print.
+        A line for :func:`print_on_first`, to be printed when nothing else is found wrong. None: nothing to print.
 
     Raises:
         UserError: The precision does not exist.
@@ -99,7 +99,7 @@ def settle(config: Namespace, runs: bool = True) -> str | None:
     return None
 
 
-def tell(line: str | None) -> None:
+def print_on_first(line: str | None) -> None:
     """Print ``line`` on the first process, if it is not None."""
     if line is not None and is_first():
         print(line)

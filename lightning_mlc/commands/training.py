@@ -23,7 +23,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_mlc.checkpoints.finding import checkpoint_files, checkpoint_folder, require_room
 from lightning_mlc.checkpoints.saving import AtomicCheckpointIO, Checkpoint
 from lightning_mlc.commands.options import explain
-from lightning_mlc.commands.precision_option import PrecisionTrainer, settle, tell
+from lightning_mlc.commands.precision_option import PrecisionTrainer, print_on_first, settle
 from lightning_mlc.data.datamodule import MultilingualData
 from lightning_mlc.distributed.sharding import require_supported
 from lightning_mlc.errors import Interrupted, UserError, moved
@@ -157,7 +157,7 @@ class TrainingCLI(CommandLine):
                 # The parts of a sum are made before the sum, and do not know their place in it.
                 build_objective(objective)
             raise own from None
-        tell(self._precision_line)
+        print_on_first(self._precision_line)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand]

@@ -274,7 +274,7 @@ def optimizer_bytes(optimizer: Callable[[Any], torch.optim.Optimizer]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors) // parameter.numel()
 
 
-# ---- the memory of a step ------------------------------------------------------------------------------
+# ---- the memory of a step ---------------------------------------------------------------------------
 
 
 def _step_bytes(module: AlignmentModule, policy: Policy, batch: Batch, setup: Setup, makes_gradients: bool) -> int:

@@ -72,7 +72,7 @@ class Speed(Callback):
         self._most_held = 0
         """The most that a micro-batch's translations held since the last log."""
 
-    # ---- counting work --------------------------------------------------------------------------------
+    # ---- counting work ------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, AlignmentModule)
@@ -133,7 +133,7 @@ class Speed(Callback):
     def _is_translation(self, rows: TokenRows) -> bool:
         return any(rows is translation for translation in self._translations)
 
-    # ---- time, and logging -------------------------------------------------------------------
+    # ---- time, and logging --------------------------------------------------------------------------
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         self._translations = (*batch.translations, *batch.prompts)
