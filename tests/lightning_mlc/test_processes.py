@@ -86,6 +86,6 @@ def test_auto_begins_in_the_folder_of_a_run_and_in_no_other(tmp_path: Path, caps
     (tmp_path / "notes.txt").touch()
     options = ["--config=dpo_mlc", "--data.train_path=sample", f"--out={tmp_path}", "--ckpt_path=auto"]
     assert main(["fit", *options]) == 2
-    assert f"error: out: {tmp_path} is not empty and has no config.yaml" in capsys.readouterr().err
+    assert f"error: out: {tmp_path} is not empty and not the folder of a run" in capsys.readouterr().err
     assert main(["validate", *options]) == 2
     assert "error: ckpt_path: there is no file auto" in capsys.readouterr().err

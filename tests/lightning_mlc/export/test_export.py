@@ -291,7 +291,7 @@ def test_nothing_half_written_is_left(
         (["--max_shard_size=much"], "--max_shard_size: cannot read 'much'"),
         (["--max_shard_size=1GB", "--adapters"], "--max_shard_size: adapters are one file"),
         (["--push_to_hub=a/b/c"], "--push_to_hub: 'a/b/c' is not the name of a repository"),
-        (["--adapters"], "--adapters: the checkpoint has none"),
+        (["--adapters"], "--adapters: the checkpoint has no adapters"),
         (["--tokenizer=/nowhere"], "there is no folder /nowhere"),
     ],
 )
