@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lightning_mlc.checkpoints.format import read_checkpoint
 from lightning_mlc.cli import main
 from lightning_mlc.commands import precision_option
-from lightning_mlc.commands.precision_option import settle, tell
+from lightning_mlc.commands.precision_option import print_on_first, settle
 from lightning_mlc.commands.training import run
 from lightning_mlc.evaluation.systems.local import choose_dtype
 from lightning_mlc.models.precision import (
@@ -233,13 +233,13 @@ def test_a_run_keeps_what_was_chosen_and_goes_on_with_it(
 
     given = [f"--ckpt_path={out / 'checkpoints' / 'last.ckpt'}", "--trainer.accelerator=cpu"]
     measured = options_of(*given, command="validate")
-    tell(settle(measured))
+    print_on_first(settle(measured))
     assert (measured.trainer.precision, lines_of(capsys)) == (
         other,
         [f"precision: {other}, because the checkpoint was trained in it"],
     )
     explicit = options_of(*given, "--trainer.precision=64-true")
-    tell(settle(explicit))
+    print_on_first(settle(explicit))
     assert explicit.trainer.precision == "64-true"
     assert lines_of(capsys) == [f"precision: 64-true, as the configuration says; the checkpoint was trained in {other}"]
 
@@ -269,28 +269,28 @@ def test_a_trial_is_of_the_model_s_width_and_warns_once(
     monkeypatch.setattr(precision_option, "try_both", record)
     monkeypatch.setattr(Device, "of", classmethod(lambda cls, *_: cpu("avx512_bf16")))
     given = f"--model.name_or_path={tiny_model}"
-    tell(settle(options_of(given, "--trainer.precision=bf16-true")))
+    print_on_first(settle(options_of(given, "--trainer.precision=bf16-true")))
     assert [record.getMessage() for record in caplog.records if "precision" in record.getMessage()] == [
         "trainer.precision: bf16-true is slow on this CPU (bfloat16 took 3.1 times as long as float32 in a trial); "
         "32-true or auto is faster"
     ]
     assert widths == {32: 1}
     config = options_of(given)
-    tell(settle(config))
+    print_on_first(settle(config))
     assert (config.trainer.precision, widths) == ("32-true", {32: 2})
-    tell(settle(options_of(given, "--trainer.devices=2")))  # each process would measure other times
+    print_on_first(settle(options_of(given, "--trainer.devices=2")))  # which would time it differently in each
     assert widths == {32: 2}
 
 
 def test_a_precision_plugin_wins(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plugin = "--trainer.plugins+=lightning.pytorch.plugins.precision.DoublePrecision"
     config = options_of(plugin)
-    tell(settle(config))
+    print_on_first(settle(config))
     assert config.trainer.precision is None
     assert lines_of(capsys) == ["precision: that of the precision plugin in the configuration"]
     other = "--trainer.plugins+=lightning.pytorch.plugins.io.TorchCheckpointIO"
     config = options_of(f"--model.name_or_path={tiny_model}", other)
-    tell(settle(config))
+    print_on_first(settle(config))
     assert config.trainer.precision in ("32-true", "bf16-mixed")
 
 
