@@ -41,7 +41,7 @@ MAY_IMPORT = {
         "reference",
         "report",
     },
-    "plugins": {"consistency", "data", "models", "progress"},
+    "plugins": {"consistency", "data", "files", "models", "progress"},
     "commands": {
         "checkpoints",
         "data",

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, distributed, nn
 from transformers import PreTrainedTokenizerBase
 
 from lightning_mlc.consistency import MLC, Consistency, Observed, Representation
 from lightning_mlc.errors import UserError, first_line, renamed
+from lightning_mlc.files.atomic import write_whole
 from lightning_mlc.models.forward import Grid
 from lightning_mlc.plugins.prompts import PromptGroups, prompts_of_step, share_of
 from lightning_mlc.plugins.states import PromptStates, transformers_model
@@ -240,7 +241,7 @@ class MLCRegularizer(nn.Module):
         if self.representation is None:
             return
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(tensors, Path(folder) / STATE_FILE, metadata={"mlc": json.dumps(self._identity())})
+        write_whole(Path(folder) / STATE_FILE, save(tensors, metadata={"mlc": json.dumps(self._identity())}))
 
     def restore(self, folder: str | Path, model: nn.Module) -> None:
         """Read what :meth:`save` wrote.
