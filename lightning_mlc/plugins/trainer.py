@@ -116,7 +116,7 @@ class MLCTrainerMixin(_Base):
         every = max(1, int(self.state.logging_steps))
         if self.args.logging_first_step and step == 0:
             return True
-        next_log = step - (step + 1) % every + every if (step + 1) % every else step
+        next_log = step + -(step + 1) % every
         return step + mlc.settings.every_n_steps > min(next_log, self.state.max_steps - 1)
 
     # ---- a trained extractor ------------------------------------------------------------------------
