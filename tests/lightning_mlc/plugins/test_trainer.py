@@ -244,6 +244,22 @@ def test_gradients_of_the_extractor_do_not_outlive_a_step(folder: Path, tmp_path
     assert torch.equal(seen[0], seen[1])
 
 
+def test_translations_are_trained_with_dropout_from_the_first_step(folder: Path, tmp_path: Path) -> None:
+    """Trainer loads a model in evaluation mode, and turns it to training mode inside its own step only."""
+    trainer: Any = add(trainer_of(folder, tmp_path, max_steps=1))
+    modes: list[bool] = []
+
+    def note(module: Any, *_: Any) -> None:
+        if torch.is_grad_enabled():  # not the self-check
+            modes.append(module.training)
+
+    trainer.model.model.layers[0].register_forward_hook(note)
+    trainer.model.eval()
+    trainer.train()
+    assert modes
+    assert all(modes)
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_gradient_checkpointing_changes_nothing(reentrant: bool, folder: Path, tmp_path: Path) -> None:
     expected = trained(add(trainer_of(folder, tmp_path)))
