@@ -1,0 +1,79 @@
+"""The ``mlc:`` block in the configuration of another program."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, TypeVar, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from lightning_mlc.data.reading import locate
+from lightning_mlc.errors import UserError, did_you_mean
+from lightning_mlc.plugins.regularizer import MLCRegularizer
+from lightning_mlc.plugins.trainer import add_mlc
+
+T = TypeVar("T", bound=Any)
+
+
+def _model() -> type[BaseModel]:
+    """Build the model of the options from the arguments of the regularizer, so that no option is listed twice."""
+    hints = get_type_hints(MLCRegularizer.__init__, localns={"Dataset": object})
+    names = [name for name in inspect.signature(MLCRegularizer).parameters if name not in ("prompts", "tokenizer")]
+    # None stands for "not given", because defaults depend on the trainer.
+    fields: dict[str, Any] = {name: (hints[name] | None, None) for name in names}
+    return create_model("MLCOptions", __config__=ConfigDict(extra="forbid"), prompts=(str, ...), **fields)
+
+
+MLCOptions = _model()
+"""The options as a pydantic model: ``prompts``, the path of a file, and the options of ``MLCRegularizer``."""
+
+
+def checked(block: Any) -> dict[str, Any]:
+    """Check an ``mlc:`` block before anything is loaded.
+
+    Args:
+        block: ``prompts`` and options of :class:`~lightning_mlc.plugins.regularizer.MLCRegularizer`.
+
+    Returns:
+        The arguments of :func:`~lightning_mlc.plugins.trainer.add_mlc` that the block gives.
+
+    Raises:
+        UserError: It is no mapping, has no prompts or an unknown option, a value has a wrong type, or there is no
+            such file.
+    """
+    if not isinstance(block, Mapping):
+        raise UserError("mlc", "must be a block of options, such as {prompts: prompts.jsonl, weight: 0.8}")
+    try:
+        found = MLCOptions.model_validate(dict(block))
+    except ValidationError as error:
+        raise _first(error) from error
+    options = found.model_dump(exclude_none=True)
+    locate(options["prompts"], "mlc.prompts")
+    return options
+
+
+def add_from_block(trainer: T, block: Mapping[str, Any]) -> T:
+    """Add the MLC loss to a trainer with the options of an ``mlc:`` block.
+
+    Raises:
+        UserError: The block or the trainer cannot be used. Options are named ``mlc.NAME``.
+    """
+    options = checked(block)
+    try:
+        return add_mlc(trainer, **options)
+    except UserError as error:
+        known = error.option in MLCOptions.model_fields
+        raise UserError(f"mlc.{error.option}" if known else error.option, error.text) from error
+
+
+def _first(error: ValidationError) -> UserError:
+    """Return the first error as one line."""
+    found = error.errors()[0]
+    name = str(found["loc"][0])
+    known = list(MLCOptions.model_fields)
+    if found["type"] == "extra_forbidden":
+        return UserError(f"mlc.{name}", "is no option" + did_you_mean(name, known, f"; options are {', '.join(known)}"))
+    if found["type"] == "missing":
+        return UserError(f"mlc.{name}", "is missing; give a file of prompts in several languages")
+    return UserError(f"mlc.{name}", f"cannot be {found['input']!r}: {found['msg'][0].lower()}{found['msg'][1:]}")
