@@ -35,10 +35,11 @@ TRAINERS = {
     "dpo": "CustomDPOTrainer",
     "kto": "CustomKTOTrainer",
 }
-"""Stages of LLaMA-Factory that can have the loss, and the class of the trainer of each. ORPO and SimPO are of ``dpo``."""
+"""Stages of LLaMA-Factory that can have the loss, and the trainer of each. Stage ``dpo`` includes ORPO and SimPO."""
 _OTHER_BACKENDS = ("use_ray", "use_mca", "use_hyper_parallel", "use_megatron_bridge", "use_v1")
 """Keys of the configuration, or in capitals environment variables, that make LLaMA-Factory take other trainers."""
-_USAGE = "usage: python -m lightning_mlc.plugins.llamafactory train CONFIG.yaml [KEY=VALUE ...] [mlc.OPTION=VALUE ...]"
+_MODULE = "lightning_mlc.plugins.llamafactory"
+_USAGE = f"usage: python -m {_MODULE} train CONFIG.yaml [KEY=VALUE ...] [mlc.OPTION=VALUE ...]"
 
 
 def install(prompts: str | Path, **options: Any) -> Callable[[], None]:
@@ -106,26 +107,27 @@ def train(config: Mapping[str, Any]) -> None:
         UserError: The block is missing or wrong, or LLaMA-Factory would train with something else than its own
             trainers of stage ``pt``, ``sft``, ``dpo`` or ``kto``.
     """
-    options = dict(config)
-    block = options.pop("mlc", None)
-    if block is None:
-        raise UserError("mlc", "is missing; add a block such as {prompts: prompts.jsonl}, or use llamafactory-cli")
-    _check(options)
-    undo = install(**checked(block))
+    options, block = _divided(config)
+    undo = install(**block)
     try:
         _module("train.tuner").run_exp(options)
     finally:
         undo()
 
 
-def _check(options: Mapping[str, Any]) -> None:
-    """Refuse a configuration that would train without the loss."""
+def _divided(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return LLaMA-Factory's options and those of the loss. Refuse what would train without the loss."""
+    options = dict(config)
+    block = options.pop("mlc", None)
+    if block is None:
+        raise UserError("mlc", "is missing; add a block such as {prompts: prompts.jsonl}, or use llamafactory-cli")
     stage = options.get("stage", "sft")
     if stage not in TRAINERS:
         raise UserError("stage", f"{stage} cannot have the MLC loss; stages with it are {', '.join(TRAINERS)}")
     for key in _OTHER_BACKENDS:
         if _is_on(options.get(key)) or _is_on(os.environ.get(key.upper())):
             raise UserError(key, "takes trainers that cannot have the MLC loss; switch it off")
+    return options, checked(block)
 
 
 def _is_on(value: Any) -> bool:
@@ -161,6 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if words[0] != "train" or len(words) < 2 or words[1].startswith("-"):
             raise UserError(None, _USAGE)
         config = _read(words[1:])
+        _divided(config)  # so that a fault is told once, and not by each process
         if (command := _command_of_torchrun(words)) is not None:
             return subprocess.run(command, check=False).returncode
         train(config)
@@ -193,7 +196,7 @@ def _command_of_torchrun(words: Sequence[str]) -> list[str] | None:
     if devices < 2 and not _is_on(os.environ.get("FORCE_TORCHRUN")):
         return None
     if "RDZV_ID" in os.environ:
-        raise UserError("RDZV_ID", f"elastic training needs: torchrun ... -m {__spec__.name} {' '.join(words)}")
+        raise UserError("RDZV_ID", f"elastic training needs: torchrun ... -m {_MODULE} {' '.join(words)}")
     variables = {
         "nnodes": os.environ.get("NNODES", "1"),
         "node_rank": os.environ.get("NODE_RANK", "0"),
@@ -202,7 +205,7 @@ def _command_of_torchrun(words: Sequence[str]) -> list[str] | None:
         "master_port": os.environ.get("MASTER_PORT") or str(_module("extras.misc").find_available_port()),
     }
     flags = [f"--{name}={value}" for name, value in variables.items()]
-    return [sys.executable, "-m", "torch.distributed.run", *flags, "-m", "lightning_mlc.plugins.llamafactory", *words]
+    return [sys.executable, "-m", "torch.distributed.run", *flags, "-m", _MODULE, *words]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+from .parser import read_args as read_args

@@ -1,0 +1,1 @@
+from .workflow import run_dpo as run_dpo

@@ -1,0 +1,1 @@
+from .workflow import run_kto as run_kto

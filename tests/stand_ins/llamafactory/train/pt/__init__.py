@@ -1,0 +1,1 @@
+from .workflow import run_pt as run_pt

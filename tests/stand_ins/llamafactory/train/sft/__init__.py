@@ -1,0 +1,1 @@
+from .workflow import run_sft as run_sft
