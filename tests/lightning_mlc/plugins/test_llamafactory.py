@@ -222,7 +222,8 @@ def test_environment_variables_of_other_backends_are_refused(
 
 
 def test_a_missing_package_is_named(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "llamafactory", None)
+    for name in ["llamafactory", *(name for name in sys.modules if name.startswith("llamafactory."))]:
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match="pip install llamafactory"):
         llamafactory.train(configuration(folder, tmp_path))
 
