@@ -29,6 +29,11 @@ def ends_window(trainer: Trainer, batch_idx: int) -> bool:
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
 
 
+def batch_of_epoch(trainer: Trainer) -> int:
+    """Number of the micro-batch of the epoch that is being trained, from 0."""
+    return int(trainer.fit_loop.epoch_loop.batch_idx)
+
+
 def validation_follows(trainer: Trainer) -> bool:
     """Whether Lightning validates after the batch that has just ended.
 
@@ -96,6 +101,14 @@ def logs_step(trainer: Trainer) -> bool:
     """Whether the optimizer step that runs now is one that is logged."""
     every = int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
     return every > 0 and (trainer.global_step + 1) % every == 0
+
+
+def writes_logs(trainer: Trainer) -> bool:
+    """Whether Lightning writes what is logged at this micro-batch, if an optimizer step follows it.
+
+    Unlike :func:`logs_step`, it goes by Lightning's own count (see :func:`number_logs_by_step`).
+    """
+    return bool(trainer._logger_connector.should_update_logs)
 
 
 def profiled(trainer: Trainer, name: str) -> AbstractContextManager[Any]:
