@@ -14,6 +14,7 @@ import torch
 import yaml
 from conftest import example_rows, save_model, write_jsonl
 from torch import Tensor
+from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from lightning_mlc.errors import UserError
@@ -161,7 +162,7 @@ def test_block_for_a_lightning_module(folder: Path, scratch: Path) -> None:
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
         def train_dataloader(self) -> Any:
-            return [torch.arange(12)[None] + row for row in range(16)]
+            return DataLoader(torch.arange(12)[None] + torch.arange(16)[:, None])
 
     found = run("lightning", {"max_steps=100": "max_steps=2"}, YourModule=YourModule, tokenizer=tokenizer_of(folder))
     assert found["module"].trainer.global_step == 2
@@ -199,7 +200,6 @@ def plain_steps(folder: Path, mlc: bool = True) -> Tensor:
 def with_accelerate(folder: Path, size: int, accumulation: int) -> Tensor:
     """Weights after the block for accelerate, on this process."""
     from accelerate.state import AcceleratorState, GradientState
-    from torch.utils.data import DataLoader
 
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
