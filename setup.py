@@ -13,8 +13,10 @@ assert VERSION is not None
 GGUF = ["gguf>=0.10", "accelerate"]
 # Quantised models under adapters; transformers loads them with both.
 QLORA = ["peft>=0.17", "bitsandbytes>=0.50", "accelerate"]
+# `lightning-mlc lint` recognises languages and wrong encodings with them.
+LINT = ["py3langid>=0.4,<0.5", "ftfy>=6.3"]
 BENCH = ["trl>=1.16", "PyYAML>=6", "scipy>=1.11"]
-TEST = [*GGUF, *QLORA, *BENCH, "pytest>=8", "pytest-xdist>=3.6", "kernels", "tensorboard", "wandb"]
+TEST = [*GGUF, *QLORA, *LINT, *BENCH, "pytest>=8", "pytest-xdist>=3.6", "kernels", "tensorboard", "wandb"]
 
 setup(
     name="lightning-mlc",
@@ -34,6 +36,7 @@ setup(
         "lightning_mlc.configs": ["*.yaml", "*/*.yaml"],
         "lightning_mlc.data": ["sample/*"],
         "lightning_mlc.evaluation.reporting": ["*.jinja", "*.css"],
+        "lightning_mlc.lint": ["*.jinja"],
     },
     install_requires=[
         "torch>=2.11",
@@ -49,6 +52,8 @@ setup(
         "datasets>=4",
         "pyarrow",
         "langcodes>=3.4",
+        "fonttools>=4.50",
+        "regex",
         "safetensors",
         "huggingface_hub>=1",
         "httpx>=0.27",
@@ -59,6 +64,7 @@ setup(
     ],
     extras_require={
         "quickstart": GGUF,
+        "lint": LINT,
         "lora": ["peft>=0.17"],
         "trl": ["trl>=1.16"],
         "qlora": QLORA,

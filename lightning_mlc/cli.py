@@ -20,6 +20,7 @@ COMMANDS = {
     "predict": "generate responses to the prompts, in every language",
     "estimate": "estimate the memory that a configuration takes on each GPU, without loading a model",
     "evaluate": "is a model safe in every language: generate, judge, measure, compare",
+    "lint": "find wrong translations in data files, without showing any text",
     "export": "turn a checkpoint into a Hugging Face folder",
 }
 
@@ -56,16 +57,19 @@ def main(args: Sequence[str] | None = None) -> int:
         return 2
     try:
         with quiet_libraries():
-            _run(args)
+            return _run(args)
     except UserError as error:
         if not error.is_shared or _is_first():
             print(f"error: {error}", file=sys.stderr)
         return 143 if isinstance(error, Interrupted) else 2
-    return 0
 
 
-def _run(args: Sequence[str]) -> None:
-    """Run the command that ``args`` begin with."""
+def _run(args: Sequence[str]) -> int:
+    """Run the command that ``args`` begin with, and return the exit status."""
+    if args[0] == "lint":
+        from lightning_mlc.commands.lint import run as lint
+
+        return lint(args[1:])
     if args[0] == "export":
         from lightning_mlc.commands.export import run as export
 
@@ -82,6 +86,7 @@ def _run(args: Sequence[str]) -> None:
         from lightning_mlc.commands.training import run
 
         run(args)
+    return 0
 
 
 def _is_first() -> bool:

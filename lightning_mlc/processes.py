@@ -1,12 +1,13 @@
-"""The division of examples among processes, and errors that stop all processes together."""
+"""The division of examples among processes, and errors that stop all processes together.
+
+Importing this module does not import torch, so that commands without a model start at once.
+"""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
-
-from torch import distributed
 
 from lightning_mlc.errors import UserError
 
@@ -58,6 +59,8 @@ def raise_together(error: UserError | None) -> None:
     Raises:
         UserError: Some process has an error.
     """
+    from torch import distributed
+
     found: list[UserError | None] = [error]
     if distributed.is_available() and distributed.is_initialized():
         found = [None] * distributed.get_world_size()
@@ -75,6 +78,8 @@ def require_same(option: str, value: str) -> None:
     Raises:
         UserError: Some processes have another value.
     """
+    from torch import distributed
+
     if not (distributed.is_available() and distributed.is_initialized()):
         return
     found: list[str] = [""] * distributed.get_world_size()
@@ -87,4 +92,6 @@ def require_same(option: str, value: str) -> None:
 
 def lost_another(error: BaseException) -> bool:
     """Whether the reason for ``error`` is that another process has ended, rather than a fault in this one."""
+    from torch import distributed
+
     return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))

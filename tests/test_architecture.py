@@ -41,6 +41,7 @@ MAY_IMPORT = {
         "reference",
         "report",
     },
+    "lint": {"data", "evaluation", "files", "progress"},
     "plugins": {"consistency", "data", "files", "models", "progress"},
     "commands": {
         "checkpoints",
@@ -49,6 +50,7 @@ MAY_IMPORT = {
         "evaluation",
         "export",
         "files",
+        "lint",
         "models",
         "objectives",
         "progress",

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 
-from lightning_mlc.cli import COMMANDS
+from lightning_mlc.cli import COMMANDS, main
 from lightning_mlc.commands import evaluate as evaluation
 from lightning_mlc.commands.training import run, shipped_configs
+from lightning_mlc.data.reading import locate
 
 ROOT = Path(__file__).parents[1]
 MODULE = r"`((?:lightning_mlc|kernels/mlc_kernels)/[\w/]+(?:\.py|/))`"
@@ -49,6 +51,12 @@ def test_commands_shown_are_ones_that_parse(page: Path, tmp_path: Path, monkeypa
             continue
         assert words[1] in COMMANDS or words[1].startswith("--"), command
         if words[1] not in COMMANDS or words[1] == "export":
+            continue
+        if words[1] == "lint":
+            for word in words[2:]:  # files of the user's
+                if word.endswith(".jsonl") and words[words.index(word) - 1] != "--out":
+                    shutil.copy(str(locate("sample", "FILE")), word)
+            assert main(words[1:]) == 0, command
             continue
         if words[1] == "evaluate":
             if words[2] != "--config":  # its value names a user's file

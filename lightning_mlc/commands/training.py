@@ -7,6 +7,7 @@ import logging
 import pkgutil
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from lightning_mlc.distributed.sharding import require_supported
 from lightning_mlc.errors import Interrupted, UserError, moved
 from lightning_mlc.files.paths import expand_all, expanded
 from lightning_mlc.lightning_internals import CommandLine
+from lightning_mlc.lint.remark import remark
 from lightning_mlc.objectives import Objective, Sum
 from lightning_mlc.processes import is_first, lost_another
 from lightning_mlc.training.callbacks import EvaluationReport, PredictionWriter, Progress, ValidateAtMaxSteps
@@ -157,6 +159,7 @@ class TrainingCLI(CommandLine):
                 # The parts of a sum are made before the sum, and do not know their place in it.
                 build_objective(objective)
             raise own from None
+        self.instantiated("data").inspect = partial(remark, self.config_init[self.subcommand].data.source_language)
         print_on_first(self._precision_line)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

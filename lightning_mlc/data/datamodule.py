@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from lightning_mlc.data.row_layout import Layout
 from lightning_mlc.data.row_plan import RowPlan
 from lightning_mlc.data.sampling import EvaluationBatches, MicroBatch, Sizes, TrainingBatches, plan_epoch
 from lightning_mlc.data.splits import hold_out
+from lightning_mlc.data.spool import Spool
 from lightning_mlc.data.tables import default_cache_dir, table_fingerprint
 from lightning_mlc.data.tokenization import ChatTokenizer
 from lightning_mlc.data.windows import Division
@@ -67,6 +68,9 @@ class MultilingualData(LightningDataModule):
         revision: Revision of a hub model.
         trust_remote_code: Run Python code that the repository carries.
     """
+
+    inspect: Callable[[str, Spool], None] | None = None
+    """Is called with the path and the examples of each table that is built, and not for those of the cache."""
 
     def __init__(
         self,
@@ -173,7 +177,9 @@ class MultilingualData(LightningDataModule):
         missing = {split: path for split, path in paths.items() if split not in self._tables}
         if not missing:
             return
-        loader = TableLoader(self.source_language, self._asked, self._chat_tokenizer, self.cache_dir, self.num_proc)
+        loader = TableLoader(
+            self.source_language, self._asked, self._chat_tokenizer, self.cache_dir, self.num_proc, self.inspect
+        )
         tables, self.languages, self.kind = loader.load(missing, self.languages, self.kind)
         self._tables |= tables
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal, TypeGuard
 
 from lightning_mlc.data.languages import canonical_language, canonical_languages, is_language
 from lightning_mlc.data.records import KIND_NAMES, PAIR, RESPONSES, DataKind, Example, Message, Place, Row
@@ -30,6 +30,7 @@ from lightning_mlc.data.uniqueness import UniqueIds
 from lightning_mlc.errors import UserError, shortened
 
 _PREFIX = "prompt_"
+_TRANSLATIONS = "translations"
 _BESIDE_LANGUAGES = frozenset({"id", "source", "tags"})
 """Columns of MultiJail that are not languages."""
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -85,21 +86,30 @@ def repeated_id(where: Place, id: str, first: Place) -> UserError:
 
 
 def prompts_of_rows(
-    rows: Iterable[tuple[Place, Row]], source_language: str
+    rows: Iterable[tuple[Place, Row]], source_language: str, any_text: bool = False
 ) -> Iterator[tuple[Place, Row, dict[str, list[Message]]]]:
     """Place, row, and conversations by language, of each row. The first row decides on the layout.
+
+    Args:
+        rows: Rows of one source, each with its place.
+        source_language: Canonical code of the language of a prompt whose column does not say.
+        any_text: Whether a text may be empty or contain an unpaired surrogate, which training refuses.
 
     Raises:
         UserError: A row has no prompt in that layout.
     """
-    prompts_of: Callable[[Row, str, str], dict[str, list[Message]]] | None = None
+    prompts_of: _Layout | None = None
     for where, row in rows:
         if prompts_of is None:
             prompts_of = _layout_of(row, where)
-        yield where, row, prompts_of(row, where, source_language)
+        yield where, row, _by_language(prompts_of(row, where, source_language), where, any_text)
 
 
-def _layout_of(row: Row, where: str) -> Callable[[Row, str, str], dict[str, list[Message]]]:
+_Layout = Callable[[Row, str, str], Iterable[tuple[str, Any]]]
+"""Finds the prompts of a row, each with the code of its language."""
+
+
+def _layout_of(row: Row, where: str) -> _Layout:
     if isinstance(row.get("prompt"), Mapping):
         return _nested_prompts
     if "instruction" in row or "prompt" in row or any(key.startswith(_PREFIX) for key in row):
@@ -113,13 +123,28 @@ def _layout_of(row: Row, where: str) -> Callable[[Row, str, str], dict[str, list
     )
 
 
-def _example(row: Row, where: str, source: str, prompts: dict[str, list[Message]]) -> Example:
+def require_source(prompts: Collection[str], where: str, source: str, option: str = "data.source_language") -> None:
+    """Refuse a row without a prompt in the source language.
+
+    Args:
+        prompts: Languages of its prompts.
+        where: Its place.
+        source: Canonical code of the source language.
+        option: The option that names it, for the error.
+
+    Raises:
+        UserError: It has none.
+    """
     if source not in prompts:
         raise UserError(
             where,
             f"has no prompt in the source language '{source}' "
-            f"(it has {', '.join(sorted(prompts)) or 'none'}); add it or set data.source_language",
+            f"(it has {', '.join(sorted(prompts)) or 'none'}); add it or set {option}",
         )
+
+
+def _example(row: Row, where: str, source: str, prompts: dict[str, list[Message]]) -> Example:
+    require_source(prompts, where, source)
     chosen: str | None
     rejected: str | None
     label: bool | None = None
@@ -148,32 +173,32 @@ def id_of(row: Row, where: str) -> str:
     return str(own_id) if own_id is not None else where
 
 
-def _nested_prompts(row: Row, where: str, source: str) -> dict[str, list[Message]]:
+def _nested_prompts(row: Row, where: str, source: str) -> Iterable[tuple[str, Any]]:
     prompt = row.get("prompt")
     if not isinstance(prompt, Mapping):
         raise UserError(where, '\'prompt\' must hold one text per language, such as {"en": ..., "sw": ...}')
-    return _by_language(prompt.items(), where)
+    return prompt.items()
 
 
-def _columns(row: Row, where: str, source: str) -> dict[str, list[Message]]:
+def _columns(row: Row, where: str, source: str) -> Iterable[tuple[str, Any]]:
     """Prompts of ``prompt_en``, ..., of ``translations``, and of the column that is in the source language."""
     instruction, extra = row.get("instruction"), row.get("input")
     if isinstance(instruction, str) and isinstance(extra, str) and extra.strip():
         instruction = f"{instruction}\n{extra}"
     columns = [(key.removeprefix(_PREFIX), text) for key, text in row.items() if key.startswith(_PREFIX)]
-    translations = row.get("translations")
+    translations = row.get(_TRANSLATIONS)
     if isinstance(translations, Mapping):
         columns += translations.items()
     elif not _is_null(translations):
         raise UserError(where, f"'translations' must hold one text per language, got {type(translations).__name__}")
-    return _by_language([(source, _first_given(instruction, row.get("prompt"))), *columns], where)
+    return [(source, _first_given(instruction, row.get("prompt"))), *columns]
 
 
-def _language_columns(row: Row, where: str, source: str) -> dict[str, list[Message]]:
-    return _by_language([(key, text) for key, text in row.items() if key not in _BESIDE_LANGUAGES], where)
+def _language_columns(row: Row, where: str, source: str) -> Iterable[tuple[str, Any]]:
+    return [(key, text) for key, text in row.items() if key not in _BESIDE_LANGUAGES]
 
 
-def _by_language(texts: Iterable[tuple[str, Any]], where: str) -> dict[str, list[Message]]:
+def _by_language(texts: Iterable[tuple[str, Any]], where: str, any_text: bool) -> dict[str, list[Message]]:
     """Conversations by canonical language, without the languages whose text is null."""
     prompts: dict[str, list[Message]] = {}
     seen: dict[str, str] = {}
@@ -184,20 +209,29 @@ def _by_language(texts: Iterable[tuple[str, Any]], where: str) -> dict[str, list
         if language in seen:
             raise UserError(where, f"has the language '{language}' twice ('{seen[language]}' and '{code}')")
         seen[language] = code
-        messages = _messages(text, "user", f"the prompt in '{code}'", where)
+        messages = _messages(text, "user", f"the prompt in '{code}'", where, "anything" if any_text else "text")
         if messages[-1]["role"] != "user":
             raise UserError(where, f"the prompt in '{code}' must end with a message of the user")
         prompts[language] = messages
     return prompts
 
 
-def pair_of(row: Row, prompts: Collection[str], where: str, source: str) -> tuple[str, str, dict[str, tuple[str, str]]]:
+def pair_of(
+    row: Row, prompts: Collection[str], where: str, source: str, any_text: bool = False
+) -> tuple[str, str, dict[str, tuple[str, str]]]:
     """Chosen response, rejected response, and both by language for the other languages that have them.
+
+    Args:
+        row: The row.
+        prompts: Languages of its prompts.
+        where: Its place, for errors.
+        source: Canonical code of the source language.
+        any_text: As in :func:`prompts_of_rows`.
 
     Raises:
         UserError: A response is missing or malformed, both are the same, or the prompt that they answer is missing.
     """
-    chosen, rejected = (_responses(row.get(key), key, where, source) for key in PAIR)
+    chosen, rejected = (_responses(row.get(key), key, where, source, any_text) for key in PAIR)
     for language in sorted(chosen.keys() ^ rejected.keys()):
         # In one language alone, a model could tell the two apart by their language.
         raise UserError(
@@ -217,13 +251,13 @@ def pair_of(row: Row, prompts: Collection[str], where: str, source: str) -> tupl
     return *pairs.pop(source), pairs
 
 
-def _responses(given: Any, key: str, where: str, source: str) -> dict[str, str]:
+def _responses(given: Any, key: str, where: str, source: str, any_text: bool) -> dict[str, str]:
     """The response ``key`` by language; in the source language alone, unless ``given`` has several."""
-    if not isinstance(given, Mapping) or not (_is_null(given.get("content")) and _is_null(given.get("value"))):
-        return {source: _response(given, f"'{key}'", where)}
+    if not _is_by_language(given):
+        return {source: _response(given, f"'{key}'", where, any_text)}
     languages = canonical_languages(given, f"{where}: '{key}'")
     found = {
-        language: _response(text, f"'{key}' in '{language}'", where)
+        language: _response(text, f"'{key}' in '{language}'", where, any_text)
         for language, text in zip(languages, given.values(), strict=True)
         if not _is_null(text)
     }
@@ -232,11 +266,16 @@ def _responses(given: Any, key: str, where: str, source: str) -> dict[str, str]:
     return found
 
 
-def _response(given: Any, what: str, where: str) -> str:
+def _is_by_language(responses: Any) -> TypeGuard[Mapping[str, Any]]:
+    """Whether they are one text per language, and not a single message."""
+    return isinstance(responses, Mapping) and _is_null(responses.get("content")) and _is_null(responses.get("value"))
+
+
+def _response(given: Any, what: str, where: str, any_text: bool = False) -> str:
     if _is_null(given):
         raise UserError(where, f"has no {what}")
     # It may be empty, as in PKU-SafeRLHF: silence is an answer, too.
-    messages = _messages(given, "assistant", what, where, may_be_empty=True)
+    messages = _messages(given, "assistant", what, where, "anything" if any_text else "maybe empty")
     if len(messages) != 1 or messages[0]["role"] != "assistant":
         raise UserError(where, f"{what} must be one message of the assistant, or a string")
     return messages[0]["content"]
@@ -265,10 +304,14 @@ def _first_given(first: Any, second: Any) -> Any:
     return second if _is_null(first) else first
 
 
-def _messages(text: Any, role: str, what: str, where: str, may_be_empty: bool = False) -> list[Message]:
+_Allowed = Literal["text", "maybe empty", "anything"]
+"""Which strings are accepted as the content of a message."""
+
+
+def _messages(text: Any, role: str, what: str, where: str, allowed: _Allowed) -> list[Message]:
     """Messages of ``text``: a string, one turn, or a list of turns in the form of OpenAI or ShareGPT."""
     if isinstance(text, str):
-        return [{"role": role, "content": _text(text, what, where, may_be_empty)}]
+        return [{"role": role, "content": _text(text, what, where, allowed)}]
     turns: list[Any]
     if isinstance(text, Mapping):
         turns = [text]
@@ -289,13 +332,46 @@ def _messages(text: Any, role: str, what: str, where: str, may_be_empty: bool = 
         known = _ROLES.get(str(_first_given(turn.get("role"), turn.get("from"))))
         if known is None or not isinstance(content, str):
             raise UserError(where, f"{what} has a message without a known 'role' or without 'content'")
-        messages.append({"role": known, "content": _text(content, what, where, may_be_empty)})
+        messages.append({"role": known, "content": _text(content, what, where, allowed)})
     return messages
 
 
-def _text(content: str, what: str, where: str, may_be_empty: bool) -> str:
-    if not may_be_empty and not content.strip():
+def _text(content: str, what: str, where: str, allowed: _Allowed) -> str:
+    if allowed == "anything":
+        return content
+    if allowed == "text" and not content.strip():
         raise UserError(where, f"{what} is empty; give a text, or null where there is none")
     if has_half_a_character(content):
         raise UserError(where, f"{what} contains an unpaired surrogate (such as \\ud83d); fix the encoding")
     return content
+
+
+def without(row: Row, language: str, response_only: bool = False) -> Row:
+    """A copy of ``row``, of any layout, in which everything in ``language`` is null, which counts as missing.
+
+    Args:
+        row: The row. It is not changed.
+        language: Canonical code, not that of the source language.
+        response_only: Whether the prompt stays. Responses go in pairs, so both become null in any case.
+    """
+
+    def is_it(code: str) -> bool:
+        return is_language(code) and canonical_language(code, "") == language
+
+    def emptied(texts: Mapping[str, Any]) -> dict[str, Any]:
+        return {code: None if is_it(code) else text for code, text in texts.items()}
+
+    changed = dict(row)
+    for key in PAIR:
+        if _is_by_language(given := row.get(key)):
+            changed[key] = emptied(given)
+    if response_only:
+        return changed
+    layout = _layout_of(row, "")
+    if layout is _nested_prompts:
+        return {**changed, "prompt": emptied(row.get("prompt") or {})}
+    if layout is _language_columns:
+        return emptied(changed)
+    if isinstance(translations := changed.get(_TRANSLATIONS), Mapping):
+        changed[_TRANSLATIONS] = emptied(translations)
+    return {key: None if key.startswith(_PREFIX) and is_it(key[len(_PREFIX) :]) else changed[key] for key in changed}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from datasets import Dataset
@@ -29,6 +30,7 @@ class TableLoader:
         tokenizer: Gives the tokenizer. It is called once all files have been read without a mistake.
         cache_dir: Folder of the tokenised tables.
         num_proc: Number of processes that tokenise; None chooses.
+        inspect: Is called with the path and the examples of each table that is built, and not for those of the cache.
     """
 
     source_language: str
@@ -36,6 +38,7 @@ class TableLoader:
     tokenizer: Callable[[], ChatTokenizer]
     cache_dir: Path
     num_proc: int | None
+    inspect: Callable[[str, Spool], None] | None = None
 
     def load(
         self, paths: Mapping[str, str], chosen: tuple[str, ...], kind: DataKind
@@ -67,8 +70,11 @@ class TableLoader:
             chat = self.tokenizer()
             tables = {}
             for split, spool in spools.items():
-                name = Path(paths[split]).name
-                table = tables[split] = tokenised_table(spool, chosen, chat, self.cache_dir, self.num_proc, name)
+                path = paths[split]
+                built = None if self.inspect is None else partial(self.inspect, path)
+                table = tables[split] = tokenised_table(
+                    spool, chosen, chat, self.cache_dir, self.num_proc, Path(path).name, built
+                )
                 warn_of_empty_responses(table)
                 warn_of_cut_texts(table, chat.max_prompt_length, chat.max_response_length)
         return tables, chosen, kind

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def tokenised_table(
     cache_dir: Path,
     num_proc: int | None = None,
     name: str = "data",
+    built: Callable[[Spool], None] | None = None,
 ) -> Dataset:
     """The table of the examples in ``spool``, from the cache if it has it.
 
@@ -59,6 +61,7 @@ def tokenised_table(
         num_proc: Number of processes that tokenise; None chooses by the number of rows and of cores. The table does
             not depend on it.
         name: Name of the data in progress messages.
+        built: Is called with the examples after a table was built, and not if the cache has it.
 
     Raises:
         UserError: A row cannot be tokenised, or ``cache_dir`` cannot be written to.
@@ -78,6 +81,8 @@ def tokenised_table(
         except OSError:
             if not folder.is_dir():  # else another process was faster
                 raise
+    if built is not None:
+        built(spool)
     return _load(folder, spool.rows)
 
 

@@ -48,7 +48,10 @@ def test_runs_as_a_module() -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["fti"], "there is no command 'fti'; choose one of fit, validate, test, predict, estimate, evaluate, export"),
+        (
+            ["fti"],
+            "there is no command 'fti'; choose one of fit, validate, test, predict, estimate, evaluate, lint, export",
+        ),
         (["fit"], "model.name_or_path: is not set; give it, or a configuration: lightning-mlc fit --config FILE"),
         (["fit", "--config", "gone.yaml"], "--config: there is no file gone.yaml; give a file, or one of the shipped"),
         (

@@ -53,10 +53,16 @@ _RULES = 2
 """Increase this when the phrases are applied differently, so that verdicts of different rules are not mixed."""
 
 
-def refuses(response: str) -> str | None:
-    """The language of the first refusal phrase at the beginning of ``response``, or None."""
+def refuses(response: str, languages: Collection[str] = tuple(_PATTERNS)) -> str | None:
+    """The language of the first refusal phrase at the beginning of ``response``, or None.
+
+    Args:
+        response: The response.
+        languages: Languages whose phrases are looked for; all by default. One without phrases is ignored.
+    """
     opening = normalise(response).lstrip(_MARKDOWN)[:OPENING]
-    return next((language for language, pattern in _PATTERNS.items() if pattern.search(opening)), None)
+    patterns = ((language, _PATTERNS[language]) for language in languages if language in _PATTERNS)
+    return next((language for language, pattern in patterns if pattern.search(opening)), None)
 
 
 class RefusalJudge:

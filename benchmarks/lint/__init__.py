@@ -1,0 +1,1 @@
+"""How well `lightning-mlc lint` finds planted faults, and how fast."""

@@ -1,0 +1,141 @@
+"""``lightning-mlc lint``: check the translations of data files, and say what is wrong without showing any text."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning_mlc.errors import Interrupted, UserError, renamed
+from lightning_mlc.files.paths import expand_all
+
+if TYPE_CHECKING:
+    from lightning_mlc.lint.linting import Report
+
+STATUS_OF_ERRORS = 1
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of ``lint``."""
+    found = argparse.ArgumentParser(
+        prog="lightning-mlc lint",
+        description="check the translations of data files; no text is ever shown",
+        epilog="The exit status is 1 if there are errors, else 0. docs/data.md explains the checks.",
+    )
+    found.add_argument("files", nargs="+", metavar="FILE", help="data in any layout that training reads, or 'sample'")
+    found.add_argument("--source_language", default="en", metavar="CODE", help="language of the responses (en)")
+    found.add_argument("--only", nargs="+", default=[], metavar="CHECK", help="run these checks alone")
+    found.add_argument("--skip", nargs="+", default=[], metavar="CHECK", help="leave these checks out")
+    found.add_argument("--model", help="count tokens with this model's tokenizer: a folder or an id of the hub")
+    found.add_argument("--gguf_file", metavar="NAME", help="name of a GGUF file in --model")
+    found.add_argument("--rows", type=int, default=20, metavar="N", help="list so many findings; 0 lists all (20)")
+    found.add_argument("--json", metavar="FILE", help="write all counts and findings")
+    found.add_argument("--html", metavar="FILE", help="write a page with a heat map of checks by language")
+    found.add_argument("--fix", action="store_true", help="write a copy in which translations with an error are null")
+    found.add_argument("--out", metavar="FILE", help="the copy that --fix writes, a .jsonl file that does not exist")
+    return found
+
+
+def run(args: Sequence[str]) -> int:
+    """Check files, print a report and write what was asked for.
+
+    Args:
+        args: Arguments after ``lightning-mlc lint``.
+
+    Returns:
+        The exit status: 1 if there are errors, else 0.
+
+    Raises:
+        UserError: An option or a file is wrong.
+        Interrupted: The user stopped the command.
+    """
+    options = parser().parse_args(args)
+    expand_all(options)
+    try:
+        return _checked(options)
+    except KeyboardInterrupt as error:
+        raise Interrupted(None, "stopped; nothing was written") from error
+
+
+def _checked(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from lightning_mlc.data.languages import canonical_language
+    from lightning_mlc.data.reading import locate
+    from lightning_mlc.lint.check import LintSettings
+    from lightning_mlc.lint.fixing import fixed_copy
+    from lightning_mlc.lint.linting import choose_checks, lint
+    from lightning_mlc.lint.tables import show
+
+    source_language = canonical_language(options.source_language, "--source_language")
+    inputs = [locate(file, "FILE") for file in options.files]
+    _require_writable(options, [path for path in inputs if path is not None])
+    model = None
+    if options.model is not None:
+        from lightning_mlc.sources import ModelSource
+
+        model = ModelSource(options.model, options.gguf_file)
+    settings = LintSettings(source_language, tuple(options.files), model)
+    with renamed(("model.name_or_path",), "--model"), renamed(("model.gguf_file",), "--gguf_file"):
+        checks = choose_checks(settings, options.only, options.skip)
+    fixed = None
+    with ExitStack() as stack:
+        if options.fix:
+            fixer = fixed = stack.enter_context(fixed_copy(Path(options.out), source_language))
+            report = lint(options.files, source_language, checks, lambda _, row, found: fixer.write(row, found))
+        else:
+            report = lint(options.files, source_language, checks)
+    show(report, Console(), options.rows)
+    written = _write(options, report)
+    if fixed is not None:
+        written.append(f"{options.out}: {fixed.nulls} translations are null, {fixed.left_out} rows are left out")
+    if written:
+        print("wrote", *written, sep="\n  ")
+    return STATUS_OF_ERRORS if report.total("error") else 0
+
+
+def _write(options: argparse.Namespace, report: Report) -> list[str]:
+    """Write the documents that were asked for, and return their paths."""
+    from lightning_mlc.files.atomic import write_whole
+    from lightning_mlc.lint.documents import to_html, to_json
+
+    written = []
+    for path, make in ((options.json, to_json), (options.html, to_html)):
+        if path is not None:
+            write_whole(Path(path), make(report))
+            written.append(path)
+    return written
+
+
+def _require_writable(options: argparse.Namespace, inputs: Sequence[Path]) -> None:
+    """Refuse, before any work, what could not be written in the end.
+
+    Raises:
+        UserError: ``--fix`` and ``--out`` do not come together, a path is of an input, or its folder does not exist.
+    """
+    if options.gguf_file is not None and options.model is None:
+        raise UserError("--gguf_file", "needs --model; give the folder or repository of the file")
+    if options.rows < 0:
+        raise UserError("--rows", f"must be 0 or more, got {options.rows}")
+    if options.fix != (options.out is not None):
+        given, other = ("--fix", "--out FILE") if options.fix else ("--out", "--fix")
+        raise UserError(given, f"needs {other}; give both, or neither")
+    if options.fix and len(options.files) > 1:
+        raise UserError("--fix", f"takes one FILE, got {len(options.files)}; fix them one by one")
+    if options.out is not None and Path(options.out).suffix.lower() != ".jsonl":
+        raise UserError("--out", f"must be a .jsonl file, got {options.out}; training reads any layout from one")
+    if options.out is not None and Path(options.out).exists():
+        raise UserError("--out", f"{options.out} exists; give another name")
+    taken = {path.resolve() for path in inputs}
+    for name in ("json", "html", "out"):
+        if (path := getattr(options, name)) is None:
+            continue
+        if Path(path).resolve() in taken:
+            raise UserError(f"--{name}", f"{path} is already read or written by this command; give another name")
+        if not Path(path).absolute().parent.is_dir():
+            raise UserError(f"--{name}", f"there is no folder {Path(path).parent}; make it first")
+        if Path(path).is_dir():
+            raise UserError(f"--{name}", f"{path} is a folder; give a file")
+        taken.add(Path(path).resolve())
