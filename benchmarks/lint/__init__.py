@@ -1,1 +1,1 @@
-"""How well `lightning-mlc lint` finds planted faults, and how fast."""
+"""Measures how many planted faults ``lightning-mlc lint`` finds, its false alarms, time and memory."""

@@ -161,7 +161,7 @@ def _of_columns(rows: Rows, kinds: Sequence[str | None], source: str) -> dict[st
     third = [row if number % 3 == 0 else {**row, COLUMN: None} for number, row in enumerate(rows)]
     kinds = [kind or ("harmful" if number % 2 else "ordinary") for number, kind in enumerate(kinds)]
     harmful = [{**row, COLUMN: None} if kind == "harmful" else row for row, kind in zip(rows, kinds, strict=True)]
-    scores = {}
+    scores: dict[str, Mapping[str, Any]] = {}
     for check, made in (("few_rows", third), ("unequal", harmful)):
         kept = [{code: text for code, text in row.items() if text is not None} for row in made]
         report = checked(kept, source, kinds=kinds)

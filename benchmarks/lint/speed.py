@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.data import GGUF, MODEL, anonymous_bytes, write_rows
+from benchmarks.architectures import SMOLLM2
+from benchmarks.data import anonymous_bytes, write_rows
 
 SECONDS_BETWEEN_SAMPLES = 0.1
 _LINT = """
@@ -78,7 +79,15 @@ def measure_remark(rows: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
         write_rows(path, rows)
-        command = [sys.executable, "-c", _PREPARE, str(path), f"{folder}/cache", MODEL, GGUF]
+        command = [
+            sys.executable,
+            "-c",
+            _PREPARE,
+            str(path),
+            f"{folder}/cache",
+            SMOLLM2.name_or_path,
+            SMOLLM2.gguf_file,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     share = found["remark"] / (found["all"] - found["remark"])
