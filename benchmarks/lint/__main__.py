@@ -1,4 +1,4 @@
-"""``python -m benchmarks.lint``: how many planted faults ``lightning-mlc lint`` finds, its false alarms, time and memory.
+"""``python -m benchmarks.lint``: planted faults that ``lightning-mlc lint`` finds, false alarms, time and memory.
 
 Each kind of fault is planted into one translation of every second row, of the sample and of the files that are given.
 Results are counts and never text.

@@ -31,7 +31,7 @@ import json, sys, time
 from lightning_mlc.data.datamodule import MultilingualData
 from lightning_mlc.lint.remark import remark
 path, cache, model, gguf = sys.argv[1:]
-data = MultilingualData(path, num_proc=1, cache_dir=cache, name_or_path=model, gguf_file=gguf)
+data = MultilingualData(path, num_proc=1, cache_dir=cache, name_or_path=model, gguf_file=gguf or None)
 data._chat_tokenizer()
 seconds = []
 def timed(*arguments):
@@ -86,7 +86,7 @@ def measure_remark(rows: int) -> dict[str, Any]:
             str(path),
             f"{folder}/cache",
             SMOLLM2.name_or_path,
-            SMOLLM2.gguf_file,
+            SMOLLM2.gguf_file or "",
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
