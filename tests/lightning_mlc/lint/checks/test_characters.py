@@ -35,6 +35,10 @@ def test_near_misses(source: str, text: str, language: str) -> None:
     assert fault("characters", source, text, language) is None
 
 
+def test_an_unpaired_surrogate_is_no_content_even_if_the_source_has_it() -> None:
+    assert fault("characters", "Where \ud83d?", "Где \ud83d?", "ru") == "unpaired surrogate"
+
+
 def test_a_source_with_an_entity_may_be_about_html() -> None:
     assert fault_of_source("characters", "What does &amp; mean in HTML?") is None
     assert fault_of_source("characters", "What does this mean\x00?") == "control character"
