@@ -132,7 +132,7 @@ def measure(path: str, source: str) -> dict[str, Any]:
     scores: dict[str, Mapping[str, Any]] = {}
     for check in FAULTS:
         made, where = planted(good, check, source)
-        if check == "same_text":  # both texts are found, and which of them was planted nobody can say
+        if check == "same_text":  # both texts are found, and no check can know which one was planted
             report = checked(made, source)
             partners = {
                 (row, other)

@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--skip", nargs="+", default=[], metavar="CHECK", help="leave these checks out")
     found.add_argument("--model", help="count tokens with this model's tokenizer: a folder or an id of the hub")
     found.add_argument("--gguf_file", metavar="NAME", help="name of a GGUF file in --model")
-    found.add_argument("--rows", type=int, default=20, metavar="N", help="list so many findings; 0 lists all (20)")
+    found.add_argument("--rows", type=int, default=20, metavar="N", help="list N findings in rows; 0 lists all (20)")
     found.add_argument("--json", metavar="FILE", help="write all counts and findings")
     found.add_argument("--html", metavar="FILE", help="write a page with a heat map of checks by language")
     found.add_argument("--fix", action="store_true", help="write a copy in which translations with an error are null")

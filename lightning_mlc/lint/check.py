@@ -99,7 +99,7 @@ class Check(ABC):
 
 
 class TextCheck(Check):
-    """A check of one text beside its source."""
+    """A check of one text, which is compared with its source."""
 
     of_source: ClassVar[bool] = False
     """Whether the source text is checked as well, with itself as its source."""

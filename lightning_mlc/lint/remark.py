@@ -14,10 +14,10 @@ from lightning_mlc.lint.check import LintSettings
 from lightning_mlc.lint.checks import all_checks
 from lightning_mlc.lint.rows import LintRow, lint_row
 
-ALL = 100
-"""So many rows are all looked at."""
+ALL = 50
+"""Number of rows that are looked at in any data."""
 SHARE = 100
-"""And of further rows one in so many: checking a row takes about as long as preparing it."""
+"""In addition, one row in this many. To check a row takes half as long as to prepare it."""
 
 logger = logging.getLogger("lightning_mlc")
 

@@ -23,7 +23,7 @@ class Pair(NamedTuple):
 
     @property
     def is_source(self) -> bool:
-        """Whether this is the source's own text, which has no other beside it."""
+        """Whether this is the source text itself, which is compared with itself."""
         return self.source is self.text
 
 
@@ -36,7 +36,7 @@ class LintRow:
     id: str
     """The row's id, or its place."""
     pairs: tuple[Pair, ...]
-    """The source prompt beside itself, then all translations."""
+    """The source prompt, paired with itself, then all translations."""
     kind: str | None = None
     """``harmful`` or ``ordinary``, if the row says so."""
     original: Row | None = None

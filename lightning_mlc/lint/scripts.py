@@ -12,7 +12,7 @@ _NONE = frozenset({"Zyyy", "Zinh", "Zzzz"})
 _KANA = 0.1
 """Text with at least this share of kana among its Han characters and kana is Japanese. A few kana occur in Chinese."""
 _CLEARLY = 3
-"""Chinese text is simplified if it has so many times as many simplified characters as traditional ones."""
+"""Chinese text is simplified if it has at least this many times as many simplified characters as traditional ones."""
 
 OTHER_SCRIPTS: dict[str, tuple[str, ...]] = {
     "az": ("Cyrl", "Arab"),
@@ -54,7 +54,7 @@ _SCRIPTS = _Scripts()
 
 _WORTH = {"Hani": 3, "Hira": 2, "Kana": 2, "Hang": 2}
 """Letters of other scripts that a character is worth, or one English name would outweigh a Chinese sentence. The sample
-and the test set of MLC's authors have 0.30 characters of Chinese, and 0.46 of Japanese, for each one of English."""
+and the test set of MLC's authors have 0.30 characters of Chinese, and 0.46 of Japanese, for each character of English."""
 
 
 def count_scripts(text: str) -> Counter[str]:

@@ -21,15 +21,15 @@ _NEGATES = re.compile(
 BEGINNING = 300
 """Characters in which a phrase is looked for."""
 _LINES = 4
-"""More lines than the source by so many: a list of steps, and not a translation."""
+"""A text with this many lines more than its source is a list of steps and not a translation."""
 
 
 class Answer(TextCheck):
     """The text declines, agrees or explains, and the source does not: the translator answered the prompt.
 
     A refusal is recognised by the phrases of the judge ``refusal`` of ``evaluate``, at the text's beginning.
-    Translators answer harmful prompts most often, so such rows would teach the model to refuse requests that nobody
-    made. A prompt that itself declines or negates ("I can't sleep"), as one in six does, is not checked for refusals.
+    Translators answer harmful prompts most often, so such rows would teach the model to refuse requests that
+    nobody made. A prompt that itself declines or negates ("I can't sleep"), as one in six does, is not checked for refusals.
     A text of four and more lines more than its source is an answer, too.
 
     Threshold: one phrase. No false alarm on the sample and on 350 rows of real data in nine languages.

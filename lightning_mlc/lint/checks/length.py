@@ -11,7 +11,7 @@ from lightning_mlc.lint.histograms import RatioHistogram
 from lightning_mlc.lint.rows import LintRow, Pair
 
 FACTOR = 3.0
-"""A ratio may be so many times the column's median, or so many times less."""
+"""A ratio may be up to this many times the column's median, or down to the median divided by it."""
 FEWEST = 20
 """Texts of a column that make a median."""
 CHARACTERS = 20

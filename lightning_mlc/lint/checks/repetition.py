@@ -12,9 +12,9 @@ from lightning_mlc.lint.texts import Text
 SIZE = 4
 """Words that are compared together; characters in scripts without spaces."""
 TIMES = 5
-"""A sequence may occur so often."""
+"""A sequence may occur this often."""
 SHARE = 0.25
-"""Or it may take up to this share of the text, because long texts repeat short sequences."""
+"""A sequence may take up to this share of the text, because long texts repeat short sequences."""
 SPACES = 1 / 20
 """Text with fewer spaces per character is compared by characters."""
 

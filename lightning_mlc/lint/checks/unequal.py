@@ -13,7 +13,7 @@ from lightning_mlc.lint.rows import LintRow
 DIFFERENCE = 0.1
 """Difference of the shares that is reported."""
 DEVIATIONS = 3.0
-"""And it must be so many standard errors, because few rows differ by chance."""
+"""The difference must also be this many standard errors, because few rows differ by chance."""
 KINDS = ("harmful", "ordinary")
 
 

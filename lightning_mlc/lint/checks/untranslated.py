@@ -51,7 +51,7 @@ class Untranslated(TextCheck):
 
 
 def _has_run(text: Text, source: Text, count: int, characters: int) -> bool:
-    """Whether ``text`` has ``count`` words of ``source`` in a row, which have so many ``characters`` together."""
+    """Whether ``text`` has ``count`` words of ``source`` in a row that have at least ``characters`` characters."""
     # The words inside a run stand alone in the text, too. To look for every run there would take quadratic time.
     inside = set(_grams(text.folded.split(), count - 2))
     words = source.folded.split()
