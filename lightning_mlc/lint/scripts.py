@@ -53,8 +53,8 @@ _SCRIPTS = _Scripts()
 
 
 _WORTH = {"Hani": 3, "Hira": 2, "Kana": 2, "Hang": 2}
-"""Letters of other scripts that a character is worth, or one English name would outweigh a Chinese sentence. The sample
-and the test set of MLC's authors have 0.30 characters of Chinese, and 0.46 of Japanese, for each character of English."""
+"""Number of letters that a character counts as. Otherwise one English name would outweigh a Chinese sentence. The
+sample and the test set of MLC's authors have 0.30 characters of Chinese and 0.46 of Japanese for one of English."""
 
 
 def count_scripts(text: str) -> Counter[str]:
