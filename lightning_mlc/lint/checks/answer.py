@@ -29,8 +29,8 @@ class Answer(TextCheck):
 
     A refusal is recognised by the phrases of the judge ``refusal`` of ``evaluate``, at the text's beginning.
     Translators answer harmful prompts most often, so such rows would teach the model to refuse requests that nobody
-    made. A prompt that itself declines or negates ("I can't sleep") is not checked for refusals; one in six does. A text
-    of four and more lines more than its source is an answer, too.
+    made. A prompt that itself declines or negates ("I can't sleep"), one in six, is not checked for refusals. A text of
+    four and more lines more than its source is an answer, too.
 
     Threshold: one phrase. No false alarm on the sample and on 350 rows of real data in nine languages.
     """
