@@ -16,7 +16,7 @@ API_KEY = "OPENAI_API_KEY"
 
 def variable_of(url: str) -> str:
     """The environment variable with the key of only this ``url``'s host, such as ``OPENAI_API_KEY_API_EXAMPLE_COM``."""
-    return f"{API_KEY}_{re.sub(r'[^0-9A-Za-z]', '_', _host(url)).upper()}"
+    return f"{API_KEY}_{re.sub(r'[^0-9A-Za-z]', '_', host_of(url)).upper()}"
 
 
 def key_of(url: str, urls: Collection[str]) -> str | None:
@@ -38,17 +38,18 @@ def key_of(url: str, urls: Collection[str]) -> str | None:
     if not general:
         return None
     wanting = [other for other in urls if not os.environ.get(variable_of(other))]
-    remote = {_host(other): other for other in wanting if _is_encrypted(other) and not _is_here(other)}
+    remote = {host_of(other): other for other in wanting if _is_encrypted(other) and not is_here(other)}
     if len(remote) > 1:
         raise UserError(
             API_KEY,
             f"can be the key of only one host, but these need one: {', '.join(remote)}; "
             f"set {' and '.join(map(variable_of, remote.values()))} instead",
         )
-    return general if (_host(url) in remote if remote else _is_here(url)) else None
+    return general if (host_of(url) in remote if remote else is_here(url)) else None
 
 
-def _host(url: str) -> str:
+def host_of(url: str) -> str:
+    """The host of ``url``, without its port."""
     return urlsplit(url).hostname or ""
 
 
@@ -56,8 +57,9 @@ def _is_encrypted(url: str) -> bool:
     return urlsplit(url).scheme == "https"
 
 
-def _is_here(url: str) -> bool:
-    host = _host(url)
+def is_here(url: str) -> bool:
+    """Whether ``url`` is an address of this machine itself (a loopback address)."""
+    host = host_of(url)
     try:
         return ip_address(host).is_loopback
     except ValueError:

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from lightning_mlc.errors import UserError, first_line, shortened, some_of
-from lightning_mlc.evaluation.systems.api_keys import variable_of
+from lightning_mlc.evaluation.systems.api_keys import is_here, variable_of
 from lightning_mlc.evaluation.systems.chat_completion import (
     OF_ONE_REQUEST,
     Refused,
@@ -81,7 +81,8 @@ class Endpoint:
     def client(self) -> httpx.Client:
         """A pool of connections. It follows no redirect, because prompts and keys are meant for this host alone.
 
-        Proxies come from the environment (``HTTPS_PROXY``, ``NO_PROXY``), and certificates from the system.
+        Proxies come from the environment (``HTTPS_PROXY``, ``NO_PROXY``), and certificates from the system. An address
+        of this machine is asked without a proxy, because prompts for it are not to leave the machine.
 
         Raises:
             UserError: The environment names a proxy that cannot be used.
@@ -92,6 +93,7 @@ class Endpoint:
                 limits=httpx.Limits(max_connections=self.concurrency),
                 verify=ssl.create_default_context(),
                 follow_redirects=False,
+                trust_env=not is_here(self.url),
             )
         except (ImportError, ValueError) as error:
             raise UserError(self.spec, f"cannot use the proxy of the environment ({first_line(error)})") from error

@@ -93,6 +93,16 @@ def test_a_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> 
     assert served.bodies[0]["path"] == "http://nowhere.example/v1/chat/completions"
 
 
+def test_this_machine_is_asked_without_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy may be another machine, and prompts for this one are not to leave it."""
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with serve(echo) as served, serve(echo) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1"))
+        assert dict(ask(served.url, ["a"])) == {0: Response("to a", True)}
+        assert (len(served.bodies), len(proxy.bodies)) == (1, 0)
+
+
 def test_a_proxy_that_cannot_be_used_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("all_proxy", "gopher://127.0.0.1:1")
     with pytest.raises(UserError, match=r"h/v1#the/model: cannot use the proxy of the environment \(.*gopher"):
