@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -80,9 +81,16 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        try:
+            with self._writing():
+                self._file.flush()
+                os.fsync(self._file.fileno())
+        except UserError:
+            if error is None:
+                raise
+        finally:
+            with suppress(OSError):  # what could not be written is still in its buffer
+                self._file.close()
 
     def _lock(self) -> None:
         try:
@@ -119,7 +127,8 @@ class Journal:
                     "give another --out, or use the settings of that run",
                 )
             return
-        write_whole(settings_file, json.dumps(self.settings, indent=2, ensure_ascii=False) + "\n")
+        with self._writing():
+            write_whole(settings_file, json.dumps(self.settings, indent=2, ensure_ascii=False) + "\n")
 
     def _read(self) -> None:
         self._file.seek(0)
@@ -156,11 +165,26 @@ class Journal:
         return record is not None
 
     def add(self, job: Job, result: Mapping[str, Any]) -> None:
-        """Append the ``result`` of ``job``. The operating system has it when this returns."""
+        """Append the ``result`` of ``job``. The operating system has it when this returns.
+
+        Raises:
+            UserError: The disk is full, or fails.
+        """
         record = {**job.key._asdict(), "input": job.input, **result}
-        self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
+        with self._writing():
+            self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            self._file.flush()
         self.records[job.key] = record
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                "out",
+                f"cannot write {self.path} ({error.strerror}); what is done is kept, so run again once there is room",
+            ) from error
 
 
 def _difference(begun: Mapping[str, Any], now: Mapping[str, Any]) -> str:

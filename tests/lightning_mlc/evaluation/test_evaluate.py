@@ -25,7 +25,7 @@ from fake_endpoint import Answer, completion, failure, serve
 from lightning_mlc.checkpoints.provenance import Provenance
 from lightning_mlc.checkpoints.restore import restore
 from lightning_mlc.cli import main
-from lightning_mlc.commands.evaluate import LISTS, SWITCHES, parse
+from lightning_mlc.commands.evaluate import FORMS, parse
 from lightning_mlc.commands.training import run
 from lightning_mlc.consistency import Consistency
 from lightning_mlc.data.tokenization import ChatTokenizer
@@ -446,8 +446,8 @@ def test_options_come_from_a_file_and_from_the_command_line(tmp_path: Path) -> N
 
 def test_each_option_that_takes_a_list_is_in_the_table() -> None:
     kinds = typing.get_type_hints(EvaluationSettings)
-    assert set(LISTS) == {name for name, kind in kinds.items() if list[str] in (kind, *typing.get_args(kind))}
-    assert set(SWITCHES) == {name for name, kind in kinds.items() if kind is bool}
+    assert set(FORMS.lists) == {name for name, kind in kinds.items() if list[str] in (kind, *typing.get_args(kind))}
+    assert set(FORMS.switches) == {name for name, kind in kinds.items() if kind is bool}
 
 
 BAD: list[tuple[Callable[[Path], list[str]], str]] = [

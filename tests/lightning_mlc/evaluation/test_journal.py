@@ -167,3 +167,24 @@ def test_bytes_that_are_no_text_are_told(tmp_path: Path) -> None:
         file.write(b"\xff\xfe\n")
     with pytest.raises(UserError, match="line 2 is damaged"), Journal(path, {}):
         pass
+
+
+def test_a_full_disk_is_one_line_and_what_was_written_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "responses.jsonl"
+    code = (
+        "import resource, sys; from pathlib import Path; from lightning_mlc.evaluation.journal import *\n"
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "try:\n"
+        f"    with Journal(Path({str(path)!r}), {{}}) as journal:\n"
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))\n"
+        "        for number in range(100):\n"
+        "            journal.add(Job(Key('s', str(number), 'en'), 'x'), {'response': 'y' * 50})\n"
+        "except UserError as error:\n"
+        "    sys.exit(str(error))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"out: cannot write {path} (File too large); ")
+    assert done.stderr.count("\n") == 1
+    with Journal(path, {}) as journal:
+        assert 5 < len(journal.records) < 20
