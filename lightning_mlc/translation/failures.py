@@ -1,0 +1,41 @@
+"""Why a text has no translation: the reasons, and the checks that find them."""
+
+from __future__ import annotations
+
+from lightning_mlc.evaluation.judges.base import unintelligible
+from lightning_mlc.evaluation.judges.refusal import refuses
+from lightning_mlc.translation.texts import Text
+
+REFUSED = "refused"
+STRUCTURE = "broken structure"
+"""The reply is not the object that was asked for."""
+CUT = "cut off"
+"""The longest translation was reached before the end."""
+TOO_LONG = "too long for the model"
+DECLINED = "declined by the endpoint"
+LENGTH = "length"
+"""So long that it is more than a translation, or so short that something is missing."""
+
+MOST, FEWEST = 4.0, 0.1
+"""Characters of a translation per character of its source. Medians of ten languages are between 0.3 (Chinese) and
+1.1 (Urdu), in translations by GPT-4o; short texts vary more, so both have a margin."""
+MARGIN = 40
+"""Characters."""
+
+
+def fault_of_reply(reply: str) -> str:
+    """Why a reply without the form that was asked for is no translation."""
+    return REFUSED if refuses(reply) is not None else STRUCTURE
+
+
+def fault(text: Text, translation: str) -> str | None:
+    """Why ``translation`` cannot be a translation of ``text``; None if nothing speaks against it."""
+    if reason := unintelligible(translation):
+        # Such as "2 + 2 = ?", which has no letters in any language.
+        return None if reason == unintelligible(text.content) != "empty" else reason
+    if refuses(translation) is not None and refuses(text.content) is None:
+        return REFUSED
+    length = len(text.content)
+    if not FEWEST * (length - MARGIN) <= len(translation) <= MOST * length + MARGIN:
+        return LENGTH
+    return None
