@@ -20,6 +20,7 @@ COMMANDS = {
     "predict": "generate responses to the prompts, in every language",
     "estimate": "estimate the memory that a configuration takes on each GPU, without loading a model",
     "evaluate": "is a model safe in every language: generate, judge, measure, compare",
+    "translate": "translate the prompts of a file into other languages, never the responses",
     "lint": "find wrong translations in data files, without showing any text",
     "export": "turn a checkpoint into a Hugging Face folder",
 }
@@ -70,7 +71,11 @@ def _run(args: Sequence[str]) -> int:
         from lightning_mlc.commands.lint import run as lint
 
         return lint(args[1:])
-    if args[0] == "export":
+    if args[0] == "translate":
+        from lightning_mlc.commands.translate import run as translate
+
+        translate(args[1:])
+    elif args[0] == "export":
         from lightning_mlc.commands.export import run as export
 
         export(args[1:])

@@ -123,6 +123,25 @@ def _layout_of(row: Row, where: str) -> _Layout:
     )
 
 
+def other_columns(first: Row, where: str) -> Callable[[Row], dict[str, Any]]:
+    """A function that gives the columns of a row that hold no prompt. The first row decides on the layout.
+
+    Raises:
+        UserError: The first row has no prompt.
+    """
+    layout = _layout_of(first, where)
+    is_alpaca = "instruction" in first
+
+    def is_prompt(key: str) -> bool:
+        if layout is _language_columns:
+            return key not in _BESIDE_LANGUAGES
+        if layout is _nested_prompts:
+            return key == "prompt"
+        return key == "prompt" or key.startswith(_PREFIX) or (is_alpaca and key in ("instruction", "input"))
+
+    return lambda row: {key: value for key, value in row.items() if not is_prompt(key)}
+
+
 def require_source(prompts: Collection[str], where: str, source: str, option: str = "data.source_language") -> None:
     """Refuse a row without a prompt in the source language.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from lightning_mlc.evaluation.judges.base import unintelligible
 from lightning_mlc.evaluation.judges.refusal import refuses
-from lightning_mlc.translation.texts import Text
+from lightning_mlc.lint import check_translation
+from lightning_mlc.translation.texts import Reply, Text
 
 REFUSED = "refused"
 STRUCTURE = "broken structure"
@@ -12,6 +13,7 @@ STRUCTURE = "broken structure"
 CUT = "cut off"
 """The longest translation was reached before the end."""
 TOO_LONG = "too long for the model"
+SOURCE_LANGUAGE = "in the source language"
 DECLINED = "declined by the endpoint"
 LENGTH = "length"
 """So long that it is more than a translation, or so short that something is missing."""
@@ -28,6 +30,14 @@ def fault_of_reply(reply: str) -> str:
     return REFUSED if refuses(reply) is not None else STRUCTURE
 
 
+def checked(text: Text, reply: Reply) -> Reply:
+    """``reply``, or a failure if its translation is none."""
+    if reply.translation is None:
+        return reply
+    failed = fault(text, reply.translation) or fault_found_by_lint(text, reply.translation)
+    return reply if failed is None else Reply(None, failed)
+
+
 def fault(text: Text, translation: str) -> str | None:
     """Why ``translation`` cannot be a translation of ``text``; None if nothing speaks against it."""
     if reason := unintelligible(translation):
@@ -39,3 +49,13 @@ def fault(text: Text, translation: str) -> str | None:
     if not FEWEST * (length - MARGIN) <= len(translation) <= MOST * length + MARGIN:
         return LENGTH
     return None
+
+
+def fault_found_by_lint(text: Text, translation: str) -> str | None:
+    """Which error ``lightning-mlc lint`` finds in ``translation``; None if it finds none."""
+    findings = check_translation(text.content, translation, text.source.code, text.target.code)
+    if not findings:
+        return None
+    if any(finding.check == "language" and finding.note.endswith(f" {text.source.base}") for finding in findings):
+        return SOURCE_LANGUAGE
+    return f"lint: {findings[0].check}"

@@ -54,9 +54,16 @@ class TranslationJournal(Journal):
         record = self._current(self.job(text))
         return record is not None and (record["failed"] is not None or record["attempt"] > 1)
 
-    def record(self, text: Text) -> Mapping[str, Any] | None:
-        """What is known of ``text``: the record of its last attempt; None if there was none."""
-        return self._current(self.job(text))
+    def known(self, text: Text) -> Mapping[str, Any]:
+        """The record of the last attempt at ``text``, which was made."""
+        record = self._current(self.job(text))
+        assert record is not None
+        return record
+
+    def back(self, text: Text) -> Text | None:
+        """The translation of ``text``, to be translated back; None if it failed."""
+        translation = self.known(text)["translation"]
+        return None if translation is None else Text(translation, text.target, text.source)
 
     def _current(self, job: Job) -> dict[str, Any] | None:
         record = self.records.get(job.key)

@@ -1,0 +1,93 @@
+"""``lightning-mlc translate``: reads the options, translates, and says what came of it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+
+from lightning_mlc.commands.option_forms import OptionForms
+from lightning_mlc.commands.options import explain
+from lightning_mlc.errors import Interrupted, UserError
+from lightning_mlc.files.paths import expand_all
+from lightning_mlc.translation.settings import TranslationSettings
+
+DESCRIPTION = "translate the prompts of a file, never the responses"
+FORMS = OptionForms(
+    lists=("languages", "allow_remote", "redo"),
+    by_comma=("languages", "redo"),
+    switches=("system", "only_missing", "trust_remote_code"),
+)
+
+
+def parser() -> ArgumentParser:
+    """The options of ``translate``."""
+    found = ArgumentParser(prog="lightning-mlc translate", description=DESCRIPTION, exit_on_error=False)
+    found.add_argument("--config", action="config", help="YAML file with any of these options")
+    found.add_class_arguments(TranslationSettings)
+    return found
+
+
+def parse(args: Sequence[str]) -> TranslationSettings:
+    """The settings that the command line gives.
+
+    Args:
+        args: Arguments after ``lightning-mlc translate``. The first is the file, unless it is an option.
+
+    Raises:
+        UserError: An option is unknown, or its value is not allowed.
+    """
+    options = parser()
+    words = [f"--file={args[0]}", *args[1:]] if args and not args[0].startswith("-") else list(args)
+    try:
+        config = options.parse_args(FORMS.written_out(words))
+    except argparse.ArgumentError as error:
+        raise _explain(error, options) from error
+    given: dict[str, Any] = {field.name: config[field.name] for field in dataclasses.fields(TranslationSettings)}
+    expand_all(given)
+    return TranslationSettings(**given)
+
+
+def _explain(error: argparse.ArgumentError, options: ArgumentParser) -> UserError:
+    found = explain(error, [options], "lightning-mlc translate")
+    if found.option == "file":
+        return UserError("file", "is not set; write it first: lightning-mlc translate FILE --languages sw ...")
+    return found
+
+
+def run(args: Sequence[str]) -> None:
+    """Translate, write the file, and print a report and what ``lint`` finds in the file.
+
+    Args:
+        args: Arguments after ``lightning-mlc translate``.
+
+    Raises:
+        UserError: An option or a file is wrong, or an endpoint did not answer every request.
+        Interrupted: The user stopped the command.
+    """
+    settings = parse(args)
+    logging.getLogger("transformers.generation.configuration_utils").setLevel(logging.ERROR)
+    # Imported here, so that a wrong option is reported before torch is loaded.
+    from lightning_mlc.lint.check import LintSettings
+    from lightning_mlc.lint.linting import choose_checks, lint
+    from lightning_mlc.lint.tables import show
+    from lightning_mlc.progress.bars import terminal
+    from lightning_mlc.translation.translating import Translation
+
+    console = Console()
+    try:
+        translation = Translation(settings, terminal())
+        report = translation.run()
+        report.print(console, f"translations in {settings.out}")
+        console.print("\nlint")
+        source = translation.source.code
+        checks = choose_checks(LintSettings(source, (settings.out,)))
+        show(lint([settings.out], source, checks), console)
+    except KeyboardInterrupt as error:
+        raise Interrupted(None, "stopped; what is done is kept, so run the same command again to resume") from error
+    print("wrote", settings.out, sep="\n  ")
