@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from lightning_mlc.errors import UserError, shortened, some_of
 from lightning_mlc.files.atomic import write_whole
@@ -63,7 +63,7 @@ class Journal:
         self.records: dict[Key, dict[str, Any]] = {}
         self._file: Any = None
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> Self:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("a+b")
