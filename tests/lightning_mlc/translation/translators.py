@@ -32,7 +32,7 @@ def translate_from_sample(content: str) -> Answer:
     code = asked_code(content)
     names = {NAMES.get({"zh": "zh-Hans"}.get(code, code), ""): code for code in SAMPLE[0]["prompt"]}
     target = names[re.findall(r"from .+? into (.+?)(?:\.|, whatever)", content)[0]]
-    found = next((row["prompt"][target] for row in SAMPLE for text in row["prompt"].values() if holds(content, text)))
+    found = next(row["prompt"][target] for row in SAMPLE for text in row["prompt"].values() if holds(content, text))
     return completion(json.dumps({"code": code, "translation": found}, ensure_ascii=False))
 
 

@@ -1,0 +1,55 @@
+"""Failures by language and by kind."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from lightning_mlc.translation.report import Report
+
+
+def printed(report: Report) -> str:
+    console = Console(file=io.StringIO(), width=100)
+    report.print(console, "translations")
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def filled(failing: dict[tuple[str, str], int], each: int = 10) -> Report:
+    report = Report(["sw", "ur"])
+    for language in report.languages:
+        for kind in ("harmful", "ordinary"):
+            for number in range(each):
+                failed = "refused" if number < failing.get((language, kind), 0) else None
+                report.add(language, kind, failed, None, False)
+    return report
+
+
+def test_failures_are_counted_by_language_and_kind() -> None:
+    told = printed(filled({("sw", "harmful"): 4, ("ur", "ordinary"): 1}))
+    rows = [line.split() for line in told.splitlines() if line.startswith(("sw ", "ur "))]
+    assert rows == [
+        ["sw", "16", "of", "20", "4", "of", "10", "0", "of", "10"],
+        ["ur", "19", "of", "20", "0", "of", "10", "1", "of", "10"],
+    ]
+    assert "sw, reasons: refused 4" in told
+    assert "kind not said" not in told
+
+
+def test_a_loss_of_harmful_prompts_is_a_warning_and_one_of_both_kinds_is_none() -> None:
+    assert filled({("sw", "harmful"): 4, ("sw", "ordinary"): 4}).warnings() == []
+    assert filled({("sw", "ordinary"): 4}).warnings() == []
+    (warning,) = filled({("sw", "harmful"): 4, ("ur", "harmful"): 0}).warnings()
+    assert warning.startswith("sw: 40% of the harmful prompts failed and 0% of the ordinary ones")
+    assert "warning: sw: 40%" in printed(filled({("sw", "harmful"): 4}))
+
+
+def test_scores_are_means_of_what_was_translated_back() -> None:
+    report = Report(["sw"])
+    for failed, score in ((None, 40.0), (None, 60.0), (None, None), ("refused", None)):
+        report.add("sw", "", failed, score, True)
+    told = printed(report)
+    assert "50.0" in told
+    assert "kind not said" in told
+    assert "sw: 1 could not be translated back" in told
