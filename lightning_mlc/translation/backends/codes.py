@@ -9,7 +9,7 @@ https://huggingface.co/facebook/m2m100_418M and https://huggingface.co/google/ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -74,26 +74,26 @@ class LanguageCodes:
 
     Args:
         family: Whose tokens they are.
-        vocabulary: All tokens of the model.
+        has: Whether the model has a token.
     """
 
     family: Family
-    vocabulary: Collection[str]
+    has: Callable[[str], bool]
 
     @classmethod
-    def of(cls, vocabulary: Collection[str], model: str) -> LanguageCodes:
-        """Recognise the model by its vocabulary.
+    def of(cls, has: Callable[[str], bool], model: str) -> LanguageCodes:
+        """Recognise the model by its tokens.
 
         Args:
-            vocabulary: All tokens of the model.
+            has: Whether the model has a token.
             model: Its name, for the error.
 
         Raises:
             UserError: It has no tokens of languages that are known here.
         """
         for sign, family in _SIGNS.items():
-            if sign in vocabulary:
-                return cls(family, vocabulary)
+            if has(sign):
+                return cls(family, has)
         raise UserError(
             "model",
             f"{model} does not say how it is told a language; give NLLB-200, M2M-100 or MADLAD-400, or a chat model",
@@ -105,7 +105,7 @@ class LanguageCodes:
         Raises:
             UserError: The model does not know the language.
         """
-        found = next((token for token in _TOKENS[self.family](language) if token in self.vocabulary), None)
+        found = next((token for token in _TOKENS[self.family](language) if self.has(token)), None)
         if found is None:
             raise UserError(option, f"this {self.family} model does not know '{language.code}'; give another model")
         return found

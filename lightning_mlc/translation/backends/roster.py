@@ -120,7 +120,9 @@ def _seq2seq(system: System, settings: TranslationSettings) -> Seq2SeqBackend:
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
     tokenizer = system.tokenizer
-    codes = LanguageCodes.of(tokenizer.get_vocab(), system.spec)
+    # The vocabulary of some tokenizers lacks the tokens of languages, which they convert all the same.
+    unknown = (None, tokenizer.unk_token_id)
+    codes = LanguageCodes.of(lambda token: tokenizer.convert_tokens_to_ids(token) not in unknown, system.spec)
     limits = Limits(context_length(system), settings.max_new_tokens, settings.batch_tokens)
 
     def weights() -> Any:

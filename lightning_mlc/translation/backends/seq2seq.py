@@ -147,8 +147,9 @@ class Seq2SeqBackend:
                 do_sample=False,
                 forced_bos_token_id=forced,
             ).cpu()
-        end = tokenizer.eos_token_id
-        # The first token starts the decoder, and is the end token in some models.
-        finished = (output[:, 1:] == end).any(1).tolist()
-        texts = tokenizer.batch_decode(output, skip_special_tokens=True)
+        # The first token starts the decoder, and is the end token in some models. The token of the language follows,
+        # which some tokenizers do not count as special.
+        new = output[:, 1 if forced is None else 2 :]
+        finished = (new == tokenizer.eos_token_id).any(1).tolist()
+        texts = tokenizer.batch_decode(new, skip_special_tokens=True)
         return [text.strip() if ended else None for text, ended in zip(texts, finished, strict=True)]

@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForSeq2SeqLM, M2M100Config, NllbTokenizer
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers.models import BPE
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    M2M100Config,
+    M2M100Tokenizer,
+    NllbTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    T5Config,
+)
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "evaluation"))
 from fake_endpoint import Answer, completion
@@ -57,15 +67,14 @@ def save_nllb(folder: Path) -> Path:
     vocab = {token: number for number, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", *letters])}
     tokenizer = NllbTokenizer(vocab=vocab, merges=[])
     tokenizer.save_pretrained(folder)
-    save_m2m_model(folder, tokenizer)
+    save_m2m_model(folder, tokenizer, seed=0, end=3.0)
     return folder
 
 
-def save_m2m_model(folder: Path, tokenizer: Any) -> None:
+def save_m2m_model(folder: Path, tokenizer: Any, seed: int, end: float) -> None:
     """Random weights for ``tokenizer``. A large spread makes outputs differ from text to text."""
-    torch.manual_seed(0)
     config = M2M100Config(
-        vocab_size=len(tokenizer),
+        vocab_size=len(tokenizer) + 200,  # that of M2M-100 has room for more, too
         d_model=32,
         encoder_layers=2,
         decoder_layers=2,
@@ -80,4 +89,66 @@ def save_m2m_model(folder: Path, tokenizer: Any) -> None:
         bos_token_id=tokenizer.bos_token_id,
         decoder_start_token_id=tokenizer.eos_token_id,
     )
-    AutoModelForSeq2SeqLM.from_config(config).save_pretrained(folder)
+    save_weights(config, folder, tokenizer, seed, end)
+
+
+def save_m2m(folder: Path) -> Path:
+    """A random model of M2M-100's architecture with its tokenizer, which is a SentencePiece model."""
+    import sentencepiece
+
+    folder.mkdir(parents=True)
+    (folder / "text.txt").write_text("\n".join(row["prompt"]["en"] for row in SAMPLE), encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(folder / "text.txt"), model_prefix=str(folder / "spm"), vocab_size=100, minloglevel=2
+    )
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spm.model"))
+    vocab = {token: number for number, token in enumerate(["<s>", "<pad>", "</s>", "<unk>"])}
+    for number in range(3, pieces.get_piece_size()):
+        vocab[pieces.id_to_piece(number)] = len(vocab)
+    (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+    tokenizer = M2M100Tokenizer(vocab_file=str(folder / "vocab.json"), spm_file=str(folder / "spm.model"))
+    tokenizer.save_pretrained(folder)
+    save_m2m_model(folder, tokenizer, seed=7, end=2.0)
+    return folder
+
+
+def save_madlad(folder: Path) -> Path:
+    """A random T5 model whose tokenizer has a token for each language, as MADLAD-400's does."""
+    letters = sorted({*string.ascii_letters, *string.digits, *"?!.,'▁"})
+    tokens = ["<pad>", "</s>", "<unk>", *letters]
+    backend = Tokenizer(BPE(vocab={token: number for number, token in enumerate(tokens)}, merges=[], unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    )
+    tokenizer.add_tokens([f"<2{code}>" for code in ("en", "sw", "zh", "zh_Hant", "ku", "ckb")])
+    tokenizer.save_pretrained(folder)
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_layers=2,
+        num_heads=4,
+        initializer_factor=20.0,
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=0,
+    )
+    save_weights(config, folder, tokenizer, seed=0, end=3.0)
+    return folder
+
+
+def save_weights(config: PreTrainedConfig, folder: Path, tokenizer: Any, seed: int, end: float) -> None:
+    """Random weights that prefer letters to other tokens and end some texts, for seeds whose outputs vary."""
+    torch.manual_seed(seed)
+    model = AutoModelForSeq2SeqLM.from_config(config)
+    output = model.get_output_embeddings().weight
+    with torch.no_grad():
+        for token, number in tokenizer.get_vocab().items():
+            if len(token) > 3 and token != tokenizer.eos_token:
+                output[number] *= 0.5
+        output[tokenizer.eos_token_id] *= end
+    model.save_pretrained(folder)
