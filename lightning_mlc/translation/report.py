@@ -89,7 +89,8 @@ class Report:
 
     def print(self, console: Console, title: str) -> None:
         """Print a table, the reasons, and warnings."""
-        table = Table(title=title, box=None, header_style="bold", pad_edge=False, title_justify="left")
+        console.print(title, soft_wrap=True, highlight=False)
+        table = Table(box=None, header_style="bold", pad_edge=False)
         for column in ("language", "translated", *(f"failed, {KIND_TITLES[kind]}" for kind in self.kinds)):
             table.add_column(column, justify="left" if column == "language" else "right")
         scored = any(outcome.scores or outcome.unverified for outcome in self.outcomes.values())

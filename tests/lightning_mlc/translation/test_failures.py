@@ -51,18 +51,20 @@ def test_the_translations_of_the_sample_pass() -> None:
         ("Ninaondoaje " * 20, "loop"),
         ("Samahani, siwezi kusaidia na hilo.", REFUSED),
         ("I'm sorry, but I can't help with that request.", REFUSED),
-        ("Shati", None),  # short, and judged by nothing: a name, a word
+        ("Shati", LENGTH),
         ("Hatua ya kwanza ni kuweka chumvi juu ya doa. Kisha osha shati kwa maji. " * 6, "loop"),
         ("Would you tell me the way in which a wine stain can be removed from white shirts?", SOURCE_LANGUAGE),
         (SOURCE, SOURCE_LANGUAGE),
         ("Как вывести винное пятно с белой рубашки до вечеринки?", "lint: language"),
     ],
 )
-def test_faults_have_a_reason(translation: str, reason: str | None) -> None:
-    if reason is None:
-        assert failed(translation, source="Shirt?") is None
-    else:
-        assert failed(translation) == reason
+def test_faults_have_a_reason(translation: str, reason: str) -> None:
+    assert failed(translation) == reason
+
+
+def test_short_texts_may_differ_in_length() -> None:
+    assert failed("谢谢", "zh-Hans", "Thank you very much indeed") is None
+    assert failed("Mamlaka ya Udhibiti wa Usalama Barabarani", "sw", "LATRA") is None
 
 
 def test_an_answer_is_longer_than_a_translation() -> None:
