@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from lightning_mlc.errors import UserError
 from lightning_mlc.evaluation.judges.base import unintelligible
 from lightning_mlc.evaluation.judges.refusal import refuses
 from lightning_mlc.lint import check_translation
+from lightning_mlc.lint.checks import all_checks
 from lightning_mlc.translation.texts import Reply, Text
 
 REFUSED = "refused"
@@ -28,6 +30,26 @@ because short texts vary more."""
 def fault_of_reply(reply: str) -> str:
     """Why a reply without the form that was asked for is no translation."""
     return REFUSED if refuses(reply) is not None else STRUCTURE
+
+
+def prepare_checks() -> None:
+    """Load what the checks need, so that nothing is missing once there is a translation.
+
+    Raises:
+        UserError: A package is not installed, or cannot unpack its data.
+    """
+    if missing := sorted({name for check in all_checks().values() for name in check.missing_packages()}):
+        raise UserError(
+            None,
+            f"every translation is checked with {' and '.join(missing)}, which is not installed; "
+            "run `pip install 'lightning-mlc[translate]'`",
+        )
+    try:
+        check_translation("", "Loads the models of the checks.", "fr", "en")
+    except OSError as error:
+        raise UserError(
+            None, f"cannot unpack the data of the checks ({error.strerror}); free some space in the temporary folder"
+        ) from error
 
 
 def checked(text: Text, reply: Reply) -> Reply:

@@ -20,11 +20,10 @@ from lightning_mlc.data.records import Message
 from lightning_mlc.errors import UserError
 from lightning_mlc.evaluation.systems.api_keys import host_of
 from lightning_mlc.files.whole import whole_file
-from lightning_mlc.lint.checks import all_checks
 from lightning_mlc.progress.bars import say, track
 from lightning_mlc.translation.backends.roster import make_backend, system_of
 from lightning_mlc.translation.destination import destination
-from lightning_mlc.translation.failures import checked
+from lightning_mlc.translation.failures import checked, prepare_checks
 from lightning_mlc.translation.journal import TranslationJournal, journal_path
 from lightning_mlc.translation.languages import Language, language_of, redone, targets
 from lightning_mlc.translation.plan import Plan, PlannedRow
@@ -55,7 +54,7 @@ class Translation:
         self.redo = redone(settings.redo, self.targets)
         self.out = Path(settings.out)
         _require_out(self.out, settings.file)
-        _require_packages()
+        prepare_checks()
         if settings.verify is not None:
             require_sacrebleu()
         self.system = system_of(settings)
@@ -183,13 +182,3 @@ def _require_out(out: Path, file: str) -> None:
         raise UserError("out", f"{out} is the data itself; give another file")
     if out.exists() and not journal_path(out).exists():
         raise UserError("out", f"{out} exists, and no translation wrote it; give another file")
-
-
-def _require_packages() -> None:
-    missing = sorted({name for check in all_checks().values() for name in check.missing_packages()})
-    if missing:
-        raise UserError(
-            None,
-            f"every translation is checked with {' and '.join(missing)}, which is not installed; "
-            "run `pip install 'lightning-mlc[translate]'`",
-        )

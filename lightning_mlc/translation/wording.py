@@ -8,6 +8,8 @@ may be an answer to the text, which must not pass for a translation.
 from __future__ import annotations
 
 import json
+import re
+from itertools import islice
 
 from lightning_mlc.data.file_layouts import has_half_a_character
 from lightning_mlc.data.records import Message
@@ -39,6 +41,9 @@ _EXAMPLES = {
     "Spanish": "¿Cuál es la capital de Italia?",
 }
 _EXAMPLE_CODE = "0e4d7b1c"
+
+MOST_STARTS = 50
+"""Braces of a reply at which an object may begin. A model in a loop writes thousands."""
 
 
 def code_of(text: str, source: Language, target: Language) -> str:
@@ -83,14 +88,12 @@ def read(reply: str, code: str) -> str | None:
     Text around the object, such as a code fence, does no harm.
     """
     decoder = json.JSONDecoder(strict=False)  # models write line breaks into strings
-    start = reply.find("{")
-    while start >= 0:
+    for start in islice((match.start() for match in re.finditer("{", reply)), MOST_STARTS):
         try:
             found, _ = decoder.raw_decode(reply, start)
         except (ValueError, RecursionError):
-            found = None
+            continue
         if isinstance(found, dict) and found.get("code") == code and isinstance(found.get("translation"), str):
             translation = str(found["translation"]).strip()
             return None if has_half_a_character(translation) else translation
-        start = reply.find("{", start + 1)
     return None
