@@ -15,8 +15,10 @@ GGUF = ["gguf>=0.10", "accelerate"]
 QLORA = ["peft>=0.17", "bitsandbytes>=0.50", "accelerate"]
 # `lightning-mlc lint` recognises languages and wrong encodings with them.
 LINT = ["py3langid>=0.4,<0.5", "ftfy>=6.3"]
+# `lightning-mlc translate` checks with lint. sacrebleu has chrF, and the tokenizer of M2M-100 needs sentencepiece.
+TRANSLATE = [*LINT, "sacrebleu>=2.4", "sentencepiece>=0.2"]
 BENCH = ["trl>=1.16", "PyYAML>=6", "scipy>=1.11"]
-TEST = [*GGUF, *QLORA, *LINT, *BENCH, "pytest>=8", "pytest-xdist>=3.6", "kernels", "tensorboard", "wandb"]
+TEST = [*GGUF, *QLORA, *TRANSLATE, *BENCH, "pytest>=8", "pytest-xdist>=3.6", "kernels", "tensorboard", "wandb"]
 
 setup(
     name="lightning-mlc",
@@ -65,6 +67,7 @@ setup(
     extras_require={
         "quickstart": GGUF,
         "lint": LINT,
+        "translate": TRANSLATE,
         "lora": ["peft>=0.17"],
         "trl": ["trl>=1.16"],
         "qlora": QLORA,

@@ -42,6 +42,7 @@ MAY_IMPORT = {
         "report",
     },
     "lint": {"data", "evaluation", "files", "progress"},
+    "translation": {"data", "evaluation", "files", "lint", "progress"},
     "plugins": {"consistency", "data", "files", "models", "progress"},
     "commands": {
         "checkpoints",
@@ -55,6 +56,7 @@ MAY_IMPORT = {
         "objectives",
         "progress",
         "training",
+        "translation",
     },
     "cli": {"commands", "progress"},
     "__main__": {"cli"},

@@ -11,6 +11,7 @@ import pytest
 
 from lightning_mlc.cli import COMMANDS, main
 from lightning_mlc.commands import evaluate as evaluation
+from lightning_mlc.commands import translate as translation
 from lightning_mlc.commands.training import run, shipped_configs
 from lightning_mlc.data.reading import locate
 
@@ -61,6 +62,9 @@ def test_commands_shown_are_ones_that_parse(page: Path, tmp_path: Path, monkeypa
         if words[1] == "evaluate":
             if words[2] != "--config":  # its value names a user's file
                 evaluation.parse(words[2:])
+            continue
+        if words[1] == "translate":
+            translation.parse(words[2:])
             continue
         assert any(word.split("=")[-1] in shipped_configs() for word in words), command
         with pytest.raises(SystemExit) as stop:

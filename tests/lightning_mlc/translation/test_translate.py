@@ -464,7 +464,7 @@ def test_a_full_disk_is_one_line_and_the_next_run_resumes(data: Path, tmp_path: 
     out = tmp_path / "out.jsonl"
     limit = (
         # py3langid unpacks its model into a file first.
-        "from lightning_mlc.lint import check_translation; check_translation('Good day', 'Habari ya siku njema kwako', 'en', 'sw'); "
+        "from lightning_mlc.translation.failures import prepare_checks; prepare_checks(); "
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1500, resource.RLIM_INFINITY)); "
     )
