@@ -371,6 +371,25 @@ def test_a_local_chat_model_and_a_translation_model_run_from_file_to_file(
                 assert name == "nllb" or entry["failed"] in ("cut off", "broken structure")
 
 
+def test_code_of_a_model_runs_only_if_it_is_asked_for(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, ran = save_model(tmp_path / "own"), tmp_path / "ran"
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(
+        "from pathlib import Path\nfrom transformers import LlamaConfig\n"
+        f"Path({str(ran)!r}).touch()\n\n\nclass OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+    )
+    out = tmp_path / "out.jsonl"
+    told = refused(capsys, *command(data, out, folder, *QUICK))
+    assert told.startswith("model: cannot load a configuration from")
+    assert not ran.exists()
+    main(command(data, out, folder, "--trust_remote_code", *QUICK))  # there is no class of weights for it
+    assert ran.exists()
+
+
 # ---- what is survived -------------------------------------------------------------------------------
 
 
