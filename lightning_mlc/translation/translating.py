@@ -6,7 +6,6 @@ Everything that can be wrong with what the user gave is reported before a model 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -19,7 +18,7 @@ from lightning_mlc.data.reading import locate
 from lightning_mlc.data.records import Message
 from lightning_mlc.errors import UserError
 from lightning_mlc.evaluation.systems.api_keys import host_of
-from lightning_mlc.files.whole import whole_file
+from lightning_mlc.files.atomic import whole_file
 from lightning_mlc.progress.bars import say, track
 from lightning_mlc.translation.backends.roster import make_backend, system_of
 from lightning_mlc.translation.destination import destination
@@ -112,9 +111,7 @@ class Translation:
         try:
             with whole_file(self.out) as file:
                 for row in self._rows(journal, report):
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+                    file.write(f"{json.dumps(row, ensure_ascii=False)}\n".encode())
         except OSError as error:
             raise UserError(
                 "out",

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lightning_mlc.evaluation.systems.generation import out_of_memory, plan
+from lightning_mlc.evaluation.systems.generation import out_of_memory, plan_batches
 from lightning_mlc.translation.backends.codes import LanguageCodes
 from lightning_mlc.translation.failures import CUT, TOO_LONG
 from lightning_mlc.translation.texts import Reply, Text
@@ -116,7 +116,7 @@ class Seq2SeqBackend:
         target = next(iter(batch.values()))[0].target
         found: dict[tuple[int, int], str | None] = {}
         # A text of many lines can exceed the limit alone; its lines are then run in several parts.
-        for part in plan([len(line) for line in inputs], self._limits.batch, self._limits.new_tokens):
+        for part in plan_batches([len(line) for line in inputs], self._limits.batch, self._limits.new_tokens):
             outputs = self._generate([inputs[i] for i in part], self._codes.token(target, "languages"), BEAMS[attempt])
             found.update(zip((places[i] for i in part), outputs, strict=True))
         for index, (text, lines) in batch.items():
