@@ -59,6 +59,7 @@ setup(
         "safetensors",
         "huggingface_hub>=1",
         "httpx>=0.27",
+        "pydantic>=2",
         "matplotlib>=3.8",
         "rich>=13",
         "tqdm>=4.60",
