@@ -19,13 +19,9 @@ class Blocked:
 
 sys.meta_path.insert(0, Blocked())
 """
-LIGHTNING = (
-    "lightning",
-    "pytorch_lightning",
-    "lightning_fabric",
-    "torchmetrics",
-    "jsonargparse",
-    "lightning_utilities",
+NOT_NEEDED = (
+    *("lightning", "pytorch_lightning", "lightning_fabric", "lightning_utilities", "torchmetrics", "jsonargparse"),
+    "matplotlib",
 )
 ONE_LOSS = """
 import sys
