@@ -27,7 +27,8 @@ def show(report: Report, console: Console, rows: int = SHOWN) -> None:
     counts = report.counts()
     texts = sum(report.texts.values())
     console.print(
-        f"{report.rows:,} rows, {texts:,} texts, {len(report.texts)} languages, {len(report.checks)} checks",
+        f"{report.rows:,} rows, {texts:,} texts, {len(report.texts)} languages, {len(report.checks)} checks; "
+        f"errors: {report.total('error'):,}, warnings: {report.total('warning'):,}",
         highlight=False,
     )
     for severity in ("error", "warning"):

@@ -32,7 +32,7 @@ def test_counts_come_before_places_and_no_text_is_shown(tmp_path: Path, capfd: p
     path = write(tmp_path / "a.jsonl", GOOD, BAD)
     assert main(["lint", path, "--json", str(tmp_path / "a.json"), "--html", str(tmp_path / "a.html")]) == 1
     out, err = capfd.readouterr()
-    assert out.startswith("2 rows, 4 texts, 2 languages, 22 checks\n")
+    assert out.startswith("2 rows, 4 texts, 2 languages, 22 checks; errors: 3, warnings: 0\n")
     assert out.index("errors") < out.index(f"{path} row 2 (bad one) ru: copy (a copy)") < out.index("wrote")
     written = (tmp_path / "a.json").read_text() + (tmp_path / "a.html").read_text()
     assert not any(word in part for word in ("bicycle", "велосипед") for part in (out, err, written))
