@@ -18,7 +18,7 @@ from lightning_mlc.data.reading import locate
 from lightning_mlc.data.records import Message
 from lightning_mlc.errors import UserError
 from lightning_mlc.evaluation.systems.api_keys import host_of
-from lightning_mlc.files.atomic import whole_file
+from lightning_mlc.files.atomic import UNFINISHED, whole_file
 from lightning_mlc.progress.bars import say, track
 from lightning_mlc.translation.backends.roster import make_backend, system_of
 from lightning_mlc.translation.destination import destination
@@ -78,7 +78,7 @@ class Translation:
             TranslationJournal(journal_path(self.out), settings) as journal,
         ):
             journal.require_data(self.plan.ids())
-            for left in self.out.parent.glob(f".{self.out.name}.*.unfinished"):  # by a process that was killed
+            for left in self.out.parent.glob(f".{self.out.name}.*{UNFINISHED}"):  # by a process that was killed
                 left.unlink(missing_ok=True)
             journal.begin_rounds(self.redo)
             texts = self.plan.texts()
@@ -111,7 +111,7 @@ class Translation:
         try:
             with whole_file(self.out) as file:
                 for row in self._rows(journal, report):
-                    file.write(f"{json.dumps(row, ensure_ascii=False)}\n".encode())
+                    file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
         except OSError as error:
             raise UserError(
                 "out",
