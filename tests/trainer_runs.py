@@ -155,7 +155,17 @@ def _texts(tokenizer: Any, count: int) -> list[dict[str, Any]]:
     """Rows of different lengths, because the mean over tokens of all processes is not that of their means."""
     texts = [row["chosen"] * (1 + number % 3) for number, row in enumerate(example_rows(count))]
     ids = [tokenizer(text)["input_ids"] for text in texts]
-    return [{"input_ids": row, "labels": row, "attention_mask": [1] * len(row)} for row in ids]
+    longest = max(map(len, ids))
+    padding = [longest - len(row) for row in ids]
+    pad = tokenizer.pad_token_id
+    return [
+        {
+            "input_ids": row + [pad] * more,
+            "labels": row + [-100] * more,
+            "attention_mask": [1] * len(row) + [0] * more,
+        }
+        for row, more in zip(ids, padding, strict=True)
+    ]
 
 
 def _prompts(case: Run) -> list[dict[str, str]]:

@@ -24,8 +24,9 @@ class PromptStates:
     """Runs prompts through a model and returns the hidden states of one layer at their ends.
 
     A model that is whole on each process is run as in ``lightning-mlc fit``: without logits, up to the layer, and
-    packed if that gives the same results. A model whose weights are sharded (FSDP, DeepSpeed), and a model without an
-    LM head, is called as a whole, on padded rows.
+    packed if that gives the same results. A model without an LM head is called on padded rows. So is a model whose
+    weights are sharded (FSDP, DeepSpeed): as a whole, and always in one pass, because its processes wait for each other
+    in each pass.
 
     Args:
         model: The model, as the trainer calls it: wrapped or not.
@@ -46,7 +47,8 @@ class PromptStates:
         self.layout = Layout()
         """How the prompts are laid out in rows."""
         self._policy: Policy | None = None
-        if not is_sharded(model) and _is_causal_lm(causal_lm):
+        self._sharded = is_sharded(model)
+        if not self._sharded and _is_causal_lm(causal_lm):
             policy = Policy(inner)  # type: ignore[arg-type]
             with renamed(("model.name_or_path",), "model"):
                 self.layout = self_check(policy, self._layer, longest, responses=False).layout
@@ -56,7 +58,7 @@ class PromptStates:
     @property
     def needs_rows(self) -> bool:
         """Whether each process has to run a pass, because the processes gather weights from each other."""
-        return self._policy is None
+        return self._sharded
 
     def __call__(self, model: nn.Module, prompts: Sequence[TokenSequence], languages: int) -> tuple[Tensor, Tensor]:
         """Run prompts.
@@ -71,14 +73,22 @@ class PromptStates:
             (B, L) bool: whether it does.
         """
         device = next(model.parameters()).device
-        blocks = [block.to(device) for block in self.layout.blocks(prompts, self._pad_id)]
-        states = torch.cat([self._states(model, block) for block in blocks])
+        # DDP would wait for the gradients of all weights, and not all have one here. Those of its model stay on the
+        # process until the trainer's own backward pass, which averages both.
+        called = model if self._sharded else unwrapped(model)
+        blocks = [block.to(device) for block in self._blocks(prompts)]
+        states = torch.cat([self._states(called, block) for block in blocks])
         cell = torch.cat([block.example * languages + block.language for block in blocks])
         groups = prompts[-1].example + 1
         table = states.new_zeros(groups * languages, states.shape[1]).index_copy(0, cell, states)
         present = torch.zeros(groups * languages, dtype=torch.bool, device=device)
         present[cell] = True
         return table.view(groups, languages, -1), present.view(groups, languages)
+
+    def _blocks(self, prompts: Sequence[TokenSequence]) -> tuple[TokenRows, ...]:
+        if self._sharded:
+            return (TokenRows.pad(prompts, self._pad_id),)
+        return self.layout.blocks(prompts, self._pad_id)
 
     def _states(self, model: nn.Module, rows: TokenRows) -> Tensor:
         if self._policy is not None:

@@ -36,8 +36,9 @@ DDP_RUNS = [
     # The second step of the epoch has one micro-batch instead of two.
     Run("ddp_incomplete", options=TWICE),
     Run("ddp_reward", trainer="Reward"),
+    Run("ddp_reward_used", trainer="Reward", options={"ddp_find_unused_parameters": False}),
     Run("ddp_reward_unused", trainer="Reward", options={"ddp_find_unused_parameters": True}),
-    Run("ddp_reward_uneven", trainer="Reward", uneven=True, mlc={"prompts_per_step": 2}),
+    Run("ddp_reward_uneven", trainer="Reward", uneven=True, mlc={"prompts_per_step": 2, "seed": 1}),
     Run("plain_tokens", trainer="plain", options={"average_tokens_across_devices": True}),
     Run("plain_tokens_accumulated", trainer="plain", batch=2, options={**TWICE, "average_tokens_across_devices": True}),
 ]
@@ -47,8 +48,8 @@ FSDP_RUNS = [
     Run("fsdp_incomplete", options={**FSDP, **TWICE}),
     Run("fsdp_one_prompt", options=FSDP, mlc={"prompts_per_step": 1}),
     Run("fsdp_centred", options=FSDP, mlc={"center": True}),
-    # Each process has one prompt of its own at each step: one of even, the other of uneven lengths.
-    Run("fsdp_uneven", options=FSDP, uneven=True, mlc={"prompts_per_step": 2}),
+    # After the first step, one process has a prompt of even and the other one of uneven lengths.
+    Run("fsdp_uneven", options=FSDP, uneven=True, mlc={"prompts_per_step": 2, "seed": 1}),
     Run("fsdp_plain", trainer="plain", options={**FSDP, "average_tokens_across_devices": True}),
 ]
 UNINTERRUPTED = [
