@@ -32,7 +32,6 @@ from benchmarks.steps.parity import PARITY_BOUND, Parity, check_parity
 from benchmarks.steps.reporting import results_table, target_lines, write
 from benchmarks.steps.results import Result, Target, is_usual, result, targets
 from benchmarks.steps.settings import StepSettings, plan_pairs
-from benchmarks.steps.variants import VARIANTS
 from lightning_mlc.data.file_layouts import parse_rows
 from lightning_mlc.data.reading import read_rows
 from lightning_mlc.errors import UserError

@@ -63,6 +63,8 @@ class Trained:
     """The extractor and the running mean."""
     logs: list[dict[str, float]]
     """Of each step."""
+    sharded: bool
+    """Whether each process had a part of each weight."""
 
 
 def run(case: Run, model: Path, scratch: Path) -> Trained:
@@ -78,7 +80,8 @@ def run(case: Run, model: Path, scratch: Path) -> Trained:
     parameters = [_whole(parameter) for parameter in trainer.model.parameters()]
     logs = [logged for logged in trainer.state.log_history if "loss" in logged]
     mlc = {name: tensor.clone() for name, tensor in trainer.mlc.state_dict().items()}
-    return Trained(torch.cat([parameter.flatten() for parameter in parameters]), mlc, logs)
+    sharded = all(isinstance(parameter, DTensor) for parameter in trainer.model.parameters())
+    return Trained(torch.cat([parameter.flatten() for parameter in parameters]), mlc, logs, sharded)
 
 
 def run_on_two(cases: list[Run], model: Path, scratch: Path, timeout: int = 900) -> dict[str, Trained]:

@@ -19,7 +19,7 @@ from torch import nn
 from benchmarks.published import Pair, PublishedStep
 from benchmarks.steps.ours import dpo, dpo_mlc
 from benchmarks.steps.settings import BETA, CLIP, EXTRACTOR_DIM, TEMPERATURE, WEIGHT, StepSettings
-from benchmarks.steps.trl_step import trl
+from benchmarks.steps.trl_step import trl, trl_mlc, trl_mlc_sum
 from benchmarks.steps.turns import Failure, Turns
 from lightning_mlc.models.loading import dtype_of, load_causal_lm
 from lightning_mlc.sources import load_tokenizer
@@ -62,6 +62,8 @@ VARIANTS: dict[str, Callable[[StepSettings, list[list[Pair]], Turns], None]] = {
     "dpo": dpo,
     "dpo_mlc": dpo_mlc,
     "trl": trl,
+    "trl_mlc": trl_mlc,
+    "trl_mlc_sum": trl_mlc_sum,
 }
 
 

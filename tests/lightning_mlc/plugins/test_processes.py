@@ -94,6 +94,7 @@ def test_ddp_is_one_process(case: Run, on_two: dict[str, Trained], model: Path, 
 @pytest.mark.parametrize("case", FSDP_RUNS, ids=lambda case: case.name)
 def test_fsdp_is_one_process(case: Run, on_two: dict[str, Trained], model: Path, tmp_path: Path) -> None:
     two, one = on_two[case.name], on_one(case, model, tmp_path)
+    assert two.sharded
     assert (two.weights - one.weights).norm() < 1e-5 * one.weights.norm()
     torch.testing.assert_close(two.mlc, one.mlc, rtol=0, atol=1e-6)
 
