@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import DistributedType, FullyShardedDataParallelPlugin
 from conftest import example_rows, write_jsonl
 from processes import _python
 from torch import distributed
@@ -45,6 +46,8 @@ class Run:
     """Of the trainer's arguments."""
     mlc: dict[str, Any] = field(default_factory=dict)
     """Of ``add_mlc``."""
+    sharded: bool = False
+    """Whether the model is sharded by FSDP2."""
     uneven: bool = False
     """Whether every second prompt has languages of very different lengths."""
     killed_after: int | None = None
@@ -72,6 +75,8 @@ def run(case: Run, model: Path, scratch: Path) -> Trained:
     own = scratch / case.name
     own.mkdir(parents=True, exist_ok=True)
     trainer = _trainer(case, model, own)
+    if case.sharded:
+        _shard(trainer)
     options = {"weight": 10.0, "extractor_dim": 16, "prompts_per_step": 4, **case.mlc}
     add_mlc(trainer, _prompts(case), **options)
     if case.killed_after is not None:
@@ -99,6 +104,19 @@ def run_on_two(cases: list[Run], model: Path, scratch: Path, timeout: int = 900)
     words = ["-m", "torch.distributed.run", "--nproc_per_node=2", __file__, str(listed), str(model), str(scratch)]
     _python(words, scratch, timeout)
     return {case.name: Trained(**torch.load(scratch / f"{case.name}.pt")) for case in cases}
+
+
+def _shard(trainer: Trainer) -> None:
+    """Turn FSDP2 on, as the trainer's option ``fsdp`` does on GPUs. On CPUs, accelerate passes over the option."""
+    state = trainer.accelerator.state
+    state.distributed_type = DistributedType.FSDP
+    state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
+        cpu_ram_efficient_loading=False,
+    )
+    trainer.is_fsdp_enabled = True
 
 
 class _Kill(TrainerCallback):

@@ -14,7 +14,6 @@ pytest.importorskip("trl")
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
 
-FSDP = {"fsdp": True, "fsdp_config": {"transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}}
 SAVING = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch", "learning_rate": 1e-3}
 TWICE = {"gradient_accumulation_steps": 2}
 
@@ -43,14 +42,14 @@ DDP_RUNS = [
     Run("plain_tokens_accumulated", trainer="plain", batch=2, options={**TWICE, "average_tokens_across_devices": True}),
 ]
 FSDP_RUNS = [
-    Run("fsdp", options=FSDP),
-    Run("fsdp_accumulated", batch=2, options={**FSDP, **TWICE}),
-    Run("fsdp_incomplete", options={**FSDP, **TWICE}),
-    Run("fsdp_one_prompt", options=FSDP, mlc={"prompts_per_step": 1}),
-    Run("fsdp_centred", options=FSDP, mlc={"center": True}),
+    Run("fsdp", sharded=True),
+    Run("fsdp_accumulated", batch=2, options=TWICE, sharded=True),
+    Run("fsdp_incomplete", options=TWICE, sharded=True),
+    Run("fsdp_one_prompt", sharded=True, mlc={"prompts_per_step": 1}),
+    Run("fsdp_centred", sharded=True, mlc={"center": True}),
     # After the first step, one process has a prompt of even and the other one of uneven lengths.
-    Run("fsdp_uneven", options=FSDP, uneven=True, mlc={"prompts_per_step": 2, "seed": 1}),
-    Run("fsdp_plain", trainer="plain", options={**FSDP, "average_tokens_across_devices": True}),
+    Run("fsdp_uneven", sharded=True, uneven=True, mlc={"prompts_per_step": 2, "seed": 1}),
+    Run("fsdp_plain", trainer="plain", options={"average_tokens_across_devices": True}, sharded=True),
 ]
 UNINTERRUPTED = [
     Run("ddp_saving", options=SAVING),
@@ -78,8 +77,7 @@ def on_two(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, T
 
 def on_one(case: Run, model: Path, scratch: Path) -> Trained:
     """The same rows and prompts in one process."""
-    options = {name: value for name, value in case.options.items() if not name.startswith("fsdp")}
-    return run(replace(case, options=options), model, scratch)
+    return run(replace(case, sharded=False), model, scratch)
 
 
 @pytest.mark.parametrize("case", DDP_RUNS, ids=lambda case: case.name)
