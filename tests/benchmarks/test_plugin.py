@@ -64,6 +64,7 @@ def losses(variant: str, settings: StepSettings) -> list[float]:
     return [here.recv().loss for _ in planned]
 
 
+@pytest.mark.slow
 def test_plug_in_and_sum_train_the_same(settings: StepSettings) -> None:
     pytest.importorskip("trl")
     alone, added, total = (losses(variant, settings) for variant in ("trl", "trl_mlc", "trl_mlc_sum"))
