@@ -2,7 +2,8 @@
 
 Four variants train on the same pairs from the same weights: ``trl`` (DPOTrainer), ``trl_mlc`` (with ``add_mlc``),
 ``trl_mlc_sum`` (both losses added in ``compute_loss``, which keeps two graphs in memory) and ``dpo_mlc``
-(``lightning-mlc fit``). Each has a process of its own, and on a CPU they take their steps in turn.
+(``lightning-mlc fit``). Each has a process of its own. On a CPU, two at a time take their steps in turn: those whose
+times are compared first.
 
 The bound of time: the plug-in adds to a step at most 1.1 times what the translations add to its arithmetic, by the
 formulas of :mod:`lightning_mlc.models.flops`. The bound of memory: the step holds less than that with the sum.
@@ -41,6 +42,8 @@ from lightning_mlc.plugins.prompts import prompts_of_step
 from lightning_mlc.sources import ModelSource, load_config, load_tokenizer
 
 VARIANTS = ("trl", "trl_mlc", "trl_mlc_sum", "dpo_mlc")
+AT_ONCE = {"cpu": 2, "cuda": 1}
+"""Number of variants that are in memory together. SmolLM2-135M takes 5 GB for each on a CPU."""
 TIME_BOUND = 1.1
 """Most time that the plug-in may add to a step, over the share of the translations' arithmetic."""
 SAME_LOSS = {"32-true": 1e-4, "bf16-mixed": 3e-2}
@@ -111,7 +114,8 @@ def targets(measured: Mapping[str, Measured], steps: Sequence[Arithmetic]) -> li
     return [
         Target("time that the plug-in adds, over the translations' share of operations", TIME_BOUND, time),
         Target("peak memory, trl_mlc / trl_mlc_sum", 1.0, ratio(added, total, _peak)),
-        Target("time of a step, trl_mlc / trl_mlc_sum", TIME_BOUND, ratio(added, total, _seconds)),
+        # Those that do not take their steps in turn have no bound of time.
+        Target("time of a step, trl_mlc / trl_mlc_sum", 1.0, ratio(added, total, _seconds), stated=False),
         Target("time of a step, dpo_mlc / trl_mlc", 1.0, ratio(fit, added, _seconds), stated=False),
         Target("peak memory, dpo_mlc / trl_mlc", 1.0, ratio(fit, added, _peak), stated=False),
     ]
@@ -239,10 +243,9 @@ def main(args: Sequence[str] | None = None) -> int:
         steps = arithmetic_of_steps(settings, planned)
         out: Path = options.out
         out.mkdir(parents=True, exist_ok=True)
-        # On a GPU one after the other, because its memory seldom holds them all.
-        groups = [options.variants] if options.device == "cpu" else [[variant] for variant in options.variants]
         measured: dict[str, Measured] = {}
-        for together in groups:
+        for start in range(0, len(options.variants), AT_ONCE[options.device]):
+            together = options.variants[start : start + AT_ONCE[options.device]]
             measured |= measure(together, settings, planned, out / "logs", say)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
