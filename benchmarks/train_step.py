@@ -58,7 +58,7 @@ SHARED_OPTIONS = {
 def parse(args: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=str(__doc__).split("\n")[0])
     parser.add_argument("--out", type=user_path, required=True, help="folder for train_step.json, .csv, .png and logs")
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--variants", nargs="+", default=list(COMPARED), choices=list(COMPARED))
     parser.add_argument(
         "--model", default=SMOLLM2.name_or_path, help="as model.name_or_path; by default SmolLM2-135M-Instruct"
     )

@@ -23,8 +23,8 @@ from benchmarks.plugin import (
     write,
 )
 from benchmarks.published import Pair
-from benchmarks.steps.measuring import Measured
-from benchmarks.steps.settings import StepSettings, plan
+from benchmarks.steps.measuring import VariantMeasurements
+from benchmarks.steps.settings import StepSettings, plan_pairs
 from benchmarks.steps.turns import Memory, Step, Turns
 from benchmarks.steps.variants import VARIANTS
 from lightning_mlc.models.flops import ModelFlops
@@ -55,7 +55,7 @@ def settings(tiny_model: Path, tmp_path: Path) -> StepSettings:
 
 def losses(variant: str, settings: StepSettings) -> list[float]:
     """Run a variant in this process, with every step asked for in advance."""
-    planned = plan(settings)
+    planned = plan_pairs(settings)
     here, there = Pipe()
     for _ in range(len(planned) + 1):
         here.send("next")
@@ -90,16 +90,16 @@ def test_arithmetic_by_hand(tiny_model: Path) -> None:
 
 
 def test_each_step_has_its_own_prompts(settings: StepSettings) -> None:
-    found = arithmetic_of_steps(settings, plan(settings))
+    found = arithmetic_of_steps(settings, plan_pairs(settings))
     assert len(found) == 4
     assert all(0 < step.share < 1 for step in found)
 
 
-def measured(seconds: list[float], gigabytes: float, losses: list[float] | None = None) -> Measured:
+def measured(seconds: list[float], gigabytes: float, losses: list[float] | None = None) -> VariantMeasurements:
     """A worker that needed 99 s for a first step that does not count."""
     values = losses or [0.5] * (len(seconds) + 1)
     steps = [Step(s, ("a",), loss) for s, loss in zip([99.0, *seconds], values, strict=True)]
-    return Measured(1, steps, [], Memory(10**9, int(gigabytes * 1e9)))
+    return VariantMeasurements(1, steps, [], Memory(10**9, int(gigabytes * 1e9)))
 
 
 ALONE, ADDED = measured([2.0, 4.0, 2.0], 4.0), measured([3.0, 6.0, 4.0], 4.5)
@@ -119,7 +119,7 @@ def test_targets() -> None:
 
 
 def test_no_verdict_without_figures() -> None:
-    found = targets({"trl": ALONE, "trl_mlc": Measured(failure="out of memory"), "dpo_mlc": FIT}, STEPS)
+    found = targets({"trl": ALONE, "trl_mlc": VariantMeasurements(failure="out of memory"), "dpo_mlc": FIT}, STEPS)
     assert [target.value for target in found] == [None] * 5
 
 
@@ -130,7 +130,7 @@ def test_disagreeing_losses_are_seen() -> None:
 
 
 def test_results_are_written(tmp_path: Path) -> None:
-    names = {"trl": ALONE, "trl_mlc": ADDED, "trl_mlc_sum": Measured(failure="out of memory")}
+    names = {"trl": ALONE, "trl_mlc": ADDED, "trl_mlc_sum": VariantMeasurements(failure="out of memory")}
     shown = {"device": "cpu", "name": "tiny", "batch_size": 2, "languages": ["en", "sw"], "precision": "32-true"}
     found = write(tmp_path, shown, names, [], STEPS, targets(names, STEPS))
     written = json.loads((tmp_path / "plugin.json").read_text())
