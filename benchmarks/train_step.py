@@ -38,6 +38,8 @@ from lightning_mlc.errors import UserError
 from lightning_mlc.files.paths import user_path
 from lightning_mlc.sources import ModelSource
 
+COMPARED = ("published", "dpo", "dpo_mlc", "trl")
+
 SHARED_OPTIONS = {
     "data.train_path": "--data",
     "data.languages": "--languages",
