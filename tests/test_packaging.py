@@ -65,7 +65,7 @@ def test_what_is_imported_is_declared(wheel: Path) -> None:
     extras = {name.lower() for name, rest in required if "extra ==" in rest}
     of_bench = {name.lower() for name, rest in required if re.search("extra == .bench", rest)}
     ours = {"lightning_mlc", "mlc_kernels", "benchmarks"}
-    # vLLM makes evaluation faster, but needs its own environment. The plug-in for Axolotl is for those who have Axolotl.
+    # vLLM makes evaluation faster, but needs its own environment. Who uses the plug-in for Axolotl has Axolotl.
     optional = {"vllm", "axolotl"}
     for folder, declared in (("lightning_mlc", base | extras), ("kernels", base), ("benchmarks", base | of_bench)):
         imported = set()
@@ -75,7 +75,10 @@ def test_what_is_imported_is_declared(wheel: Path) -> None:
                     imported |= {alias.name.split(".")[0] for alias in node.names}
                 elif isinstance(node, ast.ImportFrom) and node.level == 0:
                     imported.add(str(node.module).split(".")[0])
-        found = {"pyyaml" if name == "yaml" else name.lower() for name in imported - sys.stdlib_module_names - ours - optional}
+        found = {
+            "pyyaml" if name == "yaml" else name.lower()
+            for name in imported - sys.stdlib_module_names - ours - optional
+        }
         assert found <= declared, f"{folder} imports {found - declared}"
 
 

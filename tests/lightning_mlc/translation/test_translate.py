@@ -152,7 +152,7 @@ def test_failures_become_null_with_a_reason_and_are_counted_by_kind(
     found = {row["id"]: row for row in rows_of(out)}
     failures = [found[row["id"]][PROVENANCE]["sw"].get("failed") for row in rows]
     assert failures == [
-        "refused", "refused", "in the source language", "broken structure", "lint: script", None, "cut off", None,
+        "refused", "refused", "in the source language", "broken structure", "lint: language", None, "cut off", None,
     ]  # fmt: skip
     assert [found[row["id"]]["prompt"]["sw"] is None for row in rows] == [reason is not None for reason in failures]
     assert not any("failed" in row[PROVENANCE]["ur"] for row in found.values())
