@@ -50,8 +50,8 @@ def test_runs_as_a_module() -> None:
     [
         (
             ["fti"],
-            "there is no command 'fti'; choose one of fit, validate, test, predict, estimate, evaluate, translate, lint, "
-            "export",
+            "there is no command 'fti'; choose one of fit, validate, test, predict, estimate, evaluate, translate, "
+            "lint, export",
         ),
         (["fit"], "model.name_or_path: is not set; give it, or a configuration: lightning-mlc fit --config FILE"),
         (["fit", "--config", "gone.yaml"], "--config: there is no file gone.yaml; give a file, or one of the shipped"),
