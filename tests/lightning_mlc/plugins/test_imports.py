@@ -39,7 +39,7 @@ print("loss", float(loss))
 """
 
 
-def run(code: str, *arguments: str, without: tuple[str, ...] = LIGHTNING) -> subprocess.CompletedProcess[str]:
+def run(code: str, *arguments: str, without: tuple[str, ...] = NOT_NEEDED) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", WITHOUT.format(names=without) + code, *arguments],
         cwd=ROOT,
