@@ -77,7 +77,7 @@ class MLCModuleMixin(_Base):
         """Store the options that a resumed run must not change."""
         super().on_save_checkpoint(checkpoint)
         if (mlc := _regularizer(self)) is not None:
-            checkpoint[CHECKPOINT_KEY] = mlc._identity()
+            checkpoint[CHECKPOINT_KEY] = mlc.identity()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to resume with other options. A module without ``mlc`` leaves out what the checkpoint has of it."""
@@ -91,7 +91,7 @@ class MLCModuleMixin(_Base):
             weights = checkpoint["state_dict"]
             checkpoint["state_dict"] = {name: weights[name] for name in weights if not name.startswith("mlc.")}
             return
-        for name, value in mlc._identity().items():
+        for name, value in mlc.identity().items():
             if stored.get(name) != value:
                 raise UserError(
                     name, f"is {value}, but was {stored.get(name)} in the checkpoint; give the same, or start a new run"

@@ -182,19 +182,20 @@ class MLCRegularizer(nn.Module):
             detailed: Whether :meth:`metrics` gets collinearity, too. It takes an eigen-solver in float64.
 
         Returns:
-            (): float32. Without a graph, and 0, if the step has no loss or this micro-batch no prompt.
+            (): float32. It is 0 and reaches no weight if the step has no loss, or this micro-batch no prompt.
         """
         self.prepare(model)
         assert self.representation is not None
         device = next(model.parameters()).device
         representation = self.representation.to(device)
+        nothing = torch.zeros((), device=device, requires_grad=True)  # so that .backward() works on every step
         if not self.runs_at(step):
-            return torch.zeros((), device=device)
+            return nothing
         parts = world_size * micro_batches
         every = prompts_of_step(len(self.groups), self.prompts_per_step, self.seed, step)
         share = share_of(every, micro_batch * world_size + rank, parts)
         runner = self._runner(model)
-        total = torch.zeros((), device=device)
+        total = nothing
         if share or runner.needs_rows:
             prompts = self.groups.sequences(share or every[:1])
             states, present = runner(model, prompts, len(self.groups.languages))
@@ -241,7 +242,7 @@ class MLCRegularizer(nn.Module):
         if self.representation is None:
             return
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        write_whole(Path(folder) / STATE_FILE, save(tensors, metadata={"mlc": json.dumps(self._identity())}))
+        write_whole(Path(folder) / STATE_FILE, save(tensors, metadata={"mlc": json.dumps(self.identity())}))
 
     def restore(self, folder: str | Path, model: nn.Module) -> None:
         """Read what :meth:`save` wrote.
@@ -266,14 +267,14 @@ class MLCRegularizer(nn.Module):
             raise UserError(
                 str(path), f"cannot be read ({first_line(error)}); resume from another checkpoint"
             ) from error
-        for name, value in self._identity().items():
+        for name, value in self.identity().items():
             if stored.get(name) != value:
                 raise UserError(
                     name, f"is {value}, but was {stored.get(name)} in {folder}; give the same, or start a new run"
                 )
         self.load_state_dict(tensors)
 
-    def _identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """The options that a resumed run must not change."""
         settings = self.settings
         return {

@@ -95,8 +95,9 @@ class MLCTrainerMixin(_Base):
                 micro_batches,
                 detailed=self._is_last_before_log(step, mlc),
             )
+        reaches_weights = loss.grad_fn is not None
         loss = loss / micro_batches
-        if loss.requires_grad:
+        if reaches_weights:
             self._backward_without_step(loss)
         if micro_batch == micro_batches - 1:
             _average_gradients(mlc)
