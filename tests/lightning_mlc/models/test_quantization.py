@@ -172,7 +172,7 @@ def test_adapters_are_exported_alone_without_quantisation_too(
     run([item for item in fit(tiny_model, pairs_file, tmp_path / "whole") if "lora" not in item])
     checkpoint = tmp_path / "whole" / "checkpoints" / "last.ckpt"
     assert main(["export", "--ckpt_path", str(checkpoint), "--out", str(tmp_path / "none"), "--adapters"]) == 2
-    assert "--adapters: the checkpoint has none" in capsys.readouterr().err
+    assert "--adapters: the checkpoint has no adapters" in capsys.readouterr().err
 
 
 def test_what_is_refused_before_the_model_is_loaded(
