@@ -91,11 +91,7 @@ class MLCModuleMixin(_Base):
             weights = checkpoint["state_dict"]
             checkpoint["state_dict"] = {name: weights[name] for name in weights if not name.startswith("mlc.")}
             return
-        for name, value in mlc.identity().items():
-            if stored.get(name) != value:
-                raise UserError(
-                    name, f"is {value}, but was {stored.get(name)} in the checkpoint; give the same, or start a new run"
-                )
+        mlc.require_same(stored, "the checkpoint")
 
     def _loss_of_mlc(self, mlc: MLCRegularizer) -> Tensor:
         """Compute the loss of this micro-batch's share of the prompts."""

@@ -200,11 +200,10 @@ class MLCRegularizer(nn.Module):
             prompts = self.groups.sequences(share or every[:1])
             states, present = runner(model, prompts, len(self.groups.languages))
             losses, observed = self._losses(representation, states, present)
-            if share:
-                self._note(losses, observed, detailed)
             # A process without a prompt of its own runs one for the others' sake, and counts it as 0.
             total = self.weight * losses.sum() * (parts / len(every) if share else 0.0)
             if share:
+                self._note(losses, observed, detailed)
                 representation.observe(states.detach(), present)
         if micro_batch == micro_batches - 1:
             representation.fold_mean()
@@ -221,21 +220,18 @@ class MLCRegularizer(nn.Module):
             ``mlc/explained_variance`` and ``mlc/min_cosine`` after the extractor, and the last two of the hidden
             states themselves as ``mlc/raw/...``. Empty if no step had the loss.
         """
-        names = sorted(self._sums)
-        sums = [float(self._sums[name]) for name in names]
-        counts = [self._counts[name] for name in names]
+        own = {name: (float(self._sums[name]), count) for name, count in self._counts.items()}
         self._sums, self._counts = {}, {}
+        processes = [own]
         if synchronize and distributed.is_available() and distributed.is_initialized():
-            found: list[Any] = [None] * distributed.get_world_size()
-            distributed.all_gather_object(found, (names, sums, counts))
-            merged: dict[str, list[float]] = {}
-            for parts in found:
-                for name, value, count in zip(*parts, strict=True):
-                    kept = merged.setdefault(name, [0.0, 0.0])
-                    kept[0] += value
-                    kept[1] += count
-            return {name: value / count for name, (value, count) in sorted(merged.items())}
-        return {name: value / count for name, value, count in zip(names, sums, counts, strict=True)}
+            processes = [{}] * distributed.get_world_size()
+            distributed.all_gather_object(processes, own)
+        totals: dict[str, tuple[float, int]] = {}
+        for of_one in processes:
+            for name, (value, count) in of_one.items():
+                before = totals.get(name, (0.0, 0))
+                totals[name] = before[0] + value, before[1] + count
+        return {name: value / count for name, (value, count) in sorted(totals.items())}
 
     def save(self, folder: str | Path) -> None:
         """Write the extractor and the running mean to ``folder``, as ``mlc.safetensors``."""
@@ -267,11 +263,7 @@ class MLCRegularizer(nn.Module):
             raise UserError(
                 str(path), f"cannot be read ({first_line(error)}); resume from another checkpoint"
             ) from error
-        for name, value in self.identity().items():
-            if stored.get(name) != value:
-                raise UserError(
-                    name, f"is {value}, but was {stored.get(name)} in {folder}; give the same, or start a new run"
-                )
+        self.require_same(stored, str(folder))
         self.load_state_dict(tensors)
 
     def identity(self) -> dict[str, Any]:
@@ -286,6 +278,22 @@ class MLCRegularizer(nn.Module):
             "prompts_per_step": self.prompts_per_step,
             "languages": list(self.groups.languages),
         }
+
+    def require_same(self, stored: Mapping[str, Any], where: str) -> None:
+        """Refuse to resume with other options.
+
+        Args:
+            stored: What :meth:`identity` returned when the checkpoint was written.
+            where: The checkpoint, for the error.
+
+        Raises:
+            UserError: An option has another value now.
+        """
+        for name, value in self.identity().items():
+            if stored.get(name) != value:
+                raise UserError(
+                    name, f"is {value}, but was {stored.get(name)} in {where}; give the same, or start a new run"
+                )
 
     def _runner(self, model: nn.Module) -> PromptStates:
         if self._states is None or self._states[0] is not model:

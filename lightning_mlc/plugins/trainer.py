@@ -29,7 +29,7 @@ else:
 
 T = TypeVar("T", bound="Trainer")
 
-_STEPS_IN_BACKWARD = ("lomo", "adalomo", "layerwise")
+_STEPS_IN_BACKWARD = ("lomo", "layerwise")
 """Parts of the names of optimizers that step inside the backward pass, so that each pass would be a step."""
 
 
@@ -53,10 +53,10 @@ class MLCTrainerMixin(_Base):
     def __init__(self, *args: Any, mlc: MLCRegularizer | None = None, **keywords: Any) -> None:
         super().__init__(*args, **keywords)
         if mlc is not None:
+            _check_trainer(self, mlc.settings.extractor)
             self._attach(mlc)
 
     def _attach(self, mlc: MLCRegularizer) -> None:
-        _check_trainer(self, mlc)
         self.mlc = mlc
         self._mlc_step = self._mlc_micro_batch = 0
         mlc.prepare(_model_of(self))
@@ -205,7 +205,7 @@ def add_mlc(
         raise UserError("tokenizer", f"must be a tokenizer with a chat template, got {type(tokenizer).__name__}")
     options.setdefault("prompts_per_step", _examples_per_step(trainer))
     options.setdefault("seed", trainer.args.seed)
-    _check_trainer(trainer, None)
+    _check_trainer(trainer, options.get("extractor"))
     mlc = MLCRegularizer(prompts, tokenizer, **options)
     kind: Any = type(trainer)
     chosen: Any = trainer
@@ -235,8 +235,8 @@ def _require_trainer(trainer: Any) -> None:
         )
 
 
-def _check_trainer(trainer: Any, mlc: MLCRegularizer | None) -> None:
-    """Refuse a trainer that cannot have the loss; ``mlc`` is None before it is made."""
+def _check_trainer(trainer: Any, extractor: str | None) -> None:
+    """Refuse a trainer that cannot have the loss. ``extractor`` is the option, None if it is not given."""
     args = trainer.args
     if args.n_gpu > 1:
         raise UserError(
@@ -254,7 +254,7 @@ def _check_trainer(trainer: Any, mlc: MLCRegularizer | None) -> None:
             "trainer", "splits layers or sequences (TP, CP, SP), which MLC does not support; use FSDP or DDP"
         )
     transformers_model(trainer.model)
-    if mlc is not None and mlc.settings.extractor == "linear":
+    if extractor == "linear":
         _check_trained_extractor(trainer)
 
 
