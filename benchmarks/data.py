@@ -96,16 +96,8 @@ def measure_preparation(
         write_rows(path, rows)
         case = json.dumps([str(path), processes, model, gguf, f"{folder}/cache"])
         command = [sys.executable, "-m", "benchmarks.data", "--case", case]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-            samples = []
-            while child.poll() is None:
-                samples.append((time.monotonic(), anonymous_bytes(child.pid)))
-                time.sleep(SECONDS_BETWEEN_SAMPLES)
-            assert child.stdout is not None
-            said = child.stdout.read()
-    if child.returncode != 0:
-        raise SystemExit(f"preparing {rows} rows in {processes} processes failed")
-    found = json.loads(said.splitlines()[-1])
+        what = f"preparing {rows} rows in {processes} processes"
+        found, samples = run_watched(command, what, SECONDS_BETWEEN_SAMPLES)
     start, end = found.pop("start"), found.pop("end")
     before = [held for at, held in samples if at <= start]
     during = [held for at, held in samples if start <= at <= end]
@@ -119,6 +111,32 @@ def measure_preparation(
         "bytes_before": before[-1],
         "peak_bytes": max(during, default=before[-1]),
     }
+
+
+def run_watched(
+    command: list[str], what: str, seconds: float, stderr: int | None = None
+) -> tuple[dict[str, Any], list[tuple[float, int]]]:
+    """Run a program and look at its memory.
+
+    Args:
+        command: The program, which prints a JSON object as its last line.
+        what: What it does, for the message if it fails.
+        seconds: Seconds between two looks.
+        stderr: Where its errors go, as of ``subprocess.Popen``.
+
+    Returns:
+        The object; and times of ``time.monotonic`` with :func:`anonymous_bytes`.
+    """
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as child:
+        samples = []
+        while child.poll() is None:
+            samples.append((time.monotonic(), anonymous_bytes(child.pid)))
+            time.sleep(seconds)
+        assert child.stdout is not None
+        said = child.stdout.read()
+    if child.returncode != 0:
+        raise SystemExit(f"{what} failed")
+    return json.loads(said.splitlines()[-1]), samples
 
 
 def anonymous_bytes(pid: int) -> int:

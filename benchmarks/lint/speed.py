@@ -6,12 +6,11 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks.architectures import SMOLLM2
-from benchmarks.data import anonymous_bytes, write_rows
+from benchmarks.data import run_watched, write_rows
 
 SECONDS_BETWEEN_SAMPLES = 0.1
 _LINT = """
@@ -51,16 +50,9 @@ def measure_lint(rows: int) -> dict[str, Any]:
         path = Path(folder) / "rows.jsonl"
         write_rows(path, rows)
         command = [sys.executable, "-c", _LINT, str(path)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
-            samples = []
-            while child.poll() is None:
-                samples.append((time.monotonic(), anonymous_bytes(child.pid)))
-                time.sleep(SECONDS_BETWEEN_SAMPLES)
-            assert child.stdout is not None
-            said = child.stdout.read()
-    if child.returncode != 0:
-        raise SystemExit(f"checking {rows} rows failed")
-    found = json.loads(said.splitlines()[-1])
+        found, samples = run_watched(
+            command, f"checking {rows} rows", SECONDS_BETWEEN_SAMPLES, stderr=subprocess.DEVNULL
+        )
     before = [held for at, held in samples if at <= found["start"]]
     return {
         "rows": rows,
