@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import logging
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from lightning_mlc.commands.option_forms import OptionForms
-from lightning_mlc.commands.options import explain
+from lightning_mlc.commands.option_forms import OptionForms, parser_of, values_of
 from lightning_mlc.errors import Interrupted
 from lightning_mlc.evaluation.settings import EvaluationSettings
 from lightning_mlc.files.paths import expand_all, expanded
@@ -30,10 +26,7 @@ NAMED = ("models", "judges")
 
 def parser() -> ArgumentParser:
     """The options of ``evaluate``."""
-    found = ArgumentParser(prog="lightning-mlc evaluate", description=DESCRIPTION, exit_on_error=False)
-    found.add_argument("--config", action="config", help="YAML file with any of these options")
-    found.add_class_arguments(EvaluationSettings)
-    return found
+    return parser_of(EvaluationSettings, "lightning-mlc evaluate", DESCRIPTION)
 
 
 def parse(args: Sequence[str]) -> EvaluationSettings:
@@ -45,12 +38,7 @@ def parse(args: Sequence[str]) -> EvaluationSettings:
     Raises:
         UserError: An option is unknown, or its value is not allowed.
     """
-    options = parser()
-    try:
-        config = options.parse_args(FORMS.written_out(args))
-    except argparse.ArgumentError as error:
-        raise explain(error, [options], "lightning-mlc evaluate") from error
-    given: dict[str, Any] = {field.name: config[field.name] for field in dataclasses.fields(EvaluationSettings)}
+    given = values_of(EvaluationSettings, parser(), FORMS, args)
     expand_all(given)
     for option in NAMED:
         given[option] = [_expanded_after_name(text, option) for text in given[option]]

@@ -1,12 +1,51 @@
-"""Short forms of options that ``jsonargparse`` does not take by itself: ``--models A B`` and ``--show_text``."""
+"""Commands whose options are the fields of a dataclass, with short forms: ``--models A B`` and ``--show_text``."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from lightning_mlc.commands.options import explain
+
+
+def parser_of(settings: type, command: str, description: str) -> ArgumentParser:
+    """Make a parser whose options are the fields of a dataclass, and ``--config``.
+
+    Args:
+        settings: The dataclass.
+        command: The command, such as ``lightning-mlc evaluate``.
+        description: What it does.
+    """
+    found = ArgumentParser(prog=command, description=description, exit_on_error=False)
+    found.add_argument("--config", action="config", help="YAML file with any of these options")
+    found.add_class_arguments(settings)
+    return found
+
+
+def values_of(settings: type, parser: ArgumentParser, forms: OptionForms, args: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of a dataclass as a command line gives them.
+
+    Args:
+        settings: The dataclass.
+        parser: Its :func:`parser_of`.
+        forms: The short forms of its options.
+        args: Arguments after the command.
+
+    Raises:
+        UserError: An option is unknown, or its value is not allowed.
+    """
+    try:
+        config = parser.parse_args(forms.written_out(args))
+    except argparse.ArgumentError as error:
+        raise explain(error, [parser], parser.prog) from error
+    return {field.name: config[field.name] for field in dataclasses.fields(settings)}
 
 
 @dataclass(frozen=True)

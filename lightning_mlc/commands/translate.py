@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from lightning_mlc.commands.option_forms import OptionForms
-from lightning_mlc.commands.options import explain
+from lightning_mlc.commands.option_forms import OptionForms, parser_of, values_of
 from lightning_mlc.errors import Interrupted, UserError
 from lightning_mlc.files.paths import expand_all
 from lightning_mlc.translation.settings import TranslationSettings
@@ -27,10 +23,7 @@ FORMS = OptionForms(
 
 def parser() -> ArgumentParser:
     """The options of ``translate``."""
-    found = ArgumentParser(prog="lightning-mlc translate", description=DESCRIPTION, exit_on_error=False)
-    found.add_argument("--config", action="config", help="YAML file with any of these options")
-    found.add_class_arguments(TranslationSettings)
-    return found
+    return parser_of(TranslationSettings, "lightning-mlc translate", DESCRIPTION)
 
 
 def parse(args: Sequence[str]) -> TranslationSettings:
@@ -42,22 +35,16 @@ def parse(args: Sequence[str]) -> TranslationSettings:
     Raises:
         UserError: An option is unknown, or its value is not allowed.
     """
-    options = parser()
     words = [f"--file={args[0]}", *args[1:]] if args and not args[0].startswith("-") else list(args)
     try:
-        config = options.parse_args(FORMS.written_out(words))
-    except argparse.ArgumentError as error:
-        raise _explain(error, options) from error
-    given: dict[str, Any] = {field.name: config[field.name] for field in dataclasses.fields(TranslationSettings)}
+        given = values_of(TranslationSettings, parser(), FORMS, words)
+    except UserError as error:
+        if error.option != "file":
+            raise
+        message = "is not set; write it first: lightning-mlc translate FILE --languages sw ..."
+        raise UserError("file", message) from error
     expand_all(given)
     return TranslationSettings(**given)
-
-
-def _explain(error: argparse.ArgumentError, options: ArgumentParser) -> UserError:
-    found = explain(error, [options], "lightning-mlc translate")
-    if found.option == "file":
-        return UserError("file", "is not set; write it first: lightning-mlc translate FILE --languages sw ...")
-    return found
 
 
 def run(args: Sequence[str]) -> None:
