@@ -131,6 +131,21 @@ def _clean_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: py
     torch.use_deterministic_algorithms(False)
 
 
+SGD_ARGUMENTS: dict[str, Any] = {
+    "max_steps": 2,
+    "optim": "sgd",
+    "learning_rate": 0.1,
+    "lr_scheduler_type": "constant",
+    "max_grad_norm": 0.0,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": [],
+    "use_cpu": True,
+    "disable_tqdm": True,
+}
+"""Arguments of a Trainer of transformers with which the weights show the gradient, and every step is logged."""
+
+
 LANGUAGES = ("en", "sw", "zh")
 _QUESTIONS = {
     "en": "How do I take the {} that is not mine?",

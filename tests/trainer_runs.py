@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import DistributedType, FullyShardedDataParallelPlugin
-from conftest import example_rows, write_jsonl
+from conftest import SGD_ARGUMENTS, example_rows, write_jsonl
 from processes import _python
 from torch import distributed
 from torch.distributed.tensor import DTensor
@@ -133,19 +133,11 @@ def _trainer(case: Run, folder: Path, own: Path) -> Trainer:
     processes = int(os.environ.get("WORLD_SIZE", 1))
     options: dict[str, Any] = {
         "output_dir": str(own / "out"),
+        **SGD_ARGUMENTS,
         "per_device_train_batch_size": case.batch // processes,
         "max_steps": 3,
-        "optim": "sgd",
-        "learning_rate": 0.1,
-        "lr_scheduler_type": "constant",
-        "max_grad_norm": 0.0,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": [],
-        "use_cpu": True,
         "bf16": False,
         "gradient_checkpointing": False,
-        "disable_tqdm": True,
         "seed": 7,
         **case.options,
     }

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import example_rows, write_jsonl
 from transformers import AutoModelForCausalLM
 
 from benchmarks.plugin import (
@@ -28,29 +27,13 @@ from benchmarks.steps.settings import StepSettings, plan_pairs
 from benchmarks.steps.turns import Memory, Step, Turns
 from benchmarks.steps.variants import VARIANTS
 from lightning_mlc.models.flops import ModelFlops
-from lightning_mlc.sources import ModelSource
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def settings(tiny_model: Path, tmp_path: Path) -> StepSettings:
-    return StepSettings(
-        model=ModelSource(str(tiny_model)),
-        data=str(write_jsonl(tmp_path / "pairs.jsonl", example_rows(16))),
-        languages=("en", "sw", "zh"),
-        batch_size=2,
-        warm_up=0,
-        steps=4,
-        counted_steps=0,
-        precision="32-true",
-        device="cpu",
-        gradient_checkpointing=False,
-        learning_rate=1e-3,
-        max_prompt_length=512,
-        max_response_length=512,
-        seed=3,
-    )
+def settings(settings: StepSettings) -> StepSettings:
+    return replace(settings, steps=4)
 
 
 def losses(variant: str, settings: StepSettings) -> list[float]:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import example_rows, write_jsonl
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks import gpu, memory, train_step
@@ -25,29 +24,8 @@ from benchmarks.steps.results import Target, ratio, result, targets
 from benchmarks.steps.settings import StepSettings, plan_pairs
 from benchmarks.steps.turns import Counts, Memory, Step, Turns
 from benchmarks.steps.variants import VARIANTS
-from lightning_mlc.sources import ModelSource
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def settings(tiny_model: Path, tmp_path: Path) -> StepSettings:
-    return StepSettings(
-        model=ModelSource(str(tiny_model)),
-        data=str(write_jsonl(tmp_path / "pairs.jsonl", example_rows(16))),
-        languages=("en", "sw", "zh"),
-        batch_size=2,
-        warm_up=0,
-        steps=5,
-        counted_steps=0,
-        precision="32-true",
-        device="cpu",
-        gradient_checkpointing=False,
-        learning_rate=1e-3,
-        max_prompt_length=512,
-        max_response_length=512,
-        seed=3,
-    )
 
 
 def take(variant: str, settings: StepSettings) -> tuple[list[Step], list[Counts]]:

@@ -66,8 +66,8 @@ def test_compiled_layers_give_the_same_results_and_gradients(tmp_path: Path) -> 
     assert list(policy.state_dict()) == names
     # Hidden states of different layers, so that hooks come and go between calls of layers that are already compiled.
     for layer, layout in ((1, LAYOUTS[0]), (3, LAYOUTS[1]), (2, LAYOUTS[0]), (1, LAYOUTS[1])):
-        # The order of float32 sums differs, and depends on the processor: with AVX-512 of an AMD EPYC, plain gradients are
-        # 5e-6 from those in float64, compiled ones 1.1e-5.
+        # The order of float32 sums differs, and depends on the processor: with AVX-512 of an AMD EPYC, plain gradients
+        # are 5e-6 from those in float64, compiled ones 1.1e-5.
         assert difference(gradient(policy, layer, layout), gradient(plain, layer, layout)) < 3e-5
     assert counters["stats"]["unique_graphs"] >= 2
     assert not counters["graph_break"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import byte_tokenizer, example_rows, save_model
+from conftest import SGD_ARGUMENTS, byte_tokenizer, example_rows, save_model
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -36,20 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(out: Path, **options: Any) -> TrainingArguments:
-    defaults: dict[str, Any] = {
-        "per_device_train_batch_size": 4,
-        "max_steps": 2,
-        "optim": "sgd",
-        "learning_rate": 0.1,
-        "lr_scheduler_type": "constant",
-        "max_grad_norm": 0.0,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": [],
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "seed": 7,
-    }
+    defaults = {**SGD_ARGUMENTS, "per_device_train_batch_size": 4, "seed": 7}
     return TrainingArguments(output_dir=str(out), **{**defaults, **options})
 
 

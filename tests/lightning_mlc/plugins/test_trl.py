@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import example_rows, labelled_rows, save_model, write_jsonl
+from conftest import SGD_ARGUMENTS, example_rows, labelled_rows, save_model, write_jsonl
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, Trainer
 
@@ -36,18 +36,9 @@ def trainer_of(name: str, folder: Path, out: Path, **options: Any) -> Trainer:
         peft = {"peft_config": options.pop("peft_config")}
     defaults: dict[str, Any] = {
         "output_dir": str(out / "run"),
+        **SGD_ARGUMENTS,
         "per_device_train_batch_size": 4,
-        "max_steps": 2,
-        "optim": "sgd",
-        "learning_rate": 0.1,
-        "lr_scheduler_type": "constant",
-        "max_grad_norm": 0.0,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": [],
-        "use_cpu": True,
         "bf16": False,
-        "disable_tqdm": True,
         "max_length": 256,
     }
     if name in ("GRPO", "RLOO"):
