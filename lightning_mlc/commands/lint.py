@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(args: Sequence[str]) -> int:
-    """Check files, print a report and write what was asked for.
+    """Check files, print a report, and write the files that the options name.
 
     Args:
         args: Arguments after ``lightning-mlc lint``.
@@ -110,7 +110,7 @@ def _write(options: argparse.Namespace, report: Report) -> list[str]:
 
 
 def _require_writable(options: argparse.Namespace, inputs: Sequence[Path]) -> None:
-    """Refuse, before any work, what could not be written in the end.
+    """Refuse, before any work, files that could not be written at the end.
 
     Raises:
         UserError: ``--fix`` and ``--out`` do not come together, a path is of an input, or its folder does not exist.

@@ -1,4 +1,4 @@
-"""What a check is."""
+"""The interface of a check."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LintSettings:
-    """What checks may depend on, in addition to the data."""
+    """Settings that checks use in addition to the data."""
 
     source_language: str = "en"
     files: Sequence[str] = field(default=())
@@ -38,7 +38,7 @@ class Check(ABC):
     """The name that ``--only`` and ``--skip`` take."""
     severity: ClassVar[Severity]
     title: ClassVar[str]
-    """What it finds, in a few words."""
+    """A few words for its findings."""
     packages: ClassVar[tuple[str, ...]] = ()
     """Modules that it imports and that the extra ``lint`` installs."""
     option: ClassVar[str | None] = None
@@ -61,7 +61,7 @@ class Check(ABC):
 
     @classmethod
     def require_packages(cls) -> None:
-        """Refuse to go on without :attr:`packages`.
+        """Require :attr:`packages`.
 
         Raises:
             UserError: One is not installed.
@@ -82,11 +82,11 @@ class Check(ABC):
         """
 
     def check(self, file: int, row: LintRow) -> Iterator[Finding]:
-        """What is wrong in a row."""
+        """Find errors in a row."""
         return iter(())
 
     def columns(self) -> Iterator[Finding]:
-        """What is wrong with whole columns. Asked once, after all rows."""
+        """Find errors of whole columns. Called once, after all rows."""
         return iter(())
 
     def found(self, pair: Pair, note: str) -> Finding:
@@ -111,4 +111,4 @@ class TextCheck(Check):
 
     @abstractmethod
     def fault(self, pair: Pair) -> str | None:
-        """What is wrong with a text, in a few words and none of the text's own. None: nothing."""
+        """Say in a few words what is wrong with a text, without words of the text. None: nothing is wrong."""

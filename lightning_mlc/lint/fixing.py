@@ -34,7 +34,7 @@ class Fixer:
 
         Args:
             row: The row.
-            findings: What was found in it.
+            findings: Its findings.
 
         Raises:
             UserError: The row has a value that JSON does not have.

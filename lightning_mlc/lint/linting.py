@@ -20,7 +20,7 @@ from lightning_mlc.progress.bars import track
 
 @dataclass
 class Report:
-    """What was found in some files."""
+    """The findings in some files."""
 
     files: tuple[str, ...]
     """Paths, as the user gave them."""
@@ -75,7 +75,7 @@ def choose_checks(settings: LintSettings, only: Sequence[str] = (), skip: Sequen
 
 
 Watcher = Callable[[int, LintRow, Sequence[Finding]], None]
-"""Called with the index of a file, a row and what was found in it, for every row."""
+"""Called for every row, with the index of its file, the row and its findings."""
 
 
 def lint(files: Sequence[str], source_language: str, checks: Sequence[Check], watch: Watcher | None = None) -> Report:
@@ -84,8 +84,8 @@ def lint(files: Sequence[str], source_language: str, checks: Sequence[Check], wa
     Args:
         files: Paths, as of :func:`~lightning_mlc.data.reading.read_rows`.
         source_language: Canonical code of the source language.
-        checks: From :func:`choose_checks`. They are used up.
-        watch: Is told of each row.
+        checks: From :func:`choose_checks`. They keep statistics, so each run needs new ones.
+        watch: Is called for each row.
 
     Raises:
         UserError: A file or a row cannot be read.

@@ -14,7 +14,7 @@ def destination(model: str, plan: Plan, allowed: Collection[str], back: bool) ->
 
     Args:
         model: The model as the command line names it.
-        plan: What is translated.
+        plan: The texts to translate.
         allowed: Hosts that prompts may be sent to.
         back: Whether translations are translated back.
 

@@ -93,7 +93,7 @@ class TranslationJournal(Journal):
         return (0, True) if record is None else (record["round"], record["complete"])
 
     def begin_rounds(self, languages: Iterable[str]) -> None:
-        """Begin a new round of ``languages``. One that was begun and not completed goes on."""
+        """Begin a new round of ``languages``. An incomplete round is continued."""
         for language in sorted(languages):
             number, complete = self._round(language)
             if complete:

@@ -1,4 +1,4 @@
-"""What there is to translate: which rows lack which languages."""
+"""The plan of a translation: which rows lack which languages."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class PlannedRow:
 
 @dataclass(frozen=True)
 class Plan:
-    """All rows of the data, and what is translated of them.
+    """All rows of the data, and which of their texts are translated.
 
     Args:
         path: The data, as the user gave it.

@@ -1,4 +1,4 @@
-"""The rows of the data: what of them is translated, and how a row is written with its translations."""
+"""The rows of the data: which texts are translated, and how a row is written with its translations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_mlc.errors import UserError
 PROVENANCE = "translation_provenance"
 """The column that says by language who translated a prompt, and when; or why there is no translation."""
 KINDS = ("harmful", "ordinary")
-"""What a row's ``kind`` may be."""
+"""The values that ``kind`` may have."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class SourceRow:
         kind: ``harmful``, ``ordinary``, or empty if the row does not say.
         prompts: Conversations by language.
         others: All columns that hold no prompt.
-        provenance: What the row says of earlier translations, by language.
+        provenance: Provenance of earlier translations, by language.
     """
 
     where: Place
@@ -54,7 +54,7 @@ class SourceRow:
 
         Args:
             prompts: All its prompts; None for a translation that failed.
-            provenance: What is known of the new translations, by language.
+            provenance: Provenance of the new translations, by language.
 
         Raises:
             UserError: A column has a value that JSON has no form for.

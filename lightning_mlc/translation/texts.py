@@ -1,4 +1,4 @@
-"""What is translated: one message, from one language into another."""
+"""A text to translate: one message, from one language into another."""
 
 from __future__ import annotations
 

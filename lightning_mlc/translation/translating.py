@@ -34,7 +34,7 @@ from lightning_mlc.translation.verification import chrf, require_sacrebleu
 
 
 class Translation:
-    """What there is to do, and where its result goes.
+    """The work to do, and where its result goes.
 
     Args:
         settings: The options.
@@ -65,7 +65,7 @@ class Translation:
         self.backend = make_backend(settings)
 
     def run(self) -> Report:
-        """Translate what is not translated yet, and write the file.
+        """Translate the texts that are not translated yet, and write the file.
 
         Raises:
             UserError: The journal cannot be used, the disk is full, or an endpoint did not answer everything. What
