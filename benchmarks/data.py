@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import resource
 import subprocess
@@ -46,11 +47,16 @@ def write_rows(path: Path, count: int) -> None:
 
 
 def prepare(path: str, processes: int, model: str, gguf: str | None, cache: str) -> dict[str, float]:
-    """Prepare the rows of ``path`` from this process, then once more from the cache, and return the times."""
-    clocks = []
+    """Prepare the rows of ``path`` from this process, then once more from the cache.
+
+    Returns:
+        The times, and the bytes that the process held before the first preparation.
+    """
+    clocks, held = [], []
     for _ in range(2):
         data = MultilingualData(path, num_proc=processes, cache_dir=cache, name_or_path=model, gguf_file=gguf)
         data._chat_tokenizer()  # not timed: loading it takes the same time for any data
+        held.append(anonymous_bytes(os.getpid()))
         clocks.append((time.monotonic(), _cpu_seconds()))
         data.prepare_data()
         data.setup("fit")
@@ -62,6 +68,7 @@ def prepare(path: str, processes: int, model: str, gguf: str | None, cache: str)
         "seconds": end - start,
         "cpu_seconds": cpu_end - cpu_start,
         "seconds_cached": end_cached - start_cached,
+        "bytes_before": held[0],
     }
 
 
@@ -99,7 +106,6 @@ def measure_preparation(
         what = f"preparing {rows} rows in {processes} processes"
         found, samples = run_watched(command, what, SECONDS_BETWEEN_SAMPLES)
     start, end = found.pop("start"), found.pop("end")
-    before = [held for at, held in samples if at <= start]
     during = [held for at, held in samples if start <= at <= end]
     if processes > 1:
         found["seconds_apart"] = seconds_apart(rows, processes, model, gguf)
@@ -108,8 +114,7 @@ def measure_preparation(
         "processes": processes,
         **found,
         "rows_per_second": rows / found["seconds"],
-        "bytes_before": before[-1],
-        "peak_bytes": max(during, default=before[-1]),
+        "peak_bytes": max([found["bytes_before"], *during]),
     }
 
 
