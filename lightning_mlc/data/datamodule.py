@@ -385,10 +385,10 @@ def _require_supported(trainer: Trainer) -> None:
     if trainer.overfit_batches:  # type: ignore[attr-defined]
         raise UserError("trainer.overfit_batches", "is not supported; give a small data.train_path instead")
     # Lightning's own sampler would divide this process's share among the processes once more.
-    if adds_distributed_sampler(trainer):
+    if adds_distributed_sampler(trainer) and trainer.world_size > 1:
         raise UserError(
             "trainer.use_distributed_sampler",
-            "is not supported: examples are already divided among the processes; leave it out, or set it to false",
+            "is not supported: examples are already divided among the processes; set it to false",
         )
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
