@@ -75,6 +75,7 @@ setup(
         "qlora": QLORA,
         "bench": BENCH,
         "test": TEST,
+        "docs": ["sphinx>=8", "myst-parser>=4", "furo", "sphinx-copybutton"],
         "dev": [*TEST, "ruff", "mypy", "types-PyYAML"],
     },
     entry_points={"console_scripts": ["lightning-mlc = lightning_mlc.cli:main"]},
