@@ -61,9 +61,10 @@ def options_page() -> str:
             "# Configuration keys",
             WRITTEN_BY,
             "A key can stand in a YAML file (`--config FILE`) or on the command line (`--model.lora.r 16`). "
-            "`lightning-mlc fit --config dpo_mlc --print_config` prints every key with its value. The keys of `trainer` are "
-            f"those of Lightning's [`Trainer`]({LIGHTNING}/common/trainer.html#trainer-flags), those of `checkpoint` of "
-            f"its [`ModelCheckpoint`]({LIGHTNING}/api/lightning.pytorch.callbacks.ModelCheckpoint.html).",
+            "`lightning-mlc fit --config dpo_mlc --print_config` prints every key with its value. "
+            "The keys of `trainer` are those of Lightning's "
+            f"[`Trainer`]({LIGHTNING}/common/trainer.html#trainer-flags), those of `checkpoint` those of its "
+            f"[`ModelCheckpoint`]({LIGHTNING}/api/lightning.pytorch.callbacks.ModelCheckpoint.html).",
             *section("model", "The model and how it is trained.", options_of(AlignmentModule)),
             "## model.objective",
             "The class is named by `--model.objective DPO` or `class_path`; its options stand below `init_args`.",
