@@ -35,6 +35,7 @@ setup(
     package_dir={"mlc_kernels": "kernels/mlc_kernels", "lightning_mlc.configs": "configs"},
     package_data={
         "": ["py.typed"],
+        "lightning_mlc": ["chat_templates/*.jinja"],
         "lightning_mlc.configs": ["*.yaml", "*/*.yaml"],
         "lightning_mlc.data": ["sample/*"],
         "lightning_mlc.evaluation.reporting": ["*.jinja", "*.css"],

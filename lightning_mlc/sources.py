@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import pickle
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import try_to_load_from_cache
+from jinja2 import TemplateError, TemplateSyntaxError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -19,6 +21,11 @@ PACKAGE_PREFIX = "package:"
 """``package:NAME`` means the folder of an installed Python package that contains model files."""
 
 CONFIG = "config.json"
+CHAT_TEMPLATES = {path.stem: path for path in sorted((Path(__file__).parent / "chat_templates").glob("*.jinja"))}
+"""Chat templates that have a name: ``plain`` works with every tokenizer, the others with those that have their tokens.
+
+``chatml`` is the form of Qwen's models and SmolLM2, ``gemma`` that of Gemma 1 to 3, ``llama3`` that of Llama 3.
+"""
 _T = TypeVar("_T")
 
 
@@ -31,12 +38,15 @@ class ModelSource:
         gguf_file: Name of a GGUF file in the folder or repository. None: no GGUF file, unless ``name_or_path`` is one.
         revision: Branch, tag or commit of the hub. None: ``main``.
         trust_remote_code: Whether to run Python code from the model's repository.
+        chat_template: A name in :data:`CHAT_TEMPLATES`, a Jinja file, or the text of a template. None: that of the
+            tokenizer.
     """
 
     name_or_path: str
     gguf_file: str | None = None
     revision: str | None = None
     trust_remote_code: bool = False
+    chat_template: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> ModelSource:
@@ -136,19 +146,73 @@ def _package_folder(package: str) -> str:
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model. It always has a padding token.
+    """Load the tokenizer of a model, with the chat template of its source. It always has a padding token.
 
     Args:
         source: The model.
 
     Raises:
-        UserError: The tokenizer does not exist or cannot be read.
+        UserError: The tokenizer or the chat template does not exist or cannot be read, or they do not fit together.
     """
     tokenizer: PreTrainedTokenizerBase = from_pretrained(AutoTokenizer.from_pretrained, source, "tokenizer")
     if tokenizer.pad_token_id is None:
         # Padding is masked everywhere, so any id will do.
         tokenizer.pad_token = tokenizer.eos_token
+    if source.chat_template is not None:
+        set_chat_template(tokenizer, source.chat_template)
     return tokenizer
+
+
+def read_chat_template(option: str) -> str:
+    """Return the text of a chat template.
+
+    Args:
+        option: A name in :data:`CHAT_TEMPLATES`, the path of a Jinja file, or the text itself.
+
+    Raises:
+        UserError: There is no such file, or it cannot be read.
+    """
+    if "{{" in option or "{%" in option:
+        return option
+    try:
+        return CHAT_TEMPLATES.get(option, Path(option).expanduser()).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise UserError(
+            "model.chat_template",
+            f"cannot read {option} ({reason}); give a Jinja file, or one of {', '.join(CHAT_TEMPLATES)}",
+        ) from error
+
+
+def set_chat_template(tokenizer: PreTrainedTokenizerBase, option: str) -> None:
+    """Give a tokenizer another chat template.
+
+    Args:
+        tokenizer: The tokenizer, which is changed.
+        option: As of :func:`read_chat_template`.
+
+    Raises:
+        UserError: The template cannot be read, is no Jinja, or has a name and needs a token that the tokenizer lacks.
+    """
+    text = read_chat_template(option)
+    if option in CHAT_TEMPLATES:
+        vocabulary = tokenizer.get_vocab()
+        missing = [token for token in re.findall(r"<[|\w]+>", text) if token not in vocabulary]
+        if missing:
+            raise UserError(
+                "model.chat_template",
+                f"{option} needs the token {missing[0]}, which the tokenizer of {tokenizer.name_or_path} does not "
+                "have; take plain, which needs no token of its own",
+            )
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "prompt"}], chat_template=text, tokenize=False)
+    except TemplateSyntaxError as error:
+        raise UserError(
+            "model.chat_template", f"line {error.lineno} is wrong ({first_line(error)}); correct it"
+        ) from error
+    except TemplateError:
+        pass  # it refuses this prompt alone, which it may; those of the data are reported by row
+    tokenizer.chat_template = text
 
 
 def load_config(source: ModelSource) -> PreTrainedConfig:

@@ -48,6 +48,7 @@ def test_wheel_holds_both_packages_and_what_the_quickstart_needs(wheel: Path) ->
         "lightning_mlc/configs/logger/wandb.yaml",
         "lightning_mlc/data/sample/sample.jsonl",
         "lightning_mlc/data/sample/README.md",
+        "lightning_mlc/chat_templates/plain.jinja",
         "lightning_mlc/lint/report.html.jinja",
         "lightning_mlc/evaluation/reporting/report.html.jinja",
         "lightning_mlc/evaluation/reporting/report.css",

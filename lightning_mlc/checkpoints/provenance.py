@@ -14,7 +14,7 @@ from lightning_mlc import __version__
 from lightning_mlc.consistency import Consistency
 from lightning_mlc.errors import UserError
 from lightning_mlc.models.lora import LoRA
-from lightning_mlc.sources import ModelSource
+from lightning_mlc.sources import ModelSource, read_chat_template
 
 _FORM = ("layer", "extractor", "extractor_dim", "extractor_bias", "center")
 
@@ -61,6 +61,8 @@ class Provenance:
                 "gguf_file": source.gguf_file,
                 "revision": source.revision,
                 "trust_remote_code": source.trust_remote_code,
+                # The text, because a checkpoint may be read where its file is not.
+                "chat_template": None if source.chat_template is None else read_chat_template(source.chat_template),
             },
             config=_plain(model.config.to_dict()),
             generation_config=None if generation is None else _plain(generation.to_dict()),

@@ -45,7 +45,7 @@ from lightning_mlc.training.speed import Speed
 OBJECTIVE = "model.objective"
 NOISE = ("Tip", "GPU available", "TPU available", "Loading `train_dataloader` to estimate")
 """Beginnings of lines of Lightning that are advertisements, or that our line about the model replaces."""
-TOKENIZER_OPTIONS = ("name_or_path", "gguf_file", "revision", "trust_remote_code")
+TOKENIZER_OPTIONS = ("name_or_path", "gguf_file", "revision", "trust_remote_code", "chat_template")
 
 
 class SaveConfig(SaveConfigCallback):

@@ -67,6 +67,7 @@ class MultilingualData(LightningDataModule):
         gguf_file: GGUF file inside that folder or repository.
         revision: Revision of a hub model.
         trust_remote_code: Run Python code that the repository carries.
+        chat_template: Chat template in place of the tokenizer's.
     """
 
     inspect: Callable[[str, Spool], None] | None = None
@@ -95,6 +96,7 @@ class MultilingualData(LightningDataModule):
         gguf_file: str | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
+        chat_template: str | None = None,
     ) -> None:
         super().__init__()
         _require_at_least({"batch_size": batch_size, "tokens_per_batch": tokens_per_batch}, 1)
@@ -102,8 +104,7 @@ class MultilingualData(LightningDataModule):
         _require_at_least({"max_prompt_length": max_prompt_length, "max_response_length": max_response_length}, 1)
         _require_at_least({"num_workers": num_workers, "seed": seed}, 0)
         _require_one_size(batch_size, tokens_per_batch)
-        if not 0 <= val_share < 1:
-            raise UserError("data.val_share", f"must be from 0 to below 1, got {val_share}")
+        _require_share(val_share)
         self.paths = {"train": train_path, "val": val_path, "test": test_path, "predict": predict_path}
         self.source_language = canonical_language(source_language, "data.source_language")
         self._asked = None if languages is None else canonical_languages(languages, "data.languages")
@@ -119,7 +120,7 @@ class MultilingualData(LightningDataModule):
         self.num_proc = num_proc
         self.cache_dir = Path(expanded(str(default_cache_dir() if cache_dir is None else cache_dir), "data.cache_dir"))
         self.seed = seed
-        self._tokenizer_of: tuple[Any, ...] = (name_or_path, gguf_file, revision, trust_remote_code)
+        self._tokenizer_of: tuple[Any, ...] = (name_or_path, gguf_file, revision, trust_remote_code, chat_template)
         self.plan = RowPlan()
         """Which rows a step runs; see :meth:`plan_rows`."""
         self.layout = Layout()
@@ -366,6 +367,11 @@ def _require_source(source: str, languages: tuple[str, ...] | None) -> None:
         raise UserError("data.languages", f"lacks the source language '{source}'; add it or set data.source_language")
 
 
+def _require_share(val_share: float) -> None:
+    if not 0 <= val_share < 1:
+        raise UserError("data.val_share", f"must be from 0 to below 1, got {val_share}")
+
+
 def _require_one_size(batch_size: int | None, tokens_per_batch: int | None) -> None:
     if batch_size is not None and tokens_per_batch is not None:
         raise UserError(
@@ -379,10 +385,10 @@ def _require_supported(trainer: Trainer) -> None:
     if trainer.overfit_batches:  # type: ignore[attr-defined]
         raise UserError("trainer.overfit_batches", "is not supported; give a small data.train_path instead")
     # Lightning's own sampler would divide this process's share among the processes once more.
-    if adds_distributed_sampler(trainer):
+    if adds_distributed_sampler(trainer) and trainer.world_size > 1:
         raise UserError(
             "trainer.use_distributed_sampler",
-            "is not supported: examples are already divided among the processes; leave it out, or set it to false",
+            "is not supported: examples are already divided among the processes; set it to false",
         )
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):

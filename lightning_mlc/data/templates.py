@@ -65,14 +65,14 @@ class ChatTemplate:
         if not templates:
             raise UserError(
                 "model.name_or_path",
-                f"the tokenizer of {tokenizer.name_or_path} has no chat template; use a chat "
-                "(instruct) model, or put a chat_template.jinja into its folder",
+                f"the tokenizer of {tokenizer.name_or_path} has no chat template; use a chat (instruct) model, or set "
+                "chat_template (a Jinja file, or `plain`)",
             )
         if isinstance(templates, dict) and "default" not in templates:
             raise UserError(
                 "model.name_or_path",
                 f"the tokenizer of {tokenizer.name_or_path} has no default chat template, only "
-                f"{', '.join(templates)}; put the one to use into its folder as chat_template.jinja",
+                f"{', '.join(templates)}; write the one to use to a file, and set chat_template to it",
             )
         text: str = templates["default"] if isinstance(templates, dict) else templates
         self._tokenizer = tokenizer

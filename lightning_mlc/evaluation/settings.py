@@ -38,6 +38,8 @@ class EvaluationSettings:
         dtype: Precision of local models; ``auto`` is bfloat16 if the device computes it faster, otherwise float32. The
             choice is that of ``trainer.precision: auto``, but on a CPU it depends on the CPU's features only, not on
             a trial.
+        chat_template: Chat template for local models that have none (base models): a Jinja file, or ``plain``,
+            ``chatml``, ``gemma`` or ``llama3``. Other models keep their own.
         openings: JSON file with lists of texts, ``refusals`` and ``compliances``, for the judge ``margin``; null for
             the built-in openings.
         reference: Name of one of the models. Reward margins are then those of DPO with this reference and beta = 1;
@@ -66,6 +68,7 @@ class EvaluationSettings:
     engine: Literal["auto", "transformers", "vllm"] = "auto"
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    chat_template: str | None = None
     openings: str | None = None
     reference: str | None = None
     representation_prompts: int = 64

@@ -61,7 +61,7 @@ class Study:
         self.out = Path(settings.out)
         if self.out.exists() and not self.out.is_dir():
             raise UserError("out", f"{self.out} is a file; give a folder")
-        self.systems = parse_systems(settings.models)
+        self.systems = parse_systems(settings.models, settings.chat_template)
         self.openings = Openings() if settings.openings is None else Openings.read(settings.openings)
         self.seen = None if settings.seen is None else canonical_languages(settings.seen, "seen")
         self.local = [system for system in self.systems if not system.is_endpoint]

@@ -64,6 +64,8 @@ class AlignmentModule(LightningModule):
         gguf_file: Name of a GGUF file inside the model folder or repository.
         revision: Revision of a hub model.
         trust_remote_code: Run Python code that the model repository carries. Only for repositories you trust.
+        chat_template: Chat template for a model without one (a base model), or in place of its own: a Jinja file, or
+            ``plain``, ``chatml``, ``gemma`` or ``llama3``; null takes the tokenizer's. Checkpoints and exports keep it.
         attn_implementation: Attention implementation of transformers; null takes its default.
         packing: Run several sequences in a row instead of padding each, and a prompt once for all its responses.
             Null does so wherever the model gives the same results.
@@ -88,6 +90,7 @@ class AlignmentModule(LightningModule):
         gguf_file: str | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
+        chat_template: str | None = None,
         attn_implementation: str | None = None,
         packing: bool | None = None,
         max_new_tokens: int = 128,
@@ -95,7 +98,7 @@ class AlignmentModule(LightningModule):
         super().__init__()
         if max_new_tokens < 1:
             raise UserError("model.max_new_tokens", f"must be at least 1, got {max_new_tokens}")
-        self.source = ModelSource(name_or_path, gguf_file, revision, trust_remote_code)
+        self.source = ModelSource(name_or_path, gguf_file, revision, trust_remote_code, chat_template)
         self.builder = PolicyBuilder(
             self.source, lora, gradient_checkpointing, activation_offload, compile, attn_implementation, packing
         )
@@ -106,8 +109,7 @@ class AlignmentModule(LightningModule):
         self.scheduler_callable = scheduler
         self.lora = lora
         self.max_new_tokens = max_new_tokens
-        self.policy = None
-        self.representation = None
+        self.policy = self.representation = None
         self.languages: tuple[str, ...] = ()
         """Languages of the data, the source language first."""
         self.validation: Validation | None = None

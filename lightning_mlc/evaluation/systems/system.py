@@ -39,6 +39,8 @@ class System:
     label: str
     """Its name in reports, and the name of its folder."""
     spec: str
+    chat_template: str | None = None
+    """For a model that has none, as in :class:`~lightning_mlc.sources.ModelSource`."""
 
     @property
     def is_endpoint(self) -> bool:
@@ -90,10 +92,14 @@ class System:
         Raises:
             UserError: It has none, or it cannot be loaded.
         """
-        from lightning_mlc.sources import load_tokenizer
+        from lightning_mlc.sources import load_tokenizer, set_chat_template
 
         with errors_about_models():
-            return load_tokenizer(self.source)
+            tokenizer = load_tokenizer(self.source)
+            if self.chat_template is not None and not tokenizer.chat_template:
+                with renamed(("model.chat_template",), "chat_template"):
+                    set_chat_template(tokenizer, self.chat_template)
+            return tokenizer
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -169,7 +175,7 @@ class System:
         return resolve_layer(settings.layer, depth), representation.float().extract
 
 
-def parse_systems(specs: Sequence[str]) -> list[System]:
+def parse_systems(specs: Sequence[str], chat_template: str | None = None) -> list[System]:
     """Parse the models of the command line: ``LABEL=SPEC``, or ``SPEC``, whose label is made from its last parts.
 
     Raises:
@@ -181,7 +187,7 @@ def parse_systems(specs: Sequence[str]) -> list[System]:
         if not equals or "/" in label or ":" in label:
             label, spec = _default_label(text), text
         label = "".join(character if character.isalnum() or character in "-_." else "-" for character in label)
-        system = System(label, spec)
+        system = System(label, spec, chat_template)
         if system.is_endpoint and not is_address(spec):
             raise UserError("models", f"write an endpoint as http://HOST/v1#MODEL, got {spec}")
         if any(other.label == label for other in systems):

@@ -46,7 +46,7 @@ def system_of(settings: TranslationSettings) -> TranslatorSystem:
     Raises:
         UserError: It is an endpoint that does not say which model.
     """
-    system = TranslatorSystem("translator", settings.model, settings.trust_remote_code)
+    system = TranslatorSystem("translator", settings.model, trust_remote_code=settings.trust_remote_code)
     if system.is_endpoint and not is_address(settings.model):
         raise UserError("model", f"write an endpoint as http://HOST/v1#MODEL, got {settings.model}")
     return system

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import example_rows, labelled_rows, save_model, translated_rows, write_jsonl
+from lightning.pytorch import Trainer
 
 from lightning_mlc.data.batches import Batch
 from lightning_mlc.data.datamodule import MultilingualData
@@ -248,3 +249,14 @@ def test_data_without_mismatched_responses(tiny_model: Path, tmp_path: Path) -> 
     data = ready(tiny_model, write_jsonl(tmp_path / "a.jsonl", rows), val_share=0)
     with pytest.raises(UserError, match=r"^data\.train_path: each row needs another one with a different prompt"):
         data.plan_rows(RowPlan(mismatched=True))
+
+
+def test_lightnings_own_sampler_is_refused_with_several_processes(tiny_model: Path, pairs_file: Path) -> None:
+    """It would divide the examples once more. With one process it changes nothing, and it is Lightning's default."""
+    one, two = (Trainer(accelerator="cpu", devices=n, strategy="ddp", logger=False) for n in (1, 2))
+    data = MultilingualData(str(pairs_file), name_or_path=str(tiny_model), num_proc=1)
+    data.trainer = two
+    with pytest.raises(UserError, match="already divided among the processes; set it to false"):
+        data.setup("fit")
+    data.trainer = one
+    data.setup("fit")

@@ -47,7 +47,6 @@ def told(capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     ("more", "option", "text"),
     [
-        (["--trainer.use_distributed_sampler=true"], "trainer.use_distributed_sampler", "already divided among"),
         (
             ["--model.scheduler=lightning_mlc.training.schedules.Warmup", "--trainer.max_epochs=-1"],
             "model.scheduler.total_steps",
