@@ -39,6 +39,21 @@ def test_links_lead_to_files(page: Path) -> None:
     assert missing == []
 
 
+def anchors(page: Path) -> set[str]:
+    """What a link to a place in ``page`` may name: GitHub's name of each heading, and each explicit ``<a id>``."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.S | re.M)  # comments of a shell
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.M)
+    names = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+    return {*names, *re.findall(r"<a id=\"([^\"]+)\"", text)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_places_that_exist(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]*)#([^)]+)\)", page.read_text(encoding="utf-8"))
+    own = [(page.parent / target if target else page, place) for target, place in links if "://" not in target]
+    assert [f"{target.name}#{place}" for target, place in own if place not in anchors(target)] == []
+
+
 def test_readme_has_the_two_commands_that_ci_runs() -> None:
     for name, part in (("quickstart", "lightning-mlc fit --config quickstart"), ("test", "pytest")):
         found = re.findall(rf"<!-- command: {name} -->\n```bash\n(.+)\n```", README)
