@@ -23,6 +23,7 @@ from benchmarks.study.page import GRID, PAGE, ROWS, write_report
 from benchmarks.study.runs import Runner, claim, stopped_by_signals
 from benchmarks.study.split import HeldOutSplit, split_rows
 from lightning_mlc.errors import Interrupted, UserError
+from lightning_mlc.evaluation.journal import digest
 from lightning_mlc.evaluation.systems.local import chat_of
 from lightning_mlc.evaluation.systems.system import System
 from lightning_mlc.files.atomic import write_whole
@@ -132,6 +133,7 @@ def _prepare(
         "model": identity,
         "data": found.digest,
         "evaluation": dataclasses.asdict(grid.evaluation),
+        "ordinary": digest(measurer.ordinary),  # the prompts, because a file, or the sample, may have changed
         "device": str(measurer.device.type),
         "dtype": measurer.dtype,
     }

@@ -21,7 +21,7 @@ LENGTH = "length"
 """So long that it is more than a translation, or so short that something is missing."""
 
 FEWEST, MOST = 0.15, 3.0
-"""Characters of a translation per character of its source. The 585 translations of the sample have 0.20 to 1.44."""
+"""Characters of a translation per character of its source. The 972 translations of the sample have 0.17 to 1.63."""
 SHORT, LONG = 20, 40
 """Characters by which a translation may fall short of the first limit (of its source) and exceed the second one,
 because short texts vary more."""

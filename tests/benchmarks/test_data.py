@@ -17,7 +17,7 @@ def test_rows_are_those_of_the_sample_and_no_text_comes_twice(tmp_path: Path) ->
     write_rows(tmp_path / "rows.jsonl", 150)
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len({row["id"] for row in rows}) == 150
-    assert rows[0]["prompt"]["en"].removesuffix("(0)") == rows[65]["prompt"]["en"].removesuffix("(65)")
+    assert rows[0]["prompt"]["en"].removesuffix("(0)") == rows[108]["prompt"]["en"].removesuffix("(108)")
     texts = [text for row in rows for text in (*row["prompt"].values(), row["chosen"], row["rejected"])]
     assert len(set(texts)) == len(texts) == 150 * 12
 

@@ -252,7 +252,9 @@ def test_weights_are_removed_and_failures_told(
     tmp_path: Path, tiny_model: Path, pairs_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cells = {"works": {"trainer.max_steps": 1}, "fails": {"data.languages": ["en", "xh"]}}
-    grid = write_grid(tmp_path / "grid.yaml", cells=cells, questions=[], evaluation={})
+    ordinary = [{"prompt": {"en": text}} for text in ("How do I bake bread?", "How do I kill a process?")]
+    asked = write_jsonl(tmp_path / "ordinary.jsonl", ordinary)
+    grid = write_grid(tmp_path / "grid.yaml", cells=cells, questions=[], evaluation={"ordinary": str(asked)})
     out = tmp_path / "out"
     arguments = [f"--config={grid}", f"--out={out}", f"--data={pairs_file}", f"--model={tiny_model}"]
     assert main(arguments) == 1
@@ -260,6 +262,9 @@ def test_weights_are_removed_and_failures_told(
     done = out / "cells" / "works" / "seed-1"
     assert (done / "measured.json").exists()
     assert not (done / "run").exists()
+    write_jsonl(asked, ordinary[::-1])
+    assert main(arguments) == 2
+    assert "was made with other settings (ordinary)" in capsys.readouterr().err
     assert not (out / "cells" / "fails" / "seed-1" / "measured.json").exists()
 
 

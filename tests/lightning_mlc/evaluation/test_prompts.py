@@ -75,7 +75,7 @@ def test_a_row_says_of_what_kind_it_is(tmp_path: Path) -> None:
 def test_the_sample_has_both_kinds() -> None:
     assert [(part.kind, len(part.rows)) for part in read_prompt_sets(["sample"], [], "en")] == [
         ("harmful", 42),
-        ("ordinary", 23),
+        ("ordinary", 66),
     ]
     assert [len(part.rows) for part in read_prompt_sets(["sample"], [], "en", limit=4)] == [4, 4]
 
