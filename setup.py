@@ -1,4 +1,4 @@
-"""One distribution, two import packages: ``mlc_kernels`` (torch only) and ``lightning_mlc``."""
+"""The distribution ``lightning-mlc``. From a clone it installs ``mlc_kernels`` too, which needs torch only."""
 
 import re
 from pathlib import Path
@@ -8,6 +8,9 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "lightning_mlc/__init__.py").read_text())
 assert VERSION is not None
+# A clone has both packages. A release is built from a tree without kernels/, and requires the distribution mlc-kernels
+# (kernels/setup.py), so that no file is installed twice. .ci/release builds both.
+HAS_KERNELS = (ROOT / "kernels").is_dir()
 
 # transformers reads GGUF files with both.
 GGUF = ["gguf>=0.10", "accelerate"]
@@ -23,7 +26,7 @@ TEST = [*GGUF, *QLORA, *TRANSLATE, *BENCH, "pytest>=8", "pytest-xdist>=3.6", "ke
 setup(
     name="lightning-mlc",
     version=VERSION.group(1),
-    description="Make a language model safe in every language its users speak, with data in one language only",
+    description="Align a language model with data in one language, and keep it consistent in the others",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
@@ -31,8 +34,12 @@ setup(
     python_requires=">=3.11,<3.14",
     # `kernels` is also the name of a Hugging Face package, so the folder is not one of ours: it only
     # holds `mlc_kernels`. The recipes travel inside the package, so that `--config NAME` finds them.
-    packages=[*find_packages(include=["lightning_mlc*"]), "lightning_mlc.configs", "mlc_kernels"],
-    package_dir={"mlc_kernels": "kernels/mlc_kernels", "lightning_mlc.configs": "configs"},
+    packages=[
+        *find_packages(include=["lightning_mlc*"]),
+        "lightning_mlc.configs",
+        *(["mlc_kernels"] if HAS_KERNELS else []),
+    ],
+    package_dir={"lightning_mlc.configs": "configs"} | ({"mlc_kernels": "kernels/mlc_kernels"} if HAS_KERNELS else {}),
     package_data={
         "": ["py.typed"],
         "lightning_mlc": ["chat_templates/*.jinja"],
@@ -42,6 +49,7 @@ setup(
         "lightning_mlc.lint": ["*.jinja"],
     },
     install_requires=[
+        *([] if HAS_KERNELS else [f"mlc-kernels=={VERSION.group(1)}"]),
         "torch>=2.11",
         "transformers>=5.17,<6",
         # Earlier versions carried malware (2.6.2, 2.6.3) or a code-execution hole (up to 2.6.5).
@@ -79,10 +87,17 @@ setup(
         "dev": [*TEST, "ruff", "mypy", "types-PyYAML"],
     },
     entry_points={"console_scripts": ["lightning-mlc = lightning_mlc.cli:main"]},
+    keywords=["multilingual", "alignment", "safety", "dpo", "preference optimization", "lightning", "language model"],
     classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
         "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Text Processing :: Linguistic",
+        "Typing :: Typed",
     ],
 )

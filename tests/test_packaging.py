@@ -68,7 +68,11 @@ def test_what_is_imported_is_declared(wheel: Path) -> None:
     ours = {"lightning_mlc", "mlc_kernels", "benchmarks"}
     # vLLM makes evaluation faster, but needs its own environment. Who uses the plug-in for Axolotl has Axolotl.
     optional = {"vllm", "axolotl"}
-    for folder, declared in (("lightning_mlc", base | extras), ("kernels", base), ("benchmarks", base | of_bench)):
+    for folder, declared in (
+        ("lightning_mlc", base | extras),
+        ("kernels/mlc_kernels", {"torch", "triton"}),
+        ("benchmarks", base | of_bench),
+    ):
         imported = set()
         for path in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -96,6 +100,15 @@ def test_wheel_works_away_from_the_clone(wheel: Path, tmp_path: Path) -> None:
     fit = [sys.executable, "-m", "lightning_mlc", "fit", "--config", "quickstart", "--print_config"]
     printed = subprocess.run(fit, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True).stdout
     assert yaml.safe_load(printed)["data"]["train_path"] == "sample"
+
+
+def test_both_distributions_have_the_same_version() -> None:
+    """The published lightning-mlc requires mlc-kernels of its own version."""
+    versions = {
+        re.findall(r'^__version__ = "(.+)"$', (ROOT / path).read_text(), re.MULTILINE)[0]
+        for path in ("lightning_mlc/__init__.py", "kernels/mlc_kernels/__init__.py")
+    } | {re.findall(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[0]}
+    assert len(versions) == 1
 
 
 def test_constraints_are_within_the_ranges_that_setup_declares() -> None:
