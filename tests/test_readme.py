@@ -20,7 +20,12 @@ from lightning_mlc.data.reading import locate
 
 ROOT = Path(__file__).parents[1]
 MODULE = r"`((?:lightning_mlc|kernels/mlc_kernels)/[\w/]+(?:\.py|/))`"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "configs" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"<!-- code: (\w+) -->\n```python\n(.*?)```", README, flags=re.S))
 

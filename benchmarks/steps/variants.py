@@ -21,7 +21,7 @@ from benchmarks.steps.ours import dpo, dpo_mlc
 from benchmarks.steps.settings import BETA, CLIP, EXTRACTOR_DIM, TEMPERATURE, WEIGHT, StepSettings
 from benchmarks.steps.trl_step import trl, trl_mlc, trl_mlc_sum
 from benchmarks.steps.turns import Failure, Turns
-from lightning_mlc.models.loading import dtype_of, load_causal_lm
+from lightning_mlc.models.loading import dtype_of, enable_checkpointing, load_causal_lm
 from lightning_mlc.sources import load_tokenizer
 
 
@@ -31,7 +31,7 @@ def published(settings: StepSettings, planned: list[list[Pair]], turns: Turns) -
     device, dtype = torch.device(settings.device), dtype_of(settings.precision)
     model = load_causal_lm(settings.model, dtype).train().to(device)
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        enable_checkpointing(model)
     extractor = nn.Linear(model.config.get_text_config().hidden_size, EXTRACTOR_DIM)
     if settings.extractor is not None:
         extractor.load_state_dict(load_file(settings.extractor))

@@ -52,6 +52,18 @@ def load_causal_lm(
     return model
 
 
+def enable_checkpointing(model: Any, offload: bool = False) -> None:
+    """Let a model recompute its activations in the backward pass.
+
+    Args:
+        model: A model of transformers, with or without adapters.
+        offload: Whether to keep the inputs of the layers in CPU memory.
+    """
+    # transformers 5.24 renamed the method, and warns about the former name.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False}, offload=offload)
+
+
 def dtype_of(precision: str) -> torch.dtype:
     """Return the dtype of trained weights.
 

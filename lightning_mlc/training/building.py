@@ -17,7 +17,7 @@ from lightning_mlc.distributed import tensor_parallel
 from lightning_mlc.distributed.sharding import FSDP2
 from lightning_mlc.errors import UserError, first_line
 from lightning_mlc.models.compiling import require_compiler
-from lightning_mlc.models.loading import dtype_of, frozen_dtype_of, load_causal_lm
+from lightning_mlc.models.loading import dtype_of, enable_checkpointing, frozen_dtype_of, load_causal_lm
 from lightning_mlc.models.lora import LoRA, add_lora
 from lightning_mlc.models.parts import beyond_text, submodule
 from lightning_mlc.models.policy import Policy
@@ -143,7 +143,7 @@ class PolicyBuilder:
             for name in beyond_text(model):  # these parts get no gradients, which DDP would wait for
                 submodule(model, name).requires_grad_(False)
         if self.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False}, offload=offload)
+            enable_checkpointing(model, offload)
             if self.lora is not None:
                 model.enable_input_require_grads()
         # transformers returns models in eval mode, where dropout and gradient checkpointing do nothing.

@@ -17,6 +17,7 @@ from lightning_mlc.data.row_layout import Layout
 from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, TokenSequence
 from lightning_mlc.errors import UserError
 from lightning_mlc.models.compiling import require_compiler
+from lightning_mlc.models.loading import enable_checkpointing
 from lightning_mlc.models.lora import LoRA, add_lora
 from lightning_mlc.models.policy import Policy, Shortcuts
 
@@ -83,7 +84,7 @@ def test_compiled_with_adapters_checkpointing_and_mixed_precision(tmp_path: Path
         for name, parameter in model.named_parameters():
             if "lora_B" in name:  # zero at first, so that the loss would not depend on the other adapters
                 torch.nn.init.normal_(parameter, std=0.1)
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        enable_checkpointing(model)
         model.enable_input_require_grads()
         policy = Policy(model)
         policy.shortcuts = Shortcuts(True, True, True)

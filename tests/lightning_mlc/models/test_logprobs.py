@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from lightning_mlc.data.rows import CHOSEN, TokenRows, TokenSequence
+from lightning_mlc.models.loading import enable_checkpointing
 from lightning_mlc.models.logprobs import logps_of, token_logps
 from lightning_mlc.models.lora import LoRA, add_lora
 from lightning_mlc.models.parts import find_decoder
@@ -168,7 +169,7 @@ def test_adapters_on_lm_head(tmp_path: Path, checkpointing: bool) -> None:
             nn.init.normal_(parameter)
     inner: Any = model.get_base_model()
     if checkpointing:
-        inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        enable_checkpointing(inner)
         inner.enable_input_require_grads()
         inner.train()
     assert self_check(Policy(model)).shortcuts.two_parts

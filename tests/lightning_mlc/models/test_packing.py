@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Ma
 from lightning_mlc.data.row_layout import Layout
 from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, TokenRows, TokenSequence
 from lightning_mlc.models.attention import packed_layout
+from lightning_mlc.models.loading import enable_checkpointing
 from lightning_mlc.models.lora import LoRA, add_lora
 from lightning_mlc.models.policy import Policy
 from lightning_mlc.models.self_check import self_check
@@ -148,7 +149,7 @@ def test_adapters_and_gradient_checkpointing_work_with_packed_rows(tiny_model: P
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_pretrained(tiny_model)
         if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            enable_checkpointing(model)
         policy = Policy(add_lora(model, LoRA(r=4))).train()
         torch.manual_seed(1)
         for parameter in policy.parameters():

@@ -11,6 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForCausalLM
 
 from lightning_mlc.data.rows import CHOSEN, REJECTED, TokenRows, TokenSequence
+from lightning_mlc.models.loading import enable_checkpointing
 from lightning_mlc.models.policy import Policy
 
 ROWS = TokenRows.pad(
@@ -20,7 +21,7 @@ ROWS = TokenRows.pad(
 
 def gradients(model: Any, offload: bool, rows: TokenRows = ROWS) -> list[torch.Tensor]:
     """Gradients of all parameters, computed with `model.activation_offload`."""
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False}, offload=offload)
+    enable_checkpointing(model, offload)
     policy = Policy(model).train()
     policy.zero_grad()
     out = policy(rows.to(model.device), 2)
