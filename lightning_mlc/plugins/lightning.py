@@ -112,7 +112,7 @@ class MLCModuleMixin(_Base):
             # All processes call it and get the same means, so Lightning has nothing to synchronise. As tensors on the
             # host, because Lightning would copy numbers to the device and back.
             means = mlc.metrics(synchronize=True)
-            self.log_dict({name: torch.tensor(value) for name, value in means.items()})
+            self.log_dict({name: torch.tensor(value, dtype=torch.float32) for name, value in means.items()})
         # DDP waits for a gradient of each parameter, also on steps that have no translations.
         return loss + sum(0.0 * parameter.sum() for parameter in _trained(mlc))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_mlc.errors import UserError, some_of
 from lightning_mlc.processes import raise_together
 
-MOST = 200
+MOST = 1000
 """The most characters of ids in the error."""
 
 

@@ -125,8 +125,6 @@ class AlignmentModule(LightningModule):
         self._terms: tuple[ConsistencyTerm, ...] = ()
         """Consistency terms of the current optimizer step."""
         self._predictor: Predictor | None = None
-        self._loss_watch = LossWatch()
-        self._step_metrics = StepMetrics(("mlc/", *(f"{term.name}/" for term in consistency.terms)))
 
     # ---- set-up -------------------------------------------------------------------------------------
 
@@ -138,6 +136,8 @@ class AlignmentModule(LightningModule):
         if self.policy is None:
             self._layer = check_model(self.builder, self.consistency.layer, data, trainer, self._sharding, stage)
         self.languages = data.languages
+        self._loss_watch = LossWatch()  # new, because an earlier run may have ended in the middle of a step
+        self._step_metrics = StepMetrics(("mlc/", *(f"{term.name}/" for term in self.consistency.terms)))
         self.validation = None if stage == "predict" else Validation(self.losses, data.languages, data.kind)
 
     def configure_model(self) -> None:

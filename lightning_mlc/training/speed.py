@@ -159,7 +159,8 @@ class Speed(Callback):
         seconds = self._seconds + now - self._running_since
         self.latest = self._figures(trainer, seconds)
         # As tensors on the host: Lightning would copy numbers to the device and back.
-        pl_module.log_dict({f"speed/{name}": torch.tensor(value) for name, value in self.latest.items()})
+        found = {f"speed/{name}": torch.tensor(value, dtype=torch.float32) for name, value in self.latest.items()}
+        pl_module.log_dict(found)
         self._work, self._seconds, self._running_since, self._most_held = Work(), 0.0, now, 0
 
     def tokens_per_second(self, trainer: Trainer) -> float:
