@@ -57,7 +57,7 @@ class Mark(Callback):
         assert current is not None
         current.place = None
 
-    on_train_end = on_validation_start
+    on_train_epoch_end = on_train_end = on_validation_start
 
 
 def waits_of(
@@ -85,7 +85,7 @@ def in_steps(waits: DeviceWaits, *without: str) -> list[Any]:
 
 def test_one_look_in_a_step(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two micro-batches in a step, gradients clipped, a line in metrics.csv for each step, progress shown."""
-    found = in_steps(waits_of(tiny_model, tmp_path, monkeypatch))
+    found = in_steps(waits_of(tiny_model, tmp_path, monkeypatch, None, "--data.val_share=0"))
     assert [wait.place for wait in found] == [(step, True) for step in range(STEPS)], found
     assert all(THE_LOOK in wait.where for wait in found)
     assert len(columns(tmp_path / "out")["train/loss"]) == STEPS
