@@ -220,7 +220,8 @@ class MLCRegularizer(nn.Module):
             ``mlc/explained_variance`` and ``mlc/min_cosine`` after the extractor, and the last two of the hidden
             states themselves as ``mlc/raw/...``. Empty if no step had the loss.
         """
-        own = {name: (float(self._sums[name]), count) for name, count in self._counts.items()}
+        sums = torch.stack(list(self._sums.values())).tolist() if self._sums else []  # waits for the device once
+        own = {name: (value, self._counts[name]) for name, value in zip(self._sums, sums, strict=True)}
         self._sums, self._counts = {}, {}
         processes = [own]
         if synchronize and distributed.is_available() and distributed.is_initialized():

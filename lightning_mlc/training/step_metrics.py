@@ -6,6 +6,9 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from lightning_mlc.processes import mean_of_all
+from lightning_mlc.training.host_copy import HostCopy
+
 
 class StepMetrics:
     """Sums what the micro-batches of an optimizer step measured.
@@ -21,6 +24,8 @@ class StepMetrics:
     def __init__(self, repeated: tuple[str, ...]) -> None:
         self._repeated = repeated
         self._sums: dict[str, Tensor] = {}
+        self._closed: tuple[list[str], HostCopy] | None = None
+        """Names and values of a step that has not been read."""
         self._latest: dict[str, Tensor] = {}
 
     def add(self, values: dict[str, Tensor]) -> None:
@@ -29,12 +34,25 @@ class StepMetrics:
             value = value.detach()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
-    def finish(self, trainer: Trainer) -> dict[str, Tensor]:
-        """The means of the step over its micro-batches and all processes. The next step begins from nothing."""
+    def close(self, trainer: Trainer) -> None:
+        """Take the means of the step over its micro-batches and all processes. The next step begins from nothing.
+
+        The host does not wait for them. They are copied to it as soon as the device has computed them.
+        """
         values = torch.stack(list(self._sums.values())) / trainer.accumulate_grad_batches
-        if trainer.world_size > 1:  # each share of the examples has the same number of processes (see `DataParallel`)
-            values = trainer.strategy.reduce(values, reduce_op="mean")
-        means = dict(zip(self._sums, values, strict=True))
+        # Each share of the examples has the same number of processes (see `DataParallel`).
+        self._closed = list(self._sums), HostCopy(mean_of_all(values))
         self._sums = {}
+
+    def read(self) -> dict[str, Tensor] | None:
+        """Wait for the means of the step that was closed, and return them as () tensors on the host.
+
+        None if no step was closed since the last call.
+        """
+        if self._closed is None:
+            return None
+        names, values = self._closed
+        self._closed = None
+        means = dict(zip(names, values.get(), strict=True))
         self._latest |= {name: value for name, value in means.items() if name.startswith(self._repeated)}
         return means | self._latest
