@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from lightning_mlc.data.file_layouts import has_half_a_character, without
-from lightning_mlc.errors import UserError
+from lightning_mlc.data.file_layouts import without
+from lightning_mlc.data.json_writing import json_line
 from lightning_mlc.files.atomic import whole_file
 from lightning_mlc.lint.findings import Finding
 from lightning_mlc.lint.rows import LintRow
@@ -37,7 +36,7 @@ class Fixer:
             findings: Its findings.
 
         Raises:
-            UserError: The row has a value that JSON does not have.
+            UserError: A column has a value that JSON has no form for.
         """
         errors = [finding for finding in findings if finding.severity == "error"]
         if any(error.language == self._source_language for error in errors):
@@ -50,20 +49,7 @@ class Fixer:
         for language in (*sorted(prompts), *sorted(responses)):
             fixed = without(fixed, language, response_only=language in responses)
         self.nulls += len(prompts) + len(responses)
-        refuse = _refuse(row.where)
-        line = json.dumps(dict(fixed), ensure_ascii=False, default=refuse)
-        if has_half_a_character(line):  # in a text that is not checked, such as a response
-            line = json.dumps(dict(fixed), default=refuse)
-        self._file.write(line.encode() + b"\n")
-
-
-def _refuse(where: str) -> Any:
-    def refuse(value: Any) -> None:
-        raise UserError(
-            where, f"has a value that JSON does not have ({type(value).__name__}); remove its column before --fix"
-        )
-
-    return refuse
+        self._file.write(json_line(fixed, row.where))
 
 
 @contextmanager

@@ -113,7 +113,7 @@ def test_prompts_are_translated_and_everything_else_stays(
     assert not [
         response for row in SAMPLE for response in (row["chosen"], row["rejected"]) if response in str(served.bodies)
     ]
-    examples = list(parse_rows(read_rows(str(out), "file"), "en", "f"))
+    examples = list(parse_rows(read_rows(str(out), "file"), "en"))
     assert [set(example.prompts) for example in examples] == [{"en", *LANGUAGES}] * 6
     assert "6 rows, 24 texts, 4 languages" in told.out  # lint
     texts = [text for row in SAMPLE for text in [*row["prompt"].values(), row["chosen"], row["rejected"]]]
