@@ -59,8 +59,10 @@ class Translation:
         self.plan = Plan.read(
             settings.file, self.source, self.targets, settings.system, settings.only_missing, self.redo
         )
-        back = settings.verify is not None
-        say(destination(settings.model, self.plan, settings.allow_remote, back))
+        prompts = f"{len(self.plan.rows)} prompts"
+        back = "" if settings.verify is None else ", and as many back"
+        where = destination(settings.model, prompts, settings.allow_remote)
+        say(f"{prompts}, {self.plan.pairs} translations{back}: {where}")
         self.backend = make_backend(settings)
 
     def run(self) -> Report:

@@ -30,15 +30,14 @@ _LETTERS = str.maketrans(
         "ـ": None,
         "\u200c": " ",  # zero-width non-joiner, between the parts of a word
         "\u200d": None,
+        **dict.fromkeys(map(chr, range(0x064B, 0x0653))),  # vowel signs
     }
 )
 
 
 def normalise(text: str) -> str:
     """``text`` in lower case, with one form of each apostrophe and Arabic letter and no Arabic vowel signs."""
-    text = unicodedata.normalize("NFKC", text).casefold().translate(_LETTERS)
-    text = "".join(character for character in text if not "\u064b" <= character <= "\u0652")
-    return " ".join(text.split())
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().translate(_LETTERS).split())
 
 
 def _compiled(language: str, patterns: Sequence[str]) -> re.Pattern[str]:

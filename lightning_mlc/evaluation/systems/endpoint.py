@@ -15,6 +15,7 @@ import json
 import random
 import ssl
 import threading
+import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -24,7 +25,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from lightning_mlc.errors import UserError, first_line, shortened, some_of
-from lightning_mlc.evaluation.systems.api_keys import is_here, variable_of
+from lightning_mlc.evaluation.systems.api_keys import variable_of
 from lightning_mlc.evaluation.systems.chat_completion import (
     OF_ONE_REQUEST,
     Refused,
@@ -33,6 +34,7 @@ from lightning_mlc.evaluation.systems.chat_completion import (
     read_completion,
 )
 from lightning_mlc.evaluation.systems.generation import Conversation, Response
+from lightning_mlc.evaluation.systems.proxies import proxy_of
 from lightning_mlc.progress.bars import say
 
 LONGEST_BACKOFF = 60.0
@@ -52,7 +54,7 @@ class Endpoint:
         max_new_tokens: Longest response, in tokens.
         key: Sent as a bearer token; None sends none.
         concurrency: Number of requests at a time.
-        timeout: Seconds to wait for an answer.
+        timeout: Seconds to wait for an answer, from the request to its last byte.
         retries: How often to ask again.
         first_pause: Seconds before the first retry. Each further pause is twice as long, with jitter, unless the server
             asks for another pause.
@@ -93,7 +95,8 @@ class Endpoint:
                 limits=httpx.Limits(max_connections=self.concurrency),
                 verify=ssl.create_default_context(),
                 follow_redirects=False,
-                trust_env=not is_here(self.url),
+                trust_env=False,
+                proxy=proxy_of(self.url),
             )
         except (ImportError, ValueError) as error:
             raise UserError(self.spec, f"cannot use the proxy of the environment ({first_line(error)})") from error
@@ -288,8 +291,9 @@ class EndpointGenerator:
             headers["Authorization"] = f"Bearer {self._endpoint.key}"
         # Streamed, because the status counts even if the connection breaks before the end of the body.
         content = json.dumps(body).encode()
+        end = time.monotonic() + self._endpoint.timeout
         with self._client.stream("POST", self._endpoint.url, content=content, headers=headers) as answer:
-            return read_completion(answer)
+            return read_completion(answer, end)
 
     def _hint(self, refusal: Refused) -> str:
         if refusal.status in (401, 403):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -435,3 +438,60 @@ def test_a_prompt_about_temperature_that_is_declined_makes_nothing_less_greedy(f
 def test_empty_answers_are_answers() -> None:
     with serve(lambda text, before: completion("" if text == "a" else None)) as served:
         assert dict(ask(served.url, ["a", "b"])) == {0: Response("", True), 1: Response("", True)}
+
+
+def drip(port: list[int], head: bytes, piece: bytes) -> threading.Thread:
+    """A server on this machine that answers one request with ``head``, then with ``piece`` again and again."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    port.append(listening.getsockname()[1])
+
+    def answer() -> None:
+        connection, _ = listening.accept()
+        with listening, connection:
+            connection.recv(1 << 16)
+            connection.sendall(head)
+            with contextlib.suppress(OSError):  # until the client has had enough
+                while True:
+                    connection.sendall(piece)
+                    time.sleep(0 if len(piece) > 1 else 0.02)
+
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("status", ["200 OK", "400 Bad Request"])
+@pytest.mark.parametrize(
+    ("piece", "timeout", "said"),
+    [(b" ", 0.2, "no answer in time"), (b" " * (1 << 20), 60.0, "an answer that is not a chat completion")],
+    ids=["slowly", "fast"],
+)
+def test_an_answer_without_end_is_no_answer(status: str, piece: bytes, timeout: float, said: str) -> None:
+    """Each byte comes in time, so only a limit for the whole answer ends this."""
+    port: list[int] = []
+    thread = drip(port, f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\n\r\n".encode(), piece)
+    with pytest.raises(UserError) as told:
+        list(ask(f"http://127.0.0.1:{port[0]}/v1", ["a"], timeout=timeout, retries=0))
+    assert (said if status == "200 OK" else "status 400") in str(told.value)
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "<html><body>SECRET PROMPT</body></html>",
+        '{"choices": [{"message": {"content": "SECRET PRO',
+        '{"choices": []}',
+        '{"choices": null}',
+        "[" * 100_000,
+        "",
+        "null",
+    ],
+)
+def test_what_is_no_completion_is_told_without_its_text(body: str) -> None:
+    with serve(lambda text, before: (200, {}, body)) as served, pytest.raises(UserError) as told:
+        list(ask(served.url, ["a"], retries=1))
+    assert str(told.value).count("an answer that is not a chat completion") == 1
+    assert "SECRET" not in str(told.value)
+    assert len(served.bodies) == 2
