@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -104,6 +105,8 @@ def _models(options: argparse.Namespace, stack: ExitStack) -> dict[str, Any]:
     if options.embeddings is not None:
         from lightning_mlc.sources import ModelSource
 
+        # It warns of weights that sentence embeddings do not need. Others that are missing are an error.
+        logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
         with renamed(("model.name_or_path",), "--embeddings"):
             found["embeddings"] = ModelSource.parse(options.embeddings)
     if options.translator is not None:

@@ -148,9 +148,17 @@ class SentenceEncoder:
 
 
 def _transformer(source: ModelSource, path: str) -> Any:
-    model: Any = from_pretrained(
-        AutoModel.from_pretrained, source, "model of sentence embeddings", subfolder=path, dtype=torch.float32
+    model, loading = from_pretrained(
+        AutoModel.from_pretrained,
+        source,
+        "model of sentence embeddings",
+        subfolder=path,
+        dtype=torch.float32,
+        output_loading_info=True,
     )
+    # Many of these models were saved without BERT's pooler, which is not used here.
+    if missing := sorted(key for key in loading["missing_keys"] if "pooler" not in key):
+        raise UserError(OPTION, f"{source} lacks weights, such as {missing[0]}; give a complete model")
     if getattr(model.config, "is_encoder_decoder", False):
         raise UserError(OPTION, f"{source} has an encoder and a decoder, which is not supported; give another model")
     return model
