@@ -9,7 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_mlc.errors import Interrupted, UserError, renamed
+from lightning_mlc.commands.stopping import stoppable
+from lightning_mlc.errors import UserError, renamed
 from lightning_mlc.files.paths import expand_all
 
 if TYPE_CHECKING:
@@ -58,10 +59,8 @@ def run(args: Sequence[str]) -> int:
     """
     options = parser().parse_args(args)
     expand_all(options)
-    try:
+    with stoppable("stopped; nothing was written"):
         return _checked(options)
-    except KeyboardInterrupt as error:
-        raise Interrupted(None, "stopped; nothing was written") from error
 
 
 def _checked(options: argparse.Namespace) -> int:

@@ -18,7 +18,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -209,26 +209,38 @@ class EndpointGenerator:
         waiting = iter(left)
         self._stop.clear()
         progress = _Progress(self._endpoint, bool(done), self._stop)
-        with ThreadPoolExecutor(self._endpoint.concurrency) as pool:
-            running: dict[Future[Response], int] = {}
-            try:
-                while True:
-                    while progress.may_continue and len(running) < self._endpoint.concurrency:
-                        index = next(waiting, None)
-                        if index is None:
-                            break
-                        running[pool.submit(self._ask, conversations[index])] = index
-                    if not running:
+        running: dict[Future[Response], int] = {}
+        try:
+            while True:
+                while progress.may_continue and len(running) < self._endpoint.concurrency:
+                    index = next(waiting, None)
+                    if index is None:
                         break
-                    for request in wait(running, return_when=FIRST_COMPLETED).done:
-                        yield from progress.settle(running.pop(request), request)
-            finally:
-                self._stop.set()  # requests that pause before a retry need not be waited for
+                    running[self._begin(conversations[index])] = index
+                if not running:
+                    break
+                for request in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield from progress.settle(running.pop(request), request)
+        finally:
+            self._stop.set()  # ends the pauses before retries
         progress.finish(len(left), len(list(waiting)))
 
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
+
+    def _begin(self, messages: Conversation) -> Future[Response]:
+        """Ask in a thread of its own. A user who stops the command need not wait for it, as for threads of a pool."""
+        request: Future[Response] = Future()
+
+        def run() -> None:
+            try:
+                request.set_result(self._ask(messages))
+            except BaseException as error:
+                request.set_exception(error)
+
+        threading.Thread(target=run, daemon=True).start()
+        return request
 
     def _ask(self, messages: Conversation) -> Response:
         """The response to one conversation, after as many retries as it takes.

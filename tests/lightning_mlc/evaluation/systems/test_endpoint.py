@@ -48,7 +48,9 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
             asked_for.append(timeout)
             return self.is_set()
 
-    monkeypatch.setattr(endpoint, "threading", SimpleNamespace(Event=Stop, Lock=threading.Lock))
+    monkeypatch.setattr(
+        endpoint, "threading", SimpleNamespace(Event=Stop, Lock=threading.Lock, Thread=threading.Thread)
+    )
     return asked_for
 
 
@@ -306,7 +308,9 @@ def test_answers_on_their_way_are_kept_where_the_endpoint_refuses_all_from_then_
             super().set()
             refused.set()
 
-    monkeypatch.setattr(endpoint, "threading", SimpleNamespace(Event=Stop, Lock=threading.Lock))
+    monkeypatch.setattr(
+        endpoint, "threading", SimpleNamespace(Event=Stop, Lock=threading.Lock, Thread=threading.Thread)
+    )
 
     def behaviour(text: str, before: int) -> Answer:
         if text == "b":
@@ -495,3 +499,21 @@ def test_what_is_no_completion_is_told_without_its_text(body: str) -> None:
     assert str(told.value).count("an answer that is not a chat completion") == 1
     assert "SECRET" not in str(told.value)
     assert len(served.bodies) == 2
+
+
+def test_who_stops_does_not_wait_for_answers_on_their_way() -> None:
+    stopped, waited = threading.Event(), []
+
+    def slow(text: str, before: int) -> Answer:
+        if text == "slow":
+            waited.append(not stopped.wait(30))
+        return completion(text)
+
+    with serve(slow) as served:
+        answers = ask(served.url, ["slow", "a"], timeout=60.0)
+        assert next(answers) == (1, Response("a", True))
+        answers.close()  # type: ignore[attr-defined]  # as Ctrl-C does
+        stopped.set()
+        while not waited:
+            time.sleep(0.01)
+    assert waited == [False]
