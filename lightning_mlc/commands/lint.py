@@ -120,14 +120,25 @@ def _models(options: argparse.Namespace, stack: ExitStack) -> dict[str, Any]:
 
 
 def _write(options: argparse.Namespace, report: Report) -> list[str]:
-    """Write the documents that were asked for, and return their paths."""
+    """Write the documents that were asked for, and return their paths.
+
+    Raises:
+        UserError: One cannot be written.
+    """
     from lightning_mlc.files.atomic import write_whole
     from lightning_mlc.lint.documents import to_html, to_json
+    from lightning_mlc.lint.fixing import cannot_write
 
     written = []
-    for path, make in ((options.json, to_json), (options.html, to_html)):
+    for option, path, make in (("--json", options.json, to_json), ("--html", options.html, to_html)):
         if path is not None:
-            write_whole(Path(path), make(report))
+            target = Path(path)
+            if target.is_file():  # and not the link itself, such as /dev/stdout
+                target = target.resolve()
+            try:
+                write_whole(target, make(report))
+            except OSError as error:
+                raise cannot_write(option, path, error) from error
             written.append(path)
     return written
 

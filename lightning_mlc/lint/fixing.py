@@ -9,9 +9,16 @@ from typing import BinaryIO
 
 from lightning_mlc.data.file_layouts import without
 from lightning_mlc.data.json_writing import json_line
+from lightning_mlc.errors import UserError
 from lightning_mlc.files.atomic import whole_file
 from lightning_mlc.lint.findings import Finding
 from lightning_mlc.lint.rows import LintRow
+
+
+def cannot_write(option: str, path: object, error: OSError) -> UserError:
+    """The error for a file that cannot be written."""
+    reason = error.strerror or type(error).__name__
+    return UserError(option, f"cannot write {path} ({reason}); nothing of it is kept, so run the same command again")
 
 
 class Fixer:
@@ -59,6 +66,12 @@ def fixed_copy(out: Path, source_language: str) -> Iterator[Fixer]:
     Args:
         out: A file of JSON Lines that does not exist.
         source_language: Canonical code of the source language.
+
+    Raises:
+        UserError: It cannot be written.
     """
-    with whole_file(out) as file:
-        yield Fixer(file, source_language)
+    try:
+        with whole_file(out) as file:
+            yield Fixer(file, source_language)
+    except OSError as error:
+        raise cannot_write("--out", out, error) from error

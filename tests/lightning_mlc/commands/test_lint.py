@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -104,3 +106,30 @@ def test_it_starts_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The limit of a process on the size of files stands in for the disk."""
+    path = write(tmp_path / "a.jsonl", *[{**GOOD, "response": "r" * 100} for _ in range(100)])
+    fix = ["lint", path, "--fix", "--out", str(tmp_path / "b.jsonl")]
+    documents = ["lint", path, "--json", str(tmp_path / "b.json")]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    for option, args in (("--out", fix), ("--json", documents)):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        try:
+            status = main(args)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert status == 2
+        assert f"error: {option}: cannot write {args[-1]} (File too large); " in capsys.readouterr().err
+        assert [found.name for found in tmp_path.iterdir()] == ["a.jsonl"]
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_json_may_go_to_standard_output(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", GOOD)
+    code = f"from lightning_mlc.cli import main; main(['lint', {path!r}, '--json', '/dev/stdout'])"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout[done.stdout.index("{") : done.stdout.rindex("}") + 1])["rows"] == 1
+    assert Path("/dev/stdout").is_symlink()
