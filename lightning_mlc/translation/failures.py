@@ -45,12 +45,7 @@ def prepare_checks() -> None:
             f"every translation is checked with {' and '.join(missing)}, which is not installed; "
             "run `pip install 'lightning-mlc[translate]'`",
         )
-    try:
-        check_translation("", "Loads the models of the checks.", "fr", "en")
-    except OSError as error:
-        raise UserError(
-            None, f"cannot unpack the data of the checks ({error.strerror}); free some space in the temporary folder"
-        ) from error
+    check_translation("", "Loads the models of the checks.", "fr", "en")
 
 
 def checked(text: Text, reply: Reply) -> Reply:

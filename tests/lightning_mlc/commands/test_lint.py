@@ -13,6 +13,7 @@ import pytest
 from conftest import save_model
 
 from lightning_mlc.cli import main
+from lightning_mlc.lint.checks.language import _identifier, _known_families
 
 SOURCE = "How do I keep my bicycle from rusting in winter?"
 GOOD = {"prompt": {"en": SOURCE, "ru": "Как зимой уберечь велосипед от ржавчины?"}, "response": "r"}
@@ -110,19 +111,23 @@ def test_it_starts_without_torch() -> None:
 
 def test_a_full_disk_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The limit of a process on the size of files stands in for the disk."""
-    path = write(tmp_path / "a.jsonl", *[{**GOOD, "response": "r" * 100} for _ in range(100)])
-    fix = ["lint", path, "--fix", "--out", str(tmp_path / "b.jsonl")]
-    documents = ["lint", path, "--json", str(tmp_path / "b.json")]
+    path = write(tmp_path / "a.jsonl", *[{**BAD, "id": f"{'i' * 4000}{n}", "response": "r"} for n in range(200)], GOOD)
+    fix = ["lint", path, "--skip", "language", "--fix", "--out", str(tmp_path / "b.jsonl")]
+    documents = ["lint", path, "--skip", "language", "--json", str(tmp_path / "b.json")]
+    full = ["lint", path]  # the data of a check is unpacked into the temporary folder
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    for option, args in (("--out", fix), ("--json", documents)):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    _identifier.cache_clear()
+    _known_families.cache_clear()
+    for said, args in (("--out: cannot write", fix), ("--json: cannot write", documents), ("cannot unpack", full)):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, before[1]))
         try:
             status = main(args)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
         assert status == 2
-        assert f"error: {option}: cannot write {args[-1]} (File too large); " in capsys.readouterr().err
+        assert f"error: {said} " in (told := capsys.readouterr().err)
+        assert "(File too large); " in told
         assert [found.name for found in tmp_path.iterdir()] == ["a.jsonl"]
     signal.signal(signal.SIGXFSZ, handler)
 
