@@ -57,10 +57,15 @@ def test_padding_does_not_count(tmp_path: Path, left: bool, name: str, config: d
     torch.testing.assert_close(vectors, torch.nn.functional.normalize(expected, dim=1), rtol=1e-4, atol=1e-5)
 
 
-def test_a_dense_layer_follows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pickled", [False, True])
+def test_a_dense_layer_follows(tmp_path: Path, pickled: bool) -> None:
     """As LaBSE has it."""
     folder = save_sentence_model(tmp_path / "model", {"pooling_mode_cls_token": True}, dense=True)
-    weights = load_file(folder / "2_Dense" / "model.safetensors")
+    file = folder / "2_Dense" / "model.safetensors"
+    weights = load_file(file)
+    if pickled:
+        torch.save(weights, folder / "2_Dense" / "pytorch_model.bin")
+        file.unlink()
     expected = [
         torch.tanh(weights["linear.weight"] @ states(folder, text)[0] + weights["linear.bias"]) for text in TEXTS
     ]
