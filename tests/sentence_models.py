@@ -38,8 +38,11 @@ def save_sentence_model(
     """
     torch.manual_seed(0)
     tokenizer = byte_tokenizer(None)
-    tokenizer.padding_side = "left" if left else "right"
     tokenizer.save_pretrained(folder)
+    written: dict[str, Any] = {"1_Pooling/config.json": pooling or {"pooling_mode_mean_tokens": True}}
+    if left:
+        own = json.loads((folder / "tokenizer_config.json").read_text())
+        written["tokenizer_config.json"] = {**own, "padding_side": "left"}
     config = BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
@@ -54,7 +57,6 @@ def save_sentence_model(
         model.embeddings.position_embeddings.weight *= 0.1
     model.save_pretrained(folder)
     modules = [("Transformer", ""), ("Pooling", "1_Pooling")]
-    written: dict[str, Any] = {"1_Pooling/config.json": pooling or {"pooling_mode_mean_tokens": True}}
     if dense:
         modules.append(("Dense", "2_Dense"))
         activation = "torch.nn.modules.activation.Tanh"

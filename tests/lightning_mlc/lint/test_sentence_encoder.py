@@ -52,6 +52,7 @@ POOLED = {
 )
 def test_padding_does_not_count(tmp_path: Path, left: bool, name: str, config: dict[str, Any]) -> None:
     folder = save_sentence_model(tmp_path / "model", config, left=left)
+    assert AutoTokenizer.from_pretrained(folder).padding_side == ("left" if left else "right")
     expected = torch.stack([POOLED[name](states(folder, text)) for text in TEXTS])
     vectors = load(folder).encode(TEXTS)
     torch.testing.assert_close(vectors, torch.nn.functional.normalize(expected, dim=1), rtol=1e-4, atol=1e-5)

@@ -45,6 +45,7 @@ def test_codes_differ_by_text_and_language() -> None:
         '```json\n{"code": "12345678",\n "translation": " Habari\n"}\n```',
         'Here it is: {"note": {}} {"translation": "Habari", "code": "12345678"} Done.',
         '{broken {"code": "12345678", "translation": "Habari"}',
+        '{"code": "12345678", "translation": "Habari", "draft": {"code": "12345678", "translation": "Jambo"}}',
         # Thinking aloud, a model may repeat the form, or itself.
         '{"code": "12345678", "translation": "..."} {"code": "12345678", "translation": "Habari"}',
         '{"code": "12345678", "translation": "Habari"} {"code": "12345678", "translation": "Habari "}',

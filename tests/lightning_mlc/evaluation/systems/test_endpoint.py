@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import socket
 import sys
@@ -444,41 +445,45 @@ def test_empty_answers_are_answers() -> None:
         assert dict(ask(served.url, ["a", "b"])) == {0: Response("", True), 1: Response("", True)}
 
 
-def drip(port: list[int], head: bytes, piece: bytes) -> threading.Thread:
-    """A server on this machine that answers one request with ``head``, then with ``piece`` again and again."""
-    listening = socket.create_server(("127.0.0.1", 0))
-    port.append(listening.getsockname()[1])
+class Drip:
+    """A server on this machine that answers one request with ``head``, then piece by piece, and an answer at last."""
 
-    def answer() -> None:
-        connection, _ = listening.accept()
-        with listening, connection:
+    PIECES = 100
+
+    def __init__(self, head: bytes, piece: bytes, pause: float) -> None:
+        self.sent = 0
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}/v1"
+        self.thread = threading.Thread(target=self._answer, args=(head, piece, pause), daemon=True)
+        self.thread.start()
+
+    def _answer(self, head: bytes, piece: bytes, pause: float) -> None:
+        connection, _ = self._listening.accept()
+        # The client closes the connection when it has had enough.
+        with self._listening, connection, contextlib.suppress(OSError):
             connection.recv(1 << 16)
             connection.sendall(head)
-            with contextlib.suppress(OSError):  # until the client has had enough
-                while True:
-                    connection.sendall(piece)
-                    time.sleep(0 if len(piece) > 1 else 0.02)
-
-    thread = threading.Thread(target=answer, daemon=True)
-    thread.start()
-    return thread
+            while self.sent < self.PIECES:
+                connection.sendall(piece)
+                self.sent += 1
+                time.sleep(pause)
+            connection.sendall(json.dumps(completion("at last")[2]).encode())
 
 
 @pytest.mark.parametrize("status", ["200 OK", "400 Bad Request"])
 @pytest.mark.parametrize(
-    ("piece", "timeout", "said"),
-    [(b" ", 0.2, "no answer in time"), (b" " * (1 << 20), 60.0, "an answer that is not a chat completion")],
+    ("piece", "pause", "timeout", "said"),
+    [(b" ", 0.05, 0.5, "no answer in time"), (b" " * (1 << 20), 0, 60.0, "an answer that is not a chat completion")],
     ids=["slowly", "fast"],
 )
-def test_an_answer_without_end_is_no_answer(status: str, piece: bytes, timeout: float, said: str) -> None:
+def test_an_answer_without_end_is_no_answer(status: str, piece: bytes, pause: float, timeout: float, said: str) -> None:
     """Each byte comes in time, so only a limit for the whole answer ends this."""
-    port: list[int] = []
-    thread = drip(port, f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\n\r\n".encode(), piece)
+    drip = Drip(f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\n\r\n".encode(), piece, pause)
     with pytest.raises(UserError) as told:
-        list(ask(f"http://127.0.0.1:{port[0]}/v1", ["a"], timeout=timeout, retries=0))
+        list(ask(drip.url, ["a"], timeout=timeout, retries=0))
     assert (said if status == "200 OK" else "status 400") in str(told.value)
-    thread.join(10)
-    assert not thread.is_alive()
+    drip.thread.join(20)
+    assert drip.sent < drip.PIECES
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import write_jsonl
+from translations import row
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "translation"))
 sys.path.insert(0, str(Path(__file__).parents[2] / "evaluation"))
@@ -18,6 +20,7 @@ from lightning_mlc.cli import main
 from lightning_mlc.errors import UserError
 from lightning_mlc.lint.check import LintSettings
 from lightning_mlc.lint.linting import choose_checks
+from lightning_mlc.lint.texts import Text
 
 
 def rows(wrong: dict[int, int]) -> list[dict[str, Any]]:
@@ -48,6 +51,28 @@ def test_the_translation_of_another_row_is_found(tmp_path: Path, capsys: pytest.
     # Each text once, and the declined one twice.
     assert len(served.bodies) == 48 - 1 + 1
     assert not [row["prompt"]["en"] for row in SAMPLE if row["prompt"]["en"] in told.out + told.err]
+
+
+class Shortening:
+    """Knows the sample by heart, and loses the end of some texts."""
+
+    def __init__(self, shares: dict[int, float]) -> None:
+        self._sources = {row["prompt"]["sw"]: row["prompt"]["en"] for row in SAMPLE}
+        self._shares = {SAMPLE[number]["prompt"]["sw"]: share for number, share in shares.items()}
+
+    def back(self, texts: Sequence[Text], language: str) -> list[str | None]:
+        whole = {text.content: self._sources[text.content] for text in texts}
+        return [source[: int(len(source) * self._shares.get(text, 1))] for text, source in whole.items()]
+
+
+def test_a_third_of_the_way_is_the_limit() -> None:
+    """Whole texts have 100, unrelated ones 16, so 44 is the limit: about half of a text."""
+    rows = [row(n, {"en": one["prompt"]["en"], "sw": one["prompt"]["sw"]}) for n, one in enumerate(SAMPLE[:24])]
+    settings = LintSettings(translator=Shortening({2: 0.65, 7: 0.3, 11: 0.55, 15: 0.35}))
+    (check,) = choose_checks(settings, only=["back_translation"])
+    for one in rows:
+        check.learn(0, one)
+    assert [one.where.number for one in rows if list(check.check(0, one))] == [7, 15]
 
 
 @pytest.mark.parametrize(
