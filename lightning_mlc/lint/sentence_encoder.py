@@ -33,12 +33,11 @@ BATCH_TOKENS = 8192
 
 
 def _first(states: Tensor, mask: Tensor) -> Tensor:
-    return states[torch.arange(len(states)), mask.argmax(1)]
+    return states[:, 0]
 
 
 def _last(states: Tensor, mask: Tensor) -> Tensor:
-    places = torch.arange(mask.shape[1], device=mask.device)
-    return states[torch.arange(len(states)), (mask * places).argmax(1)]
+    return states[torch.arange(len(states)), mask.sum(1) - 1]
 
 
 def _mean(states: Tensor, mask: Tensor) -> Tensor:
@@ -56,7 +55,7 @@ POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "max": _maximum,
     "lasttoken": _last,
 }
-"""From states (N, T, H) and mask (N, T), with at least one token in each row, to vectors (N, H)."""
+"""From states (N, T, H) and mask (N, T) to vectors (N, H). Padding is on the right; each row has a token."""
 _KEYS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_mean_tokens": "mean",
@@ -134,9 +133,9 @@ class SentenceEncoder:
         encoded = self._tokenizer(usable, truncation=True, max_length=self._longest)
         found: list[Tensor] = [torch.empty(0)] * len(texts)
         for part in plan_batches([len(ids) for ids in encoded["input_ids"]], BATCH_TOKENS, 0):
-            batch = self._tokenizer.pad(
-                {key: [values[place] for place in part] for key, values in encoded.items()}, return_tensors="pt"
-            ).to(self._model.device)
+            own = {key: [values[place] for place in part] for key, values in encoded.items()}
+            # Whatever the tokenizer prefers: on the right, padding moves no token to another position.
+            batch = self._tokenizer.pad(own, padding_side="right", return_tensors="pt").to(self._model.device)
             with _memory():
                 states = self._model(**batch).last_hidden_state
             vectors = self._pool(states, batch["attention_mask"])

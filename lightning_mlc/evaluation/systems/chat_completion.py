@@ -31,6 +31,7 @@ LIMIT_NAMES = ("max_tokens", "max_completion_tokens")
 UNSUPPORTED = "unsupported_parameter"
 """Code of a request with a parameter that the model does not know."""
 TEMPERATURE = "temperature"
+LATE = "no answer in time"
 LARGEST_ANSWER = 1 << 24
 """Bytes of an answer. A completion of 10,000 tokens has less than a hundredth of that."""
 
@@ -178,7 +179,7 @@ def error_details(answer: httpx.Response, end: float) -> dict[str, Any]:
 def connection_trouble(error: Exception) -> str:
     """Why a connection gave no answer, in a few words."""
     if isinstance(error, httpx.TimeoutException):
-        return "no answer in time"
+        return LATE
     cause: BaseException | None = error
     while cause is not None:  # httpx wraps the error of the operating system
         if isinstance(cause, OSError):

@@ -27,6 +27,7 @@ import httpx
 from lightning_mlc.errors import UserError, first_line, shortened, some_of
 from lightning_mlc.evaluation.systems.api_keys import variable_of
 from lightning_mlc.evaluation.systems.chat_completion import (
+    LATE,
     OF_ONE_REQUEST,
     Refused,
     RequestForm,
@@ -183,6 +184,7 @@ class _Progress:
                 self._endpoint.spec,
                 f"{sum(self._failures.values())} of {asked} requests got no answer ({some_of(counted, 60, '; ')})"
                 + (f", {skipped} were not sent" if skipped else "")
+                + ("; if the server is slow, raise timeout or lower concurrency" if LATE in self._failures else "")
                 + "; run the same command again to ask for them",
             )
 

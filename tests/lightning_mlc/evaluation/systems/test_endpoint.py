@@ -228,6 +228,7 @@ def test_what_stays_without_an_answer_is_told_and_the_others_are_kept() -> None:
     assert "2 of 5 requests got no answer" in message
     assert "1 times status 429" in message
     assert "1 times no answer in time" in message
+    assert "; if the server is slow, raise timeout or lower concurrency; run the same command" in message
     assert "run the same command again" in message
     assert served.asked["limited"] == 2
 
