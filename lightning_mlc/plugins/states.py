@@ -130,7 +130,7 @@ def transformers_model(model: nn.Module) -> PreTrainedModel:
     """Return the model of transformers inside ``model``.
 
     Raises:
-        UserError: There is none, it is an encoder-decoder, or its adapters prepend virtual tokens.
+        UserError: There is none, it is an encoder-decoder, it takes no text, or its adapters prepend virtual tokens.
     """
     inner: Any = unwrapped(model)
     for name in ("module", "_fsdp_wrapped_module"):  # DeepSpeed and FSDP1
@@ -146,6 +146,8 @@ def transformers_model(model: nn.Module) -> PreTrainedModel:
         )
     if getattr(inner.config, "is_encoder_decoder", False):
         raise UserError("model", f"{type(inner).__name__} is an encoder-decoder; give a causal LM")
+    if "input_ids" not in inspect.signature(inner.forward).parameters:
+        raise UserError("model", f"{type(inner).__name__} takes no text; give a causal LM")
     return inner
 
 
