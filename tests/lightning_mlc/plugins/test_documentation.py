@@ -319,7 +319,9 @@ def test_messages_begin_as_the_page_says(folder: Path, scratch: Path, monkeypatc
 
     without_template = tokenizer_of(folder)
     without_template.chat_template = None
-    begun, two = trainer(), trainer()
+    begun, two, replaced = trainer(), trainer(), trainer()
+    replaced.train_dataset = [{"input_ids": [5, 6], "labels": [5, 6]}] * 20
+    replaced.training_step = lambda *_: torch.zeros(())
     begun.state.global_step = 1
     two.args._n_gpu = 2
     faults = [
@@ -329,6 +331,7 @@ def test_messages_begin_as_the_page_says(folder: Path, scratch: Path, monkeypatc
         lambda: add_mlc(begun, "prompts.jsonl"),
         lambda: add_mlc(add_mlc(trainer(), "prompts.jsonl"), "prompts.jsonl"),
         lambda: checked({"prompts": "prompts.jsonl", "wieght": 1}),
+        lambda: add_mlc(replaced, "prompts.jsonl").train(),
     ]
     messages = []
     for fault in faults:
