@@ -117,6 +117,11 @@ class PromptGroups:
         """Number of tokens of the longest prompt."""
         return int(np.diff(self._ends).max())
 
+    @property
+    def highest_token(self) -> int:
+        """Highest token id."""
+        return int(self._ids.max())
+
     def sequences(self, groups: Sequence[int]) -> list[TokenSequence]:
         """Return the prompts of some groups in all of their languages.
 

@@ -20,7 +20,7 @@ from lightning_mlc.files.atomic import write_whole
 from lightning_mlc.models.forward import Grid
 from lightning_mlc.plugins.prompts import PromptGroups, prompts_of_step, share_of
 from lightning_mlc.plugins.settings import settings_of
-from lightning_mlc.plugins.states import PromptStates, transformers_model
+from lightning_mlc.plugins.states import PromptStates, require_embeddings, transformers_model
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -146,10 +146,11 @@ class MLCRegularizer(nn.Module):
             model: The model, wrapped or not. All of its processes make the same extractor.
 
         Raises:
-            UserError: It is no causal LM of transformers.
+            UserError: It is no causal LM of transformers, or has too few embeddings or positions for the prompts.
         """
         if self.representation is not None:
             return
+        require_embeddings(model, self.groups.longest, self.groups.highest_token)
         width = int(transformers_model(model).config.get_text_config().hidden_size)
         with torch.random.fork_rng(devices=[]):  # on the CPU, so that every device gets the same map
             torch.manual_seed(self.seed)

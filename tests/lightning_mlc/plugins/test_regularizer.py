@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForSequenceClassification,
     ViTConfig,
@@ -380,6 +382,17 @@ def test_bad_models_are_refused(model: Any, model_folder: Path) -> None:
     config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     with pytest.raises(UserError, match=r"^model: has prompt-learning adapters"):
         regularizer(model_folder).loss(peft.get_peft_model(model, config), 0)
+
+
+def test_prompts_that_do_not_fit_the_model_are_refused_before_the_first_step(model: Any, model_folder: Path) -> None:
+    sizes: Any = {"n_embd": 8, "n_layer": 1, "n_head": 2, "vocab_size": 300, "n_positions": 32}
+    long = [{"en": "a" * 90, "sw": "b"}]
+    with pytest.raises(UserError, match=r"^max_prompt_length: a prompt has \d+ tokens, but .* 32 positions; give 32"):
+        regularizer(model_folder, long).prepare(GPT2LMHeadModel(GPT2Config(**sizes)))
+    regularizer(model_folder, long, max_prompt_length=32).loss(GPT2LMHeadModel(GPT2Config(**sizes)), 0).backward()
+    model.resize_token_embeddings(200)
+    with pytest.raises(UserError, match=r"^tokenizer: gives ids up to \d+, but the model embeds 200 tokens"):
+        regularizer(model_folder).prepare(model)
 
 
 def test_adapters_get_the_gradient(model: Any, model_folder: Path) -> None:
