@@ -16,9 +16,8 @@ from lightning_mlc.data.row_layout import Layout
 from lightning_mlc.data.rows import TokenRows, TokenSequence
 from lightning_mlc.errors import UserError, renamed
 from lightning_mlc.models.layers import num_layers, resolve_layer
-from lightning_mlc.models.parts import token_embeddings
+from lightning_mlc.models.parts import learnt_positions, token_embeddings
 from lightning_mlc.models.policy import Policy
-from lightning_mlc.models.requirements import learnt_positions
 from lightning_mlc.models.self_check import self_check
 
 

@@ -68,6 +68,13 @@ def test_the_packages_are_blocked() -> None:
     assert "No module named" in found.stderr
 
 
+def test_earlier_releases_of_transformers_can_import_the_plug_in() -> None:
+    """LLaMA-Factory and Axolotl pin one that has no ``GgufConfig``, which loading a model needs."""
+    code = "import lightning_mlc.plugins.options, sys; assert 'lightning_mlc.models.loading' not in sys.modules"
+    found = run(code)
+    assert found.returncode == 0, found.stderr
+
+
 IMPORTED = """
 import ast, importlib, json, sys
 for name in sys.argv[1:]:
