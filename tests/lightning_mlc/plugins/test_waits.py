@@ -21,7 +21,7 @@ from lightning_mlc.plugins.lightning import MLCModuleMixin
 
 PROMPTS = [row["prompt"] for row in example_rows(12)]
 OPTIONS: dict[str, Any] = {"weight": 10.0, "extractor_dim": 16, "prompts_per_step": 4, "center": True}
-THEIRS = (" training_step", " train")
+THEIRS = (" training_step", " train", " get_batch_samples")
 """Ends of the lines of ours that call the trainer's own methods."""
 
 
