@@ -9,7 +9,8 @@ import triton  # type: ignore[import-untyped]
 from torch import Tensor
 
 from mlc_kernels import pooling_kernels
-from mlc_kernels.fused import on_device_of, tile_of
+from mlc_kernels.fused import tile_of
+from mlc_kernels.launch import Call, launch
 
 # Tokens and features in a step, and number of warps. A warp reads 512 contiguous bytes of 16-bit states.
 TOKENS, FEATURES, WARPS = 16, 256, 4
@@ -67,8 +68,8 @@ def ids_in_a_step(tile: int) -> int:
     return 2048 // tile
 
 
-def _mask_strides(attention_mask: Tensor | None) -> tuple[int, int]:
-    return (0, 0) if attention_mask is None else (attention_mask.stride(0), attention_mask.stride(1))
+def _strides_of(attention_mask: Tensor | None) -> tuple[int, ...] | None:
+    return None if attention_mask is None else attention_mask.stride()
 
 
 def _new_table(
@@ -96,26 +97,42 @@ def _find(
 ) -> Tensor:
     found = group.new_empty((prompts, languages))
     if found.numel():
-        tile = tile_of(languages)
-        with on_device_of(group):
-            pooling_kernels.find_rows[(prompts,)](
-                group,
-                language,
-                group if attention_mask is None else attention_mask,
-                group if offsets is None else offsets,
-                found,
-                len(group),
-                tokens,
-                languages,
-                *_mask_strides(attention_mask),
-                OF_TOKENS=of_tokens,
-                HAS_MASK=attention_mask is not None,
-                PACKED=offsets is not None,
-                TILE=tile,
-                BLOCK=ids_in_a_step(tile),
-                num_warps=4,
-            )
+        tensors = (
+            group,
+            language,
+            group if attention_mask is None else attention_mask,
+            group if offsets is None else offsets,
+            found,
+        )
+        rows = len(group)
+        layout = (rows, tokens, prompts, languages, _strides_of(attention_mask), offsets is not None, of_tokens)
+        launch(_find_call, layout, tensors)
     return found
+
+
+def _find_call(
+    rows: int,
+    tokens: int,
+    prompts: int,
+    languages: int,
+    mask_strides: tuple[int, int] | None,
+    packed: bool,
+    of_tokens: bool,
+) -> Call:
+    tile = tile_of(languages)
+    return Call(
+        pooling_kernels.find_rows,
+        (prompts, 1, 1),
+        (rows, tokens, languages, *(mask_strides or (0, 0))),
+        {
+            "OF_TOKENS": of_tokens,
+            "HAS_MASK": mask_strides is not None,
+            "PACKED": packed,
+            "TILE": tile,
+            "BLOCK": ids_in_a_step(tile),
+        },
+        {"num_warps": 4},
+    )
 
 
 def _new_pooled(
@@ -132,30 +149,42 @@ def _pool(hidden: Tensor, attention_mask: Tensor | None, offsets: Tensor | None,
     pooled, count = _new_pooled(hidden, attention_mask, offsets, mean)
     if pooled.numel() == 0:
         return pooled, count
-    padded = offsets is None
-    row_stride, token_stride = hidden.stride(0), hidden.stride(1) if padded else hidden.stride(0)
-    features = hidden.shape[-1]
-    with on_device_of(hidden):
-        pooling_kernels.pool_rows[(len(pooled), triton.cdiv(features, FEATURES))](
-            hidden,
-            hidden if attention_mask is None else attention_mask,
-            hidden if offsets is None else offsets,
-            pooled,
-            count,
-            hidden.shape[1] if padded else hidden.shape[0],
-            features,
-            row_stride,
-            token_stride,
-            *_mask_strides(attention_mask),
-            MEAN=mean,
-            HAS_MASK=attention_mask is not None,
-            PACKED=not padded,
-            ALIGNED=(row_stride | token_stride | features) % 16 == 0,
-            TOKENS=TOKENS,
-            BLOCK=FEATURES,
-            num_warps=WARPS,
-        )
+    tensors = (
+        hidden,
+        hidden if attention_mask is None else attention_mask,
+        hidden if offsets is None else offsets,
+        pooled,
+        count,
+    )
+    layout = (pooled.shape, hidden.shape, hidden.stride(), _strides_of(attention_mask), offsets is not None, mean)
+    launch(_pool_call, layout, tensors)
     return pooled, count
+
+
+def _pool_call(
+    pooled_shape: tuple[int, int],
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    mask_strides: tuple[int, int] | None,
+    packed: bool,
+    mean: bool,
+) -> Call:
+    rows, features = pooled_shape
+    row_stride, token_stride = strides[0], strides[0] if packed else strides[1]
+    return Call(
+        pooling_kernels.pool_rows,
+        (rows, triton.cdiv(features, FEATURES), 1),
+        (shape[-2], features, row_stride, token_stride, *(mask_strides or (0, 0))),
+        {
+            "MEAN": mean,
+            "HAS_MASK": mask_strides is not None,
+            "PACKED": packed,
+            "ALIGNED": (row_stride | token_stride | features) % 16 == 0,
+            "TOKENS": TOKENS,
+            "BLOCK": FEATURES,
+        },
+        {"num_warps": WARPS},
+    )
 
 
 def _new_spread(
@@ -183,27 +212,35 @@ def _spread(
     if grad.numel() == 0:
         return grad.new_zeros(shape, dtype=dtype)
     found = grad.new_empty(shape, dtype=dtype)
-    features = shape[-1]
-    with on_device_of(grad):
-        pooling_kernels.spread_rows[(len(grad), triton.cdiv(features, FEATURES))](
-            grad,
-            grad if attention_mask is None else attention_mask,
-            grad if offsets is None else offsets,
-            count,
-            found,
-            len(grad),
-            shape[-2],
-            features,
-            *_mask_strides(attention_mask),
-            MEAN=mean,
-            HAS_MASK=attention_mask is not None,
-            PACKED=offsets is not None,
-            ALIGNED=features % 16 == 0,
-            TOKENS=TOKENS,
-            BLOCK=FEATURES,
-            num_warps=WARPS,
-        )
+    tensors = (
+        grad,
+        grad if attention_mask is None else attention_mask,
+        grad if offsets is None else offsets,
+        count,
+        found,
+    )
+    launch(_spread_call, (len(grad), found.shape, _strides_of(attention_mask), offsets is not None, mean), tensors)
     return found
+
+
+def _spread_call(
+    rows: int, shape: tuple[int, ...], mask_strides: tuple[int, int] | None, packed: bool, mean: bool
+) -> Call:
+    tokens, features = shape[-2:]
+    return Call(
+        pooling_kernels.spread_rows,
+        (rows, triton.cdiv(features, FEATURES), 1),
+        (rows, tokens, features, *(mask_strides or (0, 0))),
+        {
+            "MEAN": mean,
+            "HAS_MASK": mask_strides is not None,
+            "PACKED": packed,
+            "ALIGNED": features % 16 == 0,
+            "TOKENS": TOKENS,
+            "BLOCK": FEATURES,
+        },
+        {"num_warps": WARPS},
+    )
 
 
 find_rows = torch.library.custom_op("mlc_kernels::find_rows", _find, mutates_args=())

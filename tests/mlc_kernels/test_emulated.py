@@ -163,8 +163,8 @@ def token_states(packed: bool, dtype: torch.dtype) -> tuple[Tensor, dict[str, Te
 
 
 # Launches: if a row is a token's state, the kernel reads it directly.
-LOOKED_UP = ["find_rows", "prompt_forward", "prompt_backward"]
-POOLED = ["find_rows", "pool_rows", "prompt_forward", "prompt_backward", "spread_rows"]
+LOOKED_UP = ["find_rows", "prompt_forward", "sum_losses", "prompt_backward"]
+POOLED = ["find_rows", "pool_rows", "prompt_forward", "sum_losses", "prompt_backward", "spread_rows"]
 
 
 @pytest.mark.parametrize(
