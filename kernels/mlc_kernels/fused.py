@@ -113,7 +113,8 @@ def _forward(
         losses, saved = prompt_losses(rows, mask, table, temperature, divide_by_top, with_gradient)
         return losses[0].clone() if reduction == "none" else losses[0].sum(), saved, None
     result, saved = rows.new_empty(shape, dtype=_out_dtype(rows)), _new_saved(rows, table, with_gradient)
-    _launch_losses(rows, mask, table, result, saved, temperature, divide_by_top, with_gradient, 0)
+    output = "gradient" if with_gradient else "loss"
+    _launch_forward(rows, mask, table, result, saved, temperature, divide_by_top, output, 0)
     return result, saved, None
 
 
@@ -128,21 +129,6 @@ def _row_strides(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int,
     return prompt, row, (prompt | row | shape[-1]) % 16 == 0
 
 
-def _launch_losses(
-    rows: Tensor,
-    mask: Tensor | None,
-    table: Tensor | None,
-    out: Tensor,
-    saved: Tensor,
-    temperature: float,
-    divide_by_top: bool,
-    with_gradient: bool,
-    counted_at: int,
-) -> None:
-    output = "gradient" if with_gradient else "loss"
-    _launch_forward(rows, mask, table, out, saved, temperature, divide_by_top, output, counted_at)
-
-
 def _launch_forward(
     rows: Tensor,
     mask: Tensor | None,
@@ -154,17 +140,15 @@ def _launch_forward(
     output: str,
     counted_at: int,
 ) -> None:
-    sizes = rows.shape[:2] if table is None else table.shape
-    if 0 in sizes:
+    if (rows if table is None else table).numel() == 0:
         out.zero_()
         return
     layout = (
-        sizes,
         rows.shape,
         rows.stride(),
+        rows.dtype,
         None if mask is None else mask.stride(),
-        table is not None,
-        rows.dtype == torch.float64,
+        None if table is None else table.shape,
         temperature,
         divide_by_top,
         output,
@@ -174,18 +158,17 @@ def _launch_forward(
 
 
 def _forward_call(
-    sizes: tuple[int, int],
     shape: tuple[int, ...],
     strides: tuple[int, ...],
+    dtype: torch.dtype,
     mask_strides: tuple[int, int] | None,
-    has_table: bool,
-    wide: bool,
+    table_shape: tuple[int, int] | None,
     temperature: float,
     divide_by_top: bool,
     output: str,
     counted_at: int,
 ) -> Call:
-    prompts, languages = sizes
+    prompts, languages = shape[:2] if table_shape is None else table_shape
     tile = tile_of(languages)
     warps, block = FORWARD[tile]
     prompt_stride, row_stride, aligned = _row_strides(shape, strides)
@@ -197,9 +180,9 @@ def _forward_call(
         {
             "OUTPUT": output,
             "HAS_MASK": mask_strides is not None,
-            "HAS_TABLE": has_table,
+            "HAS_TABLE": table_shape is not None,
             "DIVIDE_BY_TOP": divide_by_top,
-            "RESCALE": wide,
+            "RESCALE": dtype == torch.float64,
             "ALIGNED": aligned,
             "DOT": DOT,
             "TILE": tile,
@@ -215,8 +198,10 @@ def _out_dtype(rows: Tensor) -> torch.dtype:
 
 def _new_saved(rows: Tensor, table: Tensor | None, with_gradient: bool) -> Tensor:
     """For the backward pass: (B, L + 1, L) float64, or empty."""
+    if not with_gradient:
+        return rows.new_empty((0,), dtype=torch.float64)
     prompts, languages = rows.shape[:2] if table is None else table.shape
-    return rows.new_empty((prompts, languages + 1, languages) if with_gradient else (0,), dtype=torch.float64)
+    return rows.new_empty(prompts, languages + 1, languages, dtype=torch.float64)
 
 
 def _new_losses(
@@ -241,7 +226,8 @@ def _losses(
 ) -> tuple[Tensor, Tensor]:
     """(2, B): losses, and whether they count; (B, L + 1, L) float64 for the backward pass, or empty."""
     losses, saved = _new_losses(rows, mask, table, temperature, divide_by_top, with_gradient)
-    _launch_losses(rows, mask, table, losses, saved, temperature, divide_by_top, with_gradient, losses.shape[1])
+    output = "gradient" if with_gradient else "loss"
+    _launch_forward(rows, mask, table, losses, saved, temperature, divide_by_top, output, losses.shape[1])
     return losses, saved
 
 
@@ -252,11 +238,11 @@ def _new_sum(losses: Tensor, mean: bool) -> tuple[Tensor, Tensor]:
 def _sum(losses: Tensor, mean: bool) -> tuple[Tensor, Tensor]:
     """() sum or mean of (2, B), losses and whether they count; () float64 number of those that count, at least 1."""
     result, count = _new_sum(losses, mean)
-    launch(_sum_call, (losses.shape[1], mean), (losses, result, count))
+    launch(_sum_call, (losses.shape[1], losses.dtype, mean), (losses, result, count))
     return result, count
 
 
-def _sum_call(prompts: int, mean: bool) -> Call:
+def _sum_call(prompts: int, dtype: torch.dtype, mean: bool) -> Call:
     constants = {"MEAN": mean, "BLOCK": SUMMED}
     return Call(loss_kernels.sum_losses, (1, 1, 1), (prompts,), constants, {"num_warps": 1})
 
@@ -288,8 +274,10 @@ def _gradient(rows: Tensor, table: Tensor | None, saved: Tensor, grad: Tensor, c
         saved.shape,
         rows.shape,
         rows.stride(),
+        rows.dtype,
         table is not None,
         grad.stride(),
+        grad.dtype,
         count is not None,
     )
     tensors = (rows, saved if table is None else table, saved, grad, saved if count is None else count, found)
@@ -301,8 +289,10 @@ def _backward_call(
     saved_shape: tuple[int, int, int],
     shape: tuple[int, ...],
     strides: tuple[int, ...],
+    dtype: torch.dtype,
     has_table: bool,
     grad_strides: tuple[int, ...],
+    grad_dtype: torch.dtype,
     mean: bool,
 ) -> Call:
     prompts, _, languages = saved_shape

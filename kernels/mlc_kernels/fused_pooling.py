@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton  # type: ignore[import-untyped]
@@ -68,8 +68,24 @@ def ids_in_a_step(tile: int) -> int:
     return 2048 // tile
 
 
-def _strides_of(attention_mask: Tensor | None) -> tuple[int, ...] | None:
-    return None if attention_mask is None else attention_mask.stride()
+class _Spans(NamedTuple):
+    """What tells where rows begin and end, without its values: the part of a layout that all three kernels have."""
+
+    mask_dtype: torch.dtype | None
+    mask_strides: tuple[int, ...]
+    offsets_dtype: torch.dtype | None
+
+    @classmethod
+    def of(cls, attention_mask: Tensor | None, offsets: Tensor | None) -> _Spans:
+        return cls(
+            None if attention_mask is None else attention_mask.dtype,
+            (0, 0) if attention_mask is None else attention_mask.stride(),
+            None if offsets is None else offsets.dtype,
+        )
+
+    @property
+    def constants(self) -> dict[str, bool]:
+        return {"HAS_MASK": self.mask_dtype is not None, "PACKED": self.offsets_dtype is not None}
 
 
 def _new_table(
@@ -105,7 +121,7 @@ def _find(
             found,
         )
         rows = len(group)
-        layout = (rows, tokens, prompts, languages, _strides_of(attention_mask), offsets is not None, of_tokens)
+        layout = (rows, tokens, prompts, languages, _Spans.of(attention_mask, offsets), of_tokens)
         launch(_find_call, layout, tensors)
     return found
 
@@ -115,19 +131,17 @@ def _find_call(
     tokens: int,
     prompts: int,
     languages: int,
-    mask_strides: tuple[int, int] | None,
-    packed: bool,
+    spans: _Spans,
     of_tokens: bool,
 ) -> Call:
     tile = tile_of(languages)
     return Call(
         pooling_kernels.find_rows,
         (prompts, 1, 1),
-        (rows, tokens, languages, *(mask_strides or (0, 0))),
+        (rows, tokens, languages, *spans.mask_strides),
         {
             "OF_TOKENS": of_tokens,
-            "HAS_MASK": mask_strides is not None,
-            "PACKED": packed,
+            **spans.constants,
             "TILE": tile,
             "BLOCK": ids_in_a_step(tile),
         },
@@ -156,7 +170,7 @@ def _pool(hidden: Tensor, attention_mask: Tensor | None, offsets: Tensor | None,
         pooled,
         count,
     )
-    layout = (pooled.shape, hidden.shape, hidden.stride(), _strides_of(attention_mask), offsets is not None, mean)
+    layout = (pooled.shape, hidden.shape, hidden.stride(), hidden.dtype, _Spans.of(attention_mask, offsets), mean)
     launch(_pool_call, layout, tensors)
     return pooled, count
 
@@ -165,20 +179,19 @@ def _pool_call(
     pooled_shape: tuple[int, int],
     shape: tuple[int, ...],
     strides: tuple[int, ...],
-    mask_strides: tuple[int, int] | None,
-    packed: bool,
+    dtype: torch.dtype,
+    spans: _Spans,
     mean: bool,
 ) -> Call:
     rows, features = pooled_shape
-    row_stride, token_stride = strides[0], strides[0] if packed else strides[1]
+    row_stride, token_stride = strides[0], strides[0] if len(shape) == 2 else strides[1]
     return Call(
         pooling_kernels.pool_rows,
         (rows, triton.cdiv(features, FEATURES), 1),
-        (shape[-2], features, row_stride, token_stride, *(mask_strides or (0, 0))),
+        (shape[-2], features, row_stride, token_stride, *spans.mask_strides),
         {
             "MEAN": mean,
-            "HAS_MASK": mask_strides is not None,
-            "PACKED": packed,
+            **spans.constants,
             "ALIGNED": (row_stride | token_stride | features) % 16 == 0,
             "TOKENS": TOKENS,
             "BLOCK": FEATURES,
@@ -219,22 +232,21 @@ def _spread(
         count,
         found,
     )
-    launch(_spread_call, (len(grad), found.shape, _strides_of(attention_mask), offsets is not None, mean), tensors)
+    launch(_spread_call, (len(grad), found.shape, grad.dtype, dtype, _Spans.of(attention_mask, offsets), mean), tensors)
     return found
 
 
 def _spread_call(
-    rows: int, shape: tuple[int, ...], mask_strides: tuple[int, int] | None, packed: bool, mean: bool
+    rows: int, shape: tuple[int, ...], grad_dtype: torch.dtype, dtype: torch.dtype, spans: _Spans, mean: bool
 ) -> Call:
     tokens, features = shape[-2:]
     return Call(
         pooling_kernels.spread_rows,
         (rows, triton.cdiv(features, FEATURES), 1),
-        (rows, tokens, features, *(mask_strides or (0, 0))),
+        (rows, tokens, features, *spans.mask_strides),
         {
             "MEAN": mean,
-            "HAS_MASK": mask_strides is not None,
-            "PACKED": packed,
+            **spans.constants,
             "ALIGNED": features % 16 == 0,
             "TOKENS": TOKENS,
             "BLOCK": FEATURES,

@@ -7,7 +7,7 @@ and the following launches hand it to the driver.
 
 A plan must never differ from what Triton would do. Therefore:
 
-- A :class:`Call` is a function of the layout alone, and the layout, the types and the device are the plan's key.
+- A :class:`Call` is a function of the layout alone, and the layout and the device are the plan's key.
 - Triton compiles another variant for an address that is no multiple of 16. Such a launch goes through Triton.
 - So does every launch while Triton's hooks, its debug mode or its instrumentation are on.
 - Versions of Triton that are not known, and its interpreter, have no plans.
@@ -66,7 +66,8 @@ def launch(prepare: Callable[..., Call], layout: tuple[Any, ...], tensors: Seque
 
     Args:
         prepare: A function without state, so that equal layouts mean equal calls.
-        layout: Its arguments: sizes, strides and options, all of them hashable.
+        layout: Its arguments: all sizes, strides, types and options, hashable. It determines ``tensors`` but for their
+            addresses.
         tensors: The kernel's first arguments. For Triton's interpreter they may be on a CPU.
     """
     if _bind is None:
@@ -81,9 +82,13 @@ def launch(prepare: Callable[..., Call], layout: tuple[Any, ...], tensors: Seque
             launch(prepare, layout, tensors)
         return
     addresses = [tensor.data_ptr() for tensor in tensors]
-    key = (device, prepare, layout, *[tensor.dtype for tensor in tensors])
+    together = 0
+    for address in addresses:
+        together |= address
+    aligned = together % 16 == 0
+    key = device, prepare, layout
     plan = _plans.get(key)
-    if plan is not None and _aligned(addresses) and _undisturbed(plan.kernel):
+    if plan is not None and aligned and _undisturbed(plan.kernel):
         try:
             plan.run(active.get_current_stream(device), addresses)
             return
@@ -91,7 +96,7 @@ def launch(prepare: Callable[..., Call], layout: tuple[Any, ...], tensors: Seque
             _stop_planning(error)
     call = prepare(*layout)
     # Ask before the launch, because this decides which variant Triton compiles.
-    usual = _aligned(addresses) and _undisturbed(call.kernel)
+    usual = aligned and _undisturbed(call.kernel)
     compiled = _launch_by_triton(call, tensors)
     # If Triton compiles in the background, the result is no kernel yet.
     if plan is None and usual and _bind is not None and isinstance(compiled, triton.compiler.CompiledKernel):
@@ -117,13 +122,6 @@ def _keep(key: tuple[Any, ...], plan: _Plan) -> None:
         if len(_plans) >= MOST_PLANS:
             _plans.clear()
         _plans[key] = plan
-
-
-def _aligned(addresses: list[int]) -> bool:
-    together = 0
-    for address in addresses:
-        together |= address
-    return together % 16 == 0
 
 
 def _undisturbed(kernel: Any) -> bool:
