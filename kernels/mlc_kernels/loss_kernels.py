@@ -11,13 +11,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# The last sweep is the first one in which no cosine between two columns exceeds a bound; it reduces them to about their
-# squares. (The constants are the squares of twice the cosine.) For float64 rows the bound is 1e-7. For others it is
-# 1e-5: what is left then is still a thousandth of what rounding the result to float32 costs, and comes half a sweep
-# earlier. Random spectra take 6 sweeps at L = 10 and 10 at L = 64. The limit only guards against an endless loop.
-_TURNED_WIDE = tl.constexpr(4e-14)
-_TURNED = tl.constexpr(4e-10)
-_MAX_SWEEPS = tl.constexpr(30)
+# The last sweep is the first one in which no pair of columns had a cosine above bound * sqrt(gap). The gap is the
+# relative difference of their squared lengths, and the sine of the rotation is about the cosine over the gap. A sweep
+# leaves cosines of about cosine times sine, so the last one leaves the square of the bound. That is 1e-14 for float64
+# rows. For others it is 1e-10, a six-hundredth of what rounding to float32 does, which is reached a third of a sweep
+# earlier. A bound without the gap would stop at columns of nearly equal lengths, where rotations are large and undo
+# each other. (The constants are squares of twice the bound.) Random spectra take 6 sweeps at L = 10 and 10 at L = 64.
+_BOUND_WIDE = tl.constexpr(4e-14)
+_BOUND = tl.constexpr(4e-10)
+_ROUNDING = tl.constexpr(4e-26)  # the square of twice a cosine that is nothing but rounding
+_MAX_SWEEPS = tl.constexpr(30)  # only guards against an endless loop
 _EPSILON = tl.constexpr(2.220446049250313e-16)  # machine epsilon of float64
 
 
@@ -70,7 +73,7 @@ def _next_opposite(opposite, players):
 
 
 @triton.jit
-def _orthogonal_columns(matrix, languages, TURNED: tl.constexpr, TILE: tl.constexpr):
+def _orthogonal_columns(matrix, languages, BOUND: tl.constexpr, TILE: tl.constexpr):
     """``matrix @ V`` with orthogonal columns, V orthogonal: one-sided cyclic Jacobi.
 
     For a positive semi-definite G, each resulting column is an eigenvalue times its eigenvector. In a turn every
@@ -100,7 +103,9 @@ def _orthogonal_columns(matrix, languages, TURNED: tl.constexpr, TILE: tl.conste
             sums = tl.sum(tl.join(2.0 * matrix * other, (other - matrix) * (other + matrix)), axis=0)
             twice, difference = tl.split(sums)
             both = (partner != column) & (tl.minimum(square, square + difference) > negligible)
-            over = twice * twice > square * (square + difference) * TURNED
+            longer = tl.maximum(square, square + difference)
+            allowed = tl.maximum(tl.abs(difference) * BOUND, longer * (_ROUNDING))  # the gap is |difference| / longer
+            over = twice * twice * longer > square * (square + difference) * allowed
             turned = turned | (both & over).to(tl.int32)
             # The smaller angle that makes the pair orthogonal, from its double angle: no division, no tangent.
             long = difference * difference + twice * twice
@@ -207,8 +212,8 @@ def prompt_forward(
     broken_cells = tl.where(tl.abs(gram) < float("inf"), 0, 1)
     finite = tl.sum(tl.sum(broken_cells, axis=1), axis=0) == 0
 
-    turned: tl.constexpr = _TURNED_WIDE if RESCALE else _TURNED
-    columns = _orthogonal_columns(tl.where(finite, gram, 0.0), languages, turned, TILE)
+    bound: tl.constexpr = _BOUND_WIDE if RESCALE else _BOUND
+    columns = _orthogonal_columns(tl.where(finite, gram, 0.0), languages, bound, TILE)
     eigenvalue = tl.sqrt(tl.sum(columns * columns, axis=0))
     value = tl.sqrt(eigenvalue)
     # Position in descending order; missing rows come last.

@@ -8,7 +8,7 @@ import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor
 
-from mlc_kernels import fused, loss_kernels
+from mlc_kernels import fused, loss_kernels, mlc_loss
 from mlc_kernels.loss_kernels import _next_opposite, _orthogonal_columns, _partners
 
 TEMPERATURE = 0.2
@@ -26,11 +26,11 @@ def write_schedule(out_ptr, players, TILE: tl.constexpr):  # type: ignore[no-unt
 
 @triton.jit  # type: ignore[untyped-decorator]
 def write_columns(  # type: ignore[no-untyped-def]
-    gram_ptr, out_ptr, languages, TURNED: tl.constexpr, TILE: tl.constexpr
+    gram_ptr, out_ptr, languages, BOUND: tl.constexpr, TILE: tl.constexpr
 ):
     """(TILE, TILE) float64: the columns that the sweeps make orthogonal."""
     place = tl.arange(0, TILE)[:, None] * TILE + tl.arange(0, TILE)[None, :]
-    tl.store(out_ptr + place, _orthogonal_columns(tl.load(gram_ptr + place), languages, TURNED, TILE))
+    tl.store(out_ptr + place, _orthogonal_columns(tl.load(gram_ptr + place), languages, BOUND, TILE))
 
 
 @pytest.mark.parametrize("languages", range(2, 65))
@@ -58,7 +58,7 @@ def gradient_by_sweeps(unit: Tensor, bound: float, device: str) -> Tensor:
     padded = torch.zeros(tile, tile, dtype=torch.float64)
     padded[:languages, :languages] = gram
     out = torch.empty_like(padded, device=device)
-    write_columns[(1,)](padded.to(device), out, languages, TURNED=bound, TILE=tile)
+    write_columns[(1,)](padded.to(device), out, languages, BOUND=bound, TILE=tile)
     columns = out.cpu()[:languages, :languages]
     eigenvalues = columns.norm(dim=0)
     values, vectors = eigenvalues.sqrt(), columns / eigenvalues
@@ -78,17 +78,28 @@ def true_gradient(unit: Tensor) -> Tensor:
     return gradient - (gradient * unit).sum(1, keepdim=True) * unit
 
 
+def relative_error(unit: Tensor, bound: float, device: str) -> float:
+    truth = true_gradient(unit)
+    return float((gradient_by_sweeps(unit, bound, device) - truth).norm() / truth.norm())
+
+
 def largest_error(languages: int, difference: float, bound: float, device: str) -> float:
     worst = 0.0
     for seed in range(2):
         generator = torch.Generator().manual_seed(seed)
         rows = torch.randn(1, 512, generator=generator, dtype=torch.float64)
         rows = rows + difference * torch.randn(languages, 512, generator=generator, dtype=torch.float64)
-        unit = rows / rows.norm(dim=1, keepdim=True)
-        truth = true_gradient(unit)
-        error = (gradient_by_sweeps(unit, bound, device) - truth).norm() / truth.norm()
-        worst = max(worst, float(error))
+        worst = max(worst, relative_error(rows / rows.norm(dim=1, keepdim=True), bound, device))
     return worst
+
+
+def nearly_equal_values(kind: str, gap: float) -> Tensor:
+    """(10, 10) unit rows with singular values that are equal but for ``gap``: all of them, or all but the largest."""
+    noise = torch.randn(10, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64).tril(-1)
+    nearly_orthogonal = torch.eye(10, dtype=torch.float64) + gap * (noise + noise.T)
+    gram = nearly_orthogonal if kind == "all" else (nearly_orthogonal + 1) / 2
+    rows = torch.linalg.cholesky(gram)
+    return rows / rows.norm(dim=1, keepdim=True)
 
 
 # Rounding of float64 in the Gram matrix is magnified by the square of the difference, for either bound: 1e-16 over 1e-6
@@ -99,10 +110,30 @@ def largest_error(languages: int, difference: float, bound: float, device: str) 
 @pytest.mark.parametrize("languages", [2, 10, 17])
 def test_where_sweeps_stop(device: str, languages: int, difference: float, wide: float, narrow: float) -> None:
     """The bound of float64 rows leaves rounding alone; that of other rows leaves far less than float32 rounds away."""
-    assert largest_error(languages, difference, loss_kernels._TURNED_WIDE.value, device) < wide
-    assert largest_error(languages, difference, loss_kernels._TURNED.value, device) < narrow
+    assert largest_error(languages, difference, loss_kernels._BOUND_WIDE.value, device) < wide
+    assert largest_error(languages, difference, loss_kernels._BOUND.value, device) < narrow
 
 
 def test_a_wider_bound_would_show(device: str) -> None:
-    """The counterpart: sweeps that stop at a cosine of 1e-3 leave more than float32 rounds away."""
-    assert max(largest_error(10, difference, 4e-6, device) for difference in (1.0, 1e-1)) > 1e-9
+    """The counterpart: with a bound of 1e-2, both tests of errors would fail."""
+    assert largest_error(10, 1.0, 4e-4, device) > 1e-9
+    assert relative_error(nearly_equal_values("all", 1e-4), 4e-4, device) > 1e-13 / 1e-4
+
+
+# Which of nearly equal values is the largest depends on the last digits of the rows: rounding of float64 is magnified
+# by 1 / gap, and so is what the sweeps leave. Rounding the rows to float32 would cost 6e-8 / gap.
+@pytest.mark.parametrize("gap", [1e-4, 1e-5, 1e-6, 1e-7])
+@pytest.mark.parametrize("kind", ["all", "all but the largest"])
+def test_nearly_equal_singular_values(device: str, kind: str, gap: float) -> None:
+    """Rotations are large here, so a sweep does not square the cosines."""
+    unit = nearly_equal_values(kind, gap)
+    assert relative_error(unit, loss_kernels._BOUND_WIDE.value, device) < 1e-14 / gap
+    assert relative_error(unit, loss_kernels._BOUND.value, device) < 1e-13 / gap
+
+
+def test_the_bound_of_float64_rows(device: str) -> None:
+    """Where the other bound leaves an error of 1e-12."""
+    rows = nearly_equal_values("all but the largest", 1e-8).to(device).requires_grad_()
+    (found,) = torch.autograd.grad(mlc_loss(rows[None], temperature=TEMPERATURE, backend="triton"), rows)
+    truth = true_gradient(rows.detach().cpu())
+    assert float((found.cpu() - truth).norm() / truth.norm()) < 1e-13
