@@ -190,6 +190,7 @@ def test_the_incoming_gradient_and_a_table_are_part_of_the_layout(gpu: StubGpu) 
         (rows, None, saved, torch.ones(2, dtype=F64), None),
         (rows, None, saved, torch.ones(()), torch.ones((), dtype=F64)),
         (rows_of(2, 32), torch.zeros(2, 3, dtype=torch.int64), saved, torch.ones(2), None),
+        (rows_of(2, 3, 32, dtype=BF16), None, saved, torch.ones(2), None),
     ]
     for by_plan in (False, True):
         for call in calls:
@@ -206,9 +207,20 @@ def test_types_of_a_mask_and_of_offsets_are_part_of_the_layout(gpu: StubGpu) -> 
         fused_pooling.table(rows_of(3, 5, 8), mask, None, *ids, 2, 2, True)
     for dtype in (torch.int32, torch.int64):
         fused_pooling.table(rows_of(15, 8), None, torch.zeros(4, dtype=dtype), *ids, 2, 2, True)
-    found = taken(gpu)
-    assert not any(launched.by_plan for launched in found)
-    assert len(found) == 6
+    assert [launched.by_plan for launched in taken(gpu)] == [False] * 6
+
+
+def test_types_of_sums_and_of_pooling_are_part_of_the_layout(gpu: StubGpu) -> None:
+    for dtype in (F32, F64):
+        fused._sum(torch.ones(2, 3, dtype=dtype), True)
+    for dtype in (F16, BF16, F32, F64):
+        for mean in (True, False):
+            fused_pooling._pool(rows_of(3, 5, 8, dtype=dtype), None, None, mean)
+    for mean, kinds in ((True, [(F32, F16), (F32, BF16), (F32, F32), (F64, F64)]), (False, [(F16, F16), (F32, F32)])):
+        count = torch.ones(3, dtype=F64 if mean else torch.int64)
+        for grad, dtype in kinds:
+            fused_pooling._spread(rows_of(3, 8, dtype=grad), None, None, count, [3, 5, 8], dtype, mean)
+    assert [launched.by_plan for launched in taken(gpu)] == [False] * 16
 
 
 # --- Guards -----------------------------------------------------------------------------------------------------------
