@@ -70,7 +70,8 @@ def launch(prepare: Callable[..., Call], layout: tuple[Any, ...], tensors: Seque
             addresses.
         tensors: The kernel's first arguments. For Triton's interpreter they may be on a CPU.
     """
-    if _bind is None:
+    bind = _bind
+    if bind is None:
         with _on_device_of(tensors[0]):
             _launch_by_triton(prepare(*layout), tensors)
         return
@@ -99,8 +100,8 @@ def launch(prepare: Callable[..., Call], layout: tuple[Any, ...], tensors: Seque
     usual = aligned and _undisturbed(call.kernel)
     compiled = _launch_by_triton(call, tensors)
     # If Triton compiles in the background, the result is no kernel yet.
-    if plan is None and usual and _bind is not None and isinstance(compiled, triton.compiler.CompiledKernel):
-        _keep(key, _Plan(call.kernel, compiled, _bind(compiled, call)))
+    if plan is None and usual and isinstance(compiled, triton.compiler.CompiledKernel):
+        _keep(key, _Plan(call.kernel, compiled, bind(compiled, call)))
 
 
 def forget() -> None:
@@ -151,7 +152,7 @@ def _publicly(compiled: Any, call: Call) -> Callable[[int, list[int]], object]:
     """Launch a compiled kernel as Triton's tutorials do."""
     run = compiled[call.grid]
     rest = (*call.numbers, *call.constants.values())
-    return lambda stream, addresses: run(*addresses, *rest, stream=stream)
+    return lambda stream, addresses: run(*addresses, *rest)  # it asks for the current stream itself
 
 
 def _bind_for(version: str) -> Bind | None:
@@ -170,8 +171,7 @@ def _bind_for(version: str) -> Bind | None:
 
 def _stop_planning(error: TypeError) -> None:
     global _bind
-    if _bind is not None:
-        _LOG.warning("Launches take longer, because Triton %s refuses a kernel's arguments: %s", _VERSION, error)
+    _LOG.warning("Launches take longer, because Triton %s refuses a kernel's arguments: %s", _VERSION, error)
     _bind = None
     forget()
 

@@ -200,6 +200,20 @@ def test_the_incoming_gradient_and_a_table_are_part_of_the_layout(gpu: StubGpu) 
         assert len({(launched.function, launched.arguments[6:]) for launched in found}) == len(calls)
 
 
+def test_two_kernels_with_equal_layouts_have_two_plans(gpu: StubGpu) -> None:
+    def call_for(mean: bool) -> Callable[[int], launch.Call]:
+        constants = {"MEAN": mean, "BLOCK": 16}
+        return lambda prompts: launch.Call(loss_kernels.sum_losses, (1, 1, 1), (prompts,), constants, {"num_warps": 1})
+
+    mean, total = call_for(True), call_for(False)
+    tensors = torch.ones(2, 3), torch.zeros(()), torch.zeros((), dtype=F64)
+    for prepare in (mean, total, mean, total):
+        launch.launch(prepare, (3,), tensors)
+    found = taken(gpu)
+    assert [launched.by_plan for launched in found] == [False, False, True, True]
+    assert [launched.arguments[4] for launched in found] == [True, False] * 2
+
+
 def test_types_of_a_mask_and_of_offsets_are_part_of_the_layout(gpu: StubGpu) -> None:
     ids = torch.tensor([0, 0, 1]), torch.tensor([0, 1, 0])
     for dtype in (torch.bool, torch.uint8, torch.int8, torch.int64):
