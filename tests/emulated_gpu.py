@@ -1,7 +1,8 @@
 """A GPU for Triton that does not exist: kernels are compiled for it up to PTX and launched on the CPU.
 
 Everything before the launch is Triton's own: turning arguments into types, constants and alignments, and compiling. So
-a kernel gets exactly the arguments that the code under test passes, on CPU tensors.
+a kernel gets exactly the arguments that the code under test passes, on CPU tensors. Memory is that of the tensors which
+were passed, or whose addresses were asked for since the launch before: addresses may be passed in place of tensors.
 """
 
 from __future__ import annotations
@@ -49,14 +50,23 @@ class EmulatedGpu:
         self.races: set[str] = set()
         self.launches: list[str] = []
         self.utils = self
+        self._addressed: list[torch.Tensor] = []
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Make this Triton's device until the test ends."""
         self.races.clear()
         self.launches.clear()
+        self._addressed.clear()
         nvidia = backends["nvidia"]
         monkeypatch.setitem(backends, "nvidia", Backend(compiler=_ToPtx, driver=nvidia.driver))
         monkeypatch.setattr(triton.runtime.driver, "_active", self)
+        data_ptr = torch.Tensor.data_ptr
+
+        def noted(tensor: torch.Tensor) -> int:
+            self._addressed.append(tensor)
+            return data_ptr(tensor)
+
+        monkeypatch.setattr(torch.Tensor, "data_ptr", noted)
 
     # Methods that Triton calls
 
@@ -84,9 +94,9 @@ class EmulatedGpu:
         def launch(x: int, y: int, z: int, stream: int, program: ptx.Program, *rest: Any) -> None:
             handed = rest[-len(kinds) :]  # the arguments before these are metadata and hooks
             arguments = [value for value, kind in zip(handed, kinds, strict=True) if kind != "constexpr"]
-            tensors = [value for value in arguments if isinstance(value, torch.Tensor)]
             bits = [value.data_ptr() if isinstance(value, torch.Tensor) else value for value in arguments]
-            memory = ptx.Memory(dict(map(_bytes, tensors)))
+            memory = ptx.Memory(dict(map(_bytes, self._addressed)))
+            self._addressed.clear()
             self.launches.append(program.name)
             self.races |= program.run((x, y, z), threads, bits, memory)
 

@@ -1,15 +1,14 @@
 """The Triton backend: launches the kernels of ``loss_kernels``, registers them as operators, connects them to autograd.
 
 This module and Triton are imported when the backend is first used. In eager mode the kernels are launched directly,
-because the dispatcher costs time; under ``torch.compile`` they are the operators ``mlc_kernels::prompt_*``.
-The autograd function includes the reductions, so the backward pass is one launch, without a node for each
-reduction.
+because the dispatcher costs time; under ``torch.compile`` they are the operators ``mlc_kernels::prompt_*`` and
+``mlc_kernels::sum_losses``. The autograd function includes the reductions, so the backward pass is one launch, without
+a node for each reduction.
 """
 
 from __future__ import annotations
 
 import struct
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -17,11 +16,13 @@ import triton  # type: ignore[import-untyped]
 from torch import Tensor
 
 from mlc_kernels import loss_kernels
+from mlc_kernels.launch import Call, launch
 
 # For each padded L: (warps, features in a step) of the forward and of the backward kernel. Chosen so that the compiler
 # reports no spills. Fixed, so that the same input gives the same bits on the same kind of device.
 FORWARD = {16: (4, 128), 32: (8, 64), 64: (8, 64)}
 BACKWARD = {16: (4, 128), 32: (4, 64), 64: (8, 32)}
+SUMMED = 256  # losses that are added at once, by one warp
 # By default ptxas spills registers, to make room for more programs on a multiprocessor than will ever run there.
 COMPILER = {"maxnreg": 255} if torch.version.hip is None else {}
 # LLVM's AMD backend has no float64 matrix product (Triton 3.7).
@@ -51,8 +52,7 @@ def loss(
     if torch.is_grad_enabled() and rows.requires_grad:
         result: Tensor = _Loss.apply(rows, mask, table, temperature, divide_by_top, reduction)  # type: ignore[no-untyped-call]
         return result
-    forward = prompt_losses if torch.compiler.is_compiling() else _losses
-    return _reduced(forward(rows, mask, table, temperature, divide_by_top, False)[0], reduction)[0]
+    return _forward(rows, mask, table, temperature, divide_by_top, reduction, False)[0]
 
 
 def values(rows: Tensor, mask: Tensor | None) -> Tensor:
@@ -73,9 +73,7 @@ class _Loss(torch.autograd.Function):
         divide_by_top: bool,
         reduction: str,
     ) -> Tensor:
-        forward = prompt_losses if torch.compiler.is_compiling() else _losses
-        losses, saved = forward(rows, mask, table, temperature, divide_by_top, True)
-        result, count = _reduced(losses, reduction)
+        result, saved, count = _forward(rows, mask, table, temperature, divide_by_top, reduction, True)
         ctx.save_for_backward(rows, table, saved, count)
         return result
 
@@ -89,18 +87,35 @@ class _Loss(torch.autograd.Function):
         return backward(rows, table, saved, grad, count), None, None, None, None, None
 
 
-def _reduced(losses: Tensor, reduction: str) -> tuple[Tensor, Tensor | None]:
-    """The reduced loss, and the number of prompts if it is a mean; ``losses`` (2, B): losses, and whether they count.
+def _forward(
+    rows: Tensor,
+    mask: Tensor | None,
+    table: Tensor | None,
+    temperature: float,
+    divide_by_top: bool,
+    reduction: str,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The reduced loss, what the backward pass needs, and the number of prompts if it is a mean.
 
-    The result is never a view, because users divide losses in place, and autograd refuses that for a returned view.
+    The loss is never a view, because users divide losses in place, and autograd refuses that for a returned view.
     """
-    if reduction == "none":
-        return losses[0].clone(), None
-    if reduction == "sum" or losses.shape[1] == 1:  # one prompt is the usual case, and its loss is the mean
-        return losses[0].sum(), None
-    total, count = losses.sum(1).unbind()
-    count = count.clamp(min=1)
-    return total / count, count
+    compiling = torch.compiler.is_compiling()
+    prompts = len(rows) if table is None else len(table)
+    # One prompt is the usual case. Its loss is the sum, and the mean: if it does not count, it is 0.
+    if reduction != "none" and prompts != 1:
+        compute, add = (prompt_losses, sum_losses) if compiling else (_losses, _sum)
+        losses, saved = compute(rows, mask, table, temperature, divide_by_top, with_gradient)
+        result, count = add(losses, reduction == "mean")
+        return result, saved, count if reduction == "mean" else None
+    shape = (prompts,) if reduction == "none" else ()
+    if compiling:
+        losses, saved = prompt_losses(rows, mask, table, temperature, divide_by_top, with_gradient)
+        return losses[0].clone() if reduction == "none" else losses[0].sum(), saved, None
+    result, saved = rows.new_empty(shape, dtype=_out_dtype(rows)), _new_saved(rows, table, with_gradient)
+    output = "gradient" if with_gradient else "loss"
+    _launch_forward(rows, mask, table, result, saved, temperature, divide_by_top, output, 0)
+    return result, saved, None
 
 
 def tile_of(languages: int) -> int:
@@ -108,17 +123,10 @@ def tile_of(languages: int) -> int:
     return 16 if languages <= 16 else 32 if languages <= 32 else 64
 
 
-def on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
-    """A context in which kernels run on the tensor's device. On a CPU, Triton's interpreter runs them."""
-    if tensor.is_cuda and tensor.get_device() != torch.cuda.current_device():
-        return torch.cuda.device(tensor.device)
-    return nullcontext()
-
-
-def _strides(rows: Tensor) -> tuple[int, int, bool]:
+def _row_strides(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, int, bool]:
     """Stride of prompts (0 with a table) and of rows, in elements; whether both and D are multiples of 16."""
-    prompt, row = (rows.stride(0), rows.stride(1)) if rows.dim() == 3 else (0, rows.stride(0))
-    return prompt, row, (prompt | row | rows.shape[-1]) % 16 == 0
+    prompt, row = strides[:2] if len(shape) == 3 else (0, strides[0])
+    return prompt, row, (prompt | row | shape[-1]) % 16 == 0
 
 
 def _launch_forward(
@@ -126,49 +134,74 @@ def _launch_forward(
     mask: Tensor | None,
     table: Tensor | None,
     out: Tensor,
-    saved: Tensor | None,
+    saved: Tensor,
     temperature: float,
     divide_by_top: bool,
     output: str,
+    counted_at: int,
 ) -> None:
-    prompts, languages = rows.shape[:2] if table is None else table.shape
-    if prompts == 0 or languages == 0:
+    if (rows if table is None else table).numel() == 0:
         out.zero_()
         return
+    layout = (
+        rows.shape,
+        rows.stride(),
+        rows.dtype,
+        None if mask is None else mask.stride(),
+        None if table is None else table.shape,
+        temperature,
+        divide_by_top,
+        output,
+        counted_at,
+    )
+    launch(_forward_call, layout, (rows, rows if mask is None else mask, rows if table is None else table, out, saved))
+
+
+def _forward_call(
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    dtype: torch.dtype,
+    mask_strides: tuple[int, int] | None,
+    table_shape: tuple[int, int] | None,
+    temperature: float,
+    divide_by_top: bool,
+    output: str,
+    counted_at: int,
+) -> Call:
+    prompts, languages = shape[:2] if table_shape is None else table_shape
     tile = tile_of(languages)
     warps, block = FORWARD[tile]
-    prompt_stride, row_stride, aligned = _strides(rows)
-    with on_device_of(rows):
-        loss_kernels.prompt_forward[(prompts,)](
-            rows,
-            rows if mask is None else mask,
-            rows if table is None else table,
-            out,
-            out if saved is None else saved,
-            struct.unpack("q", struct.pack("d", temperature))[0],
-            prompts,
-            languages,
-            rows.shape[-1],
-            prompt_stride,
-            row_stride,
-            0 if mask is None else mask.stride(0),
-            0 if mask is None else mask.stride(1),
-            OUTPUT=output,
-            HAS_MASK=mask is not None,
-            HAS_TABLE=table is not None,
-            DIVIDE_BY_TOP=divide_by_top,
-            RESCALE=rows.dtype == torch.float64,
-            ALIGNED=aligned,
-            DOT=DOT,
-            TILE=tile,
-            BLOCK=block,
-            num_warps=warps,
-            **COMPILER,
-        )
+    prompt_stride, row_stride, aligned = _row_strides(shape, strides)
+    bits = struct.unpack("q", struct.pack("d", temperature))[0]
+    return Call(
+        loss_kernels.prompt_forward,
+        (prompts, 1, 1),
+        (bits, counted_at, languages, shape[-1], prompt_stride, row_stride, *(mask_strides or (0, 0))),
+        {
+            "OUTPUT": output,
+            "HAS_MASK": mask_strides is not None,
+            "HAS_TABLE": table_shape is not None,
+            "DIVIDE_BY_TOP": divide_by_top,
+            "RESCALE": dtype == torch.float64,
+            "ALIGNED": aligned,
+            "DOT": DOT,
+            "TILE": tile,
+            "BLOCK": block,
+        },
+        {"num_warps": warps, **COMPILER},
+    )
 
 
 def _out_dtype(rows: Tensor) -> torch.dtype:
     return torch.float64 if rows.dtype == torch.float64 else torch.float32
+
+
+def _new_saved(rows: Tensor, table: Tensor | None, with_gradient: bool) -> Tensor:
+    """For the backward pass: (B, L + 1, L) float64, or empty."""
+    if not with_gradient:
+        return rows.new_empty((0,), dtype=torch.float64)
+    prompts, languages = rows.shape[:2] if table is None else table.shape
+    return rows.new_empty(prompts, languages + 1, languages, dtype=torch.float64)
 
 
 def _new_losses(
@@ -179,10 +212,8 @@ def _new_losses(
     divide_by_top: bool,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    prompts, languages = rows.shape[:2] if table is None else table.shape
-    losses = rows.new_empty((2, prompts), dtype=_out_dtype(rows))
-    shape = (prompts, languages + 1, languages) if with_gradient else (0,)
-    return losses, rows.new_empty(shape, dtype=torch.float64)
+    prompts = rows.shape[0] if table is None else table.shape[0]
+    return rows.new_empty((2, prompts), dtype=_out_dtype(rows)), _new_saved(rows, table, with_gradient)
 
 
 def _losses(
@@ -196,8 +227,24 @@ def _losses(
     """(2, B): losses, and whether they count; (B, L + 1, L) float64 for the backward pass, or empty."""
     losses, saved = _new_losses(rows, mask, table, temperature, divide_by_top, with_gradient)
     output = "gradient" if with_gradient else "loss"
-    _launch_forward(rows, mask, table, losses, saved, temperature, divide_by_top, output)
+    _launch_forward(rows, mask, table, losses, saved, temperature, divide_by_top, output, losses.shape[1])
     return losses, saved
+
+
+def _new_sum(losses: Tensor, mean: bool) -> tuple[Tensor, Tensor]:
+    return losses.new_empty(()), losses.new_empty((), dtype=torch.float64)
+
+
+def _sum(losses: Tensor, mean: bool) -> tuple[Tensor, Tensor]:
+    """() sum or mean of (2, B), losses and whether they count; () float64 number of those that count, at least 1."""
+    result, count = _new_sum(losses, mean)
+    launch(_sum_call, (losses.shape[1], losses.dtype, mean), (losses, result, count))
+    return result, count
+
+
+def _sum_call(prompts: int, dtype: torch.dtype, mean: bool) -> Call:
+    constants = {"MEAN": mean, "BLOCK": SUMMED}
+    return Call(loss_kernels.sum_losses, (1, 1, 1), (prompts,), constants, {"num_warps": 1})
 
 
 def _new_values(rows: Tensor, mask: Tensor | None) -> Tensor:
@@ -207,13 +254,15 @@ def _new_values(rows: Tensor, mask: Tensor | None) -> Tensor:
 def _values(rows: Tensor, mask: Tensor | None) -> Tensor:
     """(B, L) singular values."""
     found = _new_values(rows, mask)
-    _launch_forward(rows, mask, None, found, None, 1.0, True, "values")
+    _launch_forward(rows, mask, None, found, found, 1.0, True, "values", 0)
     return found
 
 
 def _new_gradient(rows: Tensor, table: Tensor | None, saved: Tensor, grad: Tensor, count: Tensor | None) -> Tensor:
     # Without a table the kernel writes every element; with a table, only the table's rows.
-    return rows.new_empty(rows.shape) if table is None else rows.new_zeros(rows.shape)
+    if table is not None:
+        return rows.new_zeros(rows.shape)
+    return torch.empty_like(rows, memory_format=torch.contiguous_format)  # half the time of new_empty
 
 
 def _gradient(rows: Tensor, table: Tensor | None, saved: Tensor, grad: Tensor, count: Tensor | None) -> Tensor:
@@ -221,37 +270,49 @@ def _gradient(rows: Tensor, table: Tensor | None, saved: Tensor, grad: Tensor, c
     found = _new_gradient(rows, table, saved, grad, count)
     if saved.numel() == 0:
         return found
-    languages, features = saved.shape[2], rows.shape[-1]
+    layout = (
+        saved.shape,
+        rows.shape,
+        rows.stride(),
+        rows.dtype,
+        table is not None,
+        grad.stride(),
+        grad.dtype,
+        count is not None,
+    )
+    tensors = (rows, saved if table is None else table, saved, grad, saved if count is None else count, found)
+    launch(_backward_call, layout, tensors)
+    return found
+
+
+def _backward_call(
+    saved_shape: tuple[int, int, int],
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    dtype: torch.dtype,
+    has_table: bool,
+    grad_strides: tuple[int, ...],
+    grad_dtype: torch.dtype,
+    mean: bool,
+) -> Call:
+    prompts, _, languages = saved_shape
     tile = tile_of(languages)
     warps, block = BACKWARD[tile]
-    prompt_stride, row_stride, aligned = _strides(rows)
-    with on_device_of(rows):
-        loss_kernels.prompt_backward[(saved.shape[0], triton.cdiv(features, block))](
-            rows,
-            saved if table is None else table,
-            saved,
-            grad,
-            saved if count is None else count,
-            found,
-            languages,
-            features,
-            prompt_stride,
-            row_stride,
-            grad.stride(0) if grad.dim() else 0,
-            MEAN=count is not None,
-            HAS_TABLE=table is not None,
-            ALIGNED=aligned,
-            TILE=tile,
-            BLOCK=block,
-            num_warps=warps,
-            **COMPILER,
-        )
-    return found
+    prompt_stride, row_stride, aligned = _row_strides(shape, strides)
+    return Call(
+        loss_kernels.prompt_backward,
+        (prompts, triton.cdiv(shape[-1], block), 1),
+        (languages, shape[-1], prompt_stride, row_stride, grad_strides[0] if grad_strides else 0),
+        {"MEAN": mean, "HAS_TABLE": has_table, "ALIGNED": aligned, "DOT": DOT, "TILE": tile, "BLOCK": block},
+        {"num_warps": warps, **COMPILER},
+    )
 
 
 prompt_losses = torch.library.custom_op("mlc_kernels::prompt_losses", _losses, mutates_args=())
 prompt_values = torch.library.custom_op("mlc_kernels::prompt_values", _values, mutates_args=())
+sum_losses = torch.library.custom_op("mlc_kernels::sum_losses", _sum, mutates_args=())
 prompt_gradient = torch.library.custom_op("mlc_kernels::prompt_gradient", _gradient, mutates_args=())
 prompt_losses.register_fake(_new_losses)
 prompt_values.register_fake(_new_values)
+sum_losses.register_fake(_new_sum)
 prompt_gradient.register_fake(_new_gradient)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton  # type: ignore[import-untyped]
 from torch import Tensor
 
 from mlc_kernels import pooling_kernels
-from mlc_kernels.fused import on_device_of, tile_of
+from mlc_kernels.fused import tile_of
+from mlc_kernels.launch import Call, launch
 
 # Tokens and features in a step, and number of warps. A warp reads 512 contiguous bytes of 16-bit states.
 TOKENS, FEATURES, WARPS = 16, 256, 4
@@ -67,8 +68,24 @@ def ids_in_a_step(tile: int) -> int:
     return 2048 // tile
 
 
-def _mask_strides(attention_mask: Tensor | None) -> tuple[int, int]:
-    return (0, 0) if attention_mask is None else (attention_mask.stride(0), attention_mask.stride(1))
+class _Spans(NamedTuple):
+    """What tells where rows begin and end, without its values: the part of a layout that all three kernels have."""
+
+    mask_dtype: torch.dtype | None
+    mask_strides: tuple[int, ...]
+    offsets_dtype: torch.dtype | None
+
+    @classmethod
+    def of(cls, attention_mask: Tensor | None, offsets: Tensor | None) -> _Spans:
+        return cls(
+            None if attention_mask is None else attention_mask.dtype,
+            (0, 0) if attention_mask is None else attention_mask.stride(),
+            None if offsets is None else offsets.dtype,
+        )
+
+    @property
+    def constants(self) -> dict[str, bool]:
+        return {"HAS_MASK": self.mask_dtype is not None, "PACKED": self.offsets_dtype is not None}
 
 
 def _new_table(
@@ -96,26 +113,40 @@ def _find(
 ) -> Tensor:
     found = group.new_empty((prompts, languages))
     if found.numel():
-        tile = tile_of(languages)
-        with on_device_of(group):
-            pooling_kernels.find_rows[(prompts,)](
-                group,
-                language,
-                group if attention_mask is None else attention_mask,
-                group if offsets is None else offsets,
-                found,
-                len(group),
-                tokens,
-                languages,
-                *_mask_strides(attention_mask),
-                OF_TOKENS=of_tokens,
-                HAS_MASK=attention_mask is not None,
-                PACKED=offsets is not None,
-                TILE=tile,
-                BLOCK=ids_in_a_step(tile),
-                num_warps=4,
-            )
+        tensors = (
+            group,
+            language,
+            group if attention_mask is None else attention_mask,
+            group if offsets is None else offsets,
+            found,
+        )
+        rows = len(group)
+        layout = (rows, tokens, prompts, languages, _Spans.of(attention_mask, offsets), of_tokens)
+        launch(_find_call, layout, tensors)
     return found
+
+
+def _find_call(
+    rows: int,
+    tokens: int,
+    prompts: int,
+    languages: int,
+    spans: _Spans,
+    of_tokens: bool,
+) -> Call:
+    tile = tile_of(languages)
+    return Call(
+        pooling_kernels.find_rows,
+        (prompts, 1, 1),
+        (rows, tokens, languages, *spans.mask_strides),
+        {
+            "OF_TOKENS": of_tokens,
+            **spans.constants,
+            "TILE": tile,
+            "BLOCK": ids_in_a_step(tile),
+        },
+        {"num_warps": 4},
+    )
 
 
 def _new_pooled(
@@ -132,30 +163,41 @@ def _pool(hidden: Tensor, attention_mask: Tensor | None, offsets: Tensor | None,
     pooled, count = _new_pooled(hidden, attention_mask, offsets, mean)
     if pooled.numel() == 0:
         return pooled, count
-    padded = offsets is None
-    row_stride, token_stride = hidden.stride(0), hidden.stride(1) if padded else hidden.stride(0)
-    features = hidden.shape[-1]
-    with on_device_of(hidden):
-        pooling_kernels.pool_rows[(len(pooled), triton.cdiv(features, FEATURES))](
-            hidden,
-            hidden if attention_mask is None else attention_mask,
-            hidden if offsets is None else offsets,
-            pooled,
-            count,
-            hidden.shape[1] if padded else hidden.shape[0],
-            features,
-            row_stride,
-            token_stride,
-            *_mask_strides(attention_mask),
-            MEAN=mean,
-            HAS_MASK=attention_mask is not None,
-            PACKED=not padded,
-            ALIGNED=(row_stride | token_stride | features) % 16 == 0,
-            TOKENS=TOKENS,
-            BLOCK=FEATURES,
-            num_warps=WARPS,
-        )
+    tensors = (
+        hidden,
+        hidden if attention_mask is None else attention_mask,
+        hidden if offsets is None else offsets,
+        pooled,
+        count,
+    )
+    layout = (pooled.shape, hidden.shape, hidden.stride(), hidden.dtype, _Spans.of(attention_mask, offsets), mean)
+    launch(_pool_call, layout, tensors)
     return pooled, count
+
+
+def _pool_call(
+    pooled_shape: tuple[int, int],
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    dtype: torch.dtype,
+    spans: _Spans,
+    mean: bool,
+) -> Call:
+    rows, features = pooled_shape
+    row_stride, token_stride = strides[0], strides[0] if len(shape) == 2 else strides[1]
+    return Call(
+        pooling_kernels.pool_rows,
+        (rows, triton.cdiv(features, FEATURES), 1),
+        (shape[-2], features, row_stride, token_stride, *spans.mask_strides),
+        {
+            "MEAN": mean,
+            **spans.constants,
+            "ALIGNED": (row_stride | token_stride | features) % 16 == 0,
+            "TOKENS": TOKENS,
+            "BLOCK": FEATURES,
+        },
+        {"num_warps": WARPS},
+    )
 
 
 def _new_spread(
@@ -183,27 +225,34 @@ def _spread(
     if grad.numel() == 0:
         return grad.new_zeros(shape, dtype=dtype)
     found = grad.new_empty(shape, dtype=dtype)
-    features = shape[-1]
-    with on_device_of(grad):
-        pooling_kernels.spread_rows[(len(grad), triton.cdiv(features, FEATURES))](
-            grad,
-            grad if attention_mask is None else attention_mask,
-            grad if offsets is None else offsets,
-            count,
-            found,
-            len(grad),
-            shape[-2],
-            features,
-            *_mask_strides(attention_mask),
-            MEAN=mean,
-            HAS_MASK=attention_mask is not None,
-            PACKED=offsets is not None,
-            ALIGNED=features % 16 == 0,
-            TOKENS=TOKENS,
-            BLOCK=FEATURES,
-            num_warps=WARPS,
-        )
+    tensors = (
+        grad,
+        grad if attention_mask is None else attention_mask,
+        grad if offsets is None else offsets,
+        count,
+        found,
+    )
+    launch(_spread_call, (len(grad), found.shape, grad.dtype, dtype, _Spans.of(attention_mask, offsets), mean), tensors)
     return found
+
+
+def _spread_call(
+    rows: int, shape: tuple[int, ...], grad_dtype: torch.dtype, dtype: torch.dtype, spans: _Spans, mean: bool
+) -> Call:
+    tokens, features = shape[-2:]
+    return Call(
+        pooling_kernels.spread_rows,
+        (rows, triton.cdiv(features, FEATURES), 1),
+        (rows, tokens, features, *spans.mask_strides),
+        {
+            "MEAN": mean,
+            **spans.constants,
+            "ALIGNED": features % 16 == 0,
+            "TOKENS": TOKENS,
+            "BLOCK": FEATURES,
+        },
+        {"num_warps": WARPS},
+    )
 
 
 find_rows = torch.library.custom_op("mlc_kernels::find_rows", _find, mutates_args=())

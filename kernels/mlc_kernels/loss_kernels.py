@@ -1,6 +1,6 @@
 # mypy: ignore-errors
 # (A kernel is written in Triton's language, which only looks like Python.)
-"""Triton kernels of the MLC loss and of singular values: one launch forward, one backward.
+"""Triton kernels of the MLC loss and of singular values: one launch forward, one backward, and one to sum the losses.
 
 Nothing here runs at import. The mathematics is the same as in ``closed_form``; docs/kernel.md explains each step.
 All arithmetic is float64; only loads and stores have other types.
@@ -11,11 +11,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# The last sweep is the first one in which no cosine between two columns exceeds 1e-7; it reduces them to about their
-# squares. (The constant is the square of twice the cosine.) Random spectra take 6 sweeps at L = 10 and 10 at L = 64.
-# The limit only guards against an endless loop.
-_TURNED = tl.constexpr(4e-14)
-_MAX_SWEEPS = tl.constexpr(30)
+# The last sweep is the first one in which no pair of columns had a cosine above bound * sqrt(gap). The gap is the
+# relative difference of their squared lengths, and the sine of the rotation is about the cosine over the gap. A sweep
+# leaves cosines of about cosine times sine, so the last one leaves the square of the bound. That is 1e-14 for float64
+# rows. For others it is 1e-10, a six-hundredth of what rounding to float32 does, which is reached a third of a sweep
+# earlier. A bound without the gap would stop at columns of nearly equal lengths, where rotations are large and undo
+# each other. (The constants are squares of twice the bound.) Random spectra take 6 sweeps at L = 10 and 10 at L = 64.
+_BOUND_WIDE = tl.constexpr(4e-14)
+_BOUND = tl.constexpr(4e-10)
+_ROUNDING = tl.constexpr(4e-26)  # the square of twice a cosine that is nothing but rounding
+_MAX_SWEEPS = tl.constexpr(30)  # only guards against an endless loop
 _EPSILON = tl.constexpr(2.220446049250313e-16)  # machine epsilon of float64
 
 
@@ -44,7 +49,31 @@ def _products(left, right, total, DOT: tl.constexpr):
 
 
 @triton.jit
-def _orthogonal_columns(matrix, languages, TILE: tl.constexpr):
+def _partners(column, turn, opposite, players):
+    """Each player's partner in a turn of a round-robin tournament. The last player's is ``opposite``; padding has none.
+
+    In turn t, player i meets t - i, modulo the number of all but the last player. One of them would meet itself, and
+    meets the last one instead: the player t / 2, where halving is a product with half the number of players.
+    """
+    partner = turn - column
+    partner = tl.where(partner < 0, partner + players - 1, partner)
+    partner = tl.where(partner == column, players - 1, partner)
+    partner = tl.where(column == players - 1, opposite, partner)
+    return tl.where(column < players, partner, column)
+
+
+@triton.jit
+def _next_opposite(opposite, players):
+    """The last player's partner in the next turn, ``turn * (players // 2) % (players - 1)`` without a division.
+
+    A division by a number that is not known to the compiler would be the longest part of a turn.
+    """
+    opposite += players // 2
+    return tl.where(opposite < players - 1, opposite, opposite - (players - 1))
+
+
+@triton.jit
+def _orthogonal_columns(matrix, languages, BOUND: tl.constexpr, TILE: tl.constexpr):
     """``matrix @ V`` with orthogonal columns, V orthogonal: one-sided cyclic Jacobi.
 
     For a positive semi-definite G, each resulting column is an eigenvalue times its eigenvector. In a turn every
@@ -64,19 +93,19 @@ def _orthogonal_columns(matrix, languages, TILE: tl.constexpr):
         bound = languages * _EPSILON
         negligible = tl.max(square, axis=0) * bound * bound
         turned = tl.zeros([TILE], tl.int32)
+        opposite = 0
         for turn in range(players - 1):
-            partner = turn - column
-            partner = tl.where(partner < 0, partner + players - 1, partner)
-            partner = tl.where(partner == column, players - 1, partner)
-            partner = tl.where(column == players - 1, (turn * (players // 2)) % (players - 1), partner)
-            partner = tl.where(column < players, partner, column)
+            partner = _partners(column, turn, opposite, players)
+            opposite = _next_opposite(opposite, players)
             other = tl.gather(matrix, tl.broadcast_to(partner[None, :], [TILE, TILE]), 1)
             # Twice the inner product, and |other|^2 - |own|^2, written so that nothing cancels and that the partners
             # get exactly opposite values. Summed as one tensor: one exchange between the warps instead of two.
             sums = tl.sum(tl.join(2.0 * matrix * other, (other - matrix) * (other + matrix)), axis=0)
             twice, difference = tl.split(sums)
             both = (partner != column) & (tl.minimum(square, square + difference) > negligible)
-            over = twice * twice > square * (square + difference) * (_TURNED)
+            longer = tl.maximum(square, square + difference)
+            allowed = tl.maximum(tl.abs(difference) * BOUND, longer * (_ROUNDING))  # the gap is |difference| / longer
+            over = twice * twice * longer > square * (square + difference) * allowed
             turned = turned | (both & over).to(tl.int32)
             # The smaller angle that makes the pair orthogonal, from its double angle: no division, no tangent.
             long = difference * difference + twice * twice
@@ -98,7 +127,7 @@ def _orthogonal_columns(matrix, languages, TILE: tl.constexpr):
 @triton.jit(
     do_not_specialize=[
         "temperature_bits",
-        "prompts",
+        "counted_at",
         "languages",
         "features",
         "prompt_stride",
@@ -111,10 +140,10 @@ def prompt_forward(
     rows_ptr,  # (B, L, D) by strides, or (rows, D) with a table
     mask_ptr,  # (B, L) bool by strides; any pointer if there is no mask
     table_ptr,  # (B, L) int64 row of each translation, -1 where missing; any pointer if there is no table
-    out_ptr,  # OUTPUT "values": (B, L). Else (2, B): losses, and 1.0 where the prompt counts
+    out_ptr,  # OUTPUT "values": (B, L). Else (B,): losses, and from element counted_at on 1.0 where the prompt counts
     saved_ptr,  # OUTPUT "gradient": (B, L + 1, L) float64: bracket and inverse lengths. Else any pointer
     temperature_bits: tl.int64,  # a float argument would arrive as float32
-    prompts,
+    counted_at,  # 0: nobody asks whether prompts count
     languages,
     features,
     prompt_stride,
@@ -183,7 +212,8 @@ def prompt_forward(
     broken_cells = tl.where(tl.abs(gram) < float("inf"), 0, 1)
     finite = tl.sum(tl.sum(broken_cells, axis=1), axis=0) == 0
 
-    columns = _orthogonal_columns(tl.where(finite, gram, 0.0), languages, TILE)
+    bound: tl.constexpr = _BOUND_WIDE if RESCALE else _BOUND
+    columns = _orthogonal_columns(tl.where(finite, gram, 0.0), languages, bound, TILE)
     eigenvalue = tl.sqrt(tl.sum(columns * columns, axis=0))
     value = tl.sqrt(eigenvalue)
     # Position in descending order; missing rows come last.
@@ -204,7 +234,7 @@ def prompt_forward(
         total = tl.where(counted & finite, tl.sum(weight, axis=0), 1.0)
         loss = tl.where(counted, tl.where(finite, tl.log(total), broken), 0.0)
         tl.store(out_ptr + prompt, loss.to(out_ptr.dtype.element_ty))
-        tl.store(out_ptr + prompts + prompt, counted.to(out_ptr.dtype.element_ty))
+        tl.store(out_ptr + counted_at + prompt, counted.to(out_ptr.dtype.element_ty), mask=counted_at > 0)
         if OUTPUT == "gradient":
             slope = (weight * (1.0 / total) - (rank == 0).to(tl.float64)) * steepness
             # A singular value below this is 0 up to rounding, and has no gradient: take the zero subgradient.
@@ -224,6 +254,84 @@ def prompt_forward(
             tl.store(saved + languages * languages + row, inverse, mask=inside)
 
 
+@triton.jit(do_not_specialize=["prompts"])
+def sum_losses(
+    losses_ptr,  # (2, B): losses, and 1.0 where the prompt counts
+    out_ptr,  # () sum or mean
+    count_ptr,  # () float64 number of prompts that count, at least 1
+    prompts,
+    MEAN: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program: the sum or the mean of all losses, added in float64, in an order that depends on B alone."""
+    total = tl.zeros([BLOCK], tl.float64)
+    count = tl.zeros([BLOCK], tl.float64)
+    for first in range(0, prompts, BLOCK):
+        prompt = first + tl.arange(0, BLOCK)
+        inside = prompt < prompts
+        total += tl.load(losses_ptr + prompt, mask=inside, other=0.0).to(tl.float64)
+        count += tl.load(losses_ptr + prompts + prompt, mask=inside, other=0.0).to(tl.float64)
+    number = tl.maximum(tl.sum(count, axis=0), 1.0)
+    result = tl.sum(total, axis=0)
+    if MEAN:
+        result = result / number
+    tl.store(out_ptr, result.to(out_ptr.dtype.element_ty))
+    tl.store(count_ptr, number)
+
+
+@triton.jit
+def _weighted_rows(
+    rows_ptr,
+    table_ptr,
+    saved,
+    prompt,
+    languages,
+    features,
+    feature,
+    prompt_stride,
+    row_stride,
+    HAS_TABLE: tl.constexpr,
+    DOT: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """(TILE, BLOCK) float64: the bracket, times inverse lengths, times rows that are not missing."""
+    row = tl.arange(0, TILE)
+    inside = row < languages
+    total = tl.zeros([TILE, BLOCK], tl.float64)
+    if DOT:
+        # No load waits for another one, except for the rows, because missing ones may hold NaN.
+        inverse = tl.load(saved + languages * languages + row, mask=inside, other=0.0)
+        both = inside[:, None] & inside[None, :]
+        bracket = tl.load(saved + row[:, None] * languages + row[None, :], mask=both, other=0.0) * inverse[None, :]
+        present = inverse != 0.0
+        if HAS_TABLE:
+            index = tl.load(table_ptr + prompt * languages + row, mask=inside, other=0)
+            pointers = rows_ptr + tl.where(present, index, 0) * row_stride
+        else:
+            pointers = rows_ptr + prompt * prompt_stride + row.to(tl.int64) * row_stride
+        block = _load_rows(pointers, present, tl.program_id(1) * BLOCK, features, BLOCK)
+        # One step. As in the forward pass, an operand that comes out of a loop hides from the compiler that it was
+        # loaded as a narrower type.
+        for _ in range(0, languages, TILE):
+            total = tl.dot(bracket, block, total, out_dtype=tl.float64)
+            block = -block
+    else:
+        for other in range(languages):
+            inverse = tl.load(saved + languages * languages + other)
+            if HAS_TABLE:
+                begin = tl.load(table_ptr + prompt * languages + other) * row_stride
+            else:
+                begin = prompt * prompt_stride + row_stride.to(tl.int64) * other
+            # Do not load missing rows: they may hold NaN.
+            loaded = feature < tl.where(inverse != 0.0, features, 0)
+            line = tl.load(rows_ptr + begin + feature, mask=loaded, other=0.0).to(tl.float64)
+            # The bracket is symmetric, so its row is its column.
+            column = tl.load(saved + other * languages + row, mask=inside, other=0.0)
+            total += (column * inverse)[:, None] * line[None, :]
+    return total
+
+
 @triton.jit(do_not_specialize=["languages", "features", "prompt_stride", "row_stride", "grad_stride"])
 def prompt_backward(
     rows_ptr,  # as in prompt_forward
@@ -240,6 +348,7 @@ def prompt_backward(
     MEAN: tl.constexpr,
     HAS_TABLE: tl.constexpr,
     ALIGNED: tl.constexpr,
+    DOT: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -254,19 +363,21 @@ def prompt_backward(
     feature = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     within = feature < features
     saved = saved_ptr + prompt * (languages + 1) * languages
-    total = tl.zeros([TILE, BLOCK], tl.float64)
-    for other in range(languages):
-        inverse = tl.load(saved + languages * languages + other)
-        if HAS_TABLE:
-            begin = tl.load(table_ptr + prompt * languages + other) * row_stride
-        else:
-            begin = prompt * prompt_stride + row_stride.to(tl.int64) * other
-        # Do not load missing rows: they may hold NaN.
-        loaded = feature < tl.where(inverse != 0.0, features, 0)
-        line = tl.load(rows_ptr + begin + feature, mask=loaded, other=0.0).to(tl.float64)
-        # The bracket is symmetric, so its row is its column.
-        column = tl.load(saved + other * languages + row, mask=inside, other=0.0)
-        total += (column * inverse)[:, None] * line[None, :]
+    total = _weighted_rows(
+        rows_ptr,
+        table_ptr,
+        saved,
+        prompt,
+        languages,
+        features,
+        feature,
+        prompt_stride,
+        row_stride,
+        HAS_TABLE,
+        DOT,
+        TILE,
+        BLOCK,
+    )
     grad = tl.load(grad_ptr + prompt * grad_stride).to(tl.float64)
     if MEAN:
         grad = grad / tl.load(count_ptr).to(tl.float64)

@@ -162,10 +162,27 @@ def test_forward(target: str, tile: int, variant: str, tmp_path: Path, capsys: p
 @pytest.mark.parametrize(("target", "tile", "dtype"), cases(["bf16", "fp32", "fp64"]))
 def test_backward(target: str, tile: int, dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     warps, block = fused.BACKWARD[tile]
-    pointers = {"rows_ptr": f"*{dtype}", "out_ptr": f"*{dtype}", "grad_ptr": "*fp32", "count_ptr": "*fp32"}
-    constants = {"MEAN": True, "HAS_TABLE": dtype == "fp32", "ALIGNED": True, "TILE": tile, "BLOCK": block}
+    pointers = {"rows_ptr": f"*{dtype}", "out_ptr": f"*{dtype}", "grad_ptr": "*fp32", "count_ptr": "*fp64"}
+    constants = {
+        "MEAN": True,
+        "HAS_TABLE": dtype == "fp32",
+        "ALIGNED": True,
+        "DOT": target != "gfx942",
+        "TILE": tile,
+        "BLOCK": block,
+    }
     figures = compiled(target, loss_kernels.prompt_backward, constants, warps, pointers, tmp_path)
     assert_fits(f"backward, L <= {tile}, {dtype}", figures, warps, target, capsys)
+
+
+@pytest.mark.parametrize(
+    "target", [pytest.param(name, marks=[] if name == "sm_90" else pytest.mark.slow) for name in TARGETS]
+)
+def test_sum(target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pointers = {"losses_ptr": "*fp32", "out_ptr": "*fp32", "count_ptr": "*fp64"}
+    constants = {"MEAN": True, "BLOCK": fused.SUMMED}
+    figures = compiled(target, loss_kernels.sum_losses, constants, 1, pointers, tmp_path)
+    assert_fits("sum_losses", figures, 1, target, capsys)
 
 
 @pytest.mark.parametrize("mean", [True, False])
@@ -197,6 +214,7 @@ def test_pooling(target: str, packed: bool, mean: bool, tmp_path: Path, capsys: 
     [
         loss_kernels.prompt_forward,
         loss_kernels.prompt_backward,
+        loss_kernels.sum_losses,
         pooling_kernels.find_rows,
         pooling_kernels.pool_rows,
         pooling_kernels.spread_rows,

@@ -163,8 +163,8 @@ def token_states(packed: bool, dtype: torch.dtype) -> tuple[Tensor, dict[str, Te
 
 
 # Launches: if a row is a token's state, the kernel reads it directly.
-LOOKED_UP = ["find_rows", "prompt_forward", "prompt_backward"]
-POOLED = ["find_rows", "pool_rows", "prompt_forward", "prompt_backward", "spread_rows"]
+LOOKED_UP = ["find_rows", "prompt_forward", "sum_losses", "prompt_backward"]
+POOLED = ["find_rows", "pool_rows", "prompt_forward", "sum_losses", "prompt_backward", "spread_rows"]
 
 
 @pytest.mark.parametrize(
@@ -236,6 +236,36 @@ def test_ids_to_rows_exactly(use: Use) -> None:
     for of_tokens in (True, False):
         arguments = (hidden, real, None, group, language, 2, 34, of_tokens)
         assert torch.equal(fused_pooling.table(*arguments), pooling.table(*arguments))
+
+
+@pytest.mark.parametrize(("prompts", "dtype"), [(1, F32), (3, BF16)])
+def test_a_launch_by_a_plan_gives_the_same_bits(
+    use: Use, monkeypatch: pytest.MonkeyPatch, prompts: int, dtype: torch.dtype
+) -> None:
+    from mlc_kernels import launch
+
+    gpu = use(90)
+    rows = some_rows(prompts, 3, 16, dtype)
+    mask = torch.ones(prompts, 3, dtype=torch.bool)
+    mask[-1, 1] = False
+
+    def run() -> tuple[Tensor, Tensor]:
+        leaf = rows.clone().requires_grad_()
+        loss = mlc_loss(leaf, mask, backend="triton")
+        return loss.detach(), torch.autograd.grad(loss * 3, leaf)[0]
+
+    launch.forget()
+    first = run()
+    by_triton = list(gpu.launches)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("launched by Triton")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(launch, "_launch_by_triton", refuse)
+        again = run()
+    assert gpu.launches == by_triton * 2
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
 
 
 def test_barriers_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from mlc_kernels import fused, fused_pooling, mlc_loss, mlc_loss_from_hidden, singular_values
+from mlc_kernels import fused, fused_pooling, launch, mlc_loss, mlc_loss_from_hidden, singular_values
 
 
 def random_rows(*shape: int, device: str, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -135,6 +136,8 @@ def test_operators_are_registered_soundly(device: str) -> None:
         losses, saved = fused.prompt_losses(values, None, where, 0.2, True, True)
         torch.library.opcheck(fused.prompt_gradient, (values, where, saved, losses[0].clone(), None))
     torch.library.opcheck(fused.prompt_values, (rows, mask))
+    for mean in (True, False):
+        torch.library.opcheck(fused.sum_losses, (torch.ones(2, 3, device=device), mean))
     ids = torch.arange(3, device=device)
     offsets = torch.tensor([0, 2, 3, 7], device=device)
     torch.library.opcheck(fused_pooling.find_rows, (ids, ids, mask, None, 4, 3, 3, True))
@@ -144,6 +147,153 @@ def test_operators_are_registered_soundly(device: str) -> None:
             pooled, count = fused_pooling.pool_rows(hidden, real, bounds, mean)
             shape = list(hidden.shape)
             torch.library.opcheck(fused_pooling.spread_rows, (pooled, real, bounds, count, shape, torch.float32, mean))
+
+
+@pytest.mark.parametrize("prompts", [0, 1, 3, fused.SUMMED, 3 * fused.SUMMED + 1])
+def test_sums_are_float64(device: str, prompts: int) -> None:
+    """A float32 sum of such losses would be off by its rounding."""
+    generator = torch.Generator().manual_seed(prompts)
+    losses = torch.rand(2, prompts, generator=generator)
+    losses[1] = (losses[1] > 0.3).float()
+    total, count = losses.double().sum(1)
+    for mean in (True, False):
+        found, counted = fused.sum_losses(losses.to(device), mean)
+        assert counted.item() == max(count.item(), 1)
+        expected = total / counted.cpu() if mean else total
+        # One rounding to float32; sums in float64 may differ in their last bit.
+        torch.testing.assert_close(found.cpu().double(), expected, rtol=6e-8, atol=0)
+        assert torch.equal(found, fused.sum_losses(losses.to(device), mean)[0])
+
+
+def test_the_interpreter_has_no_plans_and_a_gpu_has(device: str) -> None:
+    launch.forget()
+    gradient(random_rows(2, 3, 4, device=device))
+    assert len(launch._plans) == (0 if device == "cpu" else 3)
+
+
+def by_triton_and_by_plan(run: Callable[[], tuple[Tensor, ...]]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Results of the first run, which makes plans, and of a second one, in which a launch by Triton raises."""
+    launch.forget()
+    first = run()
+    assert launch._plans
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("launched by Triton")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(launch, "_launch_by_triton", refuse)
+        return first, run()
+
+
+def assert_same_bits(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> None:
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("prompts", [1, 9])
+def test_a_plan_gives_the_same_bits(device: str, dtype: torch.dtype, reduction: Any, prompts: int) -> None:
+    rows = random_rows(prompts, 10, 72, device=device, dtype=dtype)
+    mask = torch.ones(prompts, 10, dtype=torch.bool, device=device)
+    mask[-1, 4] = False
+
+    def run() -> tuple[Tensor, ...]:
+        loss = mlc_loss(rows, mask, reduction=reduction, backend="triton")
+        (grad,) = torch.autograd.grad(loss, rows, torch.ones_like(loss))
+        return loss.detach(), grad, singular_values(rows, mask, backend="triton")
+
+    assert_same_bits(*by_triton_and_by_plan(run))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_a_plan_of_pooling_gives_the_same_bits(device: str, pooling: Any) -> None:
+    hidden = random_rows(6, 5, 72, device=device, dtype=torch.float32)
+    ids = torch.arange(6, device=device) // 3, torch.arange(6, device=device) % 3
+
+    def run() -> tuple[Tensor, ...]:
+        loss = mlc_loss_from_hidden(hidden, *ids, 2, 3, pooling=pooling, backend="triton")
+        return loss.detach(), *torch.autograd.grad(loss, hidden)
+
+    assert_same_bits(*by_triton_and_by_plan(run))
+
+
+@pytest.mark.gpu
+def test_a_plan_launches_in_the_current_stream(device: str) -> None:
+    """In a side stream, after rows that are still being written there."""
+    rows, later = (random_rows(3, 10, 64, device=device, dtype=torch.float32).detach() for _ in range(2))
+    later = later.flip(2).contiguous()
+    expected = kernel_loss(later)
+    kernel_loss(rows)  # plans
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # type: ignore[no-untyped-call]
+        torch.cuda._sleep(100_000_000)
+        rows.copy_(later)
+        found = kernel_loss(rows)
+    torch.cuda.current_stream().wait_stream(stream)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("threaded", [True, False])
+def test_plans_of_threads(device: str, threaded: bool) -> None:
+    """With autograd's thread for the device, and on the thread of the caller."""
+    rows = random_rows(3, 10, 64, device=device, dtype=torch.float32)
+    expected = gradient(rows)
+    with torch.autograd.set_multithreading_enabled(threaded):
+        assert torch.equal(gradient(rows), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second device")
+def test_plans_of_two_devices() -> None:
+    here, there = (random_rows(3, 10, 64, device=device, dtype=torch.float32) for device in ("cuda:0", "cuda:1"))
+
+    def run() -> tuple[Tensor, ...]:
+        return tuple(found for rows in (here, there, here) for found in (kernel_loss(rows).detach(), gradient(rows)))
+
+    first, again = by_triton_and_by_plan(run)
+    assert_same_bits(first, again)
+    assert_same_bits(tuple(x.cpu() for x in first[:2]), tuple(x.cpu() for x in first[2:4]))
+
+
+@pytest.mark.gpu
+def test_plans_within_torch_compile(device: str) -> None:
+    rows = random_rows(3, 10, 64, device=device, dtype=torch.float32)
+    compiled = torch.compile(kernel_loss, fullgraph=True)
+
+    def run() -> tuple[Tensor, ...]:
+        loss = compiled(rows)
+        return loss.detach(), *torch.autograd.grad(loss, rows)
+
+    assert_same_bits(*by_triton_and_by_plan(run))
+    assert_same_bits(run(), (kernel_loss(rows).detach(), gradient(rows)))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("prompts", [1, 3])
+def test_cuda_graph_of_plans(device: str, prompts: int) -> None:
+    rows = random_rows(prompts, 10, 64, device=device, dtype=torch.float32)
+    launch.forget()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # type: ignore[no-untyped-call]
+        gradient(rows)  # plans
+    torch.cuda.current_stream().wait_stream(stream)
+    plans = dict(launch._plans)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = kernel_loss(rows)
+        (grad,) = torch.autograd.grad(loss, rows)
+    assert launch._plans == plans  # all launches of the capture were by plan
+    with torch.no_grad():
+        rows.copy_(rows.flip(2))
+    graph.replay()
+    launch.forget()
+    assert torch.equal(loss, kernel_loss(rows))
+    assert torch.equal(grad, gradient(rows))
 
 
 @pytest.mark.gpu
