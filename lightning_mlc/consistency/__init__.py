@@ -1,6 +1,7 @@
 """Consistency terms: losses in addition to the objective, which keep the languages together."""
 
 from lightning_mlc.consistency.base import ConsistencyTerm, Needs, Observed
+from lightning_mlc.consistency.contrast import Contrast
 from lightning_mlc.consistency.dco import DCO
 from lightning_mlc.consistency.mlc import MLC
 from lightning_mlc.consistency.mpo import MPO
@@ -15,6 +16,7 @@ __all__ = [
     "MPO",
     "Consistency",
     "ConsistencyTerm",
+    "Contrast",
     "Needs",
     "Observed",
     "PairwiseCosine",

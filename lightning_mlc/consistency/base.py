@@ -71,6 +71,8 @@ class ConsistencyTerm(metaclass=ABCMeta):
 
     name: ClassVar[str]
     """Name of the term's settings below ``model.consistency``, and prefix of its logged names."""
+    compares_prompts: ClassVar[bool] = False
+    """Whether it compares different prompts of a micro-batch, and not each prompt with its translations alone."""
     weight: float
     """Factor of the loss. 0 turns the term off."""
 

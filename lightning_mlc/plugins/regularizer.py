@@ -15,6 +15,7 @@ from torch import Tensor, distributed, nn
 from transformers import PreTrainedTokenizerBase
 
 from lightning_mlc.consistency import MLC, Consistency, Observed, Representation
+from lightning_mlc.consistency.collapse import CollapseWatch, prompt_cosines, sums_of_step
 from lightning_mlc.errors import UserError, first_line, renamed
 from lightning_mlc.files.atomic import write_whole
 from lightning_mlc.models.forward import Grid
@@ -129,7 +130,10 @@ class MLCRegularizer(nn.Module):
         self._states: tuple[nn.Module, PromptStates] | None = None
         """The model, and how it is run. In a tuple, so that it is no part of this module."""
         self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._counts: dict[str, int | Tensor] = {}
+        self._prompt_sums: dict[str, Tensor] = {}
+        """Sums over the prompts of the step so far."""
+        self._collapse_watch = CollapseWatch("lower weight, or train on ordinary prompts, too (docs/consistency.md)")
 
     @property
     def weight(self) -> float:
@@ -207,6 +211,7 @@ class MLCRegularizer(nn.Module):
                 representation.observe(states.detach(), present)
         if micro_batch == micro_batches - 1:
             representation.fold_mean()
+            self._note_cosines()
         return total
 
     def metrics(self, synchronize: bool = False) -> dict[str, float]:
@@ -217,21 +222,25 @@ class MLCRegularizer(nn.Module):
 
         Returns:
             ``mlc/loss`` (without the weight), ``mlc/excess`` (the loss minus its smallest possible value),
-            ``mlc/explained_variance`` and ``mlc/min_cosine`` after the extractor, and the last two of the hidden
-            states themselves as ``mlc/raw/...``. Empty if no step had the loss.
+            ``mlc/explained_variance``, ``mlc/min_cosine`` and ``mlc/between_prompts`` (the mean cosine between
+            different prompts in one language, of the prompts that one process has in one step) after the extractor, and
+            the last three of the hidden states themselves as ``mlc/raw/...``. Empty if no step had the loss. Without
+            ``between_prompts`` if no process had two prompts.
         """
-        own = {name: (float(self._sums[name]), count) for name, count in self._counts.items()}
+        own = {name: (float(self._sums[name]), float(count)) for name, count in self._counts.items()}
         self._sums, self._counts = {}, {}
         processes = [own]
         if synchronize and distributed.is_available() and distributed.is_initialized():
             processes = [{}] * distributed.get_world_size()
             distributed.all_gather_object(processes, own)
-        totals: dict[str, tuple[float, int]] = {}
+        totals: dict[str, tuple[float, float]] = {}
         for of_one in processes:
             for name, (value, count) in of_one.items():
-                before = totals.get(name, (0.0, 0))
+                before = totals.get(name, (0.0, 0.0))
                 totals[name] = before[0] + value, before[1] + count
-        return {name: value / count for name, (value, count) in sorted(totals.items())}
+        means = {name: value / count for name, (value, count) in sorted(totals.items()) if count}
+        self._collapse_watch.look(means)
+        return means
 
     def save(self, folder: str | Path) -> None:
         """Write the extractor and the running mean to ``folder``, as ``mlc.safetensors``."""
@@ -312,10 +321,20 @@ class MLCRegularizer(nn.Module):
         values = {"loss": losses.detach()}
         if detailed:
             values |= self.settings.mlc.metrics(observed)
+            for name, sums in sums_of_step(observed).items():
+                self._prompt_sums[name] = self._prompt_sums.get(name, 0.0) + sums
         for name, value in values.items():
             key = f"mlc/{name}"
             self._sums[key] = self._sums.get(key, 0.0) + value.sum()  # stays on the device until it is logged
             self._counts[key] = self._counts.get(key, 0) + len(value)
+
+    def _note_cosines(self) -> None:
+        """Note the cosines between the prompts that this process had in the step."""
+        for name, sums in self._prompt_sums.items():
+            cosines, pairs = prompt_cosines(sums)
+            self._sums[name] = self._sums.get(name, 0.0) + cosines
+            self._counts[name] = self._counts.get(name, 0) + pairs
+        self._prompt_sums = {}
 
 
 def _require_one_of(option: str, value: str, allowed: Sequence[str]) -> None:

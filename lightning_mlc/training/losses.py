@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_mlc.consistency import Consistency, ConsistencyTerm, Needs, Observed, Representation
+from lightning_mlc.consistency.collapse import sums_of_step
 from lightning_mlc.data.batches import Batch
 from lightning_mlc.data.row_plan import RowPlan
 from lightning_mlc.errors import UserError
@@ -24,7 +25,8 @@ class StepLoss(NamedTuple):
     loss: Tensor
     """() float, its share of the optimizer step's mean."""
     metrics: dict[str, Tensor]
-    """() values to log, by name, divided in the same way."""
+    """() values to log, by name, divided in the same way; or sums over prompts, see
+    :func:`~lightning_mlc.consistency.collapse.prompt_sums`."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,8 @@ class Losses:
             for term in dict.fromkeys((*terms, *compared)):
                 for name, values in term.metrics(observed).items():
                     metrics[f"{term.name}/{name}"] = values.sum() / groups
+            if observed.representations is not None:
+                metrics |= sums_of_step(observed)
         return StepLoss(total, metrics)
 
 

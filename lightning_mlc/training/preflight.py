@@ -59,6 +59,7 @@ def check_data(
     data.plan_rows(losses.row_plan)
     if stage == "fit":
         consistency.require_languages(data.languages)
+        consistency.require_several_prompts(None if data.tokens_per_batch is not None else data.batch_size)
         require_gradients_everywhere(losses, trainer.strategy)
         data.check_steps()
 

@@ -6,6 +6,23 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from lightning_mlc.consistency.collapse import (
+    BETWEEN_PROMPTS,
+    RAW_BETWEEN_PROMPTS,
+    CollapseWatch,
+    prompt_cosines,
+)
+from lightning_mlc.lightning_internals import logs_step
+from lightning_mlc.processes import DataParallel
+
+COSINES = (BETWEEN_PROMPTS, RAW_BETWEEN_PROMPTS)
+"""Names of mean cosines, which are computed from sums over the prompts of a step."""
+REMEDY = (
+    "turn on model.consistency.contrast, lower model.consistency.mlc.weight, or train an objective on ordinary rows, "
+    "too (docs/consistency.md)"
+)
+"""What to do if all prompts fall onto one line."""
+
 
 class StepMetrics:
     """Sums what the micro-batches of an optimizer step measured.
@@ -19,22 +36,38 @@ class StepMetrics:
     """
 
     def __init__(self, repeated: tuple[str, ...]) -> None:
+        self._watch = CollapseWatch(REMEDY)
         self._repeated = repeated
         self._sums: dict[str, Tensor] = {}
         self._latest: dict[str, Tensor] = {}
 
     def add(self, values: dict[str, Tensor]) -> None:
-        """Add the () values of a micro-batch."""
+        """Add the values of a micro-batch: () shares, and (L, D + 1) sums over prompts."""
         for name, value in values.items():
             value = value.detach()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def finish(self, trainer: Trainer) -> dict[str, Tensor]:
         """The means of the step over its micro-batches and all processes. The next step begins from nothing."""
+        self._take_cosines(trainer)
         values = torch.stack(list(self._sums.values())) / trainer.accumulate_grad_batches
         if trainer.world_size > 1:  # each share of the examples has the same number of processes (see `DataParallel`)
             values = trainer.strategy.reduce(values, reduce_op="mean")
         means = dict(zip(self._sums, values, strict=True))
         self._sums = {}
+        if logs_step(trainer):  # only then, because it waits for the device
+            means = {name: value for name, value in means.items() if name not in COSINES or not value.isnan()}
+            self._watch.look({name: float(means[name]) for name in CollapseWatch.LOOKS_AT if name in means})
         self._latest |= {name: value for name, value in means.items() if name.startswith(self._repeated)}
         return means | self._latest
+
+    def _take_cosines(self, trainer: Trainer) -> None:
+        """Replace sums over prompts by mean cosines; NaN if the step has no two prompts."""
+        for name in COSINES:
+            if (sums := self._sums.get(name)) is None:
+                continue
+            if trainer.world_size > 1:  # the prompts of all processes; those that split a layer have the same ones
+                sums = trainer.strategy.reduce(sums, reduce_op="mean") * DataParallel.of(trainer).size
+            cosines, pairs = prompt_cosines(sums)
+            # The division by the number of micro-batches, to come, must leave this mean as it is.
+            self._sums[name] = cosines / pairs * trainer.accumulate_grad_batches

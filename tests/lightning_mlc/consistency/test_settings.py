@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_mlc.consistency import DCO, MLC, MPO, Consistency, Needs, PairwiseCosine, SourceCosine
+from lightning_mlc.consistency import DCO, MLC, MPO, Consistency, Contrast, Needs, PairwiseCosine, SourceCosine
 from lightning_mlc.errors import UserError
 
 OFF = MLC(weight=0)
@@ -28,6 +28,17 @@ def test_nothing_is_needed_that_is_off() -> None:
     assert several.needs == Needs(representations=True, responses=True, reference=True, reference_translations=True)
 
 
+def test_a_term_that_compares_prompts_needs_more_than_one() -> None:
+    both = Consistency(contrast=Contrast(weight=1))
+    assert both.terms == (MLC(), Contrast(weight=1))
+    assert both.needs == Needs(representations=True)
+    both.require_several_prompts(2)
+    both.require_several_prompts(None)
+    Consistency().require_several_prompts(1)
+    with pytest.raises(UserError, match=r"^data\.batch_size: is 1, but model\.consistency\.contrast compares"):
+        both.require_several_prompts(1)
+
+
 @pytest.mark.parametrize(
     ("make", "option"),
     [
@@ -36,6 +47,8 @@ def test_nothing_is_needed_that_is_off() -> None:
         (lambda: MLC(weight=float("inf")), "mlc.weight"),
         (lambda: MLC(temperature=0.0), "mlc.temperature"),
         (lambda: MLC(temperature=1e6), "mlc.temperature"),
+        (lambda: Contrast(weight=-1), "contrast.weight"),
+        (lambda: Contrast(temperature=0.001), "contrast.temperature"),
         (lambda: PairwiseCosine(weight=-1), "pairwise_cosine.weight"),
         (lambda: SourceCosine(weight=-1), "source_cosine.weight"),
         (lambda: MPO(weight=-1), "mpo.weight"),

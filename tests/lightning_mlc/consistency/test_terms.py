@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_mlc.consistency import DCO, MLC, MPO, ConsistencyTerm, Observed, PairwiseCosine, SourceCosine
+from lightning_mlc.consistency import DCO, MLC, MPO, ConsistencyTerm, Contrast, Observed, PairwiseCosine, SourceCosine
 from lightning_mlc.models.forward import Grid
 from mlc_kernels import mlc_loss
 
@@ -214,6 +214,7 @@ def test_dco_does_not_know_which_response_was_chosen() -> None:
 
 TERMS: dict[str, ConsistencyTerm] = {
     "mlc": MLC(),
+    "contrast": Contrast(temperature=0.3),
     "pairwise_cosine": PairwiseCosine(),
     "source_cosine": SourceCosine(),
     "mpo": MPO(beta=1.5),
