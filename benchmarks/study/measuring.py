@@ -17,13 +17,14 @@ import torch
 from benchmarks.study.grid import StudyEvaluation
 from lightning_mlc.consistency.measures import collinearity
 from lightning_mlc.data.file_layouts import parse_rows
+from lightning_mlc.data.kinds import ORDINARY
 from lightning_mlc.data.languages import canonical_languages
 from lightning_mlc.data.reading import read_rows
 from lightning_mlc.data.records import Message
 from lightning_mlc.evaluation.judges.base import Exchange, Verdict, declined
 from lightning_mlc.evaluation.judges.roster import make_judges
 from lightning_mlc.evaluation.likelihood import Likelihood, Openings, Scorer
-from lightning_mlc.evaluation.prompts import ORDINARY, read_prompt_sets
+from lightning_mlc.evaluation.prompts import read_prompt_sets
 from lightning_mlc.evaluation.representations import prompt_states
 from lightning_mlc.evaluation.settings import EvaluationSettings
 from lightning_mlc.evaluation.systems.generation import LocalModel, TransformersGenerator

@@ -69,6 +69,20 @@ def prompt_cosines(sums: Tensor) -> tuple[Tensor, Tensor]:
     return (total.square().sum() - count.sum()) / 2, (count * (count - 1)).sum() / 2
 
 
+def mean_prompt_cosine(sums: Tensor) -> Tensor:
+    """Compute the mean cosine between different prompts in the same language.
+
+    Args:
+        sums: (L, D + 1) of :func:`prompt_sums`.
+
+    Returns:
+        (): the mean, NaN if no language has two prompts.
+    """
+    cosines, pairs = prompt_cosines(sums)
+    # The sum of no cosines may differ from 0 by rounding, and the quotient would be infinite.
+    return torch.where(pairs > 0, cosines / pairs, float("nan"))
+
+
 class CollapseWatch:
     """Warns once if the states of different prompts become one.
 

@@ -39,6 +39,7 @@ class Contrast(ConsistencyTerm):
 
     Args:
         weight: Factor of the loss. 0 turns the term off.
+        rows: Rows of the data that the term compares: ``all``, those of kind ``ordinary``, or the others (``harmful``).
         temperature: Temperature of the softmax over prompts, from 0.01 to 100. A small one looks at the most similar
             prompts only.
     """

@@ -121,6 +121,25 @@ class Consistency:
                     f"give preference data or set model.consistency.{term.name}.weight to 0",
                 )
 
+    def require_rows(self, prompts: int, ordinary: int) -> None:
+        """Refuse data without the rows that a term compares.
+
+        Args:
+            prompts: Number of prompts in two or more languages.
+            ordinary: Number of those that are ordinary.
+
+        Raises:
+            UserError: A term that is on compares ordinary rows, or the others, and there is none.
+        """
+        found = {"all": prompts, "ordinary": ordinary, "harmful": prompts - ordinary}
+        for term in self.terms if prompts else ():
+            if not found[term.rows]:
+                raise UserError(
+                    f"model.consistency.{term.name}.rows",
+                    f"is {term.rows}, but the training data has no such prompt in two or more languages; "
+                    "set 'kind' to harmful or ordinary in each row, or set it to all",
+                )
+
     def require_several_prompts(self, batch_size: int | None) -> None:
         """Refuse micro-batches of one prompt if a term compares different prompts.
 

@@ -10,7 +10,7 @@ from lightning_mlc.consistency.collapse import (
     BETWEEN_PROMPTS,
     RAW_BETWEEN_PROMPTS,
     CollapseWatch,
-    prompt_cosines,
+    mean_prompt_cosine,
 )
 from lightning_mlc.lightning_internals import logs_step
 from lightning_mlc.processes import DataParallel
@@ -68,6 +68,5 @@ class StepMetrics:
                 continue
             if trainer.world_size > 1:  # the prompts of all processes; those that split a layer have the same ones
                 sums = trainer.strategy.reduce(sums, reduce_op="mean") * DataParallel.of(trainer).size
-            cosines, pairs = prompt_cosines(sums)
             # The division by the number of micro-batches, to come, must leave this mean as it is.
-            self._sums[name] = cosines / pairs * trainer.accumulate_grad_batches
+            self._sums[name] = mean_prompt_cosine(sums) * trainer.accumulate_grad_batches

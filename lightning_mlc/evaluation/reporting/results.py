@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from lightning_mlc import __version__
+from lightning_mlc.data.kinds import ORDINARY, Kind
 from lightning_mlc.evaluation.journal import Key
 from lightning_mlc.evaluation.judges.base import declined
 from lightning_mlc.evaluation.judges.roster import MARGIN, judge_specs
-from lightning_mlc.evaluation.prompts import ORDINARY, Kind, PromptSet
+from lightning_mlc.evaluation.prompts import PromptSet
 from lightning_mlc.evaluation.reporting import measures
 from lightning_mlc.evaluation.reporting.measures import EvaluationMeasure
 from lightning_mlc.evaluation.reporting.separation import (

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lightning_mlc.data.kinds import HARMFUL
 from lightning_mlc.evaluation.judges.roster import MARGIN
-from lightning_mlc.evaluation.prompts import HARMFUL
 from lightning_mlc.evaluation.reporting.document import Block, Heading, Paragraph
 from lightning_mlc.evaluation.reporting.figure_tables import FigureTables
 from lightning_mlc.evaluation.reporting.measures import (

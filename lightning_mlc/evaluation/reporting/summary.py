@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lightning_mlc.data.kinds import ORDINARY
 from lightning_mlc.evaluation.judges.roster import MARGIN
-from lightning_mlc.evaluation.prompts import ORDINARY
 from lightning_mlc.evaluation.reporting.cells import undefined_cell
 from lightning_mlc.evaluation.reporting.measures import (
     DECLINE_GAP,

@@ -28,6 +28,15 @@ def test_nothing_is_needed_that_is_off() -> None:
     assert several.needs == Needs(representations=True, responses=True, reference=True, reference_translations=True)
 
 
+def test_a_term_needs_its_rows() -> None:
+    harmful, ordinary = Consistency(mlc=MLC(rows="harmful")), Consistency(mlc=MLC(rows="ordinary"))
+    for settings, prompts, some in ((harmful, 5, 4), (ordinary, 5, 1), (Consistency(), 5, 5), (harmful, 0, 0)):
+        settings.require_rows(prompts, some)
+    for settings, some, kind in ((harmful, 5, "harmful"), (ordinary, 0, "ordinary")):
+        with pytest.raises(UserError, match=rf"^model\.consistency\.mlc\.rows: is {kind}, but the training"):
+            settings.require_rows(5, some)
+
+
 def test_a_term_that_compares_prompts_needs_more_than_one() -> None:
     both = Consistency(contrast=Contrast(weight=1))
     assert both.terms == (MLC(), Contrast(weight=1))
