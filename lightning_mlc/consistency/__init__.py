@@ -7,6 +7,7 @@ from lightning_mlc.consistency.mlc import MLC
 from lightning_mlc.consistency.mpo import MPO
 from lightning_mlc.consistency.pairwise_cosine import PairwiseCosine
 from lightning_mlc.consistency.representation import Representation
+from lightning_mlc.consistency.retain import Retain
 from lightning_mlc.consistency.settings import Consistency
 from lightning_mlc.consistency.source_cosine import SourceCosine
 
@@ -21,5 +22,6 @@ __all__ = [
     "Observed",
     "PairwiseCosine",
     "Representation",
+    "Retain",
     "SourceCosine",
 ]

@@ -29,6 +29,8 @@ class Needs:
     """The reference model's log-probabilities of the responses in the source language."""
     reference_translations: bool = False
     """The reference model's log-probabilities of the responses in the other languages."""
+    reference_states: bool = False
+    """The reference model's hidden states at the end of each prompt, in every language."""
     pooled_states: bool = False
     """Last hidden states of policy and reference, averaged over each response in the source language."""
 

@@ -12,6 +12,7 @@ from lightning_mlc.consistency.dco import DCO
 from lightning_mlc.consistency.mlc import MLC
 from lightning_mlc.consistency.mpo import MPO
 from lightning_mlc.consistency.pairwise_cosine import PairwiseCosine
+from lightning_mlc.consistency.retain import Retain
 from lightning_mlc.consistency.source_cosine import SourceCosine
 from lightning_mlc.errors import UserError
 
@@ -23,6 +24,7 @@ class Consistency:
     Args:
         mlc: Multi-lingual consistency: pulls the representations of a prompt onto one line.
         contrast: Keeps different prompts apart: a translation should be closer to its own prompt than to others.
+        retain: Keeps the hidden states of ordinary prompts where the reference has them.
         pairwise_cosine: Gives the representations of each pair of languages the same direction.
         source_cosine: Gives each representation the direction of the source language's.
         mpo: Makes reward gaps as large as in the source language.
@@ -46,6 +48,7 @@ class Consistency:
 
     mlc: MLC = field(default_factory=MLC)
     contrast: Contrast = field(default_factory=Contrast)
+    retain: Retain = field(default_factory=Retain)
     pairwise_cosine: PairwiseCosine = field(default_factory=PairwiseCosine)
     source_cosine: SourceCosine = field(default_factory=SourceCosine)
     mpo: MPO = field(default_factory=MPO)
@@ -75,7 +78,15 @@ class Consistency:
     @property
     def terms(self) -> tuple[ConsistencyTerm, ...]:
         """The terms that are on."""
-        every = (self.mlc, self.contrast, self.pairwise_cosine, self.source_cosine, self.mpo, self.dco)
+        every = (
+            self.mlc,
+            self.contrast,
+            self.retain,
+            self.pairwise_cosine,
+            self.source_cosine,
+            self.mpo,
+            self.dco,
+        )
         return tuple(term for term in every if term.weight > 0)
 
     def terms_at(self, step: int) -> tuple[ConsistencyTerm, ...]:

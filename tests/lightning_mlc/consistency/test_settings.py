@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_mlc.consistency import DCO, MLC, MPO, Consistency, Contrast, Needs, PairwiseCosine, SourceCosine
+from lightning_mlc.consistency import DCO, MLC, MPO, Consistency, Contrast, Needs, PairwiseCosine, Retain, SourceCosine
 from lightning_mlc.errors import UserError
 
 OFF = MLC(weight=0)
@@ -24,6 +24,9 @@ def test_nothing_is_needed_that_is_off() -> None:
     assert Consistency(mlc=OFF, mpo=MPO(weight=1)).needs == Needs(responses=True, reference=True, pooled_states=True)
     unconstrained = Consistency(mlc=OFF, mpo=MPO(weight=1, constraint=0))
     assert unconstrained.needs == Needs(responses=True, reference=True)
+    kept = Consistency(mlc=OFF, retain=Retain(weight=1))
+    assert kept.needs == Needs(representations=True, reference=True, reference_states=True)
+    assert Retain().rows == "ordinary"
     several = Consistency(pairwise_cosine=PairwiseCosine(weight=1), dco=DCO(weight=1))
     assert several.needs == Needs(representations=True, responses=True, reference=True, reference_translations=True)
 
@@ -58,6 +61,7 @@ def test_a_term_that_compares_prompts_needs_more_than_one() -> None:
         (lambda: MLC(temperature=1e6), "mlc.temperature"),
         (lambda: Contrast(weight=-1), "contrast.weight"),
         (lambda: Contrast(temperature=0.001), "contrast.temperature"),
+        (lambda: Retain(weight=-1), "retain.weight"),
         (lambda: PairwiseCosine(weight=-1), "pairwise_cosine.weight"),
         (lambda: SourceCosine(weight=-1), "source_cosine.weight"),
         (lambda: MPO(weight=-1), "mpo.weight"),
