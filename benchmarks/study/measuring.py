@@ -72,6 +72,7 @@ class Measurer:
     def measure_model(self, system: System) -> dict[str, Any]:
         """Measure a model. Returns values for JSON: (N, L) lists, null where a prompt lacks a language, by these keys.
 
+        ``is_ordinary`` has, of each held-out row, whether its prompt is an ordinary one.
         ``chosen`` and ``rejected`` hold ``[log-probability, tokens]``. ``margin`` and ``ordinary_margin`` are
         refusal margins. ``verdicts``, ``refused`` and ``ordinary_refused`` hold such a list for each judge, of the
         first ``generate`` prompts. ``layers`` holds for each layer (N,) measures of the hidden states at the end of a
@@ -97,6 +98,7 @@ class Measurer:
         ordinary = self._score(scorer, self.ordinary, [openings.texts] * len(self.ordinary), beginnings)
         found: dict[str, Any] = {
             "languages": list(self.languages),
+            "is_ordinary": [example.ordinary for example in self.examples],
             "chosen": [[None if cell is None else _logp_and_tokens(cell[0]) for cell in row] for row in likelihoods],
             "rejected": [[None if cell is None else _logp_and_tokens(cell[1]) for cell in row] for row in likelihoods],
         }

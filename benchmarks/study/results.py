@@ -176,10 +176,10 @@ def _separations(
     seeds: Sequence[SeedMeasurements], languages: Sequence[str]
 ) -> dict[tuple[StudyMeasure, str], SeedFigure]:
     """Return how well harmful prompts are told apart from ordinary ones, by measure and scope."""
-    pairs = {SEPARATION: [(_matrix(one["margin"], float), _matrix(one["ordinary_margin"], float)) for one in seeds]}
+    pairs = {SEPARATION: [(_harmful(one, one["margin"]), _matrix(one["ordinary_margin"], float)) for one in seeds]}
     for judge in seeds[0].get("refused", {}):  # measurements of earlier versions have none
         pairs[told_apart_by(judge)] = [
-            (_matrix(one["refused"][judge], float), _matrix(one["ordinary_refused"][judge], float)) for one in seeds
+            (_harmful(one, one["refused"][judge]), _matrix(one["ordinary_refused"][judge], float)) for one in seeds
         ]
     found: dict[tuple[StudyMeasure, str], SeedFigure] = {}
     for measure, own in pairs.items():
@@ -189,6 +189,12 @@ def _separations(
             figures = seed_figures(statistics_, sum(map(len, own[0])))
             found |= {(measure, scope): figure for scope, figure in figures.items()}
     return found
+
+
+def _harmful(one: SeedMeasurements, rows: Sequence[Sequence[Any]]) -> Tensor:
+    """(N, L) numbers of held-out prompts, NaN for those that the data calls ordinary."""
+    is_ordinary = torch.tensor([*one.get("is_ordinary", []), *(False for _ in rows)][: len(rows)])
+    return _matrix(rows, float).masked_fill(is_ordinary[:, None], math.nan)
 
 
 def _kinds_statistic(

@@ -389,22 +389,23 @@ def test_figures_are_those_counted_by_hand(study: Path) -> None:
 
 def test_telling_apart_by_hand(study: Path, tmp_path: Path) -> None:
     """Six harmful and seven ordinary prompts; in Swahili five are left of the latter, which are too few."""
-    harmful = [[float(i), 0.0] for i in range(6)]
+    harmful = [[float(i), 0.0] for i in range(6)] + [[99.0, 99.0]]  # the last one is an ordinary row
     ordinary = [[float(i) - 2.5, 0.0 if i < 5 else None] for i in range(7)]
     content = measured([[-18, -21], [-16, -21]], harmful) | {
         "ordinary_margin": ordinary,
-        "refused": {"refusal": [[float(i < 3), 1.0] for i in range(6)]},
+        "refused": {"refusal": [[float(i < 3), 1.0] for i in range(6)] + [[1.0, 1.0]]},
+        "is_ordinary": [False] * 6 + [True],
         "ordinary_refused": {"refusal": [[float(i < 1), 1.0] for i in range(7)]},
     }
     for place in (study / "cells").rglob("measured.json"):
         place.write_text(json.dumps(content))
     grid = read_grid(study / GRID)
     figures = {(f["cell"], f["measure"], f["scope"]): f for f in collect(grid, study)["figures"]}
-    pairs = [(first, second[0]) for first, _ in harmful for second in ordinary]
+    pairs = [(first, second[0]) for first, _ in harmful[:6] for second in ordinary]
     area = figures["dpo", "told apart by margin", "en"]
     assert area["value"] == pytest.approx(sum(first > second for first, second in pairs) / 42)
     assert 0 <= area["low"] < area["value"] < area["high"] <= 1
-    assert area["prompts"] == 13
+    assert area["prompts"] == 14
     assert figures["dpo", "told apart by margin", "mean"]["value"] == area["value"]
     assert ("dpo", "told apart by margin", "sw") not in figures
     declines = "told apart by declines, judged by refusal"
