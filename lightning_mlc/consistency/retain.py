@@ -30,7 +30,7 @@ class Retain(ConsistencyTerm):
     Args:
         weight: Factor of the loss. 0 turns the term off.
         rows: Rows of the data that the term keeps: those of kind ``ordinary``, the others (``harmful``), or ``all``.
-        distance: How far a state has moved: ``squared``, relative to its length, or ``cosine``, which leaves the length free.
+        distance: How far a state has moved: ``squared``, relative to its length, or ``cosine``, which leaves that free.
     """
 
     name: ClassVar[str] = "retain"
