@@ -18,8 +18,8 @@ from lightning_mlc.processes import DataParallel
 COSINES = (BETWEEN_PROMPTS, RAW_BETWEEN_PROMPTS)
 """Names of mean cosines, which are computed from sums over the prompts of a step."""
 REMEDY = (
-    "turn on model.consistency.contrast, lower model.consistency.mlc.weight, or train an objective on ordinary rows, "
-    "too (docs/consistency.md)"
+    "turn on model.consistency.retain or model.consistency.contrast, lower model.consistency.mlc.weight, or train an "
+    "objective on ordinary rows, too (docs/consistency.md)"
 )
 """What to do if all prompts fall onto one line."""
 

@@ -72,4 +72,4 @@ def test_one_warning_of_a_run(caplog: pytest.LogCaptureFixture) -> None:
             metrics.finish(one)
     (message,) = [record.getMessage() for record in caplog.records if record.name == "lightning_mlc"]
     assert message.startswith("All prompts fall onto one line")
-    assert "model.consistency.contrast" in message
+    assert "turn on model.consistency.retain or model.consistency.contrast" in message
