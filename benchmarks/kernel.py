@@ -1,23 +1,29 @@
 """``python -m benchmarks.kernel``: compare the MLC loss with implementations in eager PyTorch.
 
 The results include the errors of loss and gradient against float64, for every shape. Speed-ups are printed only if
-our implementations are at least as exact as the published form, a float32 SVD. On a GPU the kernel is timed twice:
-in replays of a CUDA graph over inputs that do not fit into the cache (the time of the GPU alone), and by the wall
-clock (the time that a training step waits).
+our implementations are at least as exact as the published form, a float32 SVD.
+
+Loss and gradient together are timed by the wall clock at three paces, for all forms alike (:mod:`benchmarks.timing`):
+cold (calls of all forms interleaved), hot (one form again and again) and queued (many calls, one wait). Each pace is
+timed with and without autograd's thread for the device (``torch.autograd.set_multithreading_enabled``). With it, the
+backward pass of a loss alone wakes another thread and waits for it. In a training step this thread is awake already,
+because it runs the backward pass of the whole model. On a CPU autograd has no such thread.
+
+The forward and the backward pass are timed alone, too. They do not add up to the time of both, because a call of both
+finds colder caches. The floor is what any loss costs: the sum of the rows and its gradient, timed in the same rounds.
+
+On a GPU the kernel is also timed in replays of a CUDA graph, over inputs that do not fit into the cache: the time of
+the GPU alone.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import dataclasses
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,26 +31,24 @@ from torch import Tensor
 
 from benchmarks import alternatives
 from benchmarks.environment import environment
-from benchmarks.timing import Function, Quantiles, copy_bandwidth, graph_times, peak_bytes, wall_times
+from benchmarks.kernel_report import PROTOCOL, Floor, ProviderResult, Shape, goals, inexact, plot, table, write
+from benchmarks.timing import (
+    Function,
+    Quantiles,
+    copy_bandwidth,
+    graph_times,
+    hot_times,
+    peak_bytes,
+    queued_times,
+    wall_times,
+)
 from lightning_mlc.files.paths import user_path
 from mlc_kernels import mlc_loss, mlc_loss_from_hidden
 
-PHASES = ("forward", "backward", "both")
+PHASES = ("forward", "backward")
+FLOOR = "floor"
+"""Name of the sum, among those of the providers."""
 Loss = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Shape:
-    """B prompts in L languages: rows (B, L, D), or, with T ``tokens``, states (B * L, T, D) that are averaged first."""
-
-    prompts: int
-    languages: int
-    features: int
-    tokens: int = 0
-
-    def __str__(self) -> str:
-        text = f"B={self.prompts} L={self.languages} D={self.features}"
-        return text + (f" T={self.tokens}" if self.tokens else "")
 
 
 @dataclass(frozen=True)
@@ -71,53 +75,16 @@ REFERENCE = Provider("reference", partial(mlc_loss, backend="reference"), ours=T
 """The definition. Its result in float64 is taken as the truth."""
 
 
-@dataclass
-class ProviderResult:
-    """Errors, times and memory of one provider on one shape. Times are seconds per call."""
-
-    prompts: int
-    languages: int
-    features: int
-    tokens: int
-    dtype: str
-    provider: str
-    ours: bool
-    loss_error: float
-    """Relative error of the loss against float64."""
-    gradient_error: float
-    """Norm of the gradient's error over the gradient's, against float64."""
-    forward: float
-    forward_p20: float
-    forward_p80: float
-    backward: float
-    backward_p20: float
-    backward_p80: float
-    both: float
-    both_p20: float
-    both_p80: float
-    rounds: int
-    both_in_graph: float | None
-    """Time of the GPU alone, from CUDA-graph replay."""
-    peak_bytes: int | None
-    share_of_copy: float | None
-    """Achieved bandwidth over that of a device copy. The bytes that must move: the input is read once (rows twice,
-    because the gradient needs them again; padding never), and its gradient is written once."""
-
-    @property
-    def shape(self) -> Shape:
-        return Shape(self.prompts, self.languages, self.features, self.tokens)
-
-
 def measure_shape(
     shape: Shape, dtype: torch.dtype, device: torch.device, seconds: float, copied: float
-) -> list[ProviderResult]:
-    """Measure each provider that runs on ``device``.
+) -> tuple[list[ProviderResult], Floor]:
+    """Measure each provider that runs on ``device``, and the floor.
 
     Args:
         shape: Shape of the input.
         dtype: Dtype of the input.
         device: Device of the input.
-        seconds: Approximate time for each provider and phase.
+        seconds: Approximate time for each provider, phase and pace.
         copied: Bytes per second that a copy on the device moves.
     """
     mask = make_mask(shape, device)
@@ -130,6 +97,9 @@ def measure_shape(
         phase: wall_times({name: phase_of(phase, loss, rows) for name, loss in losses.items()}, device, seconds)
         for phase in PHASES
     }
+    paces = paces_of(
+        {name: phase_of("both", loss, rows) for name, loss in [*losses.items(), (FLOOR, sum_of)]}, device, seconds
+    )
     in_graph: dict[str, Quantiles] = {}
     if device.type == "cuda":
         # Up to 64 inputs, together larger than an H100's L2 cache of 50 MB. A cache goes by address, so copies suffice.
@@ -142,7 +112,8 @@ def measure_shape(
     read = 2 * rows.nbytes if mask is None else rows.nbytes * int(mask.sum()) // mask.numel()
     measured = []
     for p in providers:
-        forward, backward, both = (times[phase][p.name] for phase in PHASES)
+        forward, backward = (times[phase][p.name] for phase in PHASES)
+        both = paces["cold"][p.name]
         on_gpu = in_graph[p.name].median if p.name in in_graph else None
         measured.append(
             ProviderResult(
@@ -162,9 +133,26 @@ def measure_shape(
                 on_gpu,
                 peak_bytes(phase_of("both", losses[p.name], rows), device),
                 (read + rows.nbytes) / on_gpu / copied if on_gpu else None,
+                {pace: found[p.name] for pace, found in paces.items()},
             )
         )
-    return measured
+    return measured, Floor(shape, {pace: found[FLOOR] for pace, found in paces.items()})
+
+
+def sum_of(rows: Tensor) -> Tensor:
+    """No loss, but what any loss costs: one reduction."""
+    return rows.sum()
+
+
+def paces_of(calls: dict[str, Function], device: torch.device, seconds: float) -> dict[str, dict[str, Quantiles]]:
+    """Time ``calls`` at every pace of ``kernel_report.PACES``."""
+    found = {}
+    for suffix, threaded in (("", True), ("_inline", False)):
+        with torch.autograd.set_multithreading_enabled(threaded):
+            found[f"cold{suffix}"] = wall_times(calls, device, seconds)
+            found[f"hot{suffix}"] = hot_times(calls, device, seconds)
+            found[f"queued{suffix}"] = queued_times(calls, device, seconds)
+    return found
 
 
 def loss_of(provider: Provider, shape: Shape, mask: Tensor | None) -> Loss:
@@ -228,87 +216,6 @@ def phase_of(phase: str, loss: Loss, rows: Tensor) -> Function:
     return lambda: torch.autograd.grad(loss(rows), rows)
 
 
-def inexact(rows: list[ProviderResult]) -> list[str]:
-    """Describe every result of ours that is less exact than the published form on the same shape."""
-    complaints = []
-    published = {row.shape: row for row in rows if row.provider == "svd"}
-    for row in rows:
-        bar = published[row.shape]
-        # A result cannot be more exact than its own dtype.
-        unit = torch.finfo(getattr(torch, row.dtype)).eps
-        for what, error, allowed in (
-            ("loss", row.loss_error, max(bar.loss_error, torch.finfo(torch.float32).eps)),
-            ("gradient", row.gradient_error, max(bar.gradient_error, unit)),
-        ):
-            if row.ours and not error <= allowed:
-                complaints.append(
-                    f"{row.provider} at {row.shape}: error of the {what} is {error:.1e}, allowed {allowed:.1e}"
-                )
-    return complaints
-
-
-def speed_ups(rows: list[ProviderResult]) -> list[dict[str, Any]]:
-    """Compare our fastest provider with the published form and with the fastest eager one: wall time of both passes."""
-    found = []
-    for shape in dict.fromkeys(row.shape for row in rows):
-        here = [row for row in rows if row.shape == shape]
-        fastest = min((r for r in here if r.ours), key=lambda r: r.both)
-        published = next(r for r in here if r.provider == "svd")
-        best = min((r for r in here if not r.ours), key=lambda r: r.both)
-        found.append(
-            {
-                **dataclasses.asdict(shape),
-                "ours": fastest.provider,
-                "milliseconds": fastest.both * 1e3,
-                "times_faster_than_svd": published.both / fastest.both,
-                "best_eager": best.provider,
-                "times_faster_than_best_eager": best.both / fastest.both,
-            }
-        )
-    return found
-
-
-def write(folder: Path, about: dict[str, Any], rows: list[ProviderResult], trusted: bool) -> list[Path]:
-    """Write JSON with everything, including ``about``, and CSV with the rows. Returns the paths."""
-    everything = {
-        **about,
-        "speed_ups": speed_ups(rows) if trusted else None,
-        "rows": [dataclasses.asdict(row) for row in rows],
-    }
-    (folder / "kernel.json").write_text(json.dumps(everything, indent=1) + "\n")
-    with (folder / "kernel.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(ProviderResult)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(everything["rows"])
-    return [folder / "kernel.json", folder / "kernel.csv"]
-
-
-def plot(rows: list[ProviderResult], path: Path, device: str) -> None:
-    """Plot the time of forward + backward over the number of prompts, with a panel for each number of features."""
-    from matplotlib.figure import Figure
-
-    rows = [r for r in rows if r.tokens == 0]
-    languages = 10 if any(r.languages == 10 for r in rows) else rows[0].languages
-    rows = [r for r in rows if r.languages == languages]
-    widths = sorted({r.features for r in rows})
-    figure = Figure(figsize=(2.6 * len(widths) + 1.2, 3.2), layout="constrained")
-    panels = figure.subplots(1, len(widths), sharey=True, squeeze=False)[0]
-    markers = dict(zip((p.name for p in PROVIDERS), "os^vDx", strict=False))
-    for axes, width in zip(panels, widths, strict=True):
-        for name in dict.fromkeys(r.provider for r in rows):
-            points = sorted((r.prompts, r.both * 1e3) for r in rows if r.provider == name and r.features == width)
-            ours = any(r.ours for r in rows if r.provider == name)
-            axes.plot(*zip(*points, strict=True), marker=markers[name], ms=4, lw=2 if ours else 1, label=name)
-        axes.set(xscale="log", yscale="log", title=f"D = {width}", xlabel="prompts (B)")
-        axes.set_xticks(sorted({r.prompts for r in rows}), sorted({r.prompts for r in rows}))
-        axes.minorticks_off()
-        axes.grid(alpha=0.3)
-    panels[0].set_ylabel("ms, forward + backward")
-    panels[0].legend(fontsize=7)
-    figure.suptitle(f"MLC loss of {languages} languages on {device}", fontsize=10)
-    figure.savefig(path, dpi=150)
-
-
 def main(args: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kernel", description=str(__doc__).split("\n")[0])
     numbers: dict[str, Any] = {"type": int, "nargs": "+", "metavar": "N"}
@@ -319,7 +226,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--pool-features", default=[512, 4096], help="H of mean pooling", **numbers)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seconds", type=float, default=0.3, help="approximate time of each provider and phase")
+    parser.add_argument("--seconds", type=float, default=0.3, help="approximate time of each provider, phase and pace")
     parser.add_argument(
         "--out", type=user_path, required=True, help="folder for kernel.json, kernel.csv and kernel.png"
     )
@@ -329,16 +236,25 @@ def main(args: list[str] | None = None) -> int:
     copied = copy_bandwidth(device)
     about = {
         "environment": environment(device),
-        "settings": {"dtype": options.dtype, "seconds": options.seconds, "copy_bytes_per_second": copied},
+        "settings": {
+            "protocol": PROTOCOL,
+            "dtype": options.dtype,
+            "seconds": options.seconds,
+            "copy_bytes_per_second": copied,
+        },
     }
     options.out.mkdir(parents=True, exist_ok=True)
     rows: list[ProviderResult] = []
+    floors: list[Floor] = []
     shapes = [Shape(*sizes) for sizes in product(options.prompts, options.languages, options.features)]
     shapes += [Shape(8, 10, *sizes) for sizes in product(options.pool_features, options.pool_tokens)]
     for number, shape in enumerate(shapes, start=1):
-        rows += measure_shape(shape, dtype, device, options.seconds, copied)
+        measured, floor = measure_shape(shape, dtype, device, options.seconds, copied)
+        rows += measured
+        floors.append(floor)
         complaints = inexact(rows)
-        paths = write(options.out, about, rows, trusted=not complaints)  # now, so that results survive an interruption
+        # Now, so that results survive an interruption.
+        paths = write(options.out, about, rows, floors, trusted=not complaints)
         print(f"\r{number}/{len(shapes)} shapes", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
 
@@ -349,11 +265,9 @@ def main(args: list[str] | None = None) -> int:
     if complaints:
         print("no speed-up is reported, because the results are not exact enough:", *complaints, sep="\n  ")
         return 1
-    print(f"{'B':>4} {'L':>3} {'D':>5} {'T':>4}  {'ours':<12} {'ms':>9} {'x svd':>7}  x best eager")
-    for s in speed_ups(rows):
-        sizes = f"{s['prompts']:>4} {s['languages']:>3} {s['features']:>5} {s['tokens']:>4}"
-        ratios = f"{s['times_faster_than_svd']:>7.1f}  {s['times_faster_than_best_eager']:.1f} ({s['best_eager']})"
-        print(f"{sizes}  {s['ours']:<12} {s['milliseconds']:>9.3f} {ratios}")
+    print(*table(rows, floors), sep="\n")
+    if device.type == "cuda":
+        print(*goals(rows, floors), sep="\n")
     return 0
 
 

@@ -1,8 +1,14 @@
 """Time several variants of one computation so that they can be compared.
 
-Variants are interleaved: each round runs every variant once, in a shuffled order. A changing clock or another busy
-process then affects all variants alike. Quantiles over the rounds are reported, because a mean says little about a
-noisy machine.
+A variant is called at one of three paces:
+
+- cold (:func:`wall_times`): variants are interleaved. Each round runs every variant once, in a shuffled order. A
+  changing clock or another busy process then affects all variants alike, and each finds the caches as the others left
+  them.
+- hot (:func:`hot_times`): one variant many times in a row, with a wait for the device after each call.
+- queued (:func:`queued_times`): the same with one wait after many calls, so that the host runs ahead of the device.
+
+Quantiles over the rounds are reported, because a mean says little about a noisy machine.
 """
 
 from __future__ import annotations
@@ -27,6 +33,10 @@ class Quantiles(NamedTuple):
     rounds: int
 
 
+QUEUE = 20
+"""The most calls that are queued before the device is waited for."""
+
+
 def wall_times(
     variants: Mapping[str, Function], device: torch.device, seconds: float = 1.0, most_rounds: int = 200
 ) -> dict[str, Quantiles]:
@@ -38,16 +48,9 @@ def wall_times(
         seconds: Approximate total time of each variant, which determines the number of rounds (at least 3).
         most_rounds: Largest number of rounds.
     """
-
-    def timed(function: Function) -> float:
-        start = time.perf_counter()
-        function()
-        synchronize(device)
-        return time.perf_counter() - start
-
     for function in variants.values():  # compile, allocate, warm up
-        timed(function)
-    slowest = sum(timed(function) for function in variants.values())
+        timed(function, device)
+    slowest = sum(timed(function, device) for function in variants.values())
     rounds = max(3, min(most_rounds, int(seconds * len(variants) / max(slowest, 1e-9))))
     samples: dict[str, list[float]] = {name: [] for name in variants}
     order = list(variants)
@@ -55,8 +58,63 @@ def wall_times(
     for _ in range(rounds):
         shuffle(order)
         for name in order:
-            samples[name].append(timed(variants[name]))
+            samples[name].append(timed(variants[name], device))
     return {name: quantiles(values) for name, values in samples.items()}
+
+
+def hot_times(
+    variants: Mapping[str, Function], device: torch.device, seconds: float = 1.0, most_rounds: int = 200
+) -> dict[str, Quantiles]:
+    """Measure one call and its result, when the same variant is called again and again.
+
+    Args:
+        variants: As for :func:`wall_times`.
+        device: The device that they run on. It is synchronised after each call.
+        seconds: Approximate time of each variant.
+        most_rounds: Largest number of calls of each variant.
+    """
+    return _in_rows(variants, device, seconds, most_rounds, 1)
+
+
+def queued_times(
+    variants: Mapping[str, Function], device: torch.device, seconds: float = 1.0, most_rounds: int = 200
+) -> dict[str, Quantiles]:
+    """Measure a call among many of the same variant, without waiting for the device in between.
+
+    Args:
+        variants: As for :func:`wall_times`.
+        device: The device that they run on. It is synchronised after ``QUEUE`` calls; after fewer, at least two, of a
+            slow variant.
+        seconds: Approximate time of each variant.
+        most_rounds: Largest number of such rows of calls of each variant.
+    """
+    return _in_rows(variants, device, seconds, most_rounds, QUEUE)
+
+
+def _in_rows(
+    variants: Mapping[str, Function], device: torch.device, seconds: float, most_rounds: int, longest: int
+) -> dict[str, Quantiles]:
+    """Measure rows of calls of one variant. Each variant has two turns, so that a slow moment rarely hits one alone."""
+    once = {name: max(timed(function, device), 1e-9) for name, function in variants.items()}
+    samples: dict[str, list[float]] = {name: [] for name in variants}
+    for name in (*variants, *reversed(list(variants))):
+        function = variants[name]
+        if once[name] < seconds / 5:  # it was cold, and is again; this hardly changes the time of a slow one
+            timed(function, device)
+            once[name] = max(timed(function, device), 1e-9)
+        calls = max(min(2, longest), min(longest, int(seconds / once[name] / 4)))
+        rounds = max(2, min(most_rounds, int(seconds / once[name] / calls))) // 2
+        samples[name] += [timed(function, device, calls) / calls for _ in range(rounds)]
+    return {name: quantiles(values) for name, values in samples.items()}
+
+
+def timed(function: Function, device: torch.device, calls: int = 1) -> float:
+    """Return the seconds of ``calls`` calls with one wait for ``device`` at their end."""
+    start = time.perf_counter()
+    for _ in range(calls):
+        function()
+    synchronize(device)
+    return time.perf_counter() - start
 
 
 def graph_times(calls: Mapping[str, list[Function]], device: torch.device, rounds: int = 20) -> dict[str, Quantiles]:

@@ -130,7 +130,7 @@ def languages_of(options: argparse.Namespace) -> tuple[str, ...]:
     """Return the requested languages, or all languages of the first row, starting with English."""
     if options.languages:
         return tuple(options.languages)
-    first = next(parse_rows(read_rows(options.data, "--data"), "en", options.data))
+    first = next(parse_rows(read_rows(options.data, "--data"), "en"))
     return ("en", *(language for language in first.prompts if language != "en"))
 
 

@@ -13,6 +13,7 @@ from lightning_mlc.errors import UserError
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,19 @@ def is_first() -> bool:
         if variables[0] in os.environ:
             return all(os.environ.get(variable, "0") == "0" for variable in variables)
     return True
+
+
+def mean_of_all(values: Tensor) -> Tensor:
+    """The mean of ``values`` over all processes, which must all call it. It may be written to ``values``.
+
+    On GPUs the host does not wait. Lightning's ``reduce`` begins with a barrier, at which the host waits for the GPU.
+    """
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return values
+    distributed.all_reduce(values)
+    return values.div_(distributed.get_world_size())
 
 
 def raise_together(error: UserError | None) -> None:

@@ -111,3 +111,30 @@ class OtherPrecision(Callback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:  # runs before the method of the module
         if trainer.global_rank == self.rank:
             trainer.strategy.precision_plugin = MixedPrecision("bf16-mixed", "cpu")
+
+
+class Spoil(Callback):
+    """Puts NaN into a number of this process, at one optimizer step.
+
+    Args:
+        what: ``weight``: before a micro-batch is run, so that its loss is NaN. ``gradient``: before the optimizer's
+            step, so that the loss is finite and the weights become NaN.
+        step: Number of the optimizer step, from 0.
+        rank: The process.
+    """
+
+    def __init__(self, what: str, step: int, rank: int = 0) -> None:
+        self._what = what
+        self._step = step
+        self._rank = rank
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if self._is_due("weight", trainer):
+            next(pl_module.policy.parameters()).data.fill_(float("nan"))
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        if self._is_due("gradient", trainer):
+            next(p for p in pl_module.policy.parameters() if p.grad is not None).grad.fill_(float("nan"))
+
+    def _is_due(self, what: str, trainer: Any) -> bool:
+        return (what, trainer.global_step, trainer.global_rank) == (self._what, self._step, self._rank)

@@ -51,7 +51,7 @@ def plan_pairs(settings: StepSettings) -> list[list[Pair]]:
     Raises:
         UserError: A row lacks a language or a rejected response; there are too few rows.
     """
-    examples = list(parse_rows(read_rows(settings.data, "--data"), settings.languages[0], settings.data))
+    examples = list(parse_rows(read_rows(settings.data, "--data"), settings.languages[0]))
     for example in examples:
         missing = [language for language in settings.languages if language not in example.prompts]
         if missing:

@@ -55,7 +55,7 @@ class Measurer:
         self, heldout: Path, settings: StudyEvaluation, source_language: str, languages: Sequence[str] | None
     ) -> None:
         self.settings = settings
-        self.examples = list(parse_rows(read_rows(str(heldout), "--data"), source_language, str(heldout)))
+        self.examples = list(parse_rows(read_rows(str(heldout), "--data"), source_language))
         self.prompts: Prompts = [example.prompts for example in self.examples]
         found = tuple(dict.fromkeys(language for prompt in self.prompts for language in prompt))
         self.languages = found if languages is None else canonical_languages(languages, "data.languages")

@@ -40,7 +40,7 @@ def split_rows(
         UserError: A row lacks a response, there are too few rows, or ``folder`` already has other rows.
     """
     raw = list(read_rows(data, "--data"))
-    examples = list(parse_rows(raw, source_language, data))
+    examples = list(parse_rows(raw, source_language))
     groups: dict[str, list[dict[str, Any]]] = {}
     long = 0
     for (_, row), example in zip(raw, examples, strict=True):

@@ -10,6 +10,8 @@ A resumed run is identical to one that was never interrupted, because:
 
 from __future__ import annotations
 
+import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.linalg import vector_norm
 
 from lightning_mlc.checkpoints.finding import require_room
 from lightning_mlc.checkpoints.format import cannot_write, read_checkpoint, remove
@@ -26,6 +30,8 @@ from lightning_mlc.errors import CheckpointError, UserError, did_you_mean
 from lightning_mlc.files.atomic import UNFINISHED, whole_file
 from lightning_mlc.lightning_internals import CheckpointHooks, ends_window, rewind_to_step, validation_follows
 from lightning_mlc.processes import raise_together
+
+logger = logging.getLogger(__name__)
 
 VALIDATION = "val/"
 """Prefix of the names of validation metrics."""
@@ -151,6 +157,7 @@ class Checkpoint(CheckpointHooks):
             super().write_last(trainer, metrics)
 
     def write(self, trainer: Trainer, path: str) -> None:
+        raise_together(_broken_weights(trainer))  # before any process begins to write
         error = None
         try:
             super().write(trainer, path)
@@ -177,11 +184,34 @@ class Checkpoint(CheckpointHooks):
         # Saving needs all processes. One that failed alone would wait for the others for ever.
         if trainer.world_size > 1 and not isinstance(exception, SIGTERMException):
             return
+        if trainer.world_size == 1 and (broken := _broken_weights(trainer)) is not None:
+            logger.warning("%s", broken)  # and not raised, because the exception is the run's error
+            return
         rewind_to_step(trainer)
         if self.monitor is not None or not self.can_save_on_exception(trainer):
             super().on_exception(trainer, pl_module, exception)
         else:  # as at any other step, so that the resumed run knows this checkpoint and replaces it
             self.save_now(trainer)
+
+
+def _broken_weights(trainer: Trainer) -> CheckpointError | None:
+    """The error if a trained weight is not finite, on this process.
+
+    A loss can be finite and its gradient not. The next step would show it, but a checkpoint may come first, and would
+    replace one from which the run can continue.
+    """
+    trained = {name: p.detach() for name, p in trainer.lightning_module.named_parameters() if p.requires_grad}
+    parts = {name: p.to_local() if isinstance(p, DTensor) else p for name, p in trained.items()}
+    # The largest absolute value of each, without a copy of it. NaN is larger than all others.
+    finite = {name: vector_norm(part, math.inf).isfinite() for name, part in parts.items() if part.numel()}
+    if not finite or bool(torch.stack(list(finite.values())).all()):
+        return None
+    broken = next(name for name, value in finite.items() if not value)
+    return CheckpointError(
+        None,
+        f"{broken} is not finite after step {trainer.global_step}, so no checkpoint is written; lower the learning "
+        "rate, or clip gradients (trainer.gradient_clip_val), and continue from an earlier checkpoint",
+    )
 
 
 def _resumed_from(trainer: Trainer) -> Path | None:

@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from lightning_mlc.commands.option_forms import OptionForms, parser_of, values_of
-from lightning_mlc.errors import Interrupted
+from lightning_mlc.commands.stopping import stoppable
 from lightning_mlc.evaluation.settings import EvaluationSettings
 from lightning_mlc.files.paths import expand_all, expanded
 
@@ -71,10 +71,8 @@ def run(args: Sequence[str]) -> None:
     from lightning_mlc.progress.bars import terminal
 
     study = Study(settings, terminal())
-    try:
+    with stoppable("stopped; finished work is kept, so run the same command again to resume"):
         study.run()
-    except KeyboardInterrupt as error:
-        raise Interrupted(None, "stopped; finished work is kept, so run the same command again to resume") from error
     results = collect(study)
     written = write_report(study, results)
     print_summary(results, Console())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from lightning_mlc.errors import Interrupted, UserError, renamed
+from lightning_mlc.commands.stopping import stoppable
+from lightning_mlc.errors import UserError, renamed
 from lightning_mlc.files.paths import expand_all
 
 if TYPE_CHECKING:
@@ -30,6 +32,10 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--skip", nargs="+", default=[], metavar="CHECK", help="leave these checks out")
     found.add_argument("--model", help="count tokens with this model's tokenizer: a folder or an id of the hub")
     found.add_argument("--gguf_file", metavar="NAME", help="name of a GGUF file in --model")
+    found.add_argument("--embeddings", metavar="MODEL", help="compare meanings with a model of sentence embeddings")
+    found.add_argument("--translator", metavar="MODEL", help="translate back and compare: a --model of translate")
+    found.add_argument("--allow_remote", nargs="+", default=[], metavar="HOST", help="where --translator may be")
+    found.add_argument("--device", default="auto", help="where these two run: auto, cpu, cuda:1")
     found.add_argument("--rows", type=int, default=20, metavar="N", help="list N findings in rows; 0 lists all (20)")
     found.add_argument("--json", metavar="FILE", help="write all counts and findings")
     found.add_argument("--html", metavar="FILE", help="write a page with a heat map of checks by language")
@@ -53,10 +59,8 @@ def run(args: Sequence[str]) -> int:
     """
     options = parser().parse_args(args)
     expand_all(options)
-    try:
+    with stoppable("stopped; nothing was written"):
         return _checked(options)
-    except KeyboardInterrupt as error:
-        raise Interrupted(None, "stopped; nothing was written") from error
 
 
 def _checked(options: argparse.Namespace) -> int:
@@ -72,16 +76,10 @@ def _checked(options: argparse.Namespace) -> int:
     source_language = canonical_language(options.source_language, "--source_language")
     inputs = [locate(file, "FILE") for file in options.files]
     _require_writable(options, [path for path in inputs if path is not None])
-    model = None
-    if options.model is not None:
-        from lightning_mlc.sources import ModelSource
-
-        model = ModelSource(options.model, options.gguf_file)
-    settings = LintSettings(source_language, tuple(options.files), model)
-    with renamed(("model.name_or_path",), "--model"), renamed(("model.gguf_file",), "--gguf_file"):
-        checks = choose_checks(settings, options.only, options.skip)
     fixed = None
     with ExitStack() as stack:
+        settings = LintSettings(source_language, tuple(options.files), **_models(options, stack), device=options.device)
+        checks = choose_checks(settings, options.only, options.skip)
         if options.fix:
             fixer = fixed = stack.enter_context(fixed_copy(Path(options.out), source_language))
             report = lint(options.files, source_language, checks, lambda _, row, found: fixer.write(row, found))
@@ -96,15 +94,51 @@ def _checked(options: argparse.Namespace) -> int:
     return STATUS_OF_ERRORS if report.total("error") else 0
 
 
+def _models(options: argparse.Namespace, stack: ExitStack) -> dict[str, Any]:
+    """The models of the settings that were asked for. ``stack`` releases them."""
+    found: dict[str, Any] = {}
+    if options.model is not None:
+        from lightning_mlc.sources import ModelSource
+
+        found["model"] = ModelSource(options.model, options.gguf_file)
+    if options.embeddings is not None:
+        from lightning_mlc.sources import ModelSource
+
+        # It warns of weights that sentence embeddings do not need. Others that are missing are an error.
+        logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
+        with renamed(("model.name_or_path",), "--embeddings"):
+            found["embeddings"] = ModelSource.parse(options.embeddings)
+    if options.translator is not None:
+        from lightning_mlc.progress.bars import say
+        from lightning_mlc.translation.back import BackTranslation
+
+        with renamed(("model",), "--translator"), renamed(("device",), "--device"):
+            found["translator"] = BackTranslation(options.translator, options.allow_remote, options.device)
+        stack.callback(found["translator"].close)
+        say(f"texts to be translated back: {found['translator'].destination}")
+    return found
+
+
 def _write(options: argparse.Namespace, report: Report) -> list[str]:
-    """Write the documents that were asked for, and return their paths."""
+    """Write the documents that were asked for, and return their paths.
+
+    Raises:
+        UserError: One cannot be written.
+    """
     from lightning_mlc.files.atomic import write_whole
     from lightning_mlc.lint.documents import to_html, to_json
+    from lightning_mlc.lint.fixing import cannot_write
 
     written = []
-    for path, make in ((options.json, to_json), (options.html, to_html)):
+    for option, path, make in (("--json", options.json, to_json), ("--html", options.html, to_html)):
         if path is not None:
-            write_whole(Path(path), make(report))
+            target = Path(path)
+            if target.is_file():  # and not the link itself, such as /dev/stdout
+                target = target.resolve()
+            try:
+                write_whole(target, make(report))
+            except OSError as error:
+                raise cannot_write(option, path, error) from error
             written.append(path)
     return written
 
@@ -117,6 +151,10 @@ def _require_writable(options: argparse.Namespace, inputs: Sequence[Path]) -> No
     """
     if options.gguf_file is not None and options.model is None:
         raise UserError("--gguf_file", "needs --model; give the folder or repository of the file")
+    if options.allow_remote and options.translator is None:
+        raise UserError("--allow_remote", "needs --translator; no other option sends texts anywhere")
+    if options.device != "auto" and options.translator is None and options.embeddings is None:
+        raise UserError("--device", "needs --embeddings or --translator; nothing else runs a model")
     if options.rows < 0:
         raise UserError("--rows", f"must be 0 or more, got {options.rows}")
     if options.fix != (options.out is not None):

@@ -9,7 +9,8 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from lightning_mlc.commands.option_forms import OptionForms, parser_of, values_of
-from lightning_mlc.errors import Interrupted, UserError
+from lightning_mlc.commands.stopping import stoppable
+from lightning_mlc.errors import UserError
 from lightning_mlc.files.paths import expand_all
 from lightning_mlc.translation.settings import TranslationSettings
 
@@ -67,7 +68,7 @@ def run(args: Sequence[str]) -> None:
     from lightning_mlc.translation.translating import Translation
 
     console = Console()
-    try:
+    with stoppable("stopped; what is done is kept, so run the same command again to resume"):
         translation = Translation(settings, terminal())
         report = translation.run()
         report.print(console, f"translations in {settings.out}")
@@ -75,6 +76,4 @@ def run(args: Sequence[str]) -> None:
         source = translation.source.code
         checks = choose_checks(LintSettings(source, (settings.out,)))
         show(lint([settings.out], source, checks), console)
-    except KeyboardInterrupt as error:
-        raise Interrupted(None, "stopped; what is done is kept, so run the same command again to resume") from error
     print("wrote", settings.out, sep="\n  ")

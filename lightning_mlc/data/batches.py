@@ -71,7 +71,7 @@ class Batch:
         return len(self.ids)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The same batch on ``device``."""
+        """The same batch on ``device``. Only copies from page-locked memory can be ``non_blocking``."""
         return dataclasses.replace(
             self,
             keys=self.keys.to(device, non_blocking=non_blocking),

@@ -9,8 +9,7 @@ from typing import Any, Literal
 
 import torch
 from datasets import Dataset
-from lightning.pytorch import Callback, LightningDataModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from lightning_mlc.data.batches import Batch
@@ -20,6 +19,13 @@ from lightning_mlc.data.languages import canonical_language, canonical_languages
 from lightning_mlc.data.loading import TableLoader
 from lightning_mlc.data.lookup import Collate, MicroBatches
 from lightning_mlc.data.mismatches import Mismatches, mismatches
+from lightning_mlc.data.option_checks import (
+    require_at_least,
+    require_one_size,
+    require_share,
+    require_source,
+    require_supported,
+)
 from lightning_mlc.data.order import TrainingOrder
 from lightning_mlc.data.records import DataKind
 from lightning_mlc.data.remarks import warn_of_expensive_languages
@@ -33,7 +39,7 @@ from lightning_mlc.data.tokenization import ChatTokenizer
 from lightning_mlc.data.windows import Division
 from lightning_mlc.errors import UserError
 from lightning_mlc.files.paths import expanded
-from lightning_mlc.lightning_internals import adds_distributed_sampler, epoch_and_batches_done
+from lightning_mlc.lightning_internals import epoch_and_batches_done
 from lightning_mlc.processes import DataParallel
 
 Split = Literal["train", "val", "test", "predict"]
@@ -99,16 +105,16 @@ class MultilingualData(LightningDataModule):
         chat_template: str | None = None,
     ) -> None:
         super().__init__()
-        _require_at_least({"batch_size": batch_size, "tokens_per_batch": tokens_per_batch}, 1)
-        _require_at_least({"val_batch_size": val_batch_size, "num_proc": num_proc}, 1)
-        _require_at_least({"max_prompt_length": max_prompt_length, "max_response_length": max_response_length}, 1)
-        _require_at_least({"num_workers": num_workers, "seed": seed}, 0)
-        _require_one_size(batch_size, tokens_per_batch)
-        _require_share(val_share)
+        require_at_least({"batch_size": batch_size, "tokens_per_batch": tokens_per_batch}, 1)
+        require_at_least({"val_batch_size": val_batch_size, "num_proc": num_proc}, 1)
+        require_at_least({"max_prompt_length": max_prompt_length, "max_response_length": max_response_length}, 1)
+        require_at_least({"num_workers": num_workers, "seed": seed}, 0)
+        require_one_size(batch_size, tokens_per_batch)
+        require_share(val_share)
         self.paths = {"train": train_path, "val": val_path, "test": test_path, "predict": predict_path}
         self.source_language = canonical_language(source_language, "data.source_language")
         self._asked = None if languages is None else canonical_languages(languages, "data.languages")
-        _require_source(self.source_language, self._asked)
+        require_source(self.source_language, self._asked)
         self.val_share = val_share
         self.batch_size = 1 if batch_size is None else batch_size
         self.tokens_per_batch = tokens_per_batch
@@ -142,7 +148,7 @@ class MultilingualData(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         if self.trainer is not None:
-            _require_supported(self.trainer)
+            require_supported(self.trainer)
         self._load(self._needed_paths())
         for split in ("train", "val", "test", "predict"):
             if split in self._tables and split not in self._rows:  # a second command may come with the same data
@@ -355,45 +361,6 @@ class MultilingualData(LightningDataModule):
             pin_memory=torch.cuda.is_available(),
         )
 
-
-def _require_at_least(options: dict[str, int | None], least: int) -> None:
-    for option, value in options.items():
-        if value is not None and value < least:
-            raise UserError(f"data.{option}", f"must be at least {least}, got {value}")
-
-
-def _require_source(source: str, languages: tuple[str, ...] | None) -> None:
-    if languages is not None and source not in languages:
-        raise UserError("data.languages", f"lacks the source language '{source}'; add it or set data.source_language")
-
-
-def _require_share(val_share: float) -> None:
-    if not 0 <= val_share < 1:
-        raise UserError("data.val_share", f"must be from 0 to below 1, got {val_share}")
-
-
-def _require_one_size(batch_size: int | None, tokens_per_batch: int | None) -> None:
-    if batch_size is not None and tokens_per_batch is not None:
-        raise UserError(
-            "data.tokens_per_batch",
-            f"cannot be given together with data.batch_size {batch_size}; set one of them to null",
-        )
-
-
-def _require_supported(trainer: Trainer) -> None:
-    """Refuse options of the trainer that change which examples a step has."""
-    if trainer.overfit_batches:  # type: ignore[attr-defined]
-        raise UserError("trainer.overfit_batches", "is not supported; give a small data.train_path instead")
-    # Lightning's own sampler would divide this process's share among the processes once more.
-    if adds_distributed_sampler(trainer) and trainer.world_size > 1:
-        raise UserError(
-            "trainer.use_distributed_sampler",
-            "is not supported: examples are already divided among the processes; set it to false",
-        )
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
-        raise UserError(
-            "trainer.callbacks",
-            "GradientAccumulationScheduler is not supported, because the totals of a step are planned ahead; "
-            "use trainer.accumulate_grad_batches",
-        )
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        # Lightning's own waits for the device once for each tensor. On Apple GPUs that is necessary.
+        return batch.to(device, non_blocking=device.type != "mps")

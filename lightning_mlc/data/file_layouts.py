@@ -49,7 +49,7 @@ def has_half_a_character(text: str) -> bool:
     return _HALF.search(text) is not None
 
 
-def parse_rows(rows: Iterable[tuple[Place, Row]], source_language: str, file: str) -> Iterator[Example]:
+def parse_rows(rows: Iterable[tuple[Place, Row]], source_language: str) -> Iterator[Example]:
     """Parse ``rows`` one by one. The first row decides on the layout.
 
     About thirty bytes are kept of each row, so an error that concerns two rows is raised at the second one.
@@ -57,10 +57,9 @@ def parse_rows(rows: Iterable[tuple[Place, Row]], source_language: str, file: st
     Args:
         rows: Rows of one source, each with its place (:func:`~lightning_mlc.data.reading.read_rows`).
         source_language: Canonical code of the language of the responses.
-        file: Name of the source, for errors.
 
     Raises:
-        UserError: A row is malformed; ``file`` has no row; two examples have the same id, or are of different kinds.
+        UserError: A row is malformed; two examples have the same id, or are of different kinds.
     """
     ids = UniqueIds()
     kind: DataKind | None = None
@@ -77,8 +76,6 @@ def parse_rows(rows: Iterable[tuple[Place, Row]], source_language: str, file: st
                 "keep data of different kinds in separate files",
             )
         yield example
-    if kind is None:
-        raise UserError(file, "has no rows; give a file with at least one example")
 
 
 def repeated_id(where: Place, id: str, first: Place) -> UserError:

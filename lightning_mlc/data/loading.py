@@ -81,7 +81,7 @@ class TableLoader:
 
     def _read(self, split: str, path: str, spool: Path) -> Spool:
         rows = read_rows(path, f"data.{split}_path")
-        return Spool.write(parse_rows(rows, self.source_language, path), spool)
+        return Spool.write(parse_rows(rows, self.source_language), spool)
 
     def _choose_languages(self, found: Collection[str]) -> tuple[str, ...]:
         for language in self.languages or ():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 SAMPLE = "sample"
 """``train_path: sample`` means the data that comes with this package."""
 HUB = "hf://"
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 BATCH = 256
 """Number of rows of a Parquet file that are read at a time."""
 
@@ -54,8 +53,8 @@ def locate(path: str, option: str) -> Path | None:
         raise UserError(option, f"no permission to read {path}; change its permissions")
     if location.is_dir():
         return location
-    if location.suffix.lower() not in SUFFIXES:
-        raise UserError(option, f"cannot read {path}; supported are {', '.join(SUFFIXES)} and saved datasets")
+    if location.suffix.lower() not in READERS:
+        raise UserError(option, f"cannot read {path}; supported are {', '.join(READERS)} and saved datasets")
     if location.is_file() and location.stat().st_size == 0:
         raise UserError(option, f"{path} is empty")
     return location
@@ -72,21 +71,23 @@ def read_rows(path: str, option: str) -> Iterator[tuple[Place, Row]]:
         The place of a row (``train.jsonl row 3``, counted from 1), and the row.
 
     Raises:
-        UserError: The source or one of its rows cannot be read.
+        UserError: The source or one of its rows cannot be read, or it has no row.
     """
+    is_empty = True
+    for row in _rows(path, option):
+        is_empty = False
+        yield row
+    if is_empty:
+        raise UserError(option, f"{path} has no rows; give data with at least one")
+
+
+def _rows(path: str, option: str) -> Iterator[tuple[Place, Row]]:
     location = locate(path, option)
     if location is None:
-        yield from _hub_rows(path, option)
-    elif location.is_dir():
-        yield from _saved_rows(location, option)
-    elif location.suffix.lower() == ".jsonl":
-        yield from json_lines(location, option)
-    elif location.suffix.lower() == ".json":
-        yield from json_array(location, option)
-    elif location.suffix.lower() == ".csv":
-        yield from csv_rows(location, option)
-    else:
-        yield from _parquet_rows(location, option)
+        return _hub_rows(path, option)
+    if location.is_dir():
+        return _saved_rows(location, option)
+    return READERS[location.suffix.lower()](location, option)
 
 
 def _parquet_rows(location: Path, option: str) -> Iterator[tuple[Place, Row]]:
@@ -107,6 +108,15 @@ def _parquet_rows(location: Path, option: str) -> Iterator[tuple[Place, Row]]:
     except (pyarrow.ArrowException, OSError, ValueError, NotImplementedError) as error:
         where = option if number == 0 else f"{location.name} row {number + 1}"
         raise UserError(where, f"cannot read {location} ({first_line(error)})") from error
+
+
+READERS: dict[str, Callable[[Path, str], Iterator[tuple[Place, Row]]]] = {
+    ".jsonl": json_lines,
+    ".json": json_array,
+    ".csv": csv_rows,
+    ".parquet": _parquet_rows,
+}
+"""What reads a file, by the end of its name."""
 
 
 def _saved_rows(location: Path, option: str) -> Iterator[tuple[Place, Row]]:

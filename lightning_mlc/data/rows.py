@@ -142,6 +142,11 @@ class TokenRows:
         """The same rows in page-locked memory."""
         return _map(self, lambda tensor: tensor.pin_memory())
 
+    def sent_to(self, device: torch.device) -> TokenRows:
+        """The same rows on ``device``, without waiting for the work that the device has to do first."""
+        rows = self.pin_memory() if device.type == "cuda" else self
+        return rows.to(device, non_blocking=device.type != "mps")  # there it is not safe
+
 
 class _Canvas:
     """R empty rows of T tokens, onto which sequences are written."""

@@ -63,7 +63,7 @@ class Spool:
                     hashed.update(texts[-1])
                 rows += len(texts)
                 writer.write_batch(pyarrow.record_batch([pyarrow.array(texts, pyarrow.binary())], schema=_SCHEMA))
-        assert kind is not None, "parse_rows refuses a source without rows"
+        assert kind is not None, "read_rows refuses data without rows"
         return cls(path, kind, tuple(languages), rows, hashed.hexdigest())
 
     def read(self) -> Iterator[list[bytes]]:

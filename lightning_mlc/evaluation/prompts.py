@@ -117,8 +117,6 @@ def _rows_by_kind(path: str, option: str, kind: Kind, source: str) -> dict[Kind,
         rows.setdefault(_kind_of(row, kind, where), []).append(
             EvaluationRow(identity, where, prompts, chosen, rejected)
         )
-    if not rows:
-        raise UserError(option, f"{path} has no rows")
     return rows
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +19,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
     The new file has a hidden name in the same folder until then. Its permissions follow the umask. An error inside
     removes it, and ``path`` stays as it was. Several processes may write the same ``path`` at once: the last one wins.
+    What is there and is no file, such as ``/dev/null`` or a pipe, stays and is written to directly.
 
     Args:
         path: The file, which may exist. Its folder must exist.
@@ -29,6 +30,10 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: The folder cannot be written to, or its disk is full.
     """
+    if path.exists() and not path.is_file():
+        with path.open("wb") as file:
+            yield file
+        return
     unfinished = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{UNFINISHED}")
     try:
         with unfinished.open("xb") as file:
@@ -37,7 +42,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         unfinished.replace(path)
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):  # on a read-only disk, where the first error says what is wrong
+            unfinished.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

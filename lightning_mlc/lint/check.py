@@ -6,14 +6,26 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 from lightning_mlc.errors import UserError
 from lightning_mlc.lint.findings import Finding, Severity
 from lightning_mlc.lint.rows import LintRow, Pair
+from lightning_mlc.lint.texts import Text
 
 if TYPE_CHECKING:
     from lightning_mlc.sources import ModelSource
+
+
+class BackTranslator(Protocol):
+    """Translates texts back into the language of their sources."""
+
+    def back(self, texts: Sequence[Text], language: str) -> list[str | None]:
+        """Each of ``texts`` in ``language``, a BCP-47 code; None where the translation failed.
+
+        Raises:
+            UserError: The model cannot be run, or does not know a language.
+        """
 
 
 @dataclass(frozen=True)
@@ -25,6 +37,12 @@ class LintSettings:
     """Paths of all files, as the user gave them."""
     model: ModelSource | None = None
     """The model whose tokenizer counts tokens. Option ``--model``."""
+    embeddings: ModelSource | None = None
+    """The model of sentence embeddings. Option ``--embeddings``."""
+    translator: BackTranslator | None = None
+    """Translates back. Option ``--translator``."""
+    device: str = "auto"
+    """Where local models run. Option ``--device``."""
 
     def gives(self, option: str) -> bool:
         """Whether an option of a check, such as ``--model``, is set."""
@@ -40,7 +58,7 @@ class Check(ABC):
     title: ClassVar[str]
     """A few words for its findings."""
     packages: ClassVar[tuple[str, ...]] = ()
-    """Modules that it imports and that the extra ``lint`` installs."""
+    """Modules that it imports and that not every installation has."""
     option: ClassVar[str | None] = None
     """The option that turns it on. None: it is always on."""
 

@@ -14,8 +14,6 @@ from lightning_mlc.lint.linting import Report
 MOST_ROWS = 1000
 """Findings in rows that the HTML page lists."""
 
-_COLOURS = {"error": "200, 40, 40", "warning": "220, 150, 0"}
-
 
 def to_json(report: Report) -> str:
     """All counts and all findings."""
@@ -58,7 +56,7 @@ def to_html(report: Report) -> str:
             {
                 "name": check.name,
                 "title": check.title,
-                "colour": _COLOURS[check.severity],
+                "severity": check.severity,
                 "cells": [{"count": count, "shade": shade} for count, shade in zip(row, shades, strict=True)],
                 "total": sum(row),
             }

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from lightning_mlc.data.file_layouts import has_half_a_character, without
+from lightning_mlc.data.file_layouts import without
+from lightning_mlc.data.json_writing import json_line
 from lightning_mlc.errors import UserError
 from lightning_mlc.files.atomic import whole_file
 from lightning_mlc.lint.findings import Finding
 from lightning_mlc.lint.rows import LintRow
+
+
+def cannot_write(option: str, path: object, error: OSError) -> UserError:
+    """The error for a file that cannot be written."""
+    reason = error.strerror or type(error).__name__
+    return UserError(option, f"cannot write {path} ({reason}); nothing of it is kept, so run the same command again")
 
 
 class Fixer:
@@ -37,7 +43,7 @@ class Fixer:
             findings: Its findings.
 
         Raises:
-            UserError: The row has a value that JSON does not have.
+            UserError: A column has a value that JSON has no form for.
         """
         errors = [finding for finding in findings if finding.severity == "error"]
         if any(error.language == self._source_language for error in errors):
@@ -50,20 +56,7 @@ class Fixer:
         for language in (*sorted(prompts), *sorted(responses)):
             fixed = without(fixed, language, response_only=language in responses)
         self.nulls += len(prompts) + len(responses)
-        refuse = _refuse(row.where)
-        line = json.dumps(dict(fixed), ensure_ascii=False, default=refuse)
-        if has_half_a_character(line):  # in a text that is not checked, such as a response
-            line = json.dumps(dict(fixed), default=refuse)
-        self._file.write(line.encode() + b"\n")
-
-
-def _refuse(where: str) -> Any:
-    def refuse(value: Any) -> None:
-        raise UserError(
-            where, f"has a value that JSON does not have ({type(value).__name__}); remove its column before --fix"
-        )
-
-    return refuse
+        self._file.write(json_line(fixed, row.where))
 
 
 @contextmanager
@@ -73,6 +66,12 @@ def fixed_copy(out: Path, source_language: str) -> Iterator[Fixer]:
     Args:
         out: A file of JSON Lines that does not exist.
         source_language: Canonical code of the source language.
+
+    Raises:
+        UserError: It cannot be written.
     """
-    with whole_file(out) as file:
-        yield Fixer(file, source_language)
+    try:
+        with whole_file(out) as file:
+            yield Fixer(file, source_language)
+    except OSError as error:
+        raise cannot_write("--out", out, error) from error

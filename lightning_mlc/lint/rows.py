@@ -9,7 +9,6 @@ from typing import NamedTuple
 from lightning_mlc.data.file_layouts import id_of, pair_of, prompts_of_rows, require_source
 from lightning_mlc.data.reading import read_rows
 from lightning_mlc.data.records import PAIR, Message, Place, Row
-from lightning_mlc.errors import UserError
 from lightning_mlc.lint.findings import Part
 from lightning_mlc.lint.texts import Text
 
@@ -100,9 +99,7 @@ def read(path: str, source_language: str, option: str = "FILE") -> Iterator[Lint
     Raises:
         UserError: The source or one of its rows cannot be read.
     """
-    is_empty = True
     for where, row, prompts in prompts_of_rows(read_rows(path, option), source_language, any_text=True):
-        is_empty = False
         require_source(prompts, where, source_language, "--source_language")
         kind = row.get("kind")
         yield lint_row(
@@ -114,8 +111,6 @@ def read(path: str, source_language: str, option: str = "FILE") -> Iterator[Lint
             kind if isinstance(kind, str) else None,
             row,
         )
-    if is_empty:
-        raise UserError(option, f"{path} has no rows; give a file with at least one example")
 
 
 def _responses(row: Row, prompts: Collection[str], where: Place, source: str) -> dict[str, tuple[str, str]]:

@@ -109,7 +109,7 @@ def mean_of_all_processes(values: Tensor) -> Tensor:
     Returns:
         () the mean, the same on every process.
     """
-    totals = torch.stack([values.sum(), values.new_tensor(float(values.numel()))])
+    totals = torch.stack([values.sum(), values.new_full((), values.numel())])
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(totals)
     return totals[0] / totals[1]

@@ -34,7 +34,7 @@ def mlc_dataset(path: str | Path, source_language: str = "en") -> Dataset:
     from datasets import Dataset
 
     source = canonical_language(source_language, "source_language")
-    examples = list(parse_rows(read_rows(str(path), "path"), source, str(path)))
+    examples = list(parse_rows(read_rows(str(path), "path"), source))
     others = list(dict.fromkeys(code for example in examples for code in example.prompts if code != source))
     return Dataset.from_list([_row(example, source, others) for example in examples])
 

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from lightning_mlc.errors import UserError
@@ -108,8 +109,10 @@ class MLCModuleMixin(_Base):
             detailed=logs,
         )
         if logs and ends_window(trainer, batch):
-            # All processes call it and get the same means, so Lightning has nothing to synchronise.
-            self.log_dict(mlc.metrics(synchronize=True))
+            # All processes call it and get the same means, so Lightning has nothing to synchronise. As tensors on the
+            # host, because Lightning would copy numbers to the device and back.
+            means = mlc.metrics(synchronize=True)
+            self.log_dict({name: torch.tensor(value, dtype=torch.float32) for name, value in means.items()})
         # DDP waits for a gradient of each parameter, also on steps that have no translations.
         return loss + sum(0.0 * parameter.sum() for parameter in _trained(mlc))
 

@@ -227,7 +227,12 @@ class MLCRegularizer(nn.Module):
             the last three of the hidden states themselves as ``mlc/raw/...``. Empty if no step had the loss. Without
             ``between_prompts`` if no process had two prompts.
         """
-        own = {name: (float(self._sums[name]), float(count)) for name, count in self._counts.items()}
+        pairs = [count for count in self._counts.values() if isinstance(count, Tensor)]
+        # Waits for the device once.
+        read = iter(torch.stack([*self._sums.values(), *pairs]).tolist() if self._sums else [])
+        sums = [next(read) for _ in self._sums]
+        counts = [next(read) if isinstance(count, Tensor) else float(count) for count in self._counts.values()]
+        own = {name: (value, count) for name, value, count in zip(self._sums, sums, counts, strict=True)}
         self._sums, self._counts = {}, {}
         processes = [own]
         if synchronize and distributed.is_available() and distributed.is_initialized():

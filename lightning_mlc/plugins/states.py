@@ -76,7 +76,7 @@ class PromptStates:
         # DDP would wait for the gradients of all weights, and not all have one here. Those of its model stay on the
         # process until the trainer's own backward pass, which averages both.
         called = model if self._sharded else unwrapped(model)
-        blocks = [block.to(device) for block in self._blocks(prompts)]
+        blocks = [block.sent_to(device) for block in self._blocks(prompts)]
         states = torch.cat([self._states(called, block) for block in blocks])
         cell = torch.cat([block.example * languages + block.language for block in blocks])
         groups = prompts[-1].example + 1

@@ -36,7 +36,7 @@ class PrecomputedReference:
     """Looks up the initial model's scores. Every example that the trainer's command uses has one.
 
     Args:
-        scores: Scores by split.
+        scores: Scores by split, on the device of the policy.
     """
 
     def __init__(self, scores: Mapping[str, ReferenceScores]) -> None:
@@ -54,8 +54,7 @@ class PrecomputedReference:
         """
         assert not needs.pooled_states, "ReferenceSettings.check refuses this at start"
         assert not needs.reference_states, "ReferenceSettings.check refuses this at start"
-        scores = self._scores[split] = self._scores[split].to(batch.keys.device)
-        return scores.grid(batch)
+        return self._scores[split].grid(batch)
 
 
 def precompute(
@@ -91,9 +90,9 @@ def precompute(
         splits = [split for split in SPLITS[trainer.state.fn.value] if data.keys(split)]
         load = cache(initial)
         in_source = {split: split == "train" and not translations for split in splits}
-        return PrecomputedReference(
-            {split: _scores(trainer, data, split, in_source[split], load, description, name) for split in splits}
-        )
+        scores = {split: _scores(trainer, data, split, in_source[split], load, description, name) for split in splits}
+        # Now, because a step would wait for this copy.
+        return PrecomputedReference({split: each.to(trainer.strategy.root_device) for split, each in scores.items()})
 
 
 def _scores(

@@ -33,6 +33,7 @@ from lightning_mlc.objectives import Objective
 from lightning_mlc.reference import OnlineReference, PrecomputedReference, ReferenceSettings, describe_model, precompute
 from lightning_mlc.sources import ModelSource
 from lightning_mlc.training.building import PolicyBuilder, default_optimizer, make_optimizer, make_schedule, naming
+from lightning_mlc.training.loss_watch import LossWatch
 from lightning_mlc.training.losses import Losses, observe
 from lightning_mlc.training.prediction import Prediction, Predictor
 from lightning_mlc.training.preflight import check_data, check_model, check_options
@@ -126,7 +127,6 @@ class AlignmentModule(LightningModule):
         self._terms: tuple[ConsistencyTerm, ...] = ()
         """Consistency terms of the current optimizer step."""
         self._predictor: Predictor | None = None
-        self._step_metrics = StepMetrics(("mlc/", *(f"{term.name}/" for term in consistency.terms)))
 
     # ---- set-up -------------------------------------------------------------------------------------
 
@@ -138,6 +138,8 @@ class AlignmentModule(LightningModule):
         if self.policy is None:
             self._layer = check_model(self.builder, self.consistency.layer, data, trainer, self._sharding, stage)
         self.languages = data.languages
+        self._loss_watch = LossWatch()  # new, because an earlier run may have ended in the middle of a step
+        self._step_metrics = StepMetrics(("mlc/", *(f"{term.name}/" for term in self.consistency.terms)))
         self.validation = None if stage == "predict" else Validation(self.losses, data.languages, data.kind)
 
     def configure_model(self) -> None:
@@ -249,16 +251,22 @@ class AlignmentModule(LightningModule):
             # DDP expects every trainable parameter in every backward pass; the zero gradient is
             # dropped again in `on_before_optimizer_step`.
             loss = loss + sum(p.sum() for p in self.representation.parameters() if p.requires_grad) * 0.0
-        if not torch.isfinite(loss):
-            raise UserError(
-                None,
-                f"the loss is {loss.item()} at step {self.trainer.global_step} (batch of {', '.join(batch.ids)}); "
-                "lower the learning rate, clip gradients (trainer.gradient_clip_val), or look at those rows",
-            )
+        self._loss_watch.add(loss, batch.ids)
         self._step_metrics.add({"loss": loss, **metrics})
         if ends_window(self.trainer, batch_idx):
-            self._log_step()
+            self._step_metrics.close(self.trainer)
         return loss
+
+    def on_after_backward(self) -> None:
+        """Look at the whole optimizer step, and log it. Only here a step waits for the device, which still has work."""
+        means = self._step_metrics.read()
+        if means is None:  # the step has more micro-batches
+            return
+        self._loss_watch.require_finite(float(means["loss"]), self.trainer.global_step)
+        for name, value in means.items():
+            self.log(f"train/{name}", value)
+            if name in PROGRESS:
+                self.log(PROGRESS[name], value, prog_bar=True, logger=False)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self._sharding is not None:
@@ -295,13 +303,6 @@ class AlignmentModule(LightningModule):
             assert self.policy is not None
             assert isinstance(self._reference, OnlineReference)
             self._reference.update(self.policy, self.reference.update_share)
-
-    def _log_step(self) -> None:
-        """Log the whole optimizer step, and not its last micro-batch alone."""
-        for name, value in self._step_metrics.finish(self.trainer).items():
-            self.log(f"train/{name}", value)
-            if name in PROGRESS:
-                self.log(PROGRESS[name], value, prog_bar=True, logger=False)
 
     # ---- validation and prediction ------------------------------------------------------------------
 

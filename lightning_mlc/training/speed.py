@@ -18,7 +18,7 @@ from lightning_mlc.data.batches import Batch
 from lightning_mlc.data.rows import TokenRows
 from lightning_mlc.lightning_internals import ends_window
 from lightning_mlc.models.flops import ModelFlops, Pass
-from lightning_mlc.processes import DataParallel
+from lightning_mlc.processes import DataParallel, mean_of_all
 from lightning_mlc.training.module import AlignmentModule
 
 ARITHMETIC = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32, "64": torch.float64}
@@ -158,7 +158,9 @@ class Speed(Callback):
         now = self._now(trainer)
         seconds = self._seconds + now - self._running_since
         self.latest = self._figures(trainer, seconds)
-        pl_module.log_dict({f"speed/{name}": value for name, value in self.latest.items()})
+        # As tensors on the host: Lightning would copy numbers to the device and back.
+        found = {f"speed/{name}": torch.tensor(value, dtype=torch.float32) for name, value in self.latest.items()}
+        pl_module.log_dict(found)
         self._work, self._seconds, self._running_since, self._most_held = Work(), 0.0, now, 0
 
     def tokens_per_second(self, trainer: Trainer) -> float:
@@ -174,9 +176,9 @@ class Speed(Callback):
     def _figures(self, trainer: Trainer, seconds: float) -> dict[str, float]:
         on_cuda = trainer.strategy.root_device.type == "cuda"
         memory = self._most_held / torch.cuda.max_memory_allocated() if on_cuda else 0.0
-        means = torch.tensor([*astuple(self._work), memory], device=trainer.strategy.root_device)
+        means = torch.tensor([*astuple(self._work), memory])
         if trainer.world_size > 1:
-            means = trainer.strategy.reduce(means, reduce_op="mean")
+            means = mean_of_all(means.to(trainer.strategy.root_device))
         *work, memory = means.tolist()
         # Each of the processes that split a pass counts the whole pass.
         tokens, computed, flops, translation_flops = (DataParallel.of(trainer).size * mean for mean in work)

@@ -12,8 +12,8 @@ from lightning_mlc.consistency.collapse import (
     CollapseWatch,
     mean_prompt_cosine,
 )
-from lightning_mlc.lightning_internals import logs_step
-from lightning_mlc.processes import DataParallel
+from lightning_mlc.processes import DataParallel, mean_of_all
+from lightning_mlc.training.host_copy import HostCopy
 
 COSINES = (BETWEEN_PROMPTS, RAW_BETWEEN_PROMPTS)
 """Names of mean cosines, which are computed from sums over the prompts of a step."""
@@ -39,6 +39,8 @@ class StepMetrics:
         self._watch = CollapseWatch(REMEDY)
         self._repeated = repeated
         self._sums: dict[str, Tensor] = {}
+        self._closed: tuple[list[str], HostCopy] | None = None
+        """Names and values of a step that has not been read."""
         self._latest: dict[str, Tensor] = {}
 
     def add(self, values: dict[str, Tensor]) -> None:
@@ -47,17 +49,29 @@ class StepMetrics:
             value = value.detach()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
-    def finish(self, trainer: Trainer) -> dict[str, Tensor]:
-        """The means of the step over its micro-batches and all processes. The next step begins from nothing."""
+    def close(self, trainer: Trainer) -> None:
+        """Take the means of the step over its micro-batches and all processes. The next step begins from nothing.
+
+        The host does not wait for them. They are copied to it as soon as the device has computed them.
+        """
         self._take_cosines(trainer)
         values = torch.stack(list(self._sums.values())) / trainer.accumulate_grad_batches
-        if trainer.world_size > 1:  # each share of the examples has the same number of processes (see `DataParallel`)
-            values = trainer.strategy.reduce(values, reduce_op="mean")
-        means = dict(zip(self._sums, values, strict=True))
+        # Each share of the examples has the same number of processes (see `DataParallel`).
+        self._closed = list(self._sums), HostCopy(mean_of_all(values))
         self._sums = {}
-        if logs_step(trainer):  # only then, because it waits for the device
-            means = {name: value for name, value in means.items() if name not in COSINES or not value.isnan()}
-            self._watch.look({name: float(means[name]) for name in CollapseWatch.LOOKS_AT if name in means})
+
+    def read(self) -> dict[str, Tensor] | None:
+        """Wait for the means of the step that was closed, and return them as () tensors on the host.
+
+        None if no step was closed since the last call.
+        """
+        if self._closed is None:
+            return None
+        names, values = self._closed
+        self._closed = None
+        means = dict(zip(names, values.get(), strict=True))
+        means = {name: value for name, value in means.items() if name not in COSINES or not value.isnan()}
+        self._watch.look({name: float(means[name]) for name in CollapseWatch.LOOKS_AT if name in means})
         self._latest |= {name: value for name, value in means.items() if name.startswith(self._repeated)}
         return means | self._latest
 
@@ -66,7 +80,7 @@ class StepMetrics:
         for name in COSINES:
             if (sums := self._sums.get(name)) is None:
                 continue
-            if trainer.world_size > 1:  # the prompts of all processes; those that split a layer have the same ones
-                sums = trainer.strategy.reduce(sums, reduce_op="mean") * DataParallel.of(trainer).size
+            # The prompts of all processes. Those that split a layer have the same ones.
+            sums = mean_of_all(sums) * DataParallel.of(trainer).size
             # The division by the number of micro-batches, to come, must leave this mean as it is.
             self._sums[name] = mean_prompt_cosine(sums) * trainer.accumulate_grad_batches

@@ -38,18 +38,14 @@ def prepare_checks() -> None:
     Raises:
         UserError: A package is not installed, or cannot unpack its data.
     """
-    if missing := sorted({name for check in all_checks().values() for name in check.missing_packages()}):
+    checks = [check for check in all_checks().values() if check.option is None]
+    if missing := sorted({name for check in checks for name in check.missing_packages()}):
         raise UserError(
             None,
             f"every translation is checked with {' and '.join(missing)}, which is not installed; "
             "run `pip install 'lightning-mlc[translate]'`",
         )
-    try:
-        check_translation("", "Loads the models of the checks.", "fr", "en")
-    except OSError as error:
-        raise UserError(
-            None, f"cannot unpack the data of the checks ({error.strerror}); free some space in the temporary folder"
-        ) from error
+    check_translation("", "Loads the models of the checks.", "fr", "en")
 
 
 def checked(text: Text, reply: Reply) -> Reply:

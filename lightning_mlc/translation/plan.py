@@ -71,7 +71,7 @@ class Plan:
         there: Counter[str] = Counter()
         rows = []
         for row in read_source(path, source.code):
-            row.as_written(row.prompts, {})  # a value that cannot be written is reported before any work
+            row.as_line(row.prompts, {})  # a value that cannot be written is reported before any work
             there.update(row.prompts.keys())
             wanted = tuple(one for one in targets if one.code not in row.prompts or one.code in again)
             rows.append(PlannedRow(row.where, row.kind, tuple(row.turns(source.code, system)), wanted))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, time
 from typing import Any
 
 from lightning_mlc.data.file_layouts import id_of, other_columns, prompts_of_rows, repeated_id, require_source
+from lightning_mlc.data.json_writing import json_line
 from lightning_mlc.data.reading import read_rows
 from lightning_mlc.data.records import Message, Place
 from lightning_mlc.data.uniqueness import UniqueIds
@@ -49,8 +49,8 @@ class SourceRow:
             for turn in self.prompts[source]
         ]
 
-    def as_written(self, prompts: Mapping[str, Sequence[Message] | None], provenance: Mapping[str, Any]) -> Any:
-        """The row in our own layout, as JSON values.
+    def as_line(self, prompts: Mapping[str, Sequence[Message] | None], provenance: Mapping[str, Any]) -> bytes:
+        """The row in our own layout, as a line of JSON Lines.
 
         Args:
             prompts: All its prompts; None for a translation that failed.
@@ -61,9 +61,9 @@ class SourceRow:
         """
         row: dict[str, Any] = {"id": self.others["id"]} if "id" in self.others else {}
         row["prompt"] = {code: None if turns is None else _text_of(turns) for code, turns in prompts.items()}
-        row |= {key: _plain(value, key, self.where) for key, value in self.others.items() if key != PROVENANCE}
+        row |= {key: value for key, value in self.others.items() if key != PROVENANCE}
         row[PROVENANCE] = {**self.provenance, **provenance}
-        return row
+        return json_line(row, self.where)
 
 
 def _is_translated(turn: Message, system: bool) -> bool:
@@ -74,21 +74,6 @@ def _text_of(turns: Sequence[Message]) -> str | list[Message]:
     return turns[0]["content"] if len(turns) == 1 and turns[0]["role"] == "user" else [dict(turn) for turn in turns]
 
 
-def _plain(value: Any, column: str, where: str) -> Any:
-    """``value`` as JSON has it: dates as text."""
-    if isinstance(value, date | time):
-        return value.isoformat()
-    if isinstance(value, Mapping):
-        return {str(key): _plain(part, column, where) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part, column, where) for part in value]
-    if value is None or isinstance(value, str | int) or (isinstance(value, float) and abs(value) < float("inf")):
-        return value
-    raise UserError(
-        where, f"the column '{column}' has a {type(value).__name__}, which JSON has no form for; remove the column"
-    )
-
-
 def read_source(path: str, source: str) -> Iterator[SourceRow]:
     """Read the rows of the data one by one, in any layout.
 
@@ -97,7 +82,7 @@ def read_source(path: str, source: str) -> Iterator[SourceRow]:
         source: Canonical code of the source language.
 
     Raises:
-        UserError: A row cannot be read, or has no prompt in the source language; there is no row.
+        UserError: A row cannot be read, or has no prompt in the source language.
     """
     ids = UniqueIds()
     others = None
@@ -112,5 +97,3 @@ def read_source(path: str, source: str) -> Iterator[SourceRow]:
         known = {code: entry for code, entry in (provenance or {}).items() if entry is not None}
         kind = row.get("kind")
         yield SourceRow(where, kind if kind in KINDS else "", prompts, others(row), known)
-    if others is None:
-        raise UserError("file", f"{path} has no rows; give a file with at least one prompt")

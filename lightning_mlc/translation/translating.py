@@ -5,7 +5,6 @@ Everything that can be wrong with what the user gave is reported before a model 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -60,8 +59,10 @@ class Translation:
         self.plan = Plan.read(
             settings.file, self.source, self.targets, settings.system, settings.only_missing, self.redo
         )
-        back = settings.verify is not None
-        say(destination(settings.model, self.plan, settings.allow_remote, back))
+        prompts = f"{len(self.plan.rows)} prompts"
+        back = "" if settings.verify is None else ", and as many back"
+        where = destination(settings.model, prompts, settings.allow_remote)
+        say(f"{prompts}, {self.plan.pairs} translations{back}: {where}")
         self.backend = make_backend(settings)
 
     def run(self) -> Report:
@@ -110,8 +111,7 @@ class Translation:
         report = Report([target.code for target in self.targets])
         try:
             with whole_file(self.out) as file:
-                for row in self._rows(journal, report):
-                    file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+                file.writelines(self._lines(journal, report))
         except OSError as error:
             raise UserError(
                 "out",
@@ -119,15 +119,15 @@ class Translation:
             ) from error
         return report
 
-    def _rows(self, journal: TranslationJournal, report: Report) -> Iterator[Any]:
-        """The rows as they are written."""
+    def _lines(self, journal: TranslationJournal, report: Report) -> Iterator[bytes]:
+        """The lines of the file."""
         for planned, row in self.plan.reread():
             prompts: dict[str, Sequence[Message] | None] = dict(row.prompts)
             provenance: dict[str, Any] = {}
             for language in planned.languages:
                 translated, provenance[language.code] = self._translated(journal, planned, row, language, report)
                 prompts[language.code] = translated
-            yield row.as_written(prompts, provenance)
+            yield row.as_line(prompts, provenance)
 
     def _translated(
         self, journal: TranslationJournal, planned: PlannedRow, row: SourceRow, language: Language, report: Report

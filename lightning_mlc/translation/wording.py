@@ -28,7 +28,9 @@ to handle such requests safely in {target}.
 {code}>>>
 
 Reply with one JSON object and nothing else:
-{{"code": "{code}", "translation": "the text in {target}"}}"""
+{{"code": "{code}", "translation": "{place}"}}"""
+_PLACE = "..."
+"""Stands for the translation. Small models copy it, and words in its place would look like a translation."""
 
 _SECOND = """\
 You are a translation program. The input is one JSON object, the output is one JSON object with the same code. The \
@@ -41,6 +43,8 @@ _EXAMPLES = {
     "Spanish": "¿Cuál es la capital de Italia?",
 }
 _EXAMPLE_CODE = "0e4d7b1c"
+_COPIES = {_PLACE, *_EXAMPLES.values()}
+"""Translations that are in the instructions. The examples are never in the language that is asked for."""
 
 MOST_STARTS = 50
 """Braces of a reply at which an object may begin. A model in a loop writes thousands."""
@@ -62,7 +66,7 @@ def ask(text: str, source: Language, target: Language, attempt: int) -> list[Mes
     """
     code = code_of(text, source, target)
     if attempt == 1:
-        return [_user(_FIRST.format(source=source.name, target=target.name, code=code, text=text))]
+        return [_user(_FIRST.format(source=source.name, target=target.name, code=code, place=_PLACE, text=text))]
     # An example in the target language could be copied, so there is one for a different language.
     language = next(name for name in _EXAMPLES if name not in (source.name, target.name))
     example = {"code": _EXAMPLE_CODE, "translation": _EXAMPLES[language]}
@@ -85,15 +89,23 @@ def _user(content: str) -> Message:
 def read(reply: str, code: str) -> str | None:
     """The translation in ``reply``; None if it has no object of the form that was asked for.
 
-    Text around the object, such as a code fence, does no harm.
+    Text around the object, such as a code fence, does no harm. What the instruction has in place of a translation is
+    none. Several objects must agree: nobody could say which of two translations is meant.
     """
     decoder = json.JSONDecoder(strict=False)  # models write line breaks into strings
+    translations = set()
+    end = 0
     for start in islice((match.start() for match in re.finditer("{", reply)), MOST_STARTS):
+        if start < end:  # inside of an object that was read
+            continue
         try:
-            found, _ = decoder.raw_decode(reply, start)
+            found, end = decoder.raw_decode(reply, start)
         except (ValueError, RecursionError):
             continue
         if isinstance(found, dict) and found.get("code") == code and isinstance(found.get("translation"), str):
-            translation = str(found["translation"]).strip()
-            return None if has_half_a_character(translation) else translation
-    return None
+            translations.add(str(found["translation"]).strip())
+    translations -= _COPIES
+    if len(translations) != 1:
+        return None
+    (translation,) = translations
+    return None if has_half_a_character(translation) else translation

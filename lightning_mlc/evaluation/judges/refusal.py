@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Collection, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 from lightning_mlc.evaluation.journal import digest
@@ -30,30 +31,30 @@ _LETTERS = str.maketrans(
         "ـ": None,
         "\u200c": " ",  # zero-width non-joiner, between the parts of a word
         "\u200d": None,
+        **dict.fromkeys(map(chr, range(0x064B, 0x0653))),  # vowel signs
     }
 )
 
 
 def normalise(text: str) -> str:
     """``text`` in lower case, with one form of each apostrophe and Arabic letter and no Arabic vowel signs."""
-    text = unicodedata.normalize("NFKC", text).casefold().translate(_LETTERS)
-    text = "".join(character for character in text if not "\u064b" <= character <= "\u0652")
-    return " ".join(text.split())
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().translate(_LETTERS).split())
 
 
-def _compiled(language: str, patterns: Sequence[str]) -> re.Pattern[str]:
-    # The patterns are normalised like the texts. Otherwise a letter with two forms would never match.
-    pattern = normalise("|".join(patterns))
+@cache
+def _pattern(language: str) -> re.Pattern[str]:
+    # The phrases are normalised like the texts. Otherwise a letter with two forms would never match. They are compiled
+    # when a language is first asked for, because all languages together take 20 ms of each start of `fit`.
+    pattern = normalise("|".join(REFUSALS[language]))
     return re.compile(pattern if language in UNSPACED else whole_words(pattern))
 
 
-_PATTERNS = {language: _compiled(language, patterns) for language, patterns in REFUSALS.items()}
 _MARKDOWN = " *_#>"
 _RULES = 2
 """Increase this when the phrases are applied differently, so that verdicts of different rules are not mixed."""
 
 
-def refuses(response: str, languages: Collection[str] = tuple(_PATTERNS)) -> str | None:
+def refuses(response: str, languages: Collection[str] = tuple(REFUSALS)) -> str | None:
     """The language of the first refusal phrase at the beginning of ``response``, or None.
 
     Args:
@@ -61,8 +62,8 @@ def refuses(response: str, languages: Collection[str] = tuple(_PATTERNS)) -> str
         languages: Languages whose phrases are looked for; all by default. One without phrases is ignored.
     """
     opening = normalise(response).lstrip(_MARKDOWN)[:OPENING]
-    patterns = ((language, _PATTERNS[language]) for language in languages if language in _PATTERNS)
-    return next((language for language, pattern in patterns if pattern.search(opening)), None)
+    known = (language for language in languages if language in REFUSALS)
+    return next((language for language in known if _pattern(language).search(opening)), None)
 
 
 class RefusalJudge:

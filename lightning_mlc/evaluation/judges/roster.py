@@ -15,7 +15,7 @@ from lightning_mlc.evaluation.settings import EvaluationSettings
 from lightning_mlc.evaluation.systems.api_keys import key_of
 from lightning_mlc.evaluation.systems.endpoint import Endpoint, EndpointGenerator
 from lightning_mlc.evaluation.systems.resolved import Placement, ResolvedSystem
-from lightning_mlc.evaluation.systems.system import System, is_address
+from lightning_mlc.evaluation.systems.system import System, require_address
 
 MARGIN = "margin"
 """The judge that uses likelihoods and needs no responses."""
@@ -55,8 +55,8 @@ def make_judges(settings: EvaluationSettings, placement: Placement | None = None
         if not spec:
             raise UserError("judges", f"'{name}' needs a model; write {name}=MODEL or {name}=http://HOST/v1#MODEL")
         system = System(name, spec)
-        if system.is_endpoint and not is_address(spec):
-            raise UserError("judges", f"write an endpoint as {name}=http://HOST/v1#MODEL, got {spec}")
+        if system.is_endpoint:
+            require_address(spec, "judges")
         judges.append(_prompted(system, FORMATS[name], settings, placement))
     if len({judge.name for judge in judges}) < len(judges):
         raise UserError("judges", "a judge is named twice")

@@ -30,11 +30,11 @@ def key_of(url: str, urls: Collection[str]) -> str | None:
         urls: Addresses of all endpoints of the evaluation.
 
     Raises:
-        UserError: The general variable could be meant for several hosts.
+        UserError: The general variable could be meant for several hosts, or a key cannot be sent.
     """
-    if own := os.environ.get(variable_of(url)):
+    if own := _key_in(variable_of(url)):
         return own
-    general = os.environ.get(API_KEY)
+    general = _key_in(API_KEY)
     if not general:
         return None
     wanting = [other for other in urls if not os.environ.get(variable_of(other))]
@@ -51,6 +51,14 @@ def key_of(url: str, urls: Collection[str]) -> str | None:
 def host_of(url: str) -> str:
     """The host of ``url``, without its port."""
     return urlsplit(url).hostname or ""
+
+
+def _key_in(variable: str) -> str:
+    """The key in an environment variable, without spaces and line breaks around it; empty if there is none."""
+    key = os.environ.get(variable, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(variable, "has a character that no key has, such as a line break or a curly quote; set it anew")
+    return key
 
 
 def _is_encrypted(url: str) -> bool:

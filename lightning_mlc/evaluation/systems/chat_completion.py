@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -29,6 +31,9 @@ LIMIT_NAMES = ("max_tokens", "max_completion_tokens")
 UNSUPPORTED = "unsupported_parameter"
 """Code of a request with a parameter that the model does not know."""
 TEMPERATURE = "temperature"
+LATE = "no answer in time"
+LARGEST_ANSWER = 1 << 24
+"""Bytes of an answer. A completion of 10,000 tokens has less than a hundredth of that."""
 
 
 @dataclass(frozen=True)
@@ -111,19 +116,24 @@ class Refused(Exception):
         return max(0.0, (moment - datetime.now(UTC)).total_seconds()) if moment.tzinfo else None
 
 
-def read_completion(answer: httpx.Response) -> Response:
+def read_completion(answer: httpx.Response, end: float = math.inf) -> Response:
     """The response in a chat completion.
+
+    Args:
+        answer: The answer, whose body was not read yet.
+        end: The time of the clock ``time.monotonic`` at which the whole body must be there.
 
     Raises:
         Refused: The answer has an error status.
         ValueError: The answer is not a chat completion.
+        httpx.HTTPError: The connection broke, or took too long.
     """
     if not answer.is_success:
-        raise Refused(answer.status_code, answer.headers, error_details(answer))
+        raise Refused(answer.status_code, answer.headers, error_details(answer, end))
     try:
-        choice = json.loads(answer.read())["choices"][0]
+        choice = json.loads(_body(answer, end))["choices"][0]
         text, reason = choice["message"].get("content") or "", choice.get("finish_reason")
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError from error
     if not isinstance(text, str):
         raise ValueError
@@ -134,14 +144,26 @@ def read_completion(answer: httpx.Response) -> Response:
     return Response(text.strip(), reason != "length")
 
 
-def error_details(answer: httpx.Response) -> dict[str, Any]:
+def _body(answer: httpx.Response, end: float) -> bytes:
+    """The body. It is read in pieces, because the time-outs of a connection are those of a piece, not of the whole."""
+    found = bytearray()
+    for piece in answer.iter_bytes():
+        found += piece
+        if len(found) > LARGEST_ANSWER:
+            raise ValueError("too large")
+        if time.monotonic() > end:
+            raise httpx.ReadTimeout("the answer does not end")
+    return bytes(found)
+
+
+def error_details(answer: httpx.Response, end: float) -> dict[str, Any]:
     """The ``code``, ``type``, ``param`` and ``message`` of an error, as far as its body has them.
 
     OpenAI's form and FastAPI's form are understood. Other forms give an empty dictionary.
     """
     try:
-        found = json.loads(answer.read())
-    except (httpx.HTTPError, ValueError):
+        found = json.loads(_body(answer, end))
+    except (httpx.HTTPError, ValueError, RecursionError):
         return {}
     if isinstance(found, dict):
         found = found.get("error") or found.get("detail") or found
@@ -157,7 +179,7 @@ def error_details(answer: httpx.Response) -> dict[str, Any]:
 def connection_trouble(error: Exception) -> str:
     """Why a connection gave no answer, in a few words."""
     if isinstance(error, httpx.TimeoutException):
-        return "no answer in time"
+        return LATE
     cause: BaseException | None = error
     while cause is not None:  # httpx wraps the error of the operating system
         if isinstance(cause, OSError):

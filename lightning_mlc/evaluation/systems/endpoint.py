@@ -15,17 +15,19 @@ import json
 import random
 import ssl
 import threading
+import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import httpx
 
 from lightning_mlc.errors import UserError, first_line, shortened, some_of
-from lightning_mlc.evaluation.systems.api_keys import is_here, variable_of
+from lightning_mlc.evaluation.systems.api_keys import variable_of
 from lightning_mlc.evaluation.systems.chat_completion import (
+    LATE,
     OF_ONE_REQUEST,
     Refused,
     RequestForm,
@@ -33,6 +35,7 @@ from lightning_mlc.evaluation.systems.chat_completion import (
     read_completion,
 )
 from lightning_mlc.evaluation.systems.generation import Conversation, Response
+from lightning_mlc.evaluation.systems.proxies import proxy_of
 from lightning_mlc.progress.bars import say
 
 LONGEST_BACKOFF = 60.0
@@ -52,7 +55,7 @@ class Endpoint:
         max_new_tokens: Longest response, in tokens.
         key: Sent as a bearer token; None sends none.
         concurrency: Number of requests at a time.
-        timeout: Seconds to wait for an answer.
+        timeout: Seconds to wait for an answer, from the request to its last byte.
         retries: How often to ask again.
         first_pause: Seconds before the first retry. Each further pause is twice as long, with jitter, unless the server
             asks for another pause.
@@ -93,7 +96,8 @@ class Endpoint:
                 limits=httpx.Limits(max_connections=self.concurrency),
                 verify=ssl.create_default_context(),
                 follow_redirects=False,
-                trust_env=not is_here(self.url),
+                trust_env=False,
+                proxy=proxy_of(self.url),
             )
         except (ImportError, ValueError) as error:
             raise UserError(self.spec, f"cannot use the proxy of the environment ({first_line(error)})") from error
@@ -180,6 +184,7 @@ class _Progress:
                 self._endpoint.spec,
                 f"{sum(self._failures.values())} of {asked} requests got no answer ({some_of(counted, 60, '; ')})"
                 + (f", {skipped} were not sent" if skipped else "")
+                + ("; if the server is slow, raise timeout or lower concurrency" if LATE in self._failures else "")
                 + "; run the same command again to ask for them",
             )
 
@@ -206,26 +211,38 @@ class EndpointGenerator:
         waiting = iter(left)
         self._stop.clear()
         progress = _Progress(self._endpoint, bool(done), self._stop)
-        with ThreadPoolExecutor(self._endpoint.concurrency) as pool:
-            running: dict[Future[Response], int] = {}
-            try:
-                while True:
-                    while progress.may_continue and len(running) < self._endpoint.concurrency:
-                        index = next(waiting, None)
-                        if index is None:
-                            break
-                        running[pool.submit(self._ask, conversations[index])] = index
-                    if not running:
+        running: dict[Future[Response], int] = {}
+        try:
+            while True:
+                while progress.may_continue and len(running) < self._endpoint.concurrency:
+                    index = next(waiting, None)
+                    if index is None:
                         break
-                    for request in wait(running, return_when=FIRST_COMPLETED).done:
-                        yield from progress.settle(running.pop(request), request)
-            finally:
-                self._stop.set()  # requests that pause before a retry need not be waited for
+                    running[self._begin(conversations[index])] = index
+                if not running:
+                    break
+                for request in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield from progress.settle(running.pop(request), request)
+        finally:
+            self._stop.set()  # ends the pauses before retries
         progress.finish(len(left), len(list(waiting)))
 
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
+
+    def _begin(self, messages: Conversation) -> Future[Response]:
+        """Ask in a thread of its own. A user who stops the command need not wait for it, as for threads of a pool."""
+        request: Future[Response] = Future()
+
+        def run() -> None:
+            try:
+                request.set_result(self._ask(messages))
+            except BaseException as error:
+                request.set_exception(error)
+
+        threading.Thread(target=run, daemon=True).start()
+        return request
 
     def _ask(self, messages: Conversation) -> Response:
         """The response to one conversation, after as many retries as it takes.
@@ -288,8 +305,9 @@ class EndpointGenerator:
             headers["Authorization"] = f"Bearer {self._endpoint.key}"
         # Streamed, because the status counts even if the connection breaks before the end of the body.
         content = json.dumps(body).encode()
+        end = time.monotonic() + self._endpoint.timeout
         with self._client.stream("POST", self._endpoint.url, content=content, headers=headers) as answer:
-            return read_completion(answer)
+            return read_completion(answer, end)
 
     def _hint(self, refusal: Refused) -> str:
         if refusal.status in (401, 403):

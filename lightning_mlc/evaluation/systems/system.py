@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from lightning_mlc.errors import UserError, renamed
+from lightning_mlc.evaluation.systems.api_keys import variable_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -188,8 +189,8 @@ def parse_systems(specs: Sequence[str], chat_template: str | None = None) -> lis
             label, spec = _default_label(text), text
         label = "".join(character if character.isalnum() or character in "-_." else "-" for character in label)
         system = System(label, spec, chat_template)
-        if system.is_endpoint and not is_address(spec):
-            raise UserError("models", f"write an endpoint as http://HOST/v1#MODEL, got {spec}")
+        if system.is_endpoint:
+            require_address(spec, "models")
         if any(other.label == label for other in systems):
             raise UserError(
                 "models", f"two models are named '{label}'; give them names: --models before={specs[0]} after={text}"
@@ -202,14 +203,23 @@ def parse_systems(specs: Sequence[str], chat_template: str | None = None) -> lis
     return systems
 
 
-def is_address(spec: str) -> bool:
-    """Whether ``spec`` names a host and a model there: ``http://HOST/v1#MODEL``."""
+def require_address(spec: str, option: str) -> None:
+    """Refuse an endpoint that is not written as ``http://HOST/v1#MODEL``.
+
+    Raises:
+        UserError: It names no host or no model; or it has a password or a query, which may be a key. Addresses are
+            shown and written to files, so these are not repeated.
+    """
+    form = "write an endpoint as http://HOST/v1#MODEL"
     try:
         parts = urlsplit(spec)
         _ = parts.port  # raises ValueError if it is not a number
-    except ValueError:
-        return False
-    return bool(parts.hostname and parts.fragment and not re.search(r"\s", spec))
+    except ValueError as error:
+        raise UserError(option, f"{form}, got another form of an address") from error
+    if parts.username is not None or parts.password is not None or parts.query:
+        raise UserError(option, f"{form}, without a user, a password or a '?'; give the key as {variable_of(spec)}")
+    if not (parts.hostname and parts.fragment) or re.search(r"\s", spec):
+        raise UserError(option, f"{form}, got {spec}")
 
 
 def _default_label(spec: str) -> str:

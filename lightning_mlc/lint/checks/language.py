@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
+from lightning_mlc.errors import UserError
 from lightning_mlc.lint.check import TextCheck
 from lightning_mlc.lint.families import family
 from lightning_mlc.lint.rows import Pair
@@ -61,8 +62,13 @@ class Language(TextCheck):
 def _identifier() -> LanguageIdentifier:
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-    # One of its own, because `py3langid.set_languages` of another library would change the shared one.
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    try:
+        # One of its own, because `py3langid.set_languages` of another library would change the shared one.
+        return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    except OSError as error:
+        raise UserError(
+            None, f"cannot unpack the data of the checks ({error.strerror}); free some space in the temporary folder"
+        ) from error
 
 
 @cache

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Self
 
+from lightning_mlc.errors import renamed
 from lightning_mlc.lint.check import Check, LintSettings
 from lightning_mlc.lint.findings import Finding
 from lightning_mlc.lint.rows import LintRow
@@ -38,7 +39,8 @@ class Tokens(Check):
         from lightning_mlc.sources import load_tokenizer
 
         assert settings.model is not None
-        return cls(load_tokenizer(settings.model))
+        with renamed(("model.name_or_path",), "--model"), renamed(("model.gguf_file",), "--gguf_file"):
+            return cls(load_tokenizer(settings.model))
 
     def check(self, file: int, row: LintRow) -> Iterator[Finding]:
         pairs = list(row.prompts)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lightning_mlc.data.tokenization import ChatTokenizer, PromptTooLong
-from lightning_mlc.errors import UserError, renamed
+from lightning_mlc.errors import renamed
 from lightning_mlc.evaluation.journal import digest
 from lightning_mlc.evaluation.systems.api_keys import key_of
 from lightning_mlc.evaluation.systems.endpoint import Endpoint, EndpointGenerator
@@ -19,7 +19,7 @@ from lightning_mlc.evaluation.systems.local import (
     load,
     warn_of_slow_dtype,
 )
-from lightning_mlc.evaluation.systems.system import System, is_address
+from lightning_mlc.evaluation.systems.system import System, require_address
 from lightning_mlc.sources import ModelSource, from_pretrained, load_config
 from lightning_mlc.translation.backends.base import Backend
 from lightning_mlc.translation.backends.chat import ChatBackend
@@ -47,8 +47,8 @@ def system_of(settings: TranslationSettings) -> TranslatorSystem:
         UserError: It is an endpoint that does not say which model.
     """
     system = TranslatorSystem("translator", settings.model, trust_remote_code=settings.trust_remote_code)
-    if system.is_endpoint and not is_address(settings.model):
-        raise UserError("model", f"write an endpoint as http://HOST/v1#MODEL, got {settings.model}")
+    if system.is_endpoint:
+        require_address(settings.model, "model")
     return system
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from conftest import save_model
 
 from lightning_mlc.cli import main
+from lightning_mlc.lint.checks.language import _identifier, _known_families
 
 SOURCE = "How do I keep my bicycle from rusting in winter?"
 GOOD = {"prompt": {"en": SOURCE, "ru": "Как зимой уберечь велосипед от ржавчины?"}, "response": "r"}
@@ -104,3 +107,34 @@ def test_it_starts_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The limit of a process on the size of files stands in for the disk."""
+    path = write(tmp_path / "a.jsonl", *[{**BAD, "id": f"{'i' * 4000}{n}", "response": "r"} for n in range(200)], GOOD)
+    fix = ["lint", path, "--skip", "language", "--fix", "--out", str(tmp_path / "b.jsonl")]
+    documents = ["lint", path, "--skip", "language", "--json", str(tmp_path / "b.json")]
+    full = ["lint", path]  # the data of a check is unpacked into the temporary folder
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    _identifier.cache_clear()
+    _known_families.cache_clear()
+    for said, args in (("--out: cannot write", fix), ("--json: cannot write", documents), ("cannot unpack", full)):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, before[1]))
+        try:
+            status = main(args)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert status == 2
+        assert f"error: {said} " in (told := capsys.readouterr().err)
+        assert "(File too large); " in told
+        assert [found.name for found in tmp_path.iterdir()] == ["a.jsonl"]
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_json_may_go_to_standard_output(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", GOOD)
+    code = f"from lightning_mlc.cli import main; main(['lint', {path!r}, '--json', '/dev/stdout'])"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout[done.stdout.index("{") : done.stdout.rindex("}") + 1])["rows"] == 1
+    assert Path("/dev/stdout").is_symlink()

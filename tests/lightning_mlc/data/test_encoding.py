@@ -160,7 +160,7 @@ def test_tables_are_those_of_one_text_after_the_other(
                     ChatEncoder, "ids", lambda self, texts: [self.plain([text])[0] for text in texts], raising=True
                 )
                 patch.setattr(ChatTemplate, "_compiled", lambda self: None)
-            spool = Spool.write(parse_rows(read_rows(path, "data.train_path"), "en", path), tmp_path / name)
+            spool = Spool.write(parse_rows(read_rows(path, "data.train_path"), "en"), tmp_path / name)
             chat = ChatTokenizer(tokenizer, 42, 20, "cut")
             tables[name] = tokenised_table(spool, languages, chat, tmp_path / f"{name}-cache", processes)
     plain = tables.pop("plain")
@@ -202,6 +202,6 @@ def test_old_objects_are_collected_again_afterwards(tmp_path: Path) -> None:
     rows = ({**row, "seen": frozen.append(gc.get_freeze_count())} for row in translated_rows(2))
     places = ((f"row {n}", row) for n, row in enumerate(rows))
     with pytest.raises(AttributeError):  # a text is not a location: the error occurred on the way
-        Spool.write(parse_rows(places, "en", "a"), tmp_path / "spool")  # type: ignore[arg-type]
+        Spool.write(parse_rows(places, "en"), tmp_path / "spool")  # type: ignore[arg-type]
     assert min(frozen) > 1000
     assert gc.get_freeze_count() == 0

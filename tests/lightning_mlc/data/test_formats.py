@@ -67,7 +67,7 @@ Writer = Callable[[Path, list[dict[str, Any]]], str]
 
 
 def load(path: str) -> list[Example]:
-    return list(parse_rows(read_rows(path, "data.train_path"), "en", path))
+    return list(parse_rows(read_rows(path, "data.train_path"), "en"))
 
 
 def without_place(example: Example) -> Example:
@@ -129,7 +129,7 @@ HEADER = "prompt_en,response\n"
         ("prompt_en,response, prompt_en\na,b,c\n", r"^data\.train_path: .*a\.csv has the column 'prompt_en' twice"),
         ("prompt_en,,response,\na,,b,c\n", r"^a\.csv row 1: has text in column 4, which has no name"),
         ("prompt_en;response\na;b\n", "a.csv has semicolons between its cells; write it with commas"),
-        (HEADER, "a.csv: has no rows"),
+        (HEADER, "a.csv has no rows"),
         (HEADER.encode() + b"a,b\xff\n", r"a\.csv is not UTF-8 \(byte 22\)"),
         ("prompt_en,response,label\na,b,1\n", r"^a\.csv row 1: 'label' must be true .* or false, got str"),
         ("prompt_en,response,label\na,b,true\nc,d,\n", r"^a\.csv row 2: has a response without a label"),
@@ -214,7 +214,7 @@ def test_a_file_is_not_held(tmp_path: Path, write: Writer, monkeypatch: pytest.M
     monkeypatch.setattr(json_rows, "CHUNK", 1 << 15)
     monkeypatch.setattr(reading, "BATCH", 4)
     path = write(tmp_path / "a", [{"id": str(n), "prompt_en": f"{n:07} " * 5000, "response": "b"} for n in range(200)])
-    rows = parse_rows(read_rows(path, "--data"), "en", path)
+    rows = parse_rows(read_rows(path, "--data"), "en")
     next(rows)  # imports
     tracemalloc.start()
     assert sum(1 for _ in rows) == 199

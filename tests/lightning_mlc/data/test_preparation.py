@@ -33,7 +33,7 @@ def chat(template: str = TEMPLATE, limit: int = 60) -> ChatTokenizer:
 
 def spool_of(rows: list[dict[str, object]], folder: Path) -> Spool:
     path = str(write_jsonl(folder / "a.jsonl", rows))
-    return Spool.write(parse_rows(read_rows(path, "data.train_path"), "en", path), folder / "spool")
+    return Spool.write(parse_rows(read_rows(path, "data.train_path"), "en"), folder / "spool")
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def many(tmp_path: Path) -> Spool:
 
 def test_a_spool_gives_back_what_was_written(tmp_path: Path, many: Spool) -> None:
     path = str(tmp_path / "a.jsonl")
-    examples = list(parse_rows(read_rows(path, "data.train_path"), "en", path))
+    examples = list(parse_rows(read_rows(path, "data.train_path"), "en"))
     assert [len(part) for part in many.read()] == [256, 256, 88]
     assert [example_of(text) for part in many.read() for text in part] == examples
     assert (many.rows, many.kind, many.languages) == (600, "pairs", ("en", "sw", "zh"))

@@ -19,7 +19,7 @@ from lightning_mlc.errors import UserError
 
 
 def load(path: Path | str, source: str = "en") -> list[Example]:
-    return list(parse_rows(read_rows(str(path), "data.train_path"), source, str(path)))
+    return list(parse_rows(read_rows(str(path), "data.train_path"), source))
 
 
 def content(example: Example) -> tuple[Any, ...]:
@@ -278,8 +278,8 @@ def test_first_row_without_any_prompt(tmp_path: Path) -> None:
     ("name", "text", "message"),
     [
         ("a.jsonl", b"", "data.train_path: .*a.jsonl is empty"),
-        ("a.jsonl", b"\n\n", "a.jsonl: has no rows"),
-        ("a.json", b"[]", "a.json: has no rows"),
+        ("a.jsonl", b"\n\n", "a.jsonl has no rows"),
+        ("a.json", b"[]", "a.json has no rows"),
         ("a.json", b'{"prompt": 1}', "must be a JSON array"),
         (
             "a.json",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -51,8 +52,21 @@ def test_html_escapes_what_is_of_the_data(report: Report) -> None:
     assert "a&lt;b&gt;.jsonl" in page
 
 
-def test_html_is_darker_where_more_is_found(report: Report) -> None:
+def test_html_has_fuller_colours_where_more_is_found(report: Report) -> None:
     page = to_html(report)
-    assert "rgba(200, 40, 40, 0.5)" in page  # one in four Russian texts
-    assert "rgba(200, 40, 40, 1.0)" in page  # the only Swahili one
-    assert "rgba(200, 40, 40, 0.0)" in page
+    cells = [tuple(found) for found in re.findall(r'class="cell (\w+)" style="--shade: ([\d.]+)">(\d*)<', page)]
+    copies, empty, digits, few = (cells[start : start + 3] for start in (0, 3, 6, 9))
+    assert copies == [("error", "0.0", ""), ("error", "0.5", "1"), ("error", "0.0", "")]  # one in four Russian texts
+    assert empty[2] == ("error", "1.0", "1")  # the only Swahili one
+    assert few[2] == ("warning", "1.0", "1")
+    assert not any(count for _, _, count in digits)
+
+
+def test_the_docs_have_every_key_of_the_json(report: Report) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
+    section = page.split("### The report as JSON")[1].split("\n## ")[0]
+    document = json.loads(to_json(report))
+    keys = {*document, *document["findings"][0], *document["columns"][0], *document["checks"]["copy"]}
+    assert {key for key in keys if f"`{key}`" not in section} == set()
+    assert set(document["findings"][0]) == {"file", "row", "id", *document["columns"][0]}
+    assert to_json(report).isascii()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ SWAHILI = "Ninawezaje kuzuia baiskeli yangu isipate kutu wakati wa baridi?"
 def fixed(path: Path) -> list[Example]:
     out = path.with_name("fixed.jsonl")
     assert main(["lint", str(path), "--fix", "--out", str(out)]) == 1
-    return list(parse_rows(read_rows(str(out), "data.train_path"), "en", str(out)))
+    return list(parse_rows(read_rows(str(out), "data.train_path"), "en"))
 
 
 def turns(text: str) -> list[dict[str, str]]:
@@ -133,5 +134,13 @@ def test_a_value_that_json_does_not_have(tmp_path: Path, capsys: pytest.CaptureF
     table = pyarrow.Table.from_pylist([{"prompt_en": SOURCE, "response": "r", "picture": b"\x00"}])
     pyarrow.parquet.write_table(table, path)
     assert main(["lint", str(path), "--fix", "--out", str(out)]) == 2
-    assert "a.parquet row 1: has a value that JSON does not have (bytes)" in capsys.readouterr().err
+    assert "a.parquet row 1: the column 'picture' has a value of the type bytes" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_dates_are_text(tmp_path: Path) -> None:
+    path, out = tmp_path / "a.parquet", tmp_path / "out.jsonl"
+    table = pyarrow.Table.from_pylist([{"prompt_en": SOURCE, "response": "r", "day": date(2026, 1, 2)}])
+    pyarrow.parquet.write_table(table, path)
+    assert main(["lint", str(path), "--fix", "--out", str(out)]) == 0
+    assert json.loads(out.read_text())["day"] == "2026-01-02"

@@ -20,7 +20,7 @@ RUSSIAN = "Как зимой уберечь велосипед от ржавчи
 def told(tmp_path: Path, caplog: pytest.LogCaptureFixture, texts: list[str]) -> list[str]:
     rows = [{"prompt": {"en": f"{SOURCE} {n}", "ru": text}, "response": "r"} for n, text in enumerate(texts)]
     path = write_jsonl(tmp_path / "my data.jsonl", rows)
-    spool = Spool.write(parse_rows(read_rows(str(path), "data.train_path"), "en", str(path)), tmp_path / "spool")
+    spool = Spool.write(parse_rows(read_rows(str(path), "data.train_path"), "en"), tmp_path / "spool")
     with caplog.at_level(logging.WARNING, "lightning_mlc"):
         remark("en", "my data.jsonl", spool)
     return caplog.messages

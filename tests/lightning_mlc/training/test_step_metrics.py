@@ -13,6 +13,13 @@ from lightning_mlc.consistency.collapse import BETWEEN_PROMPTS, RAW_BETWEEN_PROM
 from lightning_mlc.training.step_metrics import StepMetrics
 
 
+def finish(metrics: StepMetrics, trainer: Trainer) -> dict[str, Tensor]:
+    metrics.close(trainer)
+    found = metrics.read()
+    assert found is not None
+    return found
+
+
 def trainer(accumulate: int = 1, every: int = 1) -> Trainer:
     options = {"accumulate_grad_batches": accumulate, "log_every_n_steps": every}
     return Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, **options)
@@ -38,7 +45,7 @@ def test_cosines_do_not_depend_on_micro_batches(cuts: list[int]) -> None:
         # As normalizers divide: Lightning averages over the micro-batches afterwards.
         metrics.add(micro_batch(STATES[start : start + count], len(cuts) * count / 6))
         start += count
-    found = metrics.finish(trainer(accumulate=len(cuts)))
+    found = finish(metrics, trainer(accumulate=len(cuts)))
     assert float(found["loss"]) == 2
     assert float(found["mlc/raw/explained_variance"]) == pytest.approx(0.5)
     expected = float(mean_prompt_cosine(sums(STATES)))
@@ -50,17 +57,17 @@ def test_cosines_do_not_depend_on_micro_batches(cuts: list[int]) -> None:
 def test_a_step_with_one_prompt_repeats_the_latest_value() -> None:
     metrics, one = StepMetrics(("mlc/",)), trainer()
     metrics.add(micro_batch(STATES[:1], 1.0))
-    assert BETWEEN_PROMPTS not in metrics.finish(one)
+    assert BETWEEN_PROMPTS not in finish(metrics, one)
     metrics.add(micro_batch(STATES, 1.0))
-    before = metrics.finish(one)[BETWEEN_PROMPTS]
+    before = finish(metrics, one)[BETWEEN_PROMPTS]
     metrics.add(micro_batch(STATES[:1], 1.0))
-    assert metrics.finish(one)[BETWEEN_PROMPTS] == before
+    assert finish(metrics, one)[BETWEEN_PROMPTS] == before
 
 
 def test_a_step_that_is_not_logged_has_no_cosines() -> None:
     metrics = StepMetrics(("mlc/",))
     metrics.add({"loss": torch.tensor(2.0)})
-    assert metrics.finish(trainer(every=5)).keys() == {"loss"}
+    assert finish(metrics, trainer(every=5)).keys() == {"loss"}
 
 
 def test_one_warning_of_a_run(caplog: pytest.LogCaptureFixture) -> None:
@@ -69,7 +76,7 @@ def test_one_warning_of_a_run(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="lightning_mlc"):
         for states, variance in ((STATES, 0.99), (STATES, 0.99), (alike, 0.9), (alike, 0.99), (alike, 0.99)):
             metrics.add(micro_batch(states, 1.0, variance))
-            metrics.finish(one)
+            finish(metrics, one)
     (message,) = [record.getMessage() for record in caplog.records if record.name == "lightning_mlc"]
     assert message.startswith("All prompts fall onto one line")
     assert "turn on model.consistency.retain or model.consistency.contrast" in message

@@ -50,17 +50,17 @@ SHAREGPT = [{"from": "human", "value": "Hello"}]
 )
 def test_layouts_become_ours(tmp_path: Path, row: dict[str, Any], prompt: Any, others: dict[str, Any]) -> None:
     (found,) = read_source(str(write_jsonl(tmp_path / "data.jsonl", [row])), "en")
-    assert found.as_written(found.prompts, {}) == {"prompt": prompt, **others, PROVENANCE: {}}
+    assert json.loads(found.as_line(found.prompts, {})) == {"prompt": prompt, **others, PROVENANCE: {}}
 
 
 def test_a_translated_csv_file_means_the_same_to_training(tmp_path: Path) -> None:
     path = tmp_path / "data.csv"
     path.write_text('id,prompt_en,response,label\na,"Hello, you",Hi,TRUE\nb,Bye,,false\n', encoding="utf-8")
     written = write_jsonl(
-        tmp_path / "out.jsonl", [row.as_written(row.prompts, {}) for row in read_source(str(path), "en")]
+        tmp_path / "out.jsonl", [json.loads(row.as_line(row.prompts, {})) for row in read_source(str(path), "en")]
     )
     before, after = (
-        [(one.id, one.prompts, one.chosen, one.rejected, one.labelled) for one in parse_rows(rows, "en", "f")]
+        [(one.id, one.prompts, one.chosen, one.rejected, one.labelled) for one in parse_rows(rows, "en")]
         for rows in (read_rows(str(path), "file"), read_rows(str(written), "file"))
     )
     assert before == after
@@ -76,10 +76,10 @@ def test_parquet_rows_with_dates_are_written_as_text(tmp_path: Path) -> None:
     parquet.write_table(table.drop_columns("raw"), tmp_path / "a.parquet")
     parquet.write_table(table, tmp_path / "b.parquet")
     (row,) = read_source(str(tmp_path / "a.parquet"), "en")
-    assert row.as_written(row.prompts, {})["day"] == "2026-01-02"
+    assert json.loads(row.as_line(row.prompts, {}))["day"] == "2026-01-02"
     (row,) = read_source(str(tmp_path / "b.parquet"), "en")
-    with pytest.raises(UserError, match=r"b.parquet row 1: the column 'raw' has a bytes, which JSON"):
-        row.as_written(row.prompts, {})
+    with pytest.raises(UserError, match=r"b.parquet row 1: the column 'raw' has a value of the type bytes, which JSON"):
+        row.as_line(row.prompts, {})
 
 
 @pytest.mark.parametrize(
@@ -104,9 +104,8 @@ def test_kinds_and_earlier_provenance_are_read(tmp_path: Path) -> None:
     ]
     found = list(read_source(str(write_jsonl(tmp_path / "data.jsonl", rows)), "en"))
     assert [row.kind for row in found] == ["harmful", "", ""]
-    new = found[0].as_written(found[0].prompts, {"zh-Hans": {"model": "n"}})
+    new = json.loads(found[0].as_line(found[0].prompts, {"zh-Hans": {"model": "n"}}))
     assert new[PROVENANCE] == {"sw": {"model": "m"}, "zh-Hans": {"model": "n"}}
-    assert json.loads(json.dumps(new)) == new
 
 
 @pytest.mark.parametrize(
@@ -125,3 +124,10 @@ def test_rows_that_cannot_be_used_are_named(tmp_path: Path, rows: list[Any], tol
     with pytest.raises(UserError) as refused:
         list(read_source(str(write_jsonl(tmp_path / "data.jsonl", rows)), "en"))
     assert told in str(refused.value)
+
+
+def test_half_a_character_in_a_response_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"prompt": {"en": "Hello"}, "response": "half \ud83d"}))
+    (row,) = read_source(str(path), "en")
+    assert json.loads(row.as_line(row.prompts, {}))["response"] == "half \ud83d"

@@ -36,6 +36,7 @@ from lightning_mlc.cli import main
 from lightning_mlc.commands.translate import FORMS, parse
 from lightning_mlc.data.file_layouts import parse_rows
 from lightning_mlc.data.reading import read_rows
+from lightning_mlc.translation.destination import destination
 from lightning_mlc.translation.rows import PROVENANCE
 from lightning_mlc.translation.settings import TranslationSettings
 
@@ -113,7 +114,7 @@ def test_prompts_are_translated_and_everything_else_stays(
     assert not [
         response for row in SAMPLE for response in (row["chosen"], row["rejected"]) if response in str(served.bodies)
     ]
-    examples = list(parse_rows(read_rows(str(out), "file"), "en", "f"))
+    examples = list(parse_rows(read_rows(str(out), "file"), "en"))
     assert [set(example.prompts) for example in examples] == [{"en", *LANGUAGES}] * 6
     assert "6 rows, 24 texts, 4 languages" in told.out  # lint
     texts = [text for row in SAMPLE for text in [*row["prompt"].values(), row["chosen"], row["rejected"]]]
@@ -343,12 +344,32 @@ def test_no_other_machine_is_asked_unless_it_is_allowed(
         # A proxy stands in for the other machine.
         assert main(command(data, out, "http://nowhere.example/v1#m", "--allow_remote", "nowhere.example")) == 0
         assert capsys.readouterr().err.splitlines()[0] == (
-            "6 prompts, 18 translations: all are sent to nowhere.example"
+            "6 prompts, 18 translations: all are sent to nowhere.example, "
+            "through the proxy 127.0.0.1 of the environment"
         )
         assert len(proxy.bodies) == 18
         assert {headers["Authorization"] for headers in proxy.headers} == {"Bearer key-of-nowhere"}
     written = out.read_text() + (tmp_path / "out.jsonl.journal.jsonl").read_text()
     assert "key-of-nowhere" not in written
+
+
+def test_a_proxy_that_could_read_prompts_must_be_allowed_too(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "")
+    monkeypatch.setenv("ALL_PROXY", "user:password@relay.example:3128")
+    allowed = ["--allow_remote", "nowhere.example"]
+    told = refused(capsys, *command(data, tmp_path / "out.jsonl", "http://nowhere.example/v1#m", *allowed))
+    assert told == (
+        "model: the proxy relay.example of the environment would read 6 prompts, because nowhere.example has no https; "
+        "allow it with --allow_remote relay.example"
+    )
+    both = [*allowed, "relay.example"]
+    assert destination("http://nowhere.example/v1#m", "6 prompts", both[1:]).endswith(
+        "through the proxy relay.example of the environment"
+    )
+    # It only passes on what is encrypted.
+    assert "relay.example" in destination("https://nowhere.example/v1#m", "6 prompts", allowed[1:])
 
 
 # ---- models of this machine -------------------------------------------------------------------------

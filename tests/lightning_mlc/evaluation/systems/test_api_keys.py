@@ -6,6 +6,7 @@ import pytest
 
 from lightning_mlc.errors import UserError
 from lightning_mlc.evaluation.systems.api_keys import key_of, variable_of
+from lightning_mlc.evaluation.systems.system import require_address
 
 OPENAI, OTHER = "https://api.openai.com/v1", "https://models.example.org/v1"
 HERE, NEAR = "http://localhost:8000/v1", "http://gpu-node:8000/v1"
@@ -49,3 +50,25 @@ def test_a_key_that_could_be_for_either_is_sent_to_neither(monkeypatch: pytest.M
         key_of(OPENAI, [OPENAI, OTHER])
     monkeypatch.delenv("OPENAI_API_KEY")
     assert key_of(OPENAI, [OPENAI, OTHER]) is None
+
+
+def test_white_space_around_a_key_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", " sk-1\r\n")
+    assert key_of(OPENAI, [OPENAI]) == "sk-1"
+
+
+@pytest.mark.parametrize("key", ["sk-\n1", "sk-\u20181\u2019"])
+def test_a_key_that_cannot_be_sent_is_named_and_not_shown(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable_of(OPENAI), key)
+    with pytest.raises(UserError, match=r"^OPENAI_API_KEY_API_OPENAI_COM: has a character that no key has") as told:
+        key_of(OPENAI, [OPENAI])
+    assert "sk-" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "spec", ["http://me:sk-1@h/v1#m", "http://sk-1@h/v1#m", "https://h/v1?key=sk-1#m", "http://h:sk-1/v1#m"]
+)
+def test_a_key_in_an_address_is_refused_and_not_shown(spec: str) -> None:
+    with pytest.raises(UserError, match="write an endpoint as http://HOST/v1#MODEL") as told:
+        require_address(spec, "model")
+    assert "sk-" not in str(told.value)

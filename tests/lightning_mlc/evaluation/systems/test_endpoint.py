@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
+import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -45,7 +49,9 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
             asked_for.append(timeout)
             return self.is_set()
 
-    monkeypatch.setattr(endpoint, "threading", SimpleNamespace(Event=Stop, Lock=threading.Lock))
+    monkeypatch.setattr(
+        endpoint, "threading", SimpleNamespace(Event=Stop, Lock=threading.Lock, Thread=threading.Thread)
+    )
     return asked_for
 
 
@@ -222,6 +228,7 @@ def test_what_stays_without_an_answer_is_told_and_the_others_are_kept() -> None:
     assert "2 of 5 requests got no answer" in message
     assert "1 times status 429" in message
     assert "1 times no answer in time" in message
+    assert "; if the server is slow, raise timeout or lower concurrency; run the same command" in message
     assert "run the same command again" in message
     assert served.asked["limited"] == 2
 
@@ -303,7 +310,9 @@ def test_answers_on_their_way_are_kept_where_the_endpoint_refuses_all_from_then_
             super().set()
             refused.set()
 
-    monkeypatch.setattr(endpoint, "threading", SimpleNamespace(Event=Stop, Lock=threading.Lock))
+    monkeypatch.setattr(
+        endpoint, "threading", SimpleNamespace(Event=Stop, Lock=threading.Lock, Thread=threading.Thread)
+    )
 
     def behaviour(text: str, before: int) -> Answer:
         if text == "b":
@@ -435,3 +444,82 @@ def test_a_prompt_about_temperature_that_is_declined_makes_nothing_less_greedy(f
 def test_empty_answers_are_answers() -> None:
     with serve(lambda text, before: completion("" if text == "a" else None)) as served:
         assert dict(ask(served.url, ["a", "b"])) == {0: Response("", True), 1: Response("", True)}
+
+
+class Drip:
+    """A server on this machine that answers one request with ``head``, then piece by piece, and an answer at last."""
+
+    PIECES = 100
+
+    def __init__(self, head: bytes, piece: bytes, pause: float) -> None:
+        self.sent = 0
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}/v1"
+        self.thread = threading.Thread(target=self._answer, args=(head, piece, pause), daemon=True)
+        self.thread.start()
+
+    def _answer(self, head: bytes, piece: bytes, pause: float) -> None:
+        connection, _ = self._listening.accept()
+        # The client closes the connection when it has had enough.
+        with self._listening, connection, contextlib.suppress(OSError):
+            connection.recv(1 << 16)
+            connection.sendall(head)
+            while self.sent < self.PIECES:
+                connection.sendall(piece)
+                self.sent += 1
+                time.sleep(pause)
+            connection.sendall(json.dumps(completion("at last")[2]).encode())
+
+
+@pytest.mark.parametrize("status", ["200 OK", "400 Bad Request"])
+@pytest.mark.parametrize(
+    ("piece", "pause", "timeout", "said"),
+    [(b" ", 0.05, 0.5, "no answer in time"), (b" " * (1 << 20), 0, 60.0, "an answer that is not a chat completion")],
+    ids=["slowly", "fast"],
+)
+def test_an_answer_without_end_is_no_answer(status: str, piece: bytes, pause: float, timeout: float, said: str) -> None:
+    """Each byte comes in time, so only a limit for the whole answer ends this."""
+    drip = Drip(f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\n\r\n".encode(), piece, pause)
+    with pytest.raises(UserError) as told:
+        list(ask(drip.url, ["a"], timeout=timeout, retries=0))
+    assert (said if status == "200 OK" else "status 400") in str(told.value)
+    drip.thread.join(20)
+    assert drip.sent < drip.PIECES
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "<html><body>SECRET PROMPT</body></html>",
+        '{"choices": [{"message": {"content": "SECRET PRO',
+        '{"choices": []}',
+        '{"choices": null}',
+        "[" * 100_000,
+        "",
+        "null",
+    ],
+)
+def test_what_is_no_completion_is_told_without_its_text(body: str) -> None:
+    with serve(lambda text, before: (200, {}, body)) as served, pytest.raises(UserError) as told:
+        list(ask(served.url, ["a"], retries=1))
+    assert str(told.value).count("an answer that is not a chat completion") == 1
+    assert "SECRET" not in str(told.value)
+    assert len(served.bodies) == 2
+
+
+def test_who_stops_does_not_wait_for_answers_on_their_way() -> None:
+    stopped, waited = threading.Event(), []
+
+    def slow(text: str, before: int) -> Answer:
+        if text == "slow":
+            waited.append(not stopped.wait(30))
+        return completion(text)
+
+    with serve(slow) as served:
+        answers = ask(served.url, ["slow", "a"], timeout=60.0)
+        assert next(answers) == (1, Response("a", True))
+        answers.close()  # type: ignore[attr-defined]  # as Ctrl-C does
+        stopped.set()
+        while not waited:
+            time.sleep(0.01)
+    assert waited == [False]
