@@ -97,17 +97,8 @@ def number_logs_by_step(trainer: Trainer) -> None:
     trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
 
-def logs_step(trainer: Trainer) -> bool:
-    """Whether the optimizer step that runs now is one that is logged."""
-    every = int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
-    return every > 0 and (trainer.global_step + 1) % every == 0
-
-
 def writes_logs(trainer: Trainer) -> bool:
-    """Whether Lightning writes what is logged at this micro-batch, if an optimizer step follows it.
-
-    Unlike :func:`logs_step`, it goes by Lightning's own count (see :func:`number_logs_by_step`).
-    """
+    """Whether Lightning writes what is logged at this micro-batch, if an optimizer step follows it."""
     return bool(trainer._logger_connector.should_update_logs)
 
 

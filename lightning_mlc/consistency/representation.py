@@ -90,5 +90,10 @@ class Representation(nn.Module):
         keep = torch.where(self.steps_seen > 0, self.MEAN_DECAY, 0.0)
         self.mean.copy_(torch.where(seen, keep * self.mean + (1 - keep) * window_mean, self.mean))
         self.steps_seen += seen
-        self._window_sum.zero_()
-        self._window_rows.zero_()
+        self.forget_window()
+
+    def forget_window(self) -> None:
+        """Forget the states that were collected since the running mean was updated."""
+        if self.settings.center:
+            self._window_sum.zero_()
+            self._window_rows.zero_()

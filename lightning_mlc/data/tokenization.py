@@ -218,7 +218,7 @@ class ChatTokenizer:
         if fits == 0:
             raise UserError(
                 where,
-                f"data.max_prompt_length {limit} leaves no room in addition to the chat template; raise it",
+                f"max_prompt_length {limit} leaves no room in addition to the chat template; raise it",
             )
         return cut_to(fits), True
 

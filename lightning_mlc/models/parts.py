@@ -118,3 +118,22 @@ def token_embeddings(model: PreTrainedModel) -> int | None:
     """Return the number of token embeddings. None: the model has no table of them."""
     table: Any = model.get_input_embeddings()
     return operator.index(table.weight.shape[0]) if hasattr(table, "weight") else None
+
+
+def learnt_positions(model: PreTrainedModel) -> int | None:
+    """Return the number of positions in a model's table of positions. None: it has no table and computes positions."""
+    sizes = []
+    elsewhere = tuple(f"{name}." for name in beyond_text(model))  # positions in an image, for example
+    for name, module in model.named_modules():
+        if f"{name}.".startswith(elsewhere):
+            continue
+        own: Any = module
+        last = name.rpartition(".")[2]
+        if isinstance(module, nn.Embedding) and ("pos" in last or last == "wpe"):
+            sizes.append(module.num_embeddings - int(getattr(own, "offset", 0)))
+        table = getattr(own, "embed_positions", getattr(own, "pos_encoding", None))  # GPT-J, CTRL
+        if isinstance(table, torch.Tensor) and table.ndim == 2:
+            sizes.append(table.shape[0])
+        if hasattr(own, "build_mpt_alibi_tensor"):  # MPT computes a table of fixed size
+            sizes.append(int(own.config.max_seq_len))
+    return min(sizes, default=None)

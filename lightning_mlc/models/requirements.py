@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import torch
-from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
 from lightning_mlc.errors import UserError
 from lightning_mlc.models.loading import load_causal_lm
 from lightning_mlc.models.lora import LoRA, add_lora
-from lightning_mlc.models.parts import beyond_text, token_embeddings
+from lightning_mlc.models.parts import learnt_positions, token_embeddings
 from lightning_mlc.sources import ModelSource
 
 logger = logging.getLogger("lightning_mlc")
@@ -66,25 +64,6 @@ def require_fitting(
         )
     if lora is not None:
         add_lora(shell, lora)
-
-
-def learnt_positions(model: PreTrainedModel) -> int | None:
-    """Return the number of positions in a model's table of positions. None: it has no table and computes positions."""
-    sizes = []
-    elsewhere = tuple(f"{name}." for name in beyond_text(model))  # positions in an image, for example
-    for name, module in model.named_modules():
-        if f"{name}.".startswith(elsewhere):
-            continue
-        own: Any = module
-        last = name.rpartition(".")[2]
-        if isinstance(module, nn.Embedding) and ("pos" in last or last == "wpe"):
-            sizes.append(module.num_embeddings - int(getattr(own, "offset", 0)))
-        table = getattr(own, "embed_positions", getattr(own, "pos_encoding", None))  # GPT-J, CTRL
-        if isinstance(table, torch.Tensor) and table.ndim == 2:
-            sizes.append(table.shape[0])
-        if hasattr(own, "build_mpt_alibi_tensor"):  # MPT computes a table of fixed size
-            sizes.append(int(own.config.max_seq_len))
-    return min(sizes, default=None)
 
 
 def _warn_about_positions(config: PreTrainedConfig, longest_sequence: int) -> None:

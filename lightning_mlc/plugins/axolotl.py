@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from lightning_mlc.errors import UserError
-from lightning_mlc.plugins.options import MLCOptions, add_from_block, checked
+from lightning_mlc.plugins.options import MLCOptions, add_from_block, check_prompts, checked
 
 try:
     from axolotl.integrations.base import BasePlugin
@@ -48,15 +48,15 @@ class MLCPlugin(_Base):
     """Adds the MLC loss to the trainer that Axolotl makes, of any kind (SFT, DPO, KTO, ORPO, SimPO, ...).
 
     Raises:
-        UserError: The configuration has no ``mlc:`` block, or an option in it is wrong. Axolotl stops before it loads
-            the model.
+        UserError: The configuration has no ``mlc:`` block, or an option or a prompt of it is wrong. Axolotl stops
+            before it loads the model.
     """
 
     def register(self, cfg: dict[str, Any]) -> None:
         """Check the ``mlc:`` block of the configuration."""
         if cfg.get("mlc") is None:
             raise UserError("mlc", "is missing; add a block such as {prompts: prompts.jsonl}, or remove the plug-in")
-        checked(cfg["mlc"])
+        check_prompts(checked(cfg["mlc"]))
 
     def get_input_args(self) -> str:
         """Return the path of the class that describes the plug-in's part of the configuration."""

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mlc.errors import UserError
-from lightning_mlc.plugins.options import add_from_block, checked
+from lightning_mlc.plugins.options import add_from_block, check_prompts, checked
 
 TRAINERS = {
     "pt": "CustomTrainer",
@@ -107,7 +107,10 @@ def train(config: Mapping[str, Any]) -> None:
         UserError: The block is missing or wrong, or LLaMA-Factory would train with something else than its own
             trainers of stage ``pt``, ``sft``, ``dpo`` or ``kto``.
     """
-    options, block = _divided(config)
+    _run(*_divided(config))
+
+
+def _run(options: dict[str, Any], block: Mapping[str, Any]) -> None:
     undo = install(**block)
     try:
         _module("train.tuner").run_exp(options)
@@ -127,7 +130,10 @@ def _divided(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
     for key in _OTHER_BACKENDS:
         if _is_on(options.get(key)) or _is_on(os.environ.get(key.upper())):
             raise UserError(key, "takes trainers that cannot have the MLC loss; switch it off")
-    return options, checked(block)
+    block = checked(block)
+    if _is_on(options.get("do_train")):
+        check_prompts(block)
+    return options, block
 
 
 def _is_on(value: Any) -> bool:
@@ -162,11 +168,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if words[0] != "train" or len(words) < 2 or words[1].startswith("-"):
             raise UserError(None, _USAGE)
-        config = _read(words[1:])
-        _divided(config)  # so that a fault is told once, and not by each process
+        options, block = _divided(_read(words[1:]))  # here, so that a fault is told once, and not by each process
         if (command := _command_of_torchrun(words)) is not None:
             return subprocess.run(command, check=False).returncode
-        train(config)
+        _run(options, block)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

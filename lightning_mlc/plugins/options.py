@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from lightning_mlc.data.reading import locate
 from lightning_mlc.errors import UserError, did_you_mean
+from lightning_mlc.plugins.prompts import read_prompts
 from lightning_mlc.plugins.regularizer import MLCRegularizer
+from lightning_mlc.plugins.settings import settings_of
 from lightning_mlc.plugins.trainer import add_mlc
 
 T = TypeVar("T", bound=Any)
 
 
+OPTIONS = {
+    name: argument.default
+    for name, argument in inspect.signature(MLCRegularizer).parameters.items()
+    if argument.kind is argument.KEYWORD_ONLY
+}
+"""The options of the regularizer and their defaults, so that no option is listed twice."""
+OF_PROMPTS = ("languages", "source_language")
+"""Options that choose among the prompts, and so are checked with them."""
+
+
 def _model() -> type[BaseModel]:
-    """Build the model of the options from the arguments of the regularizer, so that no option is listed twice."""
     hints = get_type_hints(MLCRegularizer.__init__, localns={"Dataset": object})
-    names = [name for name in inspect.signature(MLCRegularizer).parameters if name not in ("prompts", "tokenizer")]
     # None stands for "not given", because defaults depend on the trainer.
-    fields: dict[str, Any] = {name: (hints[name] | None, None) for name in names}
+    fields: dict[str, Any] = {name: (hints[name] | None, None) for name in OPTIONS}
     return create_model("MLCOptions", __config__=ConfigDict(extra="forbid"), prompts=(str, ...), **fields)
 
 
@@ -30,7 +41,7 @@ MLCOptions = _model()
 
 
 def checked(block: Any) -> dict[str, Any]:
-    """Check an ``mlc:`` block before anything is loaded.
+    """Check an ``mlc:`` block before anything is loaded, except for its prompts (:func:`check_prompts`).
 
     Args:
         block: ``prompts`` and options of :class:`~lightning_mlc.plugins.regularizer.MLCRegularizer`.
@@ -39,8 +50,8 @@ def checked(block: Any) -> dict[str, Any]:
         The arguments of :func:`~lightning_mlc.plugins.trainer.add_mlc` that the block gives.
 
     Raises:
-        UserError: It is no mapping, has no prompts or an unknown option, a value has a wrong type, or there is no
-            such file.
+        UserError: It is no mapping, has no prompts or an unknown option, a value has a wrong type or is out of range,
+            or there is no such file. Options are named ``mlc.NAME``.
     """
     if not isinstance(block, Mapping):
         raise UserError("mlc", "must be a block of options, such as {prompts: prompts.jsonl, weight: 0.8}")
@@ -49,8 +60,20 @@ def checked(block: Any) -> dict[str, Any]:
     except ValidationError as error:
         raise _first(error) from error
     options = found.model_dump(exclude_none=True)
+    with _in_block():
+        settings_of(**{name: options.get(name, default) for name, default in OPTIONS.items() if name not in OF_PROMPTS})
     locate(options["prompts"], "mlc.prompts")
     return options
+
+
+def check_prompts(options: Mapping[str, Any]) -> None:
+    """Read the prompts that ``options`` name, so that a fault in them is told before a model is loaded.
+
+    Raises:
+        UserError: As :func:`~lightning_mlc.plugins.prompts.read_prompts`. Options are named ``mlc.NAME``.
+    """
+    with _in_block():
+        read_prompts(options["prompts"], **{name: options[name] for name in OF_PROMPTS if name in options})
 
 
 def add_from_block(trainer: T, block: Mapping[str, Any]) -> T:
@@ -60,11 +83,17 @@ def add_from_block(trainer: T, block: Mapping[str, Any]) -> T:
         UserError: The block or the trainer cannot be used. Options are named ``mlc.NAME``.
     """
     options = checked(block)
-    try:
+    with _in_block():
         return add_mlc(trainer, **options)
+
+
+@contextmanager
+def _in_block() -> Iterator[None]:
+    """Name the options of errors as the block has them."""
+    try:
+        yield
     except UserError as error:
-        known = error.option in MLCOptions.model_fields
-        raise UserError(f"mlc.{error.option}" if known else error.option, error.text) from error
+        raise (error.of(f"mlc.{error.option}") if error.option in MLCOptions.model_fields else error) from error
 
 
 def _first(error: ValidationError) -> UserError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -31,6 +31,44 @@ Conversations = dict[str, list[Message]]
 """A prompt as messages, by language."""
 
 
+class PromptRows(NamedTuple):
+    """Prompts that exist in two or more languages, before they are tokenised."""
+
+    languages: tuple[str, ...]
+    """The languages, the source language first."""
+    groups: list[tuple[Place, Conversations]]
+    """Each prompt in all of its languages, and its place."""
+    left_out: int
+    """Number of prompts that exist in one of the languages only."""
+
+
+def read_prompts(
+    prompts: str | Path | Dataset | Sequence[Mapping[str, Any]],
+    languages: Sequence[str] | None = None,
+    source_language: str = "en",
+) -> PromptRows:
+    """Read prompts without a tokenizer. Arguments are those of :class:`PromptGroups`.
+
+    Raises:
+        UserError: A row cannot be read, a language does not exist, or no prompt exists in two languages.
+    """
+    source = canonical_language(source_language, "source_language")
+    name = str(prompts) if isinstance(prompts, str | Path) else "prompts"
+    rows = list(_conversations(prompts, source))
+    if not any(row for _, row in rows):
+        raise UserError(name, "has no prompts; give at least one prompt in two languages")
+    chosen = _chosen(languages, source, rows)
+    ordered = [(where, {code: row[code] for code in chosen if code in row}) for where, row in rows]
+    groups = [(where, row) for where, row in ordered if len(row) >= 2]
+    if not groups:
+        raise UserError(
+            name,
+            f"has no prompt in two or more of the languages {', '.join(chosen)}; give prompts with translations, such "
+            "as columns prompt_en and prompt_sw",
+        )
+    return PromptRows(chosen, groups, len(rows) - len(groups))
+
+
 class PromptGroups:
     """Prompts that exist in two or more languages, as token ids. A group is one prompt in all of its languages.
 
@@ -48,6 +86,11 @@ class PromptGroups:
         UserError: A row cannot be read or rendered, or no prompt exists in two languages.
     """
 
+    languages: tuple[str, ...]
+    """The languages, the source language first."""
+    left_out: int
+    """Number of prompts that exist in one of the languages only."""
+
     def __init__(
         self,
         prompts: str | Path | Dataset | Sequence[Mapping[str, Any]],
@@ -56,27 +99,9 @@ class PromptGroups:
         source_language: str = "en",
         max_prompt_length: int = 512,
     ) -> None:
-        source = canonical_language(source_language, "source_language")
-        if max_prompt_length < 1:
-            raise UserError("max_prompt_length", f"must be at least 1, got {max_prompt_length}")
         with renamed(("model.name_or_path",), "tokenizer"):
             chat = ChatTokenizer(tokenizer, max_prompt_length, 1, "cut")
-        name = str(prompts) if isinstance(prompts, str | Path) else "prompts"
-        rows = list(_conversations(prompts, source))
-        if not rows:
-            raise UserError(name, "has no rows; give at least one prompt in two languages")
-        self.languages = _chosen(languages, source, rows)
-        """The languages, the source language first."""
-        order = [(where, {code: row[code] for code in self.languages if code in row}) for where, row in rows]
-        groups = [(where, row) for where, row in order if len(row) >= 2]
-        self.left_out = len(rows) - len(groups)
-        """Number of prompts that exist in one of the languages only."""
-        if not groups:
-            raise UserError(
-                name,
-                f"has no prompt in two or more of the languages {', '.join(self.languages)}; give prompts with "
-                "translations, such as columns prompt_en and prompt_sw",
-            )
+        self.languages, groups, self.left_out = read_prompts(prompts, languages, source_language)
         # Flat arrays, because a Python list of token ids takes 36 bytes for each token.
         ids = _tokenised(groups, chat)
         self._ids = np.concatenate(ids)
@@ -91,6 +116,11 @@ class PromptGroups:
     def longest(self) -> int:
         """Number of tokens of the longest prompt."""
         return int(np.diff(self._ends).max())
+
+    @property
+    def highest_token(self) -> int:
+        """Highest token id."""
+        return int(self._ids.max())
 
     def sequences(self, groups: Sequence[int]) -> list[TokenSequence]:
         """Return the prompts of some groups in all of their languages.
@@ -149,6 +179,8 @@ def _conversations(
 
 
 def _rows(prompts: Iterable[Any]) -> Iterator[tuple[Place, Mapping[str, Any]]]:
+    if isinstance(prompts, Mapping) or not isinstance(prompts, Iterable):  # a DatasetDict is a mapping of splits
+        raise UserError("prompts", f"must be a file, a data set or a list of rows, got {type(prompts).__name__}")
     for number, row in enumerate(prompts, start=1):
         where = Place("prompts", number)
         if not isinstance(row, Mapping):
@@ -163,9 +195,12 @@ def _chosen(
     found = dict.fromkeys(code for _, row in rows for code in row)
     if languages is None:
         return tuple(sorted(found, key=lambda code: code != source))
+    if isinstance(languages, str):
+        raise UserError("languages", f"must be a list such as [en, sw], got '{languages}'")
     wanted = canonical_languages(languages, "languages")
     if len(wanted) < 2:
-        raise UserError("languages", f"must be two or more, because the loss compares them; got {', '.join(wanted)}")
+        given = ", ".join(wanted) or "none"
+        raise UserError("languages", f"must be two or more, because the loss compares them; got {given}")
     for code in wanted:
         if code not in found:
             raise UserError("languages", f"no row has a prompt in '{code}' (found: {', '.join(found) or 'none'})")

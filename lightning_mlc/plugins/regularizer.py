@@ -14,13 +14,14 @@ from safetensors.torch import save
 from torch import Tensor, distributed, nn
 from transformers import PreTrainedTokenizerBase
 
-from lightning_mlc.consistency import MLC, Consistency, Observed, Representation
+from lightning_mlc.consistency import Observed, Representation
 from lightning_mlc.consistency.collapse import CollapseWatch, prompt_cosines, sums_of_step
 from lightning_mlc.errors import UserError, first_line, renamed
 from lightning_mlc.files.atomic import write_whole
 from lightning_mlc.models.forward import Grid
 from lightning_mlc.plugins.prompts import PromptGroups, prompts_of_step, share_of
-from lightning_mlc.plugins.states import PromptStates, transformers_model
+from lightning_mlc.plugins.settings import settings_of
+from lightning_mlc.plugins.states import PromptStates, require_embeddings, transformers_model
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,11 +30,8 @@ logger = logging.getLogger("lightning_mlc")
 
 STATE_FILE = "mlc.safetensors"
 """Name of the file in a checkpoint that holds the extractor and the running mean."""
-_OPTIONS = {
-    **{f"model.consistency.mlc.{name}": name for name in ("weight", "temperature")},
-    **{f"model.consistency.{name}": name for name in ("extractor_dim", "every_n_steps")},
-}
-"""Options of the settings, and their names here."""
+_FIXED = ("extractor", "extractor_dim", "layer", "center", "seed", "prompts_per_step", "prompts", "languages")
+"""Options that a resumed run has to keep. Others may change, as a learning rate may, and are told."""
 
 
 class MLCRegularizer(nn.Module):
@@ -96,21 +94,21 @@ class MLCRegularizer(nn.Module):
         seed: int = 42,
     ) -> None:
         super().__init__()
-        _require_one_of("scale", scale, ("top", "none"))
-        _require_one_of("extractor", extractor, ("frozen", "linear", "none"))
-        if prompts_per_step < 1:
-            raise UserError("prompts_per_step", f"must be at least 1, got {prompts_per_step}")
-        try:
-            self.settings = Consistency(
-                mlc=MLC(weight, temperature, scale),
-                layer=layer,
-                extractor=extractor,
-                extractor_dim=extractor_dim,
-                center=center,
-                every_n_steps=every_n_steps,
-            )
-        except UserError as error:
-            raise UserError(_OPTIONS.get(str(error.option), error.option), error.text) from error
+        self.settings = settings_of(
+            weight=weight,
+            temperature=temperature,
+            scale=scale,
+            layer=layer,
+            extractor=extractor,
+            extractor_dim=extractor_dim,
+            every_n_steps=every_n_steps,
+            prompts_per_step=prompts_per_step,
+            max_prompt_length=max_prompt_length,
+            center=center,
+            seed=seed,
+        )
+        if not hasattr(tokenizer, "chat_template"):
+            raise UserError("tokenizer", f"must be a tokenizer with a chat template, got {type(tokenizer).__name__}")
         self.groups = PromptGroups(prompts, tokenizer, languages, source_language, max_prompt_length)
         if self.groups.left_out:
             logger.warning(
@@ -124,6 +122,7 @@ class MLCRegularizer(nn.Module):
             )
         self.prompts_per_step = min(prompts_per_step, len(self.groups))
         self.seed = seed
+        self._longest_allowed = max_prompt_length
         self.representation: Representation | None = None
         """The extractor and the running mean, once the model is known."""
         self._pad_id = int(tokenizer.pad_token_id or 0)
@@ -151,10 +150,11 @@ class MLCRegularizer(nn.Module):
             model: The model, wrapped or not. All of its processes make the same extractor.
 
         Raises:
-            UserError: It is no causal LM of transformers.
+            UserError: It is no causal LM of transformers, or has too few embeddings or positions for the prompts.
         """
         if self.representation is not None:
             return
+        require_embeddings(model, self.groups.longest, self.groups.highest_token)
         width = int(transformers_model(model).config.get_text_config().hidden_size)
         with torch.random.fork_rng(devices=[]):  # on the CPU, so that every device gets the same map
             torch.manual_seed(self.seed)
@@ -186,8 +186,15 @@ class MLCRegularizer(nn.Module):
             detailed: Whether :meth:`metrics` gets collinearity, too. It takes an eigen-solver in float64.
 
         Returns:
-            (): float32. It is 0 and reaches no weight if the step has no loss, or this micro-batch no prompt.
+            (): float32. It is 0 and reaches no weight of the model if the step has no loss, or this micro-batch no
+            prompt.
+
+        Raises:
+            UserError: A number is out of range, the model cannot be run on prompts or has no such layer, or no weight
+                that is trained has an influence on the layer (not under ``torch.no_grad()``).
         """
+        _require_below("rank", rank, "world_size", world_size)
+        _require_below("micro_batch", micro_batch, "micro_batches", micro_batches)
         self.prepare(model)
         assert self.representation is not None
         device = next(model.parameters()).device
@@ -199,13 +206,22 @@ class MLCRegularizer(nn.Module):
         every = prompts_of_step(len(self.groups), self.prompts_per_step, self.seed, step)
         share = share_of(every, micro_batch * world_size + rank, parts)
         runner = self._runner(model)
-        total = nothing
+        if micro_batch == 0:
+            representation.forget_window()  # what an interrupted step has left
+        # A trained extractor has a gradient on every process, because all of them average it.
+        total = sum((0.0 * parameter.sum() for parameter in self._trained()), start=nothing)
         if share or runner.needs_rows:
             prompts = self.groups.sequences(share or every[:1])
             states, present = runner(model, prompts, len(self.groups.languages))
+            if torch.is_grad_enabled() and not states.requires_grad:
+                raise UserError(
+                    "layer",
+                    f"no weight that is trained has an influence on layer {self.settings.layer}, so the loss would "
+                    "change nothing; take a later layer, or train earlier weights",
+                )
             losses, observed = self._losses(representation, states, present)
             # A process without a prompt of its own runs one for the others' sake, and counts it as 0.
-            total = self.weight * losses.sum() * (parts / len(every) if share else 0.0)
+            total = total + self.weight * losses.sum() * (parts / len(every) if share else 0.0)
             if share:
                 self._note(losses, observed, detailed)
                 representation.observe(states.detach(), present)
@@ -213,6 +229,19 @@ class MLCRegularizer(nn.Module):
             representation.fold_mean()
             self._note_cosines()
         return total
+
+    def average_gradients(self) -> None:
+        """Average the gradients of a trained extractor over the processes, as DDP does for those of the model.
+
+        Call it on every process, after the last backward pass of a step and before the optimizer's step. It does
+        nothing if the extractor is not trained, the step has no loss, or there is one process.
+        """
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return
+        for parameter in self._trained():
+            if parameter.grad is not None:  # the same on all processes
+                distributed.all_reduce(parameter.grad)
+                parameter.grad /= distributed.get_world_size()
 
     def metrics(self, synchronize: bool = False) -> dict[str, float]:
         """Return the means since the last call, and forget them.
@@ -267,7 +296,11 @@ class MLCRegularizer(nn.Module):
         self.prepare(model)
         path = Path(folder) / STATE_FILE
         if not path.exists():
-            logger.warning("%s has no %s: the run continues with a new extractor", folder, STATE_FILE)
+            if self._trained():
+                raise UserError(
+                    str(folder), f"has no {STATE_FILE}, so no trained extractor; use extractor 'frozen', or start anew"
+                )
+            logger.warning("%s has no %s: the MLC loss begins here", folder, STATE_FILE)
             return
         try:
             with safe_open(path, "pt") as file:
@@ -281,7 +314,7 @@ class MLCRegularizer(nn.Module):
         self.load_state_dict(tensors)
 
     def identity(self) -> dict[str, Any]:
-        """The options that a resumed run must not change."""
+        """The options, for a checkpoint. A resumed run must not change most of them."""
         settings = self.settings
         return {
             "extractor": settings.extractor,
@@ -290,24 +323,35 @@ class MLCRegularizer(nn.Module):
             "center": settings.center,
             "seed": self.seed,
             "prompts_per_step": self.prompts_per_step,
+            "prompts": len(self.groups),
             "languages": list(self.groups.languages),
+            "weight": settings.mlc.weight,
+            "temperature": settings.mlc.temperature,
+            "scale": settings.mlc.scale,
+            "every_n_steps": settings.every_n_steps,
+            "max_prompt_length": self._longest_allowed,
         }
 
     def require_same(self, stored: Mapping[str, Any], where: str) -> None:
-        """Refuse to resume with other options.
+        """Refuse to resume with other options, and warn of those that may change.
 
         Args:
             stored: What :meth:`identity` returned when the checkpoint was written.
             where: The checkpoint, for the error.
 
         Raises:
-            UserError: An option has another value now.
+            UserError: An option has another value now, or there is another number of prompts.
         """
-        for name, value in self.identity().items():
-            if stored.get(name) != value:
+        changed = {name: value for name, value in self.identity().items() if stored.get(name) != value}
+        for name, value in changed.items():
+            if name in _FIXED:
                 raise UserError(
                     name, f"is {value}, but was {stored.get(name)} in {where}; give the same, or start a new run"
                 )
+            logger.warning("MLC: %s is %s, but was %s in %s", name, value, stored.get(name), where)
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def _runner(self, model: nn.Module) -> PromptStates:
         if self._states is None or self._states[0] is not model:
@@ -342,6 +386,6 @@ class MLCRegularizer(nn.Module):
         self._prompt_sums = {}
 
 
-def _require_one_of(option: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise UserError(option, f"must be one of {', '.join(allowed)}, got {value!r}")
+def _require_below(option: str, value: int, bound: str, count: int) -> None:
+    if not 0 <= value < count:
+        raise UserError(option, f"must be from 0 to {bound} - 1, which is {count - 1}, got {value}")

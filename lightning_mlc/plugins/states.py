@@ -16,6 +16,7 @@ from lightning_mlc.data.row_layout import Layout
 from lightning_mlc.data.rows import TokenRows, TokenSequence
 from lightning_mlc.errors import UserError, renamed
 from lightning_mlc.models.layers import num_layers, resolve_layer
+from lightning_mlc.models.parts import learnt_positions, token_embeddings
 from lightning_mlc.models.policy import Policy
 from lightning_mlc.models.self_check import self_check
 
@@ -130,7 +131,7 @@ def transformers_model(model: nn.Module) -> PreTrainedModel:
     """Return the model of transformers inside ``model``.
 
     Raises:
-        UserError: There is none, it is an encoder-decoder, or its adapters prepend virtual tokens.
+        UserError: There is none, it is an encoder-decoder, it takes no text, or its adapters prepend virtual tokens.
     """
     inner: Any = unwrapped(model)
     for name in ("module", "_fsdp_wrapped_module"):  # DeepSpeed and FSDP1
@@ -146,7 +147,38 @@ def transformers_model(model: nn.Module) -> PreTrainedModel:
         )
     if getattr(inner.config, "is_encoder_decoder", False):
         raise UserError("model", f"{type(inner).__name__} is an encoder-decoder; give a causal LM")
+    if "input_ids" not in inspect.signature(inner.forward).parameters:
+        raise UserError("model", f"{type(inner).__name__} takes no text; give a causal LM")
     return inner
+
+
+def require_embeddings(model: nn.Module, longest: int, highest_token: int) -> None:
+    """Refuse prompts for which a model has too few embeddings or positions. Says nothing of sharded models.
+
+    Args:
+        model: The model, wrapped or not.
+        longest: Number of tokens of the longest prompt.
+        highest_token: Highest token id of the prompts.
+
+    Raises:
+        UserError: It has too few.
+    """
+    if is_sharded(model):
+        return
+    inner = transformers_model(model)
+    rows = token_embeddings(inner)
+    if rows and highest_token >= rows:  # weights that DeepSpeed has divided have 0 rows
+        raise UserError(
+            "tokenizer",
+            f"gives ids up to {highest_token}, but the model embeds {rows} tokens (0 to {rows - 1}); give the model's "
+            "own tokenizer, or resize its embeddings",
+        )
+    places = learnt_positions(inner)
+    if places and longest > places:
+        raise UserError(
+            "max_prompt_length",
+            f"a prompt has {longest} tokens, but the model has learnt {places} positions; give {places}",
+        )
 
 
 def _is_causal_lm(model: PreTrainedModel) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from transformers.trainer_utils import get_last_checkpoint
 
 from lightning_mlc.errors import UserError
@@ -49,6 +49,8 @@ class MLCTrainerMixin(_Base):
     """
 
     mlc: MLCRegularizer | None = None
+    _mlc_micro_batch: int | None = None
+    """The next micro-batch of the optimizer step, from 0. None before the first."""
 
     def __init__(self, *args: Any, mlc: MLCRegularizer | None = None, **keywords: Any) -> None:
         super().__init__(*args, **keywords)
@@ -58,10 +60,23 @@ class MLCTrainerMixin(_Base):
 
     def _attach(self, mlc: MLCRegularizer) -> None:
         self.mlc = mlc
-        self._mlc_step = self._mlc_micro_batch = 0
+        self._mlc_micro_batch = None
         mlc.prepare(_model_of(self))
 
     # ---- the step -----------------------------------------------------------------------------------
+
+    def get_batch_samples(self, *args: Any, **keywords: Any) -> Any:
+        """Fetch the micro-batches of an optimizer step, and count those of the translations from 0 again."""
+        if self._mlc_micro_batch == 0:
+            raise UserError(
+                "training_step",
+                f"of {type(self).__name__} does not reach that of MLCTrainerMixin, so the run has no MLC loss; call "
+                "super().training_step(...) in it, and change the trainer's methods after add_mlc, not before",
+            )
+        found: Any = super().get_batch_samples(*args, **keywords)
+        if self.mlc is not None and found[0]:
+            self._mlc_micro_batch = 0
+        return found
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Run the translations of this micro-batch and their backward pass, then the trainer's own step.
@@ -75,16 +90,18 @@ class MLCTrainerMixin(_Base):
 
     def _backward_of_mlc(self, mlc: MLCRegularizer, model: nn.Module) -> Tensor | None:
         step, micro_batches = self.state.global_step, self.current_gradient_accumulation_steps
-        if step != self._mlc_step:
-            self._mlc_step, self._mlc_micro_batch = step, 0
-        micro_batch = self._mlc_micro_batch
-        self._mlc_micro_batch += 1
+        micro_batch = self._mlc_micro_batch or 0
+        self._mlc_micro_batch = micro_batch + 1
         trained = list(mlc.parameters()) if micro_batch == 0 else []
         for parameter in trained:  # the trainer clears the gradients of its model only
             parameter.grad = None
         if not mlc.runs_at(step):
             return None
-        model.train()  # the trainer's own step does this too, but later
+        # The trainer's own step does both, but later. Schedule-free optimizers exchange the weights in theirs.
+        model.train()
+        exchange = getattr(self.optimizer, "train", None)
+        if callable(exchange):
+            exchange()
         with self.compute_loss_context_manager(), self.accelerator.autocast():
             loss = mlc.loss(
                 model,
@@ -100,7 +117,7 @@ class MLCTrainerMixin(_Base):
         if reaches_weights:
             self._backward_without_step(loss)
         if micro_batch == micro_batches - 1:
-            _average_gradients(mlc)
+            mlc.average_gradients()
         return loss.detach()
 
     def _backward_without_step(self, loss: Tensor) -> None:
@@ -127,6 +144,7 @@ class MLCTrainerMixin(_Base):
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **keywords)
         if self.mlc is None:
             return optimizer
+        self.mlc.prepare(_model_of(self))
         trained = [parameter for parameter in self.mlc.parameters() if parameter.requires_grad]
         known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         if trained and id(trained[0]) not in known:
@@ -152,7 +170,10 @@ class MLCTrainerMixin(_Base):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **keywords: Any) -> Any:
         """Train; a resumed run continues with the extractor of its checkpoint."""
         if self.mlc is not None:
-            self._mlc_step = self._mlc_micro_batch = 0
+            self._mlc_micro_batch = None
+            self.mlc.metrics()  # forgets those of an earlier run
+            if self.model_init is not None:  # the trainer makes a new model
+                self.mlc.representation = None
             folder = resume_from_checkpoint
             if folder is True:
                 folder = get_last_checkpoint(self.args.output_dir)  # type: ignore[no-untyped-call]
@@ -201,8 +222,6 @@ def add_mlc(
         tokenizer = getattr(processing, "tokenizer", processing)
     if tokenizer is None:
         raise UserError("tokenizer", "the trainer has no processing_class; pass tokenizer=...")
-    if not hasattr(tokenizer, "chat_template"):
-        raise UserError("tokenizer", f"must be a tokenizer with a chat template, got {type(tokenizer).__name__}")
     options.setdefault("prompts_per_step", _examples_per_step(trainer))
     options.setdefault("seed", trainer.args.seed)
     _check_trainer(trainer, options.get("extractor"))
@@ -278,15 +297,3 @@ def _examples_per_step(trainer: Any) -> int:
     args = trainer.args
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     return max(1, int(rows) // int(getattr(args, "num_generations", None) or 1))
-
-
-def _average_gradients(mlc: MLCRegularizer) -> None:
-    """Average the gradients of a trained extractor over the processes, as DDP does for the model."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return
-    for parameter in mlc.parameters():
-        if parameter.requires_grad:
-            if parameter.grad is None:  # this process had no prompt
-                parameter.grad = torch.zeros_like(parameter)
-            distributed.all_reduce(parameter.grad)
-            parameter.grad /= distributed.get_world_size()

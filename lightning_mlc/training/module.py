@@ -24,7 +24,7 @@ from lightning_mlc.data.batches import Batch
 from lightning_mlc.data.datamodule import MultilingualData
 from lightning_mlc.distributed.sharding import FSDP2
 from lightning_mlc.errors import UserError
-from lightning_mlc.lightning_internals import ends_window, logs_step, profiled
+from lightning_mlc.lightning_internals import ends_window, profiled, writes_logs
 from lightning_mlc.models.forward import run_batch
 from lightning_mlc.models.lora import LoRA
 from lightning_mlc.models.policy import Policy
@@ -245,7 +245,7 @@ class AlignmentModule(LightningModule):
                 if self.representation is not None and grid.states is not None:
                     self.representation.observe(grid.states, grid.present)
                 observed = observe(self.representation, batch, grid, reference)
-                added = self.losses.of_consistency(batch, observed, terms, detailed=logs_step(self.trainer))
+                added = self.losses.of_consistency(batch, observed, terms, detailed=writes_logs(self.trainer))
             loss, metrics = loss + added.loss, metrics | added.metrics
         elif self.representation is not None and self._sharding is None:
             # DDP expects every trainable parameter in every backward pass; the zero gradient is

@@ -147,19 +147,6 @@ def test_logs_are_written_where_lightning_writes_them(tmp_path: Path) -> None:
     assert found == logger.steps == [1, 3]
 
 
-def test_a_step_is_logged_where_lightning_logs_it(tmp_path: Path) -> None:
-    """Lightning passes the metrics of every n-th optimizer step to its loggers."""
-    found: list[int] = []
-    logger = Seen()
-
-    def start(trainer: Trainer, *_: Any) -> None:
-        if internals.logs_step(trainer):
-            found.append(trainer.global_step)
-
-    fit(tmp_path, At("on_train_batch_start", start), logger=logger, log_every_n_steps=2, max_epochs=2)
-    assert found == logger.steps == [1, 3, 5, 7]
-
-
 def test_time_is_reported_to_the_profiler(tmp_path: Path) -> None:
     def start(trainer: Trainer, *_: Any) -> None:
         with internals.profiled(trainer, "part"):

@@ -138,6 +138,13 @@ def test_a_later_configuration_without_the_block_is_left_alone(folder: Path, tmp
         ({"prompts": "sample", "tempratur": 1}, "mlc.tempratur: is no option; did you mean temperature?"),
         ({"prompts": "sample", "prompts_per_step": "all"}, "mlc.prompts_per_step: cannot be 'all'"),
         ({"prompts": "nowhere.jsonl"}, "mlc.prompts: there is no file nowhere.jsonl"),
+        ({"prompts": "sample", "temperature": 1000}, "mlc.temperature: must be from 0.01 to 100, got 1000"),
+        ({"prompts": "sample", "weight": -1}, "mlc.weight: must be 0 or above, got -1"),
+        ({"prompts": "sample", "scale": "both"}, "mlc.scale: cannot be 'both'"),
+        ({"prompts": "sample", "layer": 1.5}, "mlc.layer: 1.5 is not a fraction of depth"),
+        ({"prompts": "sample", "extractor_dim": 1}, "mlc.extractor_dim: must be at least 2, got 1"),
+        ({"prompts": "sample", "languages": ["en", "tlh"]}, "mlc.languages: no row has a prompt in 'tlh'"),
+        ({"prompts": "sample", "source_language": "x"}, "mlc.source_language: 'x' is not a language code"),
     ],
 )
 def test_faults_stop_axolotl_before_it_loads_the_model(block: Any, message: str) -> None:
@@ -157,8 +164,15 @@ def test_the_schema_refuses_unknown_options_too() -> None:
         validate_config(cfg)
 
 
-def test_options_out_of_range_are_named_as_in_the_file(folder: Path, tmp_path: Path) -> None:
-    cfg = loaded(configuration(mlc={"prompts": "sample", "temperature": 1000.0}))
+def test_a_fault_in_the_prompts_stops_axolotl_before_it_loads_the_model(tmp_path: Path) -> None:
+    prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": ROWS[0]["prompt"]}, {"text": "no prompt"}])
+    with pytest.raises(UserError, match=r"prompts.jsonl row 2: .prompt. must hold one text per language"):
+        loaded(configuration(mlc={"prompts": str(prompts)}))
+
+
+def test_faults_in_what_the_command_line_adds_are_named_as_in_the_file(folder: Path, tmp_path: Path) -> None:
+    cfg = loaded(configuration(mlc={"prompts": "sample"}))
+    cfg["mlc"]["temperature"] = 1000.0
     with pytest.raises(UserError, match=r"^mlc\.temperature: "):
         created(cfg, trainer_of(folder, tmp_path))
 

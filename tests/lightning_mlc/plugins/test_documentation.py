@@ -184,17 +184,30 @@ def objective(model: Any, batch: Tensor) -> Tensor:
     return loss
 
 
-def plain_steps(folder: Path, mlc: bool = True) -> Tensor:
+TRAINED: dict[str, Any] = {"extractor": "linear", "every_n_steps": 2, "extractor_dim": 16, "prompts_per_step": 1}
+"""A trained extractor, on steps without the loss, and with a process that has no prompt."""
+
+
+def optimizer_of(model: Any) -> torch.optim.Optimizer:
+    # With momentum, a gradient of 0 is not the same as none.
+    return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.5)
+
+
+def plain_steps(folder: Path, mlc: bool = True, trained: bool = False) -> Tensor:
     """The same training in its simplest form: whole steps, one backward pass for the sum."""
     model = model_of(folder)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    regularizer = MLCRegularizer("prompts.jsonl", tokenizer_of(folder), weight=0.8, prompts_per_step=8)
+    optimizer = optimizer_of(model)
+    options = {"prompts_per_step": 8, **(TRAINED if trained else {})}
+    regularizer = MLCRegularizer("prompts.jsonl", tokenizer_of(folder), weight=0.8, **options)
+    regularizer.prepare(model)
+    if trained:
+        optimizer.add_param_group({"params": [*regularizer.parameters()]})
     for step, batch in enumerate(batches_of(4)):
         loss = objective(model, batch)
         (loss + regularizer.loss(model, step) if mlc else loss).backward()
         optimizer.step()
         optimizer.zero_grad()
-    return weights(model)
+    return torch.cat([weights(model), weights(regularizer)]) if trained else weights(model)
 
 
 def with_accelerate(folder: Path, size: int, accumulation: int) -> Tensor:
@@ -211,7 +224,7 @@ def with_accelerate(folder: Path, size: int, accumulation: int) -> Tensor:
     names = {
         "model": model,
         "tokenizer": tokenizer_of(folder),
-        "optimizer": torch.optim.SGD(model.parameters(), lr=0.05),
+        "optimizer": optimizer_of(model),
         "batches": DataLoader(torch.cat(in_turn), batch_size=size),
         "objective": objective,
     }
@@ -220,21 +233,30 @@ def with_accelerate(folder: Path, size: int, accumulation: int) -> Tensor:
     return weights(model)
 
 
-def with_pytorch(folder: Path, size: int, accumulation: int, rank: int, world_size: int) -> Tensor:
-    """Weights after the block for plain PyTorch, in a process group that is there."""
+def with_pytorch(
+    folder: Path, size: int, accumulation: int, rank: int, world_size: int, trained: bool = False
+) -> Tensor:
+    """Weights after the block for plain PyTorch, then those of a trained extractor, if it has one."""
     batches = batches_of(size, rank, world_size)
     model = model_of(folder)
-    run(
+    changes = {}
+    if trained:
+        changes["prompts_per_step=8)\n"] = (
+            "**options)\nmlc.prepare(model)\noptimizer.add_param_group({'params': [*mlc.parameters()]})\n"
+        )
+    found = run(
         "pytorch",
+        changes,
+        options=TRAINED,
         model=model,
         tokenizer=tokenizer_of(folder),
-        optimizer=torch.optim.SGD(model.parameters(), lr=0.05),
+        optimizer=optimizer_of(model),
         steps=[batches[start : start + accumulation] for start in range(0, len(batches), accumulation)],
         objective=objective,
         rank=rank,
         world_size=world_size,
     )
-    return weights(model)
+    return torch.cat([weights(model), weights(found["mlc"])]) if trained else weights(model)
 
 
 @pytest.mark.parametrize(("size", "accumulation"), [(4, 1), (1, 4)])
@@ -263,6 +285,7 @@ from test_documentation import *
 folder, rank = Path({folder!r}), int(os.environ["RANK"])
 results = {{"accelerate": with_accelerate(folder, 1, 2)}}
 results["pytorch"] = with_pytorch(folder, 1, 2, rank, 2)
+results["trained"] = with_pytorch(folder, 1, 2, rank, 2, trained=True)
 torch.save(results, f"results{{rank}}.pt")
 torch.distributed.destroy_process_group()
 """
@@ -276,9 +299,9 @@ def test_loops_on_two_processes_equal_one(folder: Path, scratch: Path) -> None:
     Path("two.py").write_text(TWO.format(path=path, folder=str(folder)))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "two.py"]
     subprocess.run(command, check=True, timeout=600, env=os.environ | {"ACCELERATE_USE_CPU": "true"})
-    expected = plain_steps(folder)
     for rank in (0, 1):
-        for found in torch.load(f"results{rank}.pt").values():
+        for name, found in torch.load(f"results{rank}.pt").items():
+            expected = plain_steps(folder, trained=name == "trained")
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
@@ -296,7 +319,9 @@ def test_messages_begin_as_the_page_says(folder: Path, scratch: Path, monkeypatc
 
     without_template = tokenizer_of(folder)
     without_template.chat_template = None
-    begun, two = trainer(), trainer()
+    begun, two, replaced = trainer(), trainer(), trainer()
+    replaced.train_dataset = [{"input_ids": [5, 6], "labels": [5, 6]}] * 20
+    replaced.training_step = lambda *_: torch.zeros(())
     begun.state.global_step = 1
     two.args._n_gpu = 2
     faults = [
@@ -306,6 +331,7 @@ def test_messages_begin_as_the_page_says(folder: Path, scratch: Path, monkeypatc
         lambda: add_mlc(begun, "prompts.jsonl"),
         lambda: add_mlc(add_mlc(trainer(), "prompts.jsonl"), "prompts.jsonl"),
         lambda: checked({"prompts": "prompts.jsonl", "wieght": 1}),
+        lambda: add_mlc(replaced, "prompts.jsonl").train(),
     ]
     messages = []
     for fault in faults:

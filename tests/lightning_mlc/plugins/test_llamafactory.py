@@ -189,6 +189,8 @@ def test_a_run_that_does_not_train_reads_no_prompts(folder: Path, tmp_path: Path
         ({"mlc": {"prompts": "sample", "weight": "much"}}, "mlc.weight: cannot be 'much'"),
         ({"mlc": {"prompts": "nowhere.jsonl"}}, "mlc.prompts: there is no file nowhere.jsonl"),
         ({"mlc": {"prompts": "sample", "weight": -1}}, "mlc.weight: "),
+        ({"mlc": {"prompts": "sample", "temperature": 1000}}, "mlc.temperature: "),
+        ({"mlc": {"prompts": "sample", "languages": ["en", "tlh"]}}, "mlc.languages: "),
         ({"stage": "rm"}, "stage: rm cannot have"),
         ({"stage": "ppo"}, "stage: ppo cannot have"),
         ({"use_ray": True}, "use_ray: "),
@@ -205,6 +207,25 @@ def test_faults_are_one_line(
     assert len(lines) == 1
     assert lines[0].startswith(f"error: {message}")
     assert not (Path(config["output_dir"]) / "model.safetensors").exists()
+
+
+def test_faults_are_told_before_llamafactory_runs(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llamafactory.train import tuner
+
+    def run(config: dict[str, Any]) -> None:
+        pytest.fail("it loads the model")
+
+    monkeypatch.setattr(tuner, "run_exp", run)
+    config = configuration(folder, tmp_path)
+    bad = write_jsonl(tmp_path / "bad.jsonl", [{"prompt": ROWS[0]["prompt"]}, {"text": "no prompt"}])
+    for change, message in (
+        ({"temperature": 1000}, r"^mlc.temperature: must be from 0.01 to 100"),
+        ({"prompts": str(bad)}, r"bad.jsonl row 2: .prompt. must hold one text per language"),
+    ):
+        with pytest.raises(UserError, match=message):
+            llamafactory.train(config | {"mlc": config["mlc"] | change})
 
 
 @pytest.mark.parametrize("words", [["train"], ["chat", "x.yaml"], ["train", "--stage", "dpo"]])

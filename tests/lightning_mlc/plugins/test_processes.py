@@ -27,6 +27,7 @@ DDP_RUNS = [
     Run("ddp_linear_clipped", mlc={"extractor": "linear"}, options={"max_grad_norm": 1.0}),
     Run("ddp_linear_accumulated", batch=2, mlc={"extractor": "linear"}, options={**TWICE, "max_grad_norm": 1.0}),
     Run("ddp_linear_one_prompt", mlc={"extractor": "linear", "prompts_per_step": 1}),
+    Run("ddp_linear_every_second_step", mlc={"extractor": "linear", "prompts_per_step": 1, "every_n_steps": 2}),
     Run("ddp_centred", mlc={"center": True}),
     Run("ddp_centred_accumulated", batch=2, mlc={"center": True}, options=TWICE),
     Run("ddp_one_prompt", mlc={"prompts_per_step": 1}),

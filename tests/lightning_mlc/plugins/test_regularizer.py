@@ -9,7 +9,16 @@ import pytest
 import torch
 from conftest import example_rows, save_model
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from lightning_mlc.errors import UserError
 from lightning_mlc.plugins import MLCRegularizer
@@ -201,6 +210,19 @@ def test_centring_does_not_depend_on_micro_batches(model: Any, model_folder: Pat
         assert sum(half.item() for half in halves) / 2 == pytest.approx(whole.item(), rel=1e-4)
 
 
+def test_centring_subtracts_the_mean_of_the_steps_before(model: Any, model_folder: Path) -> None:
+    centred, plain = regularizer(model_folder, center=True), regularizer(model_folder)
+    assert centred.loss(model, 0).item() == plain.loss(model, 0).item()  # the mean is still 0
+    assert centred.loss(model, 1).item() > 2 * plain.loss(model, 1).item()  # all states have a part in common
+
+
+def test_an_interrupted_step_leaves_nothing_in_the_mean(model: Any, model_folder: Path) -> None:
+    interrupted, whole = (regularizer(model_folder, center=True) for _ in range(2))
+    interrupted.loss(model, 5, micro_batch=0, micro_batches=2)
+    assert interrupted.loss(model, 0).item() == whole.loss(model, 0).item()
+    assert interrupted.loss(model, 1).item() == whole.loss(model, 1).item()
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -209,6 +231,7 @@ def test_centring_does_not_depend_on_micro_batches(model: Any, model_folder: Pat
         ({"extractor_dim": 4}, "extractor_dim: is 4, but was 8 in"),
         ({"languages": ["en", "zh"]}, r"languages: is \['en', 'zh'\], but was \['en', 'sw', 'zh'\] in"),
         ({"prompts_per_step": 2}, "prompts_per_step: is 2, but was 4 in"),
+        ({"rows": UNEVEN[:5]}, "prompts: is 5, but was 6 in"),
     ],
 )
 def test_a_resumed_run_keeps_its_options(
@@ -219,6 +242,20 @@ def test_a_resumed_run_keeps_its_options(
     mlc.save(tmp_path)
     with pytest.raises(UserError, match=f"^{message}"):
         regularizer(model_folder, **changed).restore(tmp_path, model)
+
+
+def test_changes_of_other_options_are_told(
+    model: Any, model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mlc = regularizer(model_folder)
+    mlc.prepare(model)
+    mlc.save(tmp_path)
+    regularizer(model_folder).restore(tmp_path, model)
+    assert "but was" not in caplog.text
+    changed: Any = {"weight": 0.4, "temperature": 0.5, "scale": "none", "every_n_steps": 2, "max_prompt_length": 99}
+    regularizer(model_folder, **changed).restore(tmp_path, model)
+    for name, value in changed.items():
+        assert f"MLC: {name} is {value}, but was " in caplog.text
 
 
 def test_a_damaged_state_is_told(model: Any, model_folder: Path, tmp_path: Path) -> None:
@@ -290,6 +327,17 @@ class Somebody(nn.Module):
         ({"prompts_per_step": 0}, "prompts_per_step: must be at least 1, got 0"),
         ({"scale": "both"}, "scale: must be one of top, none, got 'both'"),
         ({"extractor": "lora"}, "extractor: must be one of frozen, linear, none, got 'lora'"),
+        ({"layer": 1.5}, "layer: 1.5 is not a fraction of depth"),
+        ({"layer": "last"}, "layer: must be a number, got 'last'"),
+        ({"weight": None}, "weight: must be a number, got None"),
+        ({"weight": True}, "weight: must be a number, got True"),
+        ({"weight": float("nan")}, "weight: must be 0 or above, got nan"),
+        ({"temperature": "hot"}, "temperature: must be a number, got 'hot'"),
+        ({"every_n_steps": 1.5}, "every_n_steps: must be an integer, got 1.5"),
+        ({"prompts_per_step": "all"}, "prompts_per_step: must be an integer, got 'all'"),
+        ({"max_prompt_length": 0}, "max_prompt_length: must be at least 1, got 0"),
+        ({"center": "no"}, "center: must be true or false, got 'no'"),
+        ({"seed": -1}, "seed: must be from 0 to 4294967295, got -1"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, Any], message: str, model_folder: Path) -> None:
@@ -297,15 +345,62 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str, model_fo
         regularizer(model_folder, **options)
 
 
+@pytest.mark.parametrize("tokenizer", [None, "gpt2"])
+def test_what_is_no_tokenizer_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(UserError, match=r"^tokenizer: must be a tokenizer with a chat template, got (NoneType|str)"):
+        MLCRegularizer(ROWS, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ({"micro_batch": 2, "micro_batches": 2}, "micro_batch: must be from 0 to micro_batches - 1, which is 1, got 2"),
+        ({"rank": 2, "world_size": 2}, "rank: must be from 0 to world_size - 1, which is 1, got 2"),
+        ({"rank": -1}, "rank: must be from 0 to world_size - 1, which is 0, got -1"),
+    ],
+)
+def test_a_share_that_does_not_exist_is_refused(
+    place: dict[str, int], message: str, model: Any, model_folder: Path
+) -> None:
+    """It would have no prompt, so a loop that counts wrong would train without the loss."""
+    with pytest.raises(UserError, match=f"^{message}"):
+        regularizer(model_folder).loss(model, 0, **place)
+
+
+@pytest.mark.parametrize("extractor", ["frozen", "linear"])
+def test_a_layer_that_no_trained_weight_reaches_is_refused(extractor: Any, model: Any, model_folder: Path) -> None:
+    model.get_input_embeddings().requires_grad_(False)
+    mlc = regularizer(model_folder, layer=0, extractor=extractor)
+    with pytest.raises(UserError, match=r"^layer: no weight that is trained has an influence on layer 0, so the loss"):
+        mlc.loss(model, 0)
+    with torch.no_grad():
+        assert mlc.loss(model, 0) > 0
+    regularizer(model_folder, layer=1, extractor=extractor).loss(model, 0).backward()
+
+
 def test_bad_models_are_refused(model: Any, model_folder: Path) -> None:
     with pytest.raises(UserError, match=r"^model: must be a model of transformers.* got Somebody"):
         regularizer(model_folder).loss(Somebody(), 0)
+    sizes: Any = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+    with pytest.raises(UserError, match=r"^model: ViTForImageClassification takes no text; give a causal LM"):
+        regularizer(model_folder).loss(ViTForImageClassification(ViTConfig(**sizes)), 0)
     with pytest.raises(UserError, match=r"^layer: the model has no layer 9; it has 3 layers"):
         regularizer(model_folder, layer=9).loss(model, 0)
     peft = pytest.importorskip("peft")
     config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     with pytest.raises(UserError, match=r"^model: has prompt-learning adapters"):
         regularizer(model_folder).loss(peft.get_peft_model(model, config), 0)
+
+
+def test_prompts_that_do_not_fit_the_model_are_refused_before_the_first_step(model: Any, model_folder: Path) -> None:
+    sizes: Any = {"n_embd": 8, "n_layer": 1, "n_head": 2, "vocab_size": 300, "n_positions": 32}
+    long = [{"en": "a" * 90, "sw": "b"}]
+    with pytest.raises(UserError, match=r"^max_prompt_length: a prompt has \d+ tokens, but .* 32 positions; give 32"):
+        regularizer(model_folder, long).prepare(GPT2LMHeadModel(GPT2Config(**sizes)))
+    regularizer(model_folder, long, max_prompt_length=32).loss(GPT2LMHeadModel(GPT2Config(**sizes)), 0).backward()
+    model.resize_token_embeddings(200)
+    with pytest.raises(UserError, match=r"^tokenizer: gives ids up to \d+, but the model embeds 200 tokens"):
+        regularizer(model_folder).prepare(model)
 
 
 def test_adapters_get_the_gradient(model: Any, model_folder: Path) -> None:

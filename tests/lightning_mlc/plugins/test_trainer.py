@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SGD_ARGUMENTS, byte_tokenizer, example_rows, save_model
+from conftest import byte_tokenizer, save_model
+from small_trainers import PROMPTS, add, arguments, trained, trainer_of, weights
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -18,7 +19,6 @@ from transformers import (
     T5ForConditionalGeneration,
     Trainer,
     TrainerCallback,
-    TrainingArguments,
 )
 
 from lightning_mlc.errors import UserError
@@ -26,44 +26,10 @@ from lightning_mlc.plugins import MLCRegularizer, MLCTrainerMixin, add_mlc
 
 pytest.importorskip("accelerate")
 
-ROWS = example_rows(10)
-PROMPTS = [row["prompt"] for row in ROWS]
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("model"), attention_dropout=0.0)
-
-
-def arguments(out: Path, **options: Any) -> TrainingArguments:
-    defaults = {**SGD_ARGUMENTS, "per_device_train_batch_size": 4, "seed": 7}
-    return TrainingArguments(output_dir=str(out), **{**defaults, **options})
-
-
-def trainer_of(folder: Path, out: Path, kind: type[Trainer] = Trainer, **options: Any) -> Trainer:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    ids = [tokenizer(row["chosen"])["input_ids"][:24] for row in ROWS]
-    data = [{"input_ids": row, "labels": row, "attention_mask": [1] * len(row)} for row in ids]
-    return kind(
-        AutoModelForCausalLM.from_pretrained(folder),
-        arguments(out, **options),
-        train_dataset=data,
-        eval_dataset=data[:4],
-        processing_class=tokenizer,
-    )
-
-
-def add(trainer: Trainer, **options: Any) -> Trainer:
-    return add_mlc(trainer, PROMPTS, **{"weight": 10.0, "extractor_dim": 16, "prompts_per_step": 4, **options})
-
-
-def weights(trainer: Trainer) -> Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
-
-
-def trained(trainer: Trainer, **options: Any) -> Tensor:
-    trainer.train(**options)
-    return weights(trainer)
 
 
 @pytest.fixture(scope="module")
