@@ -15,10 +15,11 @@ from torch import Tensor, distributed, nn
 from transformers import PreTrainedTokenizerBase
 
 from lightning_mlc.consistency import Observed, Representation
-from lightning_mlc.consistency.collapse import CollapseWatch, prompt_cosines, sums_of_step
+from lightning_mlc.consistency.collapse import CollapseWatch, sums_of_step
 from lightning_mlc.errors import UserError, first_line, renamed
 from lightning_mlc.files.atomic import write_whole
 from lightning_mlc.models.forward import Grid
+from lightning_mlc.plugins.logged_means import LoggedMeans
 from lightning_mlc.plugins.prompts import PromptGroups, prompts_of_step, share_of
 from lightning_mlc.plugins.settings import settings_of
 from lightning_mlc.plugins.states import PromptStates, require_embeddings, transformers_model
@@ -128,10 +129,7 @@ class MLCRegularizer(nn.Module):
         self._pad_id = int(tokenizer.pad_token_id or 0)
         self._states: tuple[nn.Module, PromptStates] | None = None
         """The model, and how it is run. In a tuple, so that it is no part of this module."""
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int | Tensor] = {}
-        self._prompt_sums: dict[str, Tensor] = {}
-        """Sums over the prompts of the step so far."""
+        self._means = LoggedMeans()
         self._collapse_watch = CollapseWatch("lower weight, or train on ordinary prompts, too (docs/consistency.md)")
 
     @property
@@ -227,7 +225,7 @@ class MLCRegularizer(nn.Module):
                 representation.observe(states.detach(), present)
         if micro_batch == micro_batches - 1:
             representation.fold_mean()
-            self._note_cosines()
+            self._means.end_step()
         return total
 
     def average_gradients(self) -> None:
@@ -256,23 +254,7 @@ class MLCRegularizer(nn.Module):
             the last three of the hidden states themselves as ``mlc/raw/...``. Empty if no step had the loss. Without
             ``between_prompts`` if no process had two prompts.
         """
-        pairs = [count for count in self._counts.values() if isinstance(count, Tensor)]
-        # Waits for the device once.
-        read = iter(torch.stack([*self._sums.values(), *pairs]).tolist() if self._sums else [])
-        sums = [next(read) for _ in self._sums]
-        counts = [next(read) if isinstance(count, Tensor) else float(count) for count in self._counts.values()]
-        own = {name: (value, count) for name, value, count in zip(self._sums, sums, counts, strict=True)}
-        self._sums, self._counts = {}, {}
-        processes = [own]
-        if synchronize and distributed.is_available() and distributed.is_initialized():
-            processes = [{}] * distributed.get_world_size()
-            distributed.all_gather_object(processes, own)
-        totals: dict[str, tuple[float, float]] = {}
-        for of_one in processes:
-            for name, (value, count) in of_one.items():
-                before = totals.get(name, (0.0, 0.0))
-                totals[name] = before[0] + value, before[1] + count
-        means = {name: value / count for name, (value, count) in sorted(totals.items()) if count}
+        means = self._means.take(synchronize)
         self._collapse_watch.look(means)
         return means
 
@@ -370,20 +352,8 @@ class MLCRegularizer(nn.Module):
         values = {"loss": losses.detach()}
         if detailed:
             values |= self.settings.mlc.metrics(observed)
-            for name, sums in sums_of_step(observed).items():
-                self._prompt_sums[name] = self._prompt_sums.get(name, 0.0) + sums
-        for name, value in values.items():
-            key = f"mlc/{name}"
-            self._sums[key] = self._sums.get(key, 0.0) + value.sum()  # stays on the device until it is logged
-            self._counts[key] = self._counts.get(key, 0) + len(value)
-
-    def _note_cosines(self) -> None:
-        """Note the cosines between the prompts that this process had in the step."""
-        for name, sums in self._prompt_sums.items():
-            cosines, pairs = prompt_cosines(sums)
-            self._sums[name] = self._sums.get(name, 0.0) + cosines
-            self._counts[name] = self._counts.get(name, 0) + pairs
-        self._prompt_sums = {}
+            self._means.add_prompts(sums_of_step(observed))
+        self._means.add({f"mlc/{name}": value for name, value in values.items()})
 
 
 def _require_below(option: str, value: int, bound: str, count: int) -> None:
