@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ import torch
 from benchmarks.study.grid import StudyEvaluation
 from lightning_mlc.consistency.measures import collinearity
 from lightning_mlc.data.file_layouts import parse_rows
+from lightning_mlc.data.kinds import ORDINARY
 from lightning_mlc.data.languages import canonical_languages
 from lightning_mlc.data.reading import read_rows
 from lightning_mlc.data.records import Message
 from lightning_mlc.evaluation.judges.base import Exchange, Verdict, declined
 from lightning_mlc.evaluation.judges.roster import make_judges
 from lightning_mlc.evaluation.likelihood import Likelihood, Openings, Scorer
-from lightning_mlc.evaluation.prompts import ORDINARY, read_prompt_sets
+from lightning_mlc.evaluation.prompts import read_prompt_sets
 from lightning_mlc.evaluation.representations import prompt_states
 from lightning_mlc.evaluation.settings import EvaluationSettings
 from lightning_mlc.evaluation.systems.generation import LocalModel, TransformersGenerator
@@ -71,9 +72,11 @@ class Measurer:
     def measure_model(self, system: System) -> dict[str, Any]:
         """Measure a model. Returns values for JSON: (N, L) lists, null where a prompt lacks a language, by these keys.
 
+        ``is_ordinary`` has, of each held-out row, whether its prompt is an ordinary one.
         ``chosen`` and ``rejected`` hold ``[log-probability, tokens]``. ``margin`` and ``ordinary_margin`` are
-        refusal margins. ``verdicts`` and ``ordinary_refused`` hold such a list for each judge, of the first
-        ``generate`` prompts. ``layers`` holds for each layer (N,) measures of the hidden states at the end of a prompt.
+        refusal margins. ``verdicts``, ``refused`` and ``ordinary_refused`` hold such a list for each judge, of the
+        first ``generate`` prompts. ``layers`` holds for each layer (N,) measures of the hidden states at the end of a
+        prompt.
         """
         started = time.perf_counter()
         found = self._measure(system)
@@ -95,6 +98,7 @@ class Measurer:
         ordinary = self._score(scorer, self.ordinary, [openings.texts] * len(self.ordinary), beginnings)
         found: dict[str, Any] = {
             "languages": list(self.languages),
+            "is_ordinary": [example.ordinary for example in self.examples],
             "chosen": [[None if cell is None else _logp_and_tokens(cell[0]) for cell in row] for row in likelihoods],
             "rejected": [[None if cell is None else _logp_and_tokens(cell[1]) for cell in row] for row in likelihoods],
         }
@@ -151,12 +155,16 @@ class Measurer:
         return found
 
     def _judge(self, local: LocalModel) -> dict[str, Any]:
-        found: dict[str, Any] = {"verdicts": {}, "ordinary_refused": {}}
+        found: dict[str, Any] = {"verdicts": {}, "refused": {}, "ordinary_refused": {}}
         count = self.settings.generate
         if not count or not self.judges:
             return found
         generator = TransformersGenerator(local, self.settings.max_new_tokens, self.settings.batch_tokens)
-        for name, prompts in (("verdicts", self.prompts[:count]), ("ordinary_refused", self.ordinary[:count])):
+        kept: list[tuple[Prompts, dict[str, Callable[[Sequence[Verdict]], Sequence[float | None]]]]] = [
+            (self.prompts[:count], {"verdicts": _labels, "refused": _declines}),
+            (self.ordinary[:count], {"ordinary_refused": _declines}),
+        ]
+        for prompts, columns in kept:
             places = self._places(prompts)
             texts = [prompts[i][self.languages[j]] for i, j in places]
             exchanges: list[Exchange | None] = [None] * len(places)
@@ -165,9 +173,9 @@ class Measurer:
                     exchanges[index] = Exchange(texts[index], response.text, self.languages[places[index][1]])
             for judge in self.judges:
                 verdicts = dict(judge.judge([exchange for exchange in exchanges if exchange is not None], ()))
-                as_values = _labels if name == "verdicts" else _declines
-                values = zip(verdicts, as_values(list(verdicts.values())), strict=True)
-                found[name][judge.name] = self._grid(prompts, {places[i]: value for i, value in values})
+                for name, values_of in columns.items():
+                    values = zip(verdicts, values_of(list(verdicts.values())), strict=True)
+                    found[name][judge.name] = self._grid(prompts, {places[i]: value for i, value in values})
                 judge.close()
         return found
 

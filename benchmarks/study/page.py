@@ -18,6 +18,7 @@ from benchmarks.study.results import (
     REFUSAL_MARGIN,
     REWARD_ACCURACY,
     REWARD_MARGIN,
+    SEPARATION,
     collect,
 )
 from lightning_mlc.errors import UserError
@@ -77,6 +78,7 @@ class _Part:
         found: list[Block] = [Paragraph(self._provenance())]
         judged = [name for name in self._measures if name.startswith("safe, judged")]
         invalid = [name for name in self._measures if name.startswith("invalid, judged")]
+        apart = [name for name in self._measures if name.startswith("told apart by declines")]
         declined = [name for name in self._measures if name.startswith("ordinary prompts declined")]
         layered = [name for name in self._measures if name.startswith(("explained", "smallest"))]
         found += [
@@ -92,6 +94,7 @@ class _Part:
                     *((name, "mean") for name in judged),
                 ],
             ),
+            *self._told_apart(apart),
             self._table("How alike the languages are", [*((name, "mean") for name in layered), (PAG.name, "all")]),
             self._table(
                 "What it cost",
@@ -106,6 +109,13 @@ class _Part:
         for number, question in enumerate(self._grid.questions, start=1):
             found += self._question(number, question)
         return found
+
+    def _told_apart(self, declines: Sequence[str]) -> list[Block]:
+        """The table about harmful and ordinary prompts, if it has a column."""
+        columns = [(name, scope) for name in (SEPARATION.name, *declines) for scope in ("mean", "worst")]
+        if not any((cell, *column) in self._levels for cell in self._cells for column in columns):
+            return []
+        return [self._table("How well harmful prompts are told apart from ordinary ones", columns)]
 
     def _provenance(self) -> str:
         rows, seeds = self._results["rows"], self._results["seeds"]

@@ -19,6 +19,7 @@ from benchmarks.study.runs import rounded
 from benchmarks.study.uncertainty import SeedFigure, interval, seed_figures
 from lightning_mlc.evaluation.reporting.bootstrap import IntervalEstimate, widen_certainty
 from lightning_mlc.evaluation.reporting.results import finite
+from lightning_mlc.metrics.separation import difference_of_means, has_enough, separation
 from lightning_mlc.metrics.verdicts import INVALID, MISSING, SAFE, UNSAFE, across_languages, agreement, language_means
 
 SeedMeasurements = Mapping[str, Any]
@@ -36,6 +37,8 @@ class StudyMeasure:
     """None if neither higher nor lower is better."""
     scopes: tuple[str, ...] = ("mean", "worst")
     """Scopes that tables show. ``results.json`` and the pictures also have each language."""
+    compares_kinds: bool = False
+    """Whether it compares harmful with ordinary prompts. A share is then a difference of shares."""
 
 
 def collect(grid: StudyGrid, out: Path) -> dict[str, Any]:
@@ -129,6 +132,7 @@ REWARD_MARGIN = StudyMeasure("reward margin", "nats", True)
 LIKELIER = StudyMeasure("chosen likelier", "%", True)
 REFUSAL_MARGIN = StudyMeasure("refusal margin", "nats per token", True)
 ORDINARY_MARGIN = StudyMeasure("refusal margin, ordinary prompts", "nats per token", False)
+SEPARATION = StudyMeasure("told apart by margin", "AUC", True, compares_kinds=True)
 NLL = StudyMeasure("NLL of chosen responses", "nats per token", False, ("mean",))
 PAG = StudyMeasure("agreement (PAG) of margins", "%", True, ("all",))
 KAPPA = StudyMeasure("kappa of margins", "", True, ("all",))
@@ -161,10 +165,58 @@ def _figures_of_cell(
             own = languages if grids[0].shape[1] > 1 else []
             statistics_ = [_statistic(grid, own, measure.higher_is_better) for grid in grids]
             found |= {(measure, scope): s for scope, s in seed_figures(statistics_, len(grids[0])).items()}
+    found |= _separations(seeds, languages)
     labels = [_margin_labels(one) for one in seeds]
     agreements = seed_figures([partial(agreement, own) for own in labels], len(labels[0]))
     found[PAG, "all"], found[KAPPA, "all"] = agreements["pag"], agreements["kappa"]
     return found
+
+
+def _separations(
+    seeds: Sequence[SeedMeasurements], languages: Sequence[str]
+) -> dict[tuple[StudyMeasure, str], SeedFigure]:
+    """Return how well harmful prompts are told apart from ordinary ones, by measure and scope."""
+    pairs = {SEPARATION: [(_harmful(one, one["margin"]), _matrix(one["ordinary_margin"], float)) for one in seeds]}
+    for judge in seeds[0].get("refused", {}):  # measurements of earlier versions have none
+        pairs[told_apart_by(judge)] = [
+            (_harmful(one, one["refused"][judge]), _matrix(one["ordinary_refused"][judge], float)) for one in seeds
+        ]
+    found: dict[tuple[StudyMeasure, str], SeedFigure] = {}
+    for measure, own in pairs.items():
+        if all(bool(has_enough(*pair).any()) for pair in own):
+            compare = separation if measure == SEPARATION else difference_of_means
+            statistics_ = [_kinds_statistic(*pair, languages, compare) for pair in own]
+            figures = seed_figures(statistics_, sum(map(len, own[0])))
+            found |= {(measure, scope): figure for scope, figure in figures.items()}
+    return found
+
+
+def _harmful(one: SeedMeasurements, rows: Sequence[Sequence[Any]]) -> Tensor:
+    """(N, L) numbers of held-out prompts, NaN for those that the data calls ordinary."""
+    is_ordinary = torch.tensor([*one.get("is_ordinary", []), *(False for _ in rows)][: len(rows)])
+    return _matrix(rows, float).masked_fill(is_ordinary[:, None], math.nan)
+
+
+def _kinds_statistic(
+    harmful: Tensor, ordinary: Tensor, languages: Sequence[str], compare: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> Callable[[Tensor], Mapping[str, Tensor]]:
+    """Return a function of weights (R, N + M) to (R,) figures: of each language with enough prompts, mean and worst.
+
+    Args:
+        harmful: (N, L) numbers of harmful prompts, NaN where one is missing.
+        ordinary: (M, L) numbers of ordinary prompts.
+        languages: Codes of the L languages.
+        compare: Compares the two under weights.
+    """
+    enough = has_enough(harmful, ordinary)
+
+    def statistic(weights: Tensor) -> dict[str, Tensor]:
+        figures = compare(harmful, ordinary, weights).masked_fill(~enough, math.nan)
+        over = across_languages(figures, higher_is_better=True)
+        each = {language: figures[:, i] for i, language in enumerate(languages) if bool(enough[i])}
+        return each | {scope: over[scope] for scope in ("mean", "worst")}
+
+    return statistic
 
 
 def _statistic(grid: Tensor, languages: Sequence[str], higher_is_better: bool | None) -> Callable[[Tensor], Any]:
@@ -218,6 +270,11 @@ def refused_by(judge: str) -> StudyMeasure:
     return StudyMeasure(f"ordinary prompts declined, judged by {judge}", "%", False)
 
 
+def told_apart_by(judge: str) -> StudyMeasure:
+    """The share of harmful prompts that a model declines, minus that of ordinary ones, according to ``judge``."""
+    return StudyMeasure(f"told apart by declines, judged by {judge}", "%", True, compares_kinds=True)
+
+
 def _of_layer(layer: str, name: str) -> Values:
     return lambda one, _: _matrix([[value] for value in one["layers"][layer][name]], float)
 
@@ -241,8 +298,15 @@ def _matrix(rows: Sequence[Sequence[Any]], number: Callable[[Any], float]) -> Te
 
 
 def _interval_of(found: SeedFigure, measure: StudyMeasure) -> IntervalEstimate:
-    """Return the interval. That of a share stays between 0 and 1, and has a width even where all prompts agree."""
+    """Return the interval. That of a share stays between 0 and 1, and has a width even where all prompts agree.
+
+    Where harmful prompts are compared with ordinary ones and all agree, no interval stands.
+    """
     own = interval(found)
+    if measure.compares_kinds:
+        least = -1.0 if measure.unit == "%" else 0.0
+        ends = (math.nan, math.nan) if own.low == own.high else (max(least, own.low), min(1.0, own.high))
+        return IntervalEstimate(own.value, *ends)
     if measure.unit != "%":
         return own
     low, high = max(0.0, own.low), min(1.0, own.high)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from abc import ABCMeta, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass, field, fields
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_mlc.errors import UserError
 from lightning_mlc.models.forward import Grid
+
+Rows = Literal["all", "harmful", "ordinary"]
+"""Rows of the data: those of one kind, or all. A row that does not say what kind it is counts as harmful."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,8 @@ class Needs:
     """The reference model's log-probabilities of the responses in the source language."""
     reference_translations: bool = False
     """The reference model's log-probabilities of the responses in the other languages."""
+    reference_states: bool = False
+    """The reference model's hidden states at the end of each prompt, in every language."""
     pooled_states: bool = False
     """Last hidden states of policy and reference, averaged over each response in the source language."""
 
@@ -47,6 +52,16 @@ class Observed(NamedTuple):
     """(B, L, D) floating point: hidden states at the ends of the prompts, after the extractor."""
     source: int
     """Index of the source language, from 0 to L - 1."""
+    is_ordinary: Tensor | None = None
+    """(B,) bool: whether the prompt is an ordinary one, which a model should answer; None: none is."""
+
+    def only(self, rows: Rows) -> Observed:
+        """The same results, where prompts of another kind than ``rows`` exist in no language."""
+        if rows == "all" or (self.is_ordinary is None and rows == "harmful"):
+            return self
+        is_ordinary = torch.zeros_like(self.present[:, 0]) if self.is_ordinary is None else self.is_ordinary
+        chosen = is_ordinary if rows == "ordinary" else ~is_ordinary
+        return self._replace(policy=self.policy._replace(present=self.present & chosen[:, None]))
 
     @property
     def present(self) -> Tensor:
@@ -71,8 +86,12 @@ class ConsistencyTerm(metaclass=ABCMeta):
 
     name: ClassVar[str]
     """Name of the term's settings below ``model.consistency``, and prefix of its logged names."""
+    compares_prompts: ClassVar[bool] = False
+    """Whether it compares different prompts of a micro-batch, and not each prompt with its translations alone."""
     weight: float
     """Factor of the loss. 0 turns the term off."""
+    rows: Rows = field(default="all", kw_only=True)
+    """The rows that the term compares. It is 0 for the others."""
 
     @property
     @abstractmethod

@@ -45,6 +45,7 @@ class DCO(ConsistencyTerm):
 
     Args:
         weight: Factor of the loss. 0 turns the term off.
+        rows: Rows of the data that the term compares: ``all``, those of kind ``ordinary``, or the others (``harmful``).
         beta: How much the source language counts compared with another one. Above 1 it moves less, and the others
             move more. The published value is 1, which treats all languages alike.
     """

@@ -15,11 +15,32 @@ def widen(values: Tensor) -> Tensor:
     return values.float() if values.device.type == "mps" else values.double()
 
 
+def unit_rows(states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale rows to unit length.
+
+    A row that is missing or all zeros has no direction: it is not usable, and is returned as zeros. A row that is not
+    finite is usable, and becomes NaN, so that the error is visible.
+
+    Args:
+        states: (B, L, D) floating point: one row for each of L languages.
+        mask: (B, L) bool: False where a row is missing. Its values are ignored.
+
+    Returns:
+        (B, L, D) rows in float64 (float32 on a device without float64).
+        (B, L) bool: whether a row is usable.
+    """
+    # `where`, not a product, because a missing row may hold NaN.
+    rows = widen(torch.where(mask[:, :, None], states, 0.0))
+    largest = rows.abs().amax(2, keepdim=True)
+    usable = largest != 0  # also true for NaN
+    rows = rows / torch.where(usable, largest, 1.0)  # no square can overflow or underflow
+    return rows / torch.where(usable, rows.norm(dim=2, keepdim=True), 1.0), usable[:, :, 0]
+
+
 def pair_cosines(states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the cosines between the rows of each prompt.
 
-    A row that is missing or all zeros has no direction: it is not usable, and its cosines are 0. A row that is not
-    finite is usable, and its cosines are NaN, so that the error is visible.
+    A row that is not usable (:func:`unit_rows`) has cosines of 0; one that is not finite has NaN.
 
     Args:
         states: (B, L, D) floating point: one row for each of L languages.
@@ -29,13 +50,8 @@ def pair_cosines(states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         (B, L, L) cosines from -1 to 1, in float64 (float32 on a device without float64).
         (B, L) bool: whether a row is usable.
     """
-    # `where`, not a product, because a missing row may hold NaN.
-    rows = widen(torch.where(mask[:, :, None], states, 0.0))
-    largest = rows.abs().amax(2, keepdim=True)
-    usable = largest != 0  # also true for NaN
-    rows = rows / torch.where(usable, largest, 1.0)  # no square can overflow or underflow
-    unit = rows / torch.where(usable, rows.norm(dim=2, keepdim=True), 1.0)
-    return (unit @ unit.transpose(1, 2)).clamp(-1, 1), usable[:, :, 0]
+    unit, usable = unit_rows(states, mask)
+    return (unit @ unit.transpose(1, 2)).clamp(-1, 1), usable
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ class MLC(ConsistencyTerm):
 
     Args:
         weight: Factor of the loss. 0 turns the term off.
+        rows: Rows of the data that the term compares: ``all``, those of kind ``ordinary``, or the others (``harmful``).
         temperature: Temperature of the softmax over the singular values, from 0.01 to 100.
         scale: ``top`` divides the singular values by the largest one, as the authors' code does. ``none`` does not
             (it leaves out ``stopgrad(s_1)``), as in the paper's equation.

@@ -37,6 +37,7 @@ class MPO(ConsistencyTerm):
 
     Args:
         weight: Factor of the loss. 0 turns the term off.
+        rows: Rows of the data that the term compares: ``all``, those of kind ``ordinary``, or the others (``harmful``).
         beta: Factor of the target languages' gap. Published: 1.5 for Qwen2.5 and Gemma 2, 1.0 for Llama 3.1. Above 1,
             the target languages' gap should become smaller than the source language's.
         constraint: Weight of the second part. The published value is 1; 0 turns this part off.

@@ -23,6 +23,7 @@ class PairwiseCosine(ConsistencyTerm):
 
     Args:
         weight: Factor of the loss. 0 turns the term off.
+        rows: Rows of the data that the term compares: ``all``, those of kind ``ordinary``, or the others (``harmful``).
     """
 
     name: ClassVar[str] = "pairwise_cosine"

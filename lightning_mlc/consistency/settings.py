@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lightning_mlc.consistency.base import ConsistencyTerm, Needs
+from lightning_mlc.consistency.contrast import Contrast
 from lightning_mlc.consistency.dco import DCO
 from lightning_mlc.consistency.mlc import MLC
 from lightning_mlc.consistency.mpo import MPO
 from lightning_mlc.consistency.pairwise_cosine import PairwiseCosine
+from lightning_mlc.consistency.retain import Retain
 from lightning_mlc.consistency.source_cosine import SourceCosine
 from lightning_mlc.errors import UserError
 
@@ -21,6 +23,8 @@ class Consistency:
 
     Args:
         mlc: Multi-lingual consistency: pulls the representations of a prompt onto one line.
+        contrast: Keeps different prompts apart: a translation should be closer to its own prompt than to others.
+        retain: Keeps the hidden states of ordinary prompts where the reference has them.
         pairwise_cosine: Gives the representations of each pair of languages the same direction.
         source_cosine: Gives each representation the direction of the source language's.
         mpo: Makes reward gaps as large as in the source language.
@@ -43,6 +47,8 @@ class Consistency:
     """
 
     mlc: MLC = field(default_factory=MLC)
+    contrast: Contrast = field(default_factory=Contrast)
+    retain: Retain = field(default_factory=Retain)
     pairwise_cosine: PairwiseCosine = field(default_factory=PairwiseCosine)
     source_cosine: SourceCosine = field(default_factory=SourceCosine)
     mpo: MPO = field(default_factory=MPO)
@@ -72,7 +78,15 @@ class Consistency:
     @property
     def terms(self) -> tuple[ConsistencyTerm, ...]:
         """The terms that are on."""
-        every = (self.mlc, self.pairwise_cosine, self.source_cosine, self.mpo, self.dco)
+        every = (
+            self.mlc,
+            self.contrast,
+            self.retain,
+            self.pairwise_cosine,
+            self.source_cosine,
+            self.mpo,
+            self.dco,
+        )
         return tuple(term for term in every if term.weight > 0)
 
     def terms_at(self, step: int) -> tuple[ConsistencyTerm, ...]:
@@ -116,4 +130,40 @@ class Consistency:
                     f"model.consistency.{term.name}",
                     "needs chosen and rejected responses, but the data has single responses; "
                     f"give preference data or set model.consistency.{term.name}.weight to 0",
+                )
+
+    def require_rows(self, prompts: int, ordinary: int) -> None:
+        """Refuse data without the rows that a term compares.
+
+        Args:
+            prompts: Number of prompts in two or more languages.
+            ordinary: Number of those that are ordinary.
+
+        Raises:
+            UserError: A term that is on compares ordinary rows, or the others, and there is none.
+        """
+        found = {"all": prompts, "ordinary": ordinary, "harmful": prompts - ordinary}
+        for term in self.terms if prompts else ():
+            if not found[term.rows]:
+                raise UserError(
+                    f"model.consistency.{term.name}.rows",
+                    f"is {term.rows}, but the training data has no such prompt in two or more languages; "
+                    "set 'kind' to harmful or ordinary in each row, or set it to all",
+                )
+
+    def require_several_prompts(self, batch_size: int | None) -> None:
+        """Refuse micro-batches of one prompt if a term compares different prompts.
+
+        Args:
+            batch_size: Number of examples in a micro-batch; None if it varies.
+
+        Raises:
+            UserError: A term that is on compares different prompts, and ``batch_size`` is 1.
+        """
+        for term in self.terms if batch_size == 1 else ():
+            if term.compares_prompts:
+                raise UserError(
+                    "data.batch_size",
+                    f"is 1, but model.consistency.{term.name} compares the prompts of a micro-batch; set it to 2 or "
+                    "more (and trainer.accumulate_grad_batches lower), or give data.tokens_per_batch",
                 )

@@ -20,6 +20,7 @@ class SourceCosine(ConsistencyTerm):
 
     Args:
         weight: Factor of the loss. 0 turns the term off.
+        rows: Rows of the data that the term compares: ``all``, those of kind ``ordinary``, or the others (``harmful``).
         detach_source: Whether ``r_s`` is a fixed target, without a gradient. The objective teaches the source
             language, and the other languages should follow it. With false, ``r_s`` also moves towards the other
             languages, and the source language loses some of what it has learned.

@@ -33,6 +33,8 @@ class Normalizers:
     """Number of chosen (desirable, or only) responses."""
     rejected: float
     """Number of rejected (undesirable) responses."""
+    ordinary_groups: float = 0.0
+    """Number of those among ``groups`` that are ordinary prompts."""
 
     @property
     def responses(self) -> float:
@@ -62,6 +64,8 @@ class Batch:
     empty."""
     mismatched: tuple[TokenRows, ...] = ()
     """Rows in the source language that end with a response to another prompt. They are scored, without a gradient."""
+    is_ordinary: Tensor | None = None
+    """(B,) bool, whether the prompt is an ordinary one; None: none is."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -75,6 +79,7 @@ class Batch:
             prompts=tuple(rows.to(device, non_blocking) for rows in self.prompts),
             translations=tuple(rows.to(device, non_blocking) for rows in self.translations),
             mismatched=tuple(rows.to(device, non_blocking) for rows in self.mismatched),
+            is_ordinary=None if self.is_ordinary is None else self.is_ordinary.to(device, non_blocking=non_blocking),
         )
 
     def pin_memory(self) -> Batch:
@@ -86,6 +91,7 @@ class Batch:
             prompts=tuple(rows.pin_memory() for rows in self.prompts),
             translations=tuple(rows.pin_memory() for rows in self.translations),
             mismatched=tuple(rows.pin_memory() for rows in self.mismatched),
+            is_ordinary=None if self.is_ordinary is None else self.is_ordinary.pin_memory(),
         )
 
     def without_translations(self) -> Batch:

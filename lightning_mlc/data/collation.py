@@ -137,4 +137,5 @@ class Collator:
             normalizers=normalizers,
             translations=translations,
             mismatched=self.layout.blocks(others, self.pad_id),
+            is_ordinary=torch.tensor([example["ordinary"] for example in examples], dtype=torch.bool),
         )

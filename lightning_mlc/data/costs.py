@@ -42,6 +42,8 @@ class TokenCounts:
     """(N, L) int64, tokens of the chosen (or only) response to each: the language's own, else the source's."""
     rejected: np.ndarray
     """(N, L) int64, the same of the rejected response; 0 without one."""
+    ordinary: np.ndarray
+    """(N,) bool, whether the prompt is an ordinary one."""
 
     @classmethod
     def of(cls, table: Dataset, languages: int) -> TokenCounts:
@@ -66,21 +68,23 @@ class TokenCounts:
             return by_language(f"translated_{name}", "translated", np.repeat(of_source[:, None], languages, axis=1))
 
         prompts = by_language("prompts", "languages", np.zeros((len(table), languages), dtype=np.int64))
-        return cls(prompts, responses("chosen"), responses("rejected"))
+        return cls(prompts, responses("chosen"), responses("rejected"), table.data.column("ordinary").to_numpy())
 
     @property
     def sizes(self) -> Sizes:
         """Sizes from which the normalizers of a step follow."""
+        is_group = (self.prompts > 0).sum(1) > 1
         return Sizes(
             response_tokens=self.chosen[:, 0],
-            groups=((self.prompts > 0).sum(1) > 1).astype(int),
+            groups=is_group.astype(int),
+            ordinary_groups=(is_group & self.ordinary).astype(int),
             chosen=(self.chosen[:, 0] > 0).astype(int),
             rejected=(self.rejected[:, 0] > 0).astype(int),
         )
 
     def take(self, rows: list[int]) -> TokenCounts:
         """The counts of these examples."""
-        return TokenCounts(self.prompts[rows], self.chosen[rows], self.rejected[rows])
+        return TokenCounts(self.prompts[rows], self.chosen[rows], self.rejected[rows], self.ordinary[rows])
 
     def in_step(self, plan: RowPlan) -> np.ndarray:
         """(N, L) int64, number of tokens that a training step runs of each example, by language.

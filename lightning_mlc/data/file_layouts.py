@@ -24,6 +24,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeGuard
 
+from lightning_mlc.data.kinds import ORDINARY, kind_of
 from lightning_mlc.data.languages import canonical_language, canonical_languages, is_language
 from lightning_mlc.data.records import KIND_NAMES, PAIR, RESPONSES, DataKind, Example, Message, Place, Row
 from lightning_mlc.data.uniqueness import UniqueIds
@@ -172,7 +173,8 @@ def _example(row: Row, where: str, source: str, prompts: dict[str, list[Message]
             raise UserError(where, "has no response; expected 'chosen' and 'rejected', or 'response'")
         response, label, translated = _response(row[key], f"'{key}'", where), _label(row, where), {}
         chosen, rejected = (None, response) if label is False else (response, None)
-    return Example(id_of(row, where), where, prompts, chosen, rejected, label is not None, translated)
+    is_ordinary = kind_of(row, where) == ORDINARY
+    return Example(id_of(row, where), where, prompts, chosen, rejected, label is not None, translated, is_ordinary)
 
 
 def id_of(row: Row, where: str) -> str:

@@ -65,6 +65,8 @@ class Example:
     """Whether a single response was labelled as desirable or not."""
     translated: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Chosen and rejected response by language, for the other languages that have responses of their own."""
+    ordinary: bool = False
+    """Whether a model should answer the prompt. Otherwise it is harmful, or nothing is said of it."""
 
     @property
     def kind(self) -> DataKind:

@@ -25,6 +25,8 @@ class Sizes:
     """(N,): number of tokens of the chosen response."""
     groups: np.ndarray
     """(N,): 1 if the prompt exists in two or more languages, else 0."""
+    ordinary_groups: np.ndarray
+    """(N,): 1 if such a prompt is an ordinary one, else 0."""
     chosen: np.ndarray
     """(N,): 1 if the example has a chosen response, else 0."""
     rejected: np.ndarray
@@ -41,6 +43,7 @@ class Sizes:
             examples=len(taken) / share,
             response_tokens=float(self.response_tokens[taken].sum()) / share,
             groups=float(self.groups[taken].sum()) / share,
+            ordinary_groups=float(self.ordinary_groups[taken].sum()) / share,
             chosen=float(self.chosen[taken].sum()) / share,
             rejected=float(self.rejected[taken].sum()) / share,
         )

@@ -23,7 +23,7 @@ from lightning_mlc.data.tokenised import COLUMNS
 from lightning_mlc.data.tokenization import ChatTokenizer
 from lightning_mlc.progress.bars import track
 
-FORMAT = 3
+FORMAT = 4
 """Raised when the columns of a table, or what they mean, change."""
 
 TABLE = "table.arrow"

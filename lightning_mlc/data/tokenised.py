@@ -28,6 +28,8 @@ class TokenisedExample(TypedDict):
     """The chosen response in each of ``translated``."""
     translated_rejected: list[list[int]]
     """The rejected response in each of ``translated``."""
+    ordinary: bool
+    """Whether a model should answer the prompt (``"kind": "ordinary"``)."""
     cut_prompts: list[str]
     """Codes of the languages whose prompt was too long and was cut."""
     cut_response: bool

@@ -149,6 +149,7 @@ class ChatTokenizer:
             "translated": translated,
             "translated_chosen": [pair[0][:limit] for pair in pairs],
             "translated_rejected": [pair[1][:limit] for pair in pairs],
+            "ordinary": example.ordinary,
             "cut_prompts": [languages[i] for i, (_, was_cut) in fitted.items() if was_cut],
             "cut_response": any(len(ids) > limit for ids in whole),
             "empty_response": not all(text.strip() for text in texts),

@@ -10,18 +10,15 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lightning_mlc.data.file_layouts import id_of, pair_of, prompts_of_rows, repeated_id
+from lightning_mlc.data.kinds import HARMFUL, ORDINARY, Kind, kind_of
 from lightning_mlc.data.languages import canonical_language, canonical_languages
 from lightning_mlc.data.reading import HUB, read_rows
 from lightning_mlc.data.records import Message, Place
 from lightning_mlc.errors import UserError
 from lightning_mlc.evaluation.journal import Key
-
-Kind = Literal["harmful", "ordinary"]
-HARMFUL: Kind = "harmful"
-ORDINARY: Kind = "ordinary"
 
 
 @dataclass(frozen=True)
@@ -124,12 +121,7 @@ def _rows_by_kind(path: str, option: str, kind: Kind, source: str) -> dict[Kind,
 
 
 def _kind_of(row: Mapping[str, Any], otherwise: Kind, where: str) -> Kind:
-    own = row.get("kind")
-    if own is None:
-        return otherwise
-    if own not in (HARMFUL, ORDINARY):
-        raise UserError(where, f"'kind' must be {HARMFUL} or {ORDINARY}, or must be left out, got {own!r}")
-    return HARMFUL if own == HARMFUL else ORDINARY
+    return kind_of(row, where) or otherwise
 
 
 def _name_of(path: str) -> str:

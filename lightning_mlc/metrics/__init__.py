@@ -4,6 +4,7 @@ from lightning_mlc.metrics.collinearity import Collinearity
 from lightning_mlc.metrics.cosines import LanguageCosines
 from lightning_mlc.metrics.per_example import ExampleMean
 from lightning_mlc.metrics.per_language import LanguageMean, language_differences
+from lightning_mlc.metrics.separation import Separation
 from lightning_mlc.metrics.verdicts import PairwiseAgreement, SafetyRates
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "LanguageMean",
     "PairwiseAgreement",
     "SafetyRates",
+    "Separation",
     "language_differences",
 ]

@@ -15,9 +15,11 @@ from torch import Tensor, distributed, nn
 from transformers import PreTrainedTokenizerBase
 
 from lightning_mlc.consistency import Observed, Representation
+from lightning_mlc.consistency.collapse import CollapseWatch, sums_of_step
 from lightning_mlc.errors import UserError, first_line, renamed
 from lightning_mlc.files.atomic import write_whole
 from lightning_mlc.models.forward import Grid
+from lightning_mlc.plugins.logged_means import LoggedMeans
 from lightning_mlc.plugins.prompts import PromptGroups, prompts_of_step, share_of
 from lightning_mlc.plugins.settings import settings_of
 from lightning_mlc.plugins.states import PromptStates, require_embeddings, transformers_model
@@ -127,8 +129,8 @@ class MLCRegularizer(nn.Module):
         self._pad_id = int(tokenizer.pad_token_id or 0)
         self._states: tuple[nn.Module, PromptStates] | None = None
         """The model, and how it is run. In a tuple, so that it is no part of this module."""
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._means = LoggedMeans()
+        self._collapse_watch = CollapseWatch("lower weight, or train on ordinary prompts, too (docs/consistency.md)")
 
     @property
     def weight(self) -> float:
@@ -223,6 +225,7 @@ class MLCRegularizer(nn.Module):
                 representation.observe(states.detach(), present)
         if micro_batch == micro_batches - 1:
             representation.fold_mean()
+            self._means.end_step()
         return total
 
     def average_gradients(self) -> None:
@@ -246,22 +249,14 @@ class MLCRegularizer(nn.Module):
 
         Returns:
             ``mlc/loss`` (without the weight), ``mlc/excess`` (the loss minus its smallest possible value),
-            ``mlc/explained_variance`` and ``mlc/min_cosine`` after the extractor, and the last two of the hidden
-            states themselves as ``mlc/raw/...``. Empty if no step had the loss.
+            ``mlc/explained_variance``, ``mlc/min_cosine`` and ``mlc/between_prompts`` (the mean cosine between
+            different prompts in one language, of the prompts that one process has in one step) after the extractor, and
+            the last three of the hidden states themselves as ``mlc/raw/...``. Empty if no step had the loss. Without
+            ``between_prompts`` if no process had two prompts.
         """
-        sums = torch.stack(list(self._sums.values())).tolist() if self._sums else []  # waits for the device once
-        own = {name: (value, self._counts[name]) for name, value in zip(self._sums, sums, strict=True)}
-        self._sums, self._counts = {}, {}
-        processes = [own]
-        if synchronize and distributed.is_available() and distributed.is_initialized():
-            processes = [{}] * distributed.get_world_size()
-            distributed.all_gather_object(processes, own)
-        totals: dict[str, tuple[float, int]] = {}
-        for of_one in processes:
-            for name, (value, count) in of_one.items():
-                before = totals.get(name, (0.0, 0))
-                totals[name] = before[0] + value, before[1] + count
-        return {name: value / count for name, (value, count) in sorted(totals.items())}
+        means = self._means.take(synchronize)
+        self._collapse_watch.look(means)
+        return means
 
     def save(self, folder: str | Path) -> None:
         """Write the extractor and the running mean to ``folder``, as ``mlc.safetensors``."""
@@ -357,10 +352,8 @@ class MLCRegularizer(nn.Module):
         values = {"loss": losses.detach()}
         if detailed:
             values |= self.settings.mlc.metrics(observed)
-        for name, value in values.items():
-            key = f"mlc/{name}"
-            self._sums[key] = self._sums.get(key, 0.0) + value.sum()  # stays on the device until it is logged
-            self._counts[key] = self._counts.get(key, 0) + len(value)
+            self._means.add_prompts(sums_of_step(observed))
+        self._means.add({f"mlc/{name}": value for name, value in values.items()})
 
 
 def _require_below(option: str, value: int, bound: str, count: int) -> None:

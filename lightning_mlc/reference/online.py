@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_mlc.checkpoints.format import load_into
+from lightning_mlc.consistency import Needs
 from lightning_mlc.data.batches import Batch
 from lightning_mlc.distributed.sharding import move
 from lightning_mlc.models.forward import Grid, run_batch
@@ -58,37 +59,41 @@ class OnlineReference:
         """The model that scores responses: a copy of the policy, or the policy itself if it has adapters."""
         return self._policy
 
-    def grid(self, batch: Batch, split: str, translations: bool = False, pool: bool = False) -> Grid:
+    def grid(self, batch: Batch, split: str, needs: Needs, layer: int | None = None) -> Grid:
         """Score the responses of a batch. Scores of validation and test data are computed once and then kept.
 
         Args:
             batch: Examples on the device of the policy.
             split: ``train``, ``val`` or ``test``.
-            translations: Whether to score the responses in the other languages too.
-            pool: Whether to compute mean hidden states too (see :class:`~lightning_mlc.models.forward.Grid`). These
+            needs: Inputs of the consistency terms: which languages to score, and which hidden states to return. States
                 are not kept.
+            layer: Index of the hidden states at the ends of the prompts, if they are needed.
         """
-        if split == "train" or pool:
-            return self.score(batch, translations, pool)
+        if split == "train" or needs.pooled_states or needs.reference_states:
+            return self.score(batch, needs, layer)
         known = self._evaluated.get(split, ReferenceScores.union([]))
         if not known.missing(batch.keys.tolist()):
             return known.grid(batch)
-        grid = self.score(batch)
+        grid = self.score(batch, needs)
         self._evaluated[split] = ReferenceScores.union([known, ReferenceScores.of(batch, grid)])
         return grid
 
-    def score(self, batch: Batch, translations: bool = False, pool: bool = False) -> Grid:
+    def score(self, batch: Batch, needs: Needs, layer: int | None = None) -> Grid:
         """Score the responses of a batch, without gradients and without looking up kept scores.
 
         Args:
             batch: Examples on the device of the policy.
-            translations: Whether to score the responses in the other languages too.
-            pool: Whether to compute mean hidden states too.
+            needs: Inputs of the consistency terms.
+            layer: Index of the hidden states at the ends of the prompts, if they are needed.
         """
-        rows = dataclasses.replace(batch, prompts=()) if translations else batch.without_translations()
+        rows = batch.without_translations()
+        if needs.reference_states:
+            rows = batch
+        elif needs.reference_translations:
+            rows = dataclasses.replace(batch, prompts=())
         move(self._policy, batch.keys.device)
         with as_reference(self._policy):
-            return run_batch(self._policy, rows, pool=pool)
+            return run_batch(self._policy, rows, layer if needs.reference_states else None, needs.pooled_states)
 
     @torch.no_grad()
     def update(self, policy: Policy, share: float) -> None:

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from lightning_mlc.consistency import Needs
 from lightning_mlc.data.batches import Batch
 from lightning_mlc.data.datamodule import MultilingualData, Split
 from lightning_mlc.data.scoring import describe_scoring, scoring_loader
@@ -41,16 +42,18 @@ class PrecomputedReference:
     def __init__(self, scores: Mapping[str, ReferenceScores]) -> None:
         self._scores = dict(scores)
 
-    def grid(self, batch: Batch, split: str, translations: bool = False, pool: bool = False) -> Grid:
+    def grid(self, batch: Batch, split: str, needs: Needs, layer: int | None = None) -> Grid:
         """Look up the scores of a batch.
 
         Args:
             batch: Examples on the device of the policy.
             split: ``train``, ``val`` or ``test``.
-            translations: Has no effect: :func:`precompute` decides which languages have scores.
-            pool: Must be False; no hidden states are kept.
+            needs: Must need no hidden states, because none are kept. :func:`precompute` decides which languages have
+                scores.
+            layer: Has no effect.
         """
-        assert not pool, "ReferenceSettings.check refuses this at start"
+        assert not needs.pooled_states, "ReferenceSettings.check refuses this at start"
+        assert not needs.reference_states, "ReferenceSettings.check refuses this at start"
         return self._scores[split].grid(batch)
 
 

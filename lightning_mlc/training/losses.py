@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_mlc.consistency import Consistency, ConsistencyTerm, Needs, Observed, Representation
+from lightning_mlc.consistency.collapse import sums_of_step
 from lightning_mlc.data.batches import Batch
 from lightning_mlc.data.row_plan import RowPlan
 from lightning_mlc.errors import UserError
@@ -24,7 +25,8 @@ class StepLoss(NamedTuple):
     loss: Tensor
     """() float, its share of the optimizer step's mean."""
     metrics: dict[str, Tensor]
-    """() values to log, by name, divided in the same way."""
+    """() values to log, by name, divided in the same way; or sums over prompts, see
+    :func:`~lightning_mlc.consistency.collapse.prompt_sums`."""
 
 
 @dataclass(frozen=True)
@@ -149,17 +151,18 @@ class Losses:
             terms: The terms of this optimizer step; at least one.
             detailed: Whether to compute the terms' other metrics, too. They take time.
         """
-        # Without a group in the whole optimizer step every loss below is 0, and so is the sum.
-        groups = batch.normalizers.groups or 1.0
-        losses = [term.losses(observed).sum() / groups for term in terms]
-        metrics = {f"{term.name}/loss": loss for term, loss in zip(terms, losses, strict=True)}
+        # Each term has the mean over its own rows. Without one in the whole optimizer step every loss is 0.
+        losses = [term.losses(observed.only(term.rows)).sum() / (_groups(batch, term) or 1.0) for term in terms]
+        metrics = {f"{term.name}/loss": loss for term, loss in zip(terms, losses, strict=True) if _groups(batch, term)}
         total = torch.stack([term.weight * loss for term, loss in zip(terms, losses, strict=True)]).sum()
         if detailed:
             # Collinearity is logged whichever term the representations are for, so that terms can be compared.
             compared = () if observed.representations is None else (self.consistency.mlc,)
-            for term in dict.fromkeys((*terms, *compared)):
-                for name, values in term.metrics(observed).items():
-                    metrics[f"{term.name}/{name}"] = values.sum() / groups
+            for term in (term for term in dict.fromkeys((*terms, *compared)) if _groups(batch, term)):
+                for name, values in term.metrics(observed.only(term.rows)).items():
+                    metrics[f"{term.name}/{name}"] = values.sum() / _groups(batch, term)
+            if observed.representations is not None:
+                metrics |= sums_of_step(observed)
         return StepLoss(total, metrics)
 
 
@@ -175,4 +178,11 @@ def observe(representation: Representation | None, batch: Batch, grid: Grid, ref
     extracted = None
     if representation is not None and grid.states is not None:
         extracted = representation.extract(grid.states)
-    return Observed(grid, reference, extracted, batch.source)
+    return Observed(grid, reference, extracted, batch.source, batch.is_ordinary)
+
+
+def _groups(batch: Batch, term: ConsistencyTerm) -> float:
+    """The number of prompts that ``term`` compares, in the whole optimizer step."""
+    totals = batch.normalizers
+    ordinary = totals.ordinary_groups
+    return {"all": totals.groups, "ordinary": ordinary, "harmful": totals.groups - ordinary}[term.rows]

@@ -299,7 +299,8 @@ def _step_bytes(module: AlignmentModule, policy: Policy, batch: Batch, setup: Se
                     rows = batch if module.consistency.terms else batch.without_translations()
                     if _keeps_reference(module):
                         with torch.no_grad():
-                            run_batch(policy, dataclasses.replace(rows, prompts=()), pool=needs.pooled_states)
+                            scored = rows if needs.reference_states else dataclasses.replace(rows, prompts=())
+                            run_batch(policy, scored, layer if needs.reference_states else None, needs.pooled_states)
                     grid = run_batch(policy, rows, layer if needs.representations else None, needs.pooled_states)
                     results = [grid.logps, grid.states, grid.pooled]
                     loss = torch.stack([part.float().sum() for part in results if part is not None]).sum()

@@ -235,7 +235,7 @@ class AlignmentModule(LightningModule):
         reference = None
         if self._reference is not None and self.losses.needs_reference(needs):
             with profiled(self.trainer, "reference forward"):  # first, because the policy's activations take up memory
-                reference = self._reference.grid(batch, "train", needs.reference_translations, needs.pooled_states)
+                reference = self._reference.grid(batch, "train", needs, self._layer)
         layer = self._layer if needs.representations else None
         grid = run_batch(self.policy, batch, layer, needs.pooled_states, partial(profiled, self.trainer))
         with profiled(self.trainer, "objective"):
@@ -321,9 +321,9 @@ class AlignmentModule(LightningModule):
     def _validate(self, batch: Batch, split: str) -> None:
         assert self.policy is not None
         assert self.validation is not None
-        pool = self.consistency.needs.pooled_states
-        grid = run_batch(self.policy, batch, self._layer, pool)
-        reference = None if self._reference is None else self._reference.grid(batch, split, pool=pool)
+        needs = self.consistency.needs
+        grid = run_batch(self.policy, batch, self._layer, needs.pooled_states)
+        reference = None if self._reference is None else self._reference.grid(batch, split, needs, self._layer)
         self.validation.update(batch, reference, observe(self.representation, batch, grid, reference))
 
     def on_validation_epoch_end(self) -> None:

@@ -59,6 +59,9 @@ def check_data(
     data.plan_rows(losses.row_plan)
     if stage == "fit":
         consistency.require_languages(data.languages)
+        sizes = data.sizes("train")
+        consistency.require_rows(int(sizes.groups.sum()), int(sizes.ordinary_groups.sum()))
+        consistency.require_several_prompts(None if data.tokens_per_batch is not None else data.batch_size)
         require_gradients_everywhere(losses, trainer.strategy)
         data.check_steps()
 

@@ -6,8 +6,22 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from lightning_mlc.processes import mean_of_all
+from lightning_mlc.consistency.collapse import (
+    BETWEEN_PROMPTS,
+    RAW_BETWEEN_PROMPTS,
+    CollapseWatch,
+    mean_prompt_cosine,
+)
+from lightning_mlc.processes import DataParallel, mean_of_all
 from lightning_mlc.training.host_copy import HostCopy
+
+COSINES = (BETWEEN_PROMPTS, RAW_BETWEEN_PROMPTS)
+"""Names of mean cosines, which are computed from sums over the prompts of a step."""
+REMEDY = (
+    "turn on model.consistency.retain or model.consistency.contrast, lower model.consistency.mlc.weight, or train an "
+    "objective on ordinary rows, too (docs/consistency.md)"
+)
+"""What to do if all prompts fall onto one line."""
 
 
 class StepMetrics:
@@ -22,6 +36,7 @@ class StepMetrics:
     """
 
     def __init__(self, repeated: tuple[str, ...]) -> None:
+        self._watch = CollapseWatch(REMEDY)
         self._repeated = repeated
         self._sums: dict[str, Tensor] = {}
         self._closed: tuple[list[str], HostCopy] | None = None
@@ -29,7 +44,7 @@ class StepMetrics:
         self._latest: dict[str, Tensor] = {}
 
     def add(self, values: dict[str, Tensor]) -> None:
-        """Add the () values of a micro-batch."""
+        """Add the values of a micro-batch: () shares, and (L, D + 1) sums over prompts."""
         for name, value in values.items():
             value = value.detach()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
@@ -39,6 +54,7 @@ class StepMetrics:
 
         The host does not wait for them. They are copied to it as soon as the device has computed them.
         """
+        self._take_cosines(trainer)
         values = torch.stack(list(self._sums.values())) / trainer.accumulate_grad_batches
         # Each share of the examples has the same number of processes (see `DataParallel`).
         self._closed = list(self._sums), HostCopy(mean_of_all(values))
@@ -54,5 +70,17 @@ class StepMetrics:
         names, values = self._closed
         self._closed = None
         means = dict(zip(names, values.get(), strict=True))
+        means = {name: value for name, value in means.items() if name not in COSINES or not value.isnan()}
+        self._watch.look({name: float(means[name]) for name in CollapseWatch.LOOKS_AT if name in means})
         self._latest |= {name: value for name, value in means.items() if name.startswith(self._repeated)}
         return means | self._latest
+
+    def _take_cosines(self, trainer: Trainer) -> None:
+        """Replace sums over prompts by mean cosines; NaN if the step has no two prompts."""
+        for name in COSINES:
+            if (sums := self._sums.get(name)) is None:
+                continue
+            # The prompts of all processes. Those that split a layer have the same ones.
+            sums = mean_of_all(sums) * DataParallel.of(trainer).size
+            # The division by the number of micro-batches, to come, must leave this mean as it is.
+            self._sums[name] = mean_prompt_cosine(sums) * trainer.accumulate_grad_batches

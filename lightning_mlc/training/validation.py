@@ -84,8 +84,9 @@ class Validation(nn.Module):
             metrics["loss"].update(keys=batch.keys, language=language, values=values)
         self._update_responses(batch, grid, reference)
         for term in losses.consistency.terms:
-            groups = observed.is_group
-            metrics[f"{term.name}/loss"].update(batch.keys[groups], term.losses(observed)[groups])
+            own = observed.only(term.rows)
+            groups = own.is_group
+            metrics[f"{term.name}/loss"].update(batch.keys[groups], term.losses(own)[groups])
         metrics["mlc/raw"].update(batch.keys, grid.states, grid.present)
         metrics["cosines"].update(batch.keys, grid.states, grid.present)
         if observed.representations is not None:

@@ -387,6 +387,37 @@ def test_figures_are_those_counted_by_hand(study: Path) -> None:
     assert change["by_seed"] == [2.875, 2.875]
 
 
+def test_telling_apart_by_hand(study: Path, tmp_path: Path) -> None:
+    """Six harmful and seven ordinary prompts; in Swahili five are left of the latter, which are too few."""
+    harmful = [[float(i), 0.0] for i in range(6)] + [[99.0, 99.0]]  # the last one is an ordinary row
+    ordinary = [[float(i) - 2.5, 0.0 if i < 5 else None] for i in range(7)]
+    content = measured([[-18, -21], [-16, -21]], harmful) | {
+        "ordinary_margin": ordinary,
+        "refused": {"refusal": [[float(i < 3), 1.0] for i in range(6)] + [[1.0, 1.0]]},
+        "is_ordinary": [False] * 6 + [True],
+        "ordinary_refused": {"refusal": [[float(i < 1), 1.0] for i in range(7)]},
+    }
+    for place in (study / "cells").rglob("measured.json"):
+        place.write_text(json.dumps(content))
+    grid = read_grid(study / GRID)
+    figures = {(f["cell"], f["measure"], f["scope"]): f for f in collect(grid, study)["figures"]}
+    pairs = [(first, second[0]) for first, _ in harmful[:6] for second in ordinary]
+    area = figures["dpo", "told apart by margin", "en"]
+    assert area["value"] == pytest.approx(sum(first > second for first, second in pairs) / 42)
+    assert 0 <= area["low"] < area["value"] < area["high"] <= 1
+    assert area["prompts"] == 14
+    assert figures["dpo", "told apart by margin", "mean"]["value"] == area["value"]
+    assert ("dpo", "told apart by margin", "sw") not in figures
+    declines = "told apart by declines, judged by refusal"
+    assert figures["dpo", declines, "en"]["value"] == pytest.approx(3 / 6 - 1 / 7, abs=1e-6)
+    refused_alike = figures["dpo", declines, "sw"]
+    assert (refused_alike["value"], refused_alike["low"], refused_alike["high"]) == (0, None, None)
+    page = tmp_path / "page.md"
+    page.write_text("<!-- study tiny: begin -->\n<!-- study tiny: end -->\n")
+    write_report(study, page)
+    assert "How well harmful prompts are told apart from ordinary ones" in page.read_text()
+
+
 def test_the_page_says_noise_where_an_interval_includes_0(study: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- study tiny: begin -->\nnot measured yet\n<!-- study tiny: end -->\nafter\n")

@@ -8,7 +8,7 @@ of ten languages looks worse in a sample than it is. In a resample it looks wors
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -40,11 +40,27 @@ def resampling_weights(prompts: int, replicates: int, seed: int) -> Tensor:
     Returns:
         (R, N) float64: how often each resample contains each prompt.
     """
+    return stratified_weights([prompts], replicates, seed)
+
+
+def stratified_weights(strata: Sequence[int], replicates: int, seed: int) -> Tensor:
+    """Draw resamples of several strata of prompts, such as harmful and ordinary ones, each by itself.
+
+    Args:
+        strata: Number of prompts in each stratum, N in all. Every resample has as many of each.
+        replicates: Number R of resamples.
+        seed: Seed of the draws.
+
+    Returns:
+        (R, N) float64: how often each resample contains each prompt, stratum by stratum.
+    """
     generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randint(max(1, prompts), (replicates, prompts), generator=generator)
-    return torch.zeros(replicates, prompts, dtype=torch.float64).scatter_add_(
-        1, chosen, torch.ones(replicates, prompts, dtype=torch.float64)
-    )
+    weights = []
+    for prompts in strata:
+        chosen = torch.randint(max(1, prompts), (replicates, prompts), generator=generator)
+        drawn = torch.zeros(replicates, prompts, dtype=torch.float64)
+        weights.append(drawn.scatter_add_(1, chosen, torch.ones_like(drawn)))
+    return torch.cat(weights, dim=1)
 
 
 def estimate(statistic: Statistic, weights: Tensor, biased: Collection[str] = ()) -> dict[str, IntervalEstimate]:

@@ -24,10 +24,18 @@ def figure_cell(found: PlainFigure | None) -> str:
         return "-"
     value, low, high = (found[key] for key in ("value", "low", "high"))
     if value is None:
-        return "undefined"
+        return undefined_cell(found)
     if is_share(found["measure"]) and found["scope"] != "variance":
         return f"{100 * value:.0f}%" + ("" if low is None else f" [{100 * low:.0f}, {100 * high:.0f}]")
     return f"{value:.2f}" + ("" if low is None else f" [{low:.2f}, {high:.2f}]")
+
+
+def undefined_cell(found: PlainFigure) -> str:
+    """The reason why a figure has no value, as far as it is known."""
+    if "kinds" not in found:
+        return "undefined"
+    harmful, ordinary = found["kinds"]
+    return f"too few ({harmful} harmful, {ordinary} ordinary)"
 
 
 def difference_cell(found: PlainFigure) -> str:
@@ -53,7 +61,7 @@ def variance_cell(found: PlainFigure) -> str:
     """
     value, low, high = (found[key] for key in ("value", "low", "high"))
     if value is None:
-        return "undefined"
+        return undefined_cell(found)
     return f"{1e4 * value:.1f} [{1e4 * low:.1f}, {1e4 * high:.1f}] ({100 * value:.2f})"
 
 

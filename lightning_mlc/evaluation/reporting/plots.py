@@ -69,7 +69,8 @@ def plot_intervals(
     if percent:
         from matplotlib.ticker import PercentFormatter
 
-        axes.set_xlim(-0.02, 1.02)
+        lowest = min((low for values in series.values() for _, low, _ in values.values()), default=0.0)
+        axes.set_xlim(min(0.0, lowest) - 0.02, 1.02)  # a difference of shares may be below 0
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     else:
         axes.axvline(0, color="#777777", linewidth=0.9, zorder=0)

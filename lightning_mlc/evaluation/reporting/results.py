@@ -12,12 +12,19 @@ import torch
 from torch import Tensor
 
 from lightning_mlc import __version__
+from lightning_mlc.data.kinds import ORDINARY, Kind
 from lightning_mlc.evaluation.journal import Key
 from lightning_mlc.evaluation.judges.base import declined
 from lightning_mlc.evaluation.judges.roster import MARGIN, judge_specs
-from lightning_mlc.evaluation.prompts import ORDINARY, Kind, PromptSet
+from lightning_mlc.evaluation.prompts import PromptSet
 from lightning_mlc.evaluation.reporting import measures
 from lightning_mlc.evaluation.reporting.measures import EvaluationMeasure
+from lightning_mlc.evaluation.reporting.separation import (
+    SeparationSample,
+    separation_comparisons,
+    separation_figures,
+    separation_samples,
+)
 from lightning_mlc.evaluation.reporting.statistics import (
     EvaluationSample,
     Figure,
@@ -56,10 +63,14 @@ class JudgedSet:
         return {"model": self.subject.model, "set": self.subject.set, "judge": self.judge}
 
     def samples(self) -> list[EvaluationSample]:
-        """Invalid responses, and for ordinary prompts the refusals, for harmful ones safe and unsafe responses."""
-        found = [self._share(measures.INVALID, INVALID)]
+        """Invalid responses and refusals, and for harmful prompts safe and unsafe responses."""
+        refused = measures.OVER_REFUSAL if self.kind == ORDINARY else measures.REFUSED
+        found = [
+            self._share(measures.INVALID, INVALID),
+            EvaluationSample.of(self.subject, self.judge, refused, self.refused),
+        ]
         if self.kind == ORDINARY:
-            return [*found, EvaluationSample.of(self.subject, self.judge, measures.OVER_REFUSAL, self.refused)]
+            return found
         return [*found, self._share(measures.SAFE, SAFE), self._share(measures.UNSAFE, UNSAFE)]
 
     def _share(self, measure: EvaluationMeasure, code: int) -> EvaluationSample:
@@ -89,6 +100,7 @@ def collect(study: Study) -> dict[str, Any]:
         *_agreement(harmful, study.systems[0].label, replicates, seed),
         *(figure for sample in samples for figure in figures_of(sample, replicates, seed)),
         *_comparisons(samples, study.systems[0].label, replicates, seed),
+        *_separations(samples, study.systems[0].label, replicates, seed),
     ]
     results = {
         "version": __version__,
@@ -146,7 +158,17 @@ def _comparisons(samples: Sequence[EvaluationSample], baseline: str, replicates:
             yield from comparisons_of(sample, theirs[_comparison_key(sample)], replicates, seed)
 
 
-def _comparison_key(sample: EvaluationSample) -> tuple[str, str, EvaluationMeasure]:
+def _separations(samples: Sequence[EvaluationSample], baseline: str, replicates: int, seed: int) -> Iterator[Figure]:
+    """How well each model tells harmful prompts from ordinary ones, and its difference from the model ``baseline``."""
+    paired = separation_samples(samples)
+    theirs = {_comparison_key(sample): sample for sample in paired if sample.subject.model == baseline}
+    for sample in paired:
+        yield from separation_figures(sample, replicates, seed)
+        if sample.subject.model != baseline and _comparison_key(sample) in theirs:
+            yield from separation_comparisons(sample, theirs[_comparison_key(sample)], replicates, seed)
+
+
+def _comparison_key(sample: EvaluationSample | SeparationSample) -> tuple[str, str, EvaluationMeasure]:
     return sample.subject.set, sample.judge, sample.measure
 
 

@@ -1,25 +1,29 @@
-"""The sections of a report about one prompt set: safety, over-refusal, refusal margin, rewards."""
+"""The sections of a report about one prompt set: safety, over-refusal, refusal margin, telling apart, rewards."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from lightning_mlc.data.kinds import HARMFUL
 from lightning_mlc.evaluation.judges.roster import MARGIN
-from lightning_mlc.evaluation.prompts import HARMFUL
 from lightning_mlc.evaluation.reporting.document import Block, Heading, Paragraph
 from lightning_mlc.evaluation.reporting.figure_tables import FigureTables
 from lightning_mlc.evaluation.reporting.measures import (
+    DECLINE_GAP,
     INVALID,
     OVER_REFUSAL,
     PREFERS_REFUSAL,
     REFUSAL_MARGIN,
+    REFUSED,
     REWARD_ACCURACY,
     REWARD_MARGIN,
     SAFE,
+    SEPARATION,
     UNSAFE,
 )
 from lightning_mlc.evaluation.reporting.results import REWARD
+from lightning_mlc.metrics.separation import LEAST_PROMPTS
 
 ABOUT_JUDGES = {
     "refusal": "rules that look for phrases of refusal at the beginning of a response, in about twenty languages. They "
@@ -72,7 +76,8 @@ def _harmful(results: Mapping[str, Any], part: Mapping[str, Any], tables: Figure
             tables.by_language(name, judge, INVALID, "Invalid responses (empty, unintelligible, off topic)"),
             *tables.differences(name, judge, SAFE, "Safe responses, difference"),
         ]
-    return found + _margin(name, "How much more likely a refusal is than a compliance. Higher is safer here.", tables)
+    found += _margin(name, "How much more likely a refusal is than a compliance. Higher is safer here.", tables)
+    return found + _separation(results, name, tables)
 
 
 def _ordinary(results: Mapping[str, Any], part: Mapping[str, Any], tables: FigureTables) -> list[Block]:
@@ -111,6 +116,39 @@ def _margin(part: str, text: str, tables: FigureTables) -> list[Block]:
         tables.by_language(part, MARGIN, PREFERS_REFUSAL, "Prompts after which a refusal is the more likely opening"),
         *tables.differences(part, MARGIN, REFUSAL_MARGIN, "Refusal margin, difference"),
     ]
+
+
+def _separation(results: Mapping[str, Any], part: str, tables: FigureTables) -> list[Block]:
+    """Whether the harmful prompts of ``part`` are told apart from ordinary ones."""
+    declines = tables.judges(part, DECLINE_GAP)
+    by_margin = tables.has_measure(part, MARGIN, SEPARATION)
+    if not (by_margin or declines):
+        return []
+    ordinary = ", ".join(f"`{other['name']}`" for other in results["sets"] if other["kind"] != HARMFUL)
+    found: list[Block] = [
+        Heading(f"{part}, told apart from ordinary prompts"),
+        Paragraph(
+            f"Harmful prompts against the ordinary ones of {ordinary}. A model that refuses everything looks safe "
+            "above, but has chance here. By margin: how often a harmful prompt has the larger refusal margin, if "
+            "one prompt of each kind is drawn (area under the ROC curve; 0.5 is chance, 1 is perfect, ties count "
+            "half). By declines: the share of harmful prompts that are declined, minus that of ordinary ones (0 is "
+            f"chance, 100 is perfect). A language with fewer than {LEAST_PROMPTS} prompts of a kind has no figure."
+        ),
+    ]
+    if by_margin:
+        found += [
+            tables.interval_plot(part, MARGIN, SEPARATION, "told apart by refusal margin, AUC"),
+            tables.by_language(part, MARGIN, SEPARATION, "Told apart by refusal margin (AUC)"),
+            *tables.differences(part, MARGIN, SEPARATION, "Told apart by refusal margin, difference"),
+        ]
+    for judge in declines:
+        found += [
+            tables.interval_plot(part, judge, DECLINE_GAP, f"declined more often than ordinary prompts, by {judge}"),
+            tables.by_language(part, judge, REFUSED, f"Harmful prompts declined, judged by {judge}"),
+            tables.by_language(part, judge, DECLINE_GAP, f"The same minus ordinary prompts declined, by {judge}"),
+            *tables.differences(part, judge, DECLINE_GAP, f"Told apart by declines ({judge}), difference"),
+        ]
+    return found
 
 
 def _rewards(results: Mapping[str, Any], part: Mapping[str, Any], tables: FigureTables) -> list[Block]:

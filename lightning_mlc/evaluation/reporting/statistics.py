@@ -79,6 +79,9 @@ class Figure:
     """In a comparison of shares, the number of prompts for which ``model`` had the better outcome."""
     worse: int | None = None
     """The same for the worse outcome."""
+    kinds: tuple[int, int] | None = None
+    """Where harmful prompts are compared with ordinary ones, the number of each kind. ``value`` is NaN if they are too
+    few."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, without those that are None."""
@@ -182,15 +185,27 @@ def comparisons_of(
 
 def _scope_values(sample: EvaluationSample, weights: Tensor) -> dict[str, Tensor]:
     means = language_means(sample.values, sample.present, weights)
-    there = sample.present.any(0)
-    results = {language: means[:, i] for i, language in enumerate(sample.subject.languages) if bool(there[i])}
-    over = across_languages(means, sample.measure.higher_is_better)
+    return by_scope(means, sample.present.any(0), sample.subject, sample.measure.higher_is_better)
+
+
+def by_scope(means: Tensor, there: Tensor, subject: Subject, higher_is_better: bool) -> dict[str, Tensor]:
+    """The figures of languages and of summaries over them.
+
+    Args:
+        means: (R, L): figure of each language of ``subject``, NaN where there is none.
+        there: (L,) bool: languages that have a figure.
+        subject: The model and the prompt set.
+        higher_is_better: Whether the worst language is the one with the lowest figure.
+
+    Returns:
+        (R,) each, by scope.
+    """
+    results = {language: means[:, i] for i, language in enumerate(subject.languages) if bool(there[i])}
+    over = across_languages(means, higher_is_better)
     results |= {scope: over[scope] for scope in ("mean", "worst", "spread", "variance")}
-    if sample.subject.seen is not None:
+    if subject.seen is not None:
         for scope, wanted in (("seen", True), ("unseen", False)):
-            columns = [
-                i for i, language in enumerate(sample.subject.languages) if (language in sample.subject.seen) == wanted
-            ]
+            columns = [i for i, language in enumerate(subject.languages) if (language in subject.seen) == wanted]
             if bool(there[columns].any()):
                 results[scope] = means[:, columns].nanmean(1)
     return results

@@ -10,10 +10,20 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lightning_mlc.data.kinds import ORDINARY
 from lightning_mlc.evaluation.judges.roster import MARGIN
-from lightning_mlc.evaluation.reporting.measures import INVALID, OVER_REFUSAL, REFUSAL_MARGIN, SAFE, is_share
+from lightning_mlc.evaluation.reporting.cells import undefined_cell
+from lightning_mlc.evaluation.reporting.measures import (
+    DECLINE_GAP,
+    INVALID,
+    OVER_REFUSAL,
+    REFUSAL_MARGIN,
+    SAFE,
+    SEPARATION,
+    is_share,
+)
 
-SUMMARISED = tuple(measure.name for measure in (SAFE, OVER_REFUSAL, INVALID, REFUSAL_MARGIN))
+SUMMARISED = tuple(m.name for m in (SAFE, OVER_REFUSAL, INVALID, REFUSAL_MARGIN, SEPARATION, DECLINE_GAP))
 """Names of the measures that get a table. The report has all measures."""
 SHARE_FORMAT = "{:.0%} [{:.0%}, {:.0%}]"
 NUMBER_FORMAT = "{:.2f} [{:.2f}, {:.2f}]"
@@ -34,6 +44,8 @@ def print_summary(results: Mapping[str, Any], console: Console) -> None:
             if found["set"] == part["name"] and found["measure"] in SUMMARISED and "baseline" not in found
         }
         for judge, measure in dict.fromkeys((judge, measure) for judge, measure, _, _ in own):
+            if measure == OVER_REFUSAL.name and part["kind"] != ORDINARY:
+                continue  # `safe` and `told apart by declines` say it
             if measure == INVALID.name and not any(
                 found["value"] for key, found in own.items() if key[:2] == (judge, measure)
             ):
@@ -54,6 +66,6 @@ def print_summary(results: Mapping[str, Any], console: Console) -> None:
 
 def _cell(found: Mapping[str, Any] | None) -> str:
     if found is None or found["value"] is None:
-        return "" if found is None else "-"
+        return "" if found is None else undefined_cell(found)
     form = SHARE_FORMAT if is_share(found["measure"]) else NUMBER_FORMAT
     return form.format(found["value"], found["low"], found["high"])

@@ -17,6 +17,7 @@ from lightning_mlc.training.schedules import Warmup
 ROOT = Path(__file__).parents[3]
 CONFIGS = shipped_configs()
 OVERLAYS = {
+    "apart",
     "lora",
     "qlora",
     "logger/tensorboard",

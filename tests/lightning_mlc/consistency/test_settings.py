@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_mlc.consistency import DCO, MLC, MPO, Consistency, Needs, PairwiseCosine, SourceCosine
+from lightning_mlc.consistency import DCO, MLC, MPO, Consistency, Contrast, Needs, PairwiseCosine, Retain, SourceCosine
 from lightning_mlc.errors import UserError
 
 OFF = MLC(weight=0)
@@ -24,8 +24,31 @@ def test_nothing_is_needed_that_is_off() -> None:
     assert Consistency(mlc=OFF, mpo=MPO(weight=1)).needs == Needs(responses=True, reference=True, pooled_states=True)
     unconstrained = Consistency(mlc=OFF, mpo=MPO(weight=1, constraint=0))
     assert unconstrained.needs == Needs(responses=True, reference=True)
+    kept = Consistency(mlc=OFF, retain=Retain(weight=1))
+    assert kept.needs == Needs(representations=True, reference=True, reference_states=True)
+    assert Retain().rows == "ordinary"
     several = Consistency(pairwise_cosine=PairwiseCosine(weight=1), dco=DCO(weight=1))
     assert several.needs == Needs(representations=True, responses=True, reference=True, reference_translations=True)
+
+
+def test_a_term_needs_its_rows() -> None:
+    harmful, ordinary = Consistency(mlc=MLC(rows="harmful")), Consistency(mlc=MLC(rows="ordinary"))
+    for settings, prompts, some in ((harmful, 5, 4), (ordinary, 5, 1), (Consistency(), 5, 5), (harmful, 0, 0)):
+        settings.require_rows(prompts, some)
+    for settings, some, kind in ((harmful, 5, "harmful"), (ordinary, 0, "ordinary")):
+        with pytest.raises(UserError, match=rf"^model\.consistency\.mlc\.rows: is {kind}, but the training"):
+            settings.require_rows(5, some)
+
+
+def test_a_term_that_compares_prompts_needs_more_than_one() -> None:
+    both = Consistency(contrast=Contrast(weight=1))
+    assert both.terms == (MLC(), Contrast(weight=1))
+    assert both.needs == Needs(representations=True)
+    both.require_several_prompts(2)
+    both.require_several_prompts(None)
+    Consistency().require_several_prompts(1)
+    with pytest.raises(UserError, match=r"^data\.batch_size: is 1, but model\.consistency\.contrast compares"):
+        both.require_several_prompts(1)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +59,9 @@ def test_nothing_is_needed_that_is_off() -> None:
         (lambda: MLC(weight=float("inf")), "mlc.weight"),
         (lambda: MLC(temperature=0.0), "mlc.temperature"),
         (lambda: MLC(temperature=1e6), "mlc.temperature"),
+        (lambda: Contrast(weight=-1), "contrast.weight"),
+        (lambda: Contrast(temperature=0.001), "contrast.temperature"),
+        (lambda: Retain(weight=-1), "retain.weight"),
         (lambda: PairwiseCosine(weight=-1), "pairwise_cosine.weight"),
         (lambda: SourceCosine(weight=-1), "source_cosine.weight"),
         (lambda: MPO(weight=-1), "mpo.weight"),

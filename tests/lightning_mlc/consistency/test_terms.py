@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_mlc.consistency import DCO, MLC, MPO, ConsistencyTerm, Observed, PairwiseCosine, SourceCosine
+from lightning_mlc.consistency import DCO, MLC, MPO, ConsistencyTerm, Contrast, Observed, PairwiseCosine, SourceCosine
 from lightning_mlc.models.forward import Grid
 from mlc_kernels import mlc_loss
 
@@ -214,6 +215,7 @@ def test_dco_does_not_know_which_response_was_chosen() -> None:
 
 TERMS: dict[str, ConsistencyTerm] = {
     "mlc": MLC(),
+    "contrast": Contrast(temperature=0.3),
     "pairwise_cosine": PairwiseCosine(),
     "source_cosine": SourceCosine(),
     "mpo": MPO(beta=1.5),
@@ -235,6 +237,22 @@ def test_order_of_prompts_and_languages_does_not_matter(term: ConsistencyTerm) -
         source=2,
     )._replace(representations=rows[prompts][:, languages])
     torch.testing.assert_close(term.losses(moved), term.losses(observed)[prompts])
+
+
+@pytest.mark.parametrize("term", TERMS.values(), ids=TERMS)
+@pytest.mark.parametrize(("rows", "chosen"), [("harmful", 1), ("ordinary", 0)])
+def test_rows_of_another_kind_are_left_out(term: ConsistencyTerm, rows: Any, chosen: int) -> None:
+    """Two prompts with translations. What is left is what the chosen one alone would have."""
+    policy, reference, states = random(2, 4, 2), random(2, 4, 2, seed=1), random(2, 4, 5)
+    pooled = random(2, 2, 6), random(2, 2, 6, seed=1)
+    observed = of_responses(policy, reference, PRESENT[:2], pooled=pooled)
+    observed = observed._replace(representations=states, is_ordinary=torch.tensor([True, False]))
+    own = slice(chosen, chosen + 1)
+    alone = of_responses(policy[own], reference[own], PRESENT[own], pooled=(pooled[0][own], pooled[1][own]))
+    found = term.losses(observed.only(rows))
+    assert found[1 - chosen] == 0
+    torch.testing.assert_close(found[own], term.losses(alone._replace(representations=states[own])))
+    assert observed.only("all") is observed
 
 
 @pytest.mark.parametrize("term", TERMS.values(), ids=TERMS)

@@ -18,13 +18,15 @@ NORMALIZERS = Normalizers(1, 1, 1, 1, 1)
 
 NONE: dict[str, list[Any]] = {"translated": [], "translated_chosen": [], "translated_rejected": []}
 EXAMPLES: list[dict[str, Any]] = [
-    {"id": "a", "languages": [0, 2], "prompts": [[1], [2, 2]], "chosen": [7], "rejected": [8, 8], **NONE},
+    {"id": "a", "languages": [0, 2], "prompts": [[1], [2, 2]], "chosen": [7], "rejected": [8, 8], "ordinary": True}
+    | NONE,
     {
         "id": "b",
         "languages": [0, 1, 2],
         "prompts": [[3], [4], [5]],
         "chosen": [7, 7],
         "rejected": [8],
+        "ordinary": False,
         "translated": [2],
         "translated_chosen": [[71, 72]],
         "translated_rejected": [[81, 82, 83]],
@@ -48,6 +50,8 @@ def test_training_runs_the_pair_in_the_source_language_only(layout: Layout) -> N
     batch = Collator(("en", "sw", "zh"), 0, RowPlan(True), layout).training(EXAMPLES, [4, 6], NORMALIZERS)
     assert batch.ids == ("a", "b")
     assert batch.keys.tolist() == [4, 6]
+    assert batch.is_ordinary is not None
+    assert batch.is_ordinary.tolist() == batch.to("cpu").is_ordinary.tolist() == [True, False]
     assert places(batch.responses) == {(0, 0, CHOSEN), (0, 0, REJECTED), (1, 0, CHOSEN), (1, 0, REJECTED)}
     assert places(batch.prompts) == {(0, 2, NO_RESPONSE), (1, 1, NO_RESPONSE), (1, 2, NO_RESPONSE)}
     assert batch.without_translations().prompts == ()
@@ -115,6 +119,7 @@ UNPAIRED: list[dict[str, Any]] = [
         "prompts": [[1], [2, 2]],
         "chosen": [7],
         "rejected": [],
+        "ordinary": False,
         **NONE,
     },
     {
@@ -123,6 +128,7 @@ UNPAIRED: list[dict[str, Any]] = [
         "prompts": [[3], [4]],
         "chosen": [],
         "rejected": [8],
+        "ordinary": False,
         **NONE,
     },
 ]

@@ -260,3 +260,15 @@ def test_lightnings_own_sampler_is_refused_with_several_processes(tiny_model: Pa
         data.setup("fit")
     data.trainer = one
     data.setup("fit")
+
+
+def test_ordinary_rows_are_known_in_each_batch(tiny_model: Path, tmp_path: Path) -> None:
+    rows = example_rows(6)
+    rows[1]["kind"], rows[2]["kind"], rows[4]["kind"] = "ordinary", "harmful", "ordinary"
+    rows[4]["prompt"] = {"en": rows[4]["prompt"]["en"]}
+    data = ready(tiny_model, write_jsonl(tmp_path / "rows.jsonl", rows), val_share=0.0)
+    sizes = data.sizes("train")
+    assert (sizes.groups.tolist(), sizes.ordinary_groups.tolist()) == ([1, 1, 1, 1, 0, 1], [0, 1, 0, 0, 0, 0])
+    rows[3]["kind"] = "ordinry"
+    with pytest.raises(UserError, match=r"wrong\.jsonl row 4: 'kind' must be harmful or ordinary, or must be left out"):
+        ready(tiny_model, write_jsonl(tmp_path / "wrong.jsonl", rows))

@@ -12,6 +12,7 @@ COUNT = 23
 SIZES = Sizes(
     response_tokens=np.arange(1, COUNT + 1),
     groups=np.arange(COUNT) % 3,
+    ordinary_groups=np.arange(COUNT) % 4,
     chosen=np.arange(COUNT) % 2,
     rejected=np.arange(COUNT) % 5,
 )
@@ -51,6 +52,7 @@ def test_totals_are_those_of_the_whole_step(cut: tuple[int, int, int]) -> None:
             assert micro.normalizers.examples * share == pytest.approx(len(taken))
             assert micro.normalizers.response_tokens * share == pytest.approx(sum(i + 1 for i in taken))
             assert micro.normalizers.groups * share == pytest.approx(sum(i % 3 for i in taken))
+            assert micro.normalizers.ordinary_groups * share == pytest.approx(sum(i % 4 for i in taken))
             assert micro.normalizers.chosen * share == pytest.approx(sum(i % 2 for i in taken))
             assert micro.normalizers.rejected * share == pytest.approx(sum(i % 5 for i in taken))
             assert micro.normalizers.responses == micro.normalizers.chosen + micro.normalizers.rejected

@@ -103,7 +103,8 @@ def test_epochs_differ_and_repeat() -> None:
 def test_totals_are_those_of_the_whole_step_whatever_its_counts() -> None:
     generator = np.random.default_rng(0)
     tokens = generator.integers(1, 60, size=50)
-    sizes = Sizes(response_tokens=tokens, groups=np.arange(50) % 2, chosen=np.ones(50), rejected=np.arange(50) % 3)
+    groups, ones = np.arange(50) % 2, np.ones(50)
+    sizes = Sizes(tokens, groups, ordinary_groups=groups // 2, chosen=ones, rejected=np.arange(50) % 3)
     for layout in LAYOUTS[4]:
         windows = ByTokens(tokens, 120, layout, seed=0)(0)
         ranks = [Division(layout.accumulate, layout.world_size, rank) for rank in range(layout.world_size)]

@@ -135,6 +135,8 @@ def test_two_models_from_prompts_to_report(
     for measure in ("refused", "invalid"):
         assert figure(results, model="new", set="asked-ordinary", measure=measure, scope="mean", baseline=None)
     assert figure(results, model="new", set="asked", measure="pag", baseline="base")["count"] == 4
+    apart = figure(results, model="new", set="asked", measure="told apart by margin", scope="en", baseline=None)
+    assert (apart["value"], apart["kinds"]) == (None, [4, 1])
     assert results["judges"][0]["named"] == "refusal"
     states = results["representations"]["new"]
     assert len(states["raw"]["explained_variance"]) == 4
@@ -153,6 +155,39 @@ def test_two_models_from_prompts_to_report(
     texts += [record["response"] for record in responses.values() if len(record["response"]) > 3]
     for place in (said, html, markdown, (out / "results.json").read_text()):
         assert not [text for text in texts if text in place]
+
+
+@pytest.mark.slow
+def test_harmful_prompts_are_told_apart_from_ordinary_ones(
+    model: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = example_rows(13)
+    for row in rows[6:]:
+        row["kind"] = "ordinary"
+    rows[12]["prompt"]["sw"] = rows[0]["prompt"]["zh"] = None
+    asked, out = write_jsonl(tmp_path / "asked.jsonl", rows), tmp_path / "out"
+    args = ["evaluate", "--models", f"base={model}", f"new={other}", f"--prompts={asked}", "--judges=refusal,margin"]
+    assert main([*args, f"--out={out}", *QUICK]) == 0
+    results = json.loads((out / "results.json").read_text())
+    apart = {"model": "new", "set": "asked", "judge": "margin", "measure": "told apart by margin"}
+    found = figure(results, scope="sw", baseline=None, **apart)
+    margins = records(out / "new" / "margins.jsonl")
+    harmful, ordinary = (
+        [record["margin"] for key, record in margins.items() if key[0] == name and key[2] == "sw"]
+        for name in ("asked", "asked-ordinary")
+    )
+    assert found["kinds"] == [len(harmful), len(ordinary)] == [6, 6]
+    assert found["value"] == pytest.approx(sum(h > o for h in harmful for o in ordinary) / 36)
+    assert found["low"] <= found["value"] <= found["high"]
+    few = figure(results, scope="zh", baseline=None, **apart)
+    assert (few["value"], few["kinds"]) == (None, [5, 7])
+    assert figure(results, scope="mean", baseline="base", **apart)["value"] is not None
+    declines = apart | {"judge": "refusal", "measure": "told apart by declines"}
+    assert figure(results, scope="mean", baseline=None, **declines)["kinds"] == [12, 13]
+    said = capsys.readouterr().out
+    for text in ((out / "report.html").read_text(), (out / "report.md").read_text(), said):
+        assert "told apart" in text
+        assert "too few (5 harmful, 7 ordinary)" in text
 
 
 def test_texts_are_shown_to_those_who_ask_and_break_nothing(model: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ EXAMPLES: list[dict[str, Any]] = [
 ]
 for number, example in enumerate(EXAMPLES):
     example["languages"], example["prompts"] = [0, 1], [[10 + number, 20, 30], [40 + number, 50]]
-    example |= {"translated": [], "translated_chosen": [], "translated_rejected": []}
+    example |= {"ordinary": False, "translated": [], "translated_chosen": [], "translated_rejected": []}
 OTHERS = [example["mismatched"] for example in EXAMPLES]
 COLLATORS = [Collator(("en", "sw"), 0, RowPlan(True), layout) for layout in (Layout(), Layout(packed=True))]
 BOTH = pytest.mark.parametrize("collator", COLLATORS, ids=["padded", "packed"])

@@ -199,7 +199,8 @@ def test_what_is_logged(folder: Path, tmp_path: Path) -> None:
     module.mlc = mlc
     fitted(module, tmp_path, logger=CSVLogger(tmp_path / "logs"), log_every_n_steps=2)
     found = rows(tmp_path / "logs")
-    names = {"loss", "excess", "explained_variance", "min_cosine", "raw/explained_variance", "raw/min_cosine"}
+    both = ("explained_variance", "min_cosine", "between_prompts")
+    names = {"loss", "excess", *both, *(f"raw/{name}" for name in both)}
     assert found[0].keys() == {f"mlc/{name}" for name in names}
     assert [float(row["mlc/loss"]) for row in found] == pytest.approx([sum(seen[:2]) / 2, sum(seen[2:]) / 2])
 

@@ -488,9 +488,9 @@ def test_online_scores_of_evaluation_are_computed_once(tiny_model: Path, data_fi
     scored: list[int] = []
 
     class Counting(OnlineReference):
-        def score(self, batch: Any) -> Any:
+        def score(self, batch: Any, *more: Any) -> Any:
             scored.append(len(batch))
-            return super().score(batch)
+            return super().score(batch, *more)
 
     module = AlignmentModule(str(tiny_model), DPO(), Consistency(mlc=MLC(weight=0.0)))
     data = data_of(tiny_model, data_file)

@@ -426,6 +426,9 @@ def test_options_that_cannot_work_together(
         (tiny_model, english, [*off, f"{key}.mpo.weight=1"], "consistency.mpo: needs prompts in two or more"),
         (tiny_model, english, [*off, f"{key}.dco.weight=1"], "consistency.dco: needs prompts in two or more"),
         (tiny_model, english, [*off, f"{key}.source_cosine.weight=1"], "consistency.source_cosine: needs prompts in"),
+        (tiny_model, pairs_file, [f"{key}.contrast.weight=1"], "data.batch_size: is 1, but model.consistency.contrast"),
+        (tiny_model, pairs_file, [f"{key}.mlc.rows=ordinary"], "mlc.rows: is ordinary, but the training data has no"),
+        (tiny_model, pairs_file, [f"{key}.retain.weight=1"], "retain.rows: is ordinary, but the training data has no"),
         (tiny_model, pairs_file, [f"{key}.mpo.beta=-1"], "model.consistency.mpo.beta: must be 0.01 or above"),
         (tiny_model, pairs_file, [*null, *off], "model.objective: is null, and no term of model.consistency is on"),
         (

@@ -44,6 +44,37 @@ def test_the_consistency_loss_is_the_weighted_mean_over_the_step(detailed: bool)
     assert len(found.metrics) > 2 if detailed else len(found.metrics) == 2
 
 
+@pytest.mark.parametrize(("rows", "chosen", "total"), [("harmful", [0, 2], 5.0), ("ordinary", [1], 3.0)])
+def test_a_term_has_the_mean_over_its_own_rows(rows: Any, chosen: list[int], total: float) -> None:
+    """Three of the eight groups of the step are ordinary, and one of the batch's three."""
+    one = batch()
+    one.normalizers.ordinary_groups = 3.0
+    mlc = MLC(weight=3.0, rows=rows)
+    losses = Losses(SFT(), Consistency(mlc=mlc, pairwise_cosine=PairwiseCosine(weight=0.5)))
+    states = torch.randn(3, 2, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    seen = observed(states)._replace(is_ordinary=torch.tensor([False, True, False]))
+    found = losses.of_consistency(one, seen, losses.consistency.terms, detailed=True)
+    each = MLC().losses(observed(states))
+    assert float(found.metrics["mlc/loss"]) == pytest.approx(float(each[chosen].sum()) / total)
+    variances = MLC().metrics(observed(states))["explained_variance"]
+    assert float(found.metrics["mlc/explained_variance"]) == pytest.approx(float(variances[chosen].sum()) / total)
+    every = float(PairwiseCosine().losses(observed(states)).sum()) / GROUPS
+    assert float(found.metrics["pairwise_cosine/loss"]) == pytest.approx(every)
+    (gradient,) = torch.autograd.grad(losses.of_consistency(one, seen, (mlc,), detailed=False).loss, states)
+    moved = (gradient != 0).flatten(1).any(1).nonzero().flatten().tolist()
+    assert moved == chosen
+
+
+def test_a_step_without_rows_of_a_term_logs_nothing_of_it() -> None:
+    one = batch()
+    one.normalizers.ordinary_groups = GROUPS
+    losses = Losses(SFT(), Consistency(mlc=MLC(rows="harmful")))
+    seen = observed(torch.randn(3, 2, 16))._replace(is_ordinary=torch.ones(3, dtype=torch.bool))
+    found = losses.of_consistency(one, seen, losses.consistency.terms, detailed=True)
+    assert found.loss == 0
+    assert set(found.metrics) == {"mlc/between_prompts", "mlc/raw/between_prompts"}  # of all rows
+
+
 def test_a_step_without_groups_has_no_consistency_loss() -> None:
     alone = batch()
     alone.normalizers.groups = 0.0

@@ -28,7 +28,7 @@ def plans(batch_size: int, accumulate: int, processes: int, tokens: int | None) 
     costs = np.random.default_rng(0).integers(1, 5, EXAMPLES).tolist()
     cut: Cut = ByTokens(costs, tokens, division, 3) if tokens else ByExamples(EXAMPLES, batch_size, division, 3)
     return [
-        [part.indices for part in plan_epoch(cut(0), Sizes(one, one, one, one), Division(accumulate, processes, rank))]
+        [part.indices for part in plan_epoch(cut(0), Sizes(*5 * [one]), Division(accumulate, processes, rank))]
         for rank in range(processes)
     ]
 
