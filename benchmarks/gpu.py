@@ -35,6 +35,7 @@ COMMANDS: tuple[tuple[str, tuple[str, ...], int], ...] = (
     ("matrix", ("-m", "benchmarks.matrix", "--precision", "bf16-mixed"), 300),
     ("train-step", (*TRAIN_STEP, "{out}/train_step"), 360),
     ("estimate", ("-m", "benchmarks.estimate", "--out", "{out}"), 300),
+    ("split", ("-m", "benchmarks.split"), 240),
 )
 """Name, arguments of python, and time limit in seconds of each step."""
 SECONDS = 600

@@ -368,6 +368,8 @@ class _Launch:
         block = thread // threads
         axes = np.unravel_index(block, tuple(grid), order="F")
         self.constants = {f"%ctaid.{'xyz'[axis]}": at.astype(np.uint32) for axis, at in enumerate(axes)}
+        for axis, size in zip("xyz", grid, strict=False):
+            self.constants[f"%nctaid.{axis}"] = np.full(self.count, size, np.uint32)
         self.constants["%tid.x"] = thread % threads
         self.arguments = dict(zip(program.parameters, arguments, strict=False))
         self.registers: dict[str, Array] = {}
@@ -492,6 +494,7 @@ class _Launch:
             "cvt.rn": self._conversion,
             "ld.param": self._parameter,
             "bar.sync": self._barrier,
+            "bar.warp.sync": self._warp_barrier,
         }
         if instruction.opcode not in others:
             raise Unknown(f"opcode {instruction.opcode}")
@@ -737,6 +740,12 @@ class _Launch:
                 self.races.barrier(slice(block * cells, (block + 1) * cells))
 
         return step
+
+    def _warp_barrier(self, instruction: Instruction) -> Step:
+        """Nothing to wait for, because the lanes of a warp take every step together."""
+        if instruction.operands != ("-1",):
+            raise Unknown("barrier of a part of a warp")
+        return lambda active: self._together(active, LANES, instruction)
 
     def _together(self, active: Active, size: int, instruction: Instruction) -> None:
         """Check that, in each warp or block, either all threads take part or none."""

@@ -69,6 +69,14 @@ def test_a_barrier_between_reading_and_the_next_write_is_needed_too() -> None:
     assert run(again.format(""))[1] == {"write after another warp's read: st.shared.b32 [ %r13 + 0 ], %r9"}
 
 
+def test_a_barrier_of_warps_does_not_help_other_warps() -> None:
+    assert run(EXCHANGE.replace("bar.sync 	0;", "bar.warp.sync 	-1;"))[1] != set()
+
+
+def test_every_block_knows_their_number() -> None:
+    assert run("mov.u32 	%r9, %nctaid.x;", blocks=3)[0].tolist() == [3] * 192
+
+
 def test_within_a_warp_no_barrier_is_needed() -> None:
     found, races = run(EXCHANGE.replace("bar.sync 	0;", "").replace("128", "4"))
     assert found[:4].tolist() == [1, 0, 3, 2]
@@ -145,6 +153,8 @@ def test_conversion_to_bfloat16_rounds_to_even() -> None:
         ("\tld.shared.b32 \t%r9, [%r10];", ptx.Fault, "not aligned"),
         ("\tld.shared.v2.b32 \t{%r9, %r8}, [%r13];", ptx.Fault, "not aligned"),
         ("\tsetp.lt.s32 \t%p1, %r10, 40;\n\t@%p1 bar.sync \t0;", ptx.Fault, "not reached by all"),
+        ("\tsetp.lt.s32 \t%p1, %r10, 40;\n\t@%p1 bar.warp.sync \t-1;", ptx.Fault, "not reached by all"),
+        ("\tbar.warp.sync \t15;", ptx.Unknown, "barrier of a part of a warp"),
     ],
 )
 def test_what_is_not_allowed_is_named(body: str, error: type[Exception], words: str) -> None:

@@ -15,12 +15,13 @@ import torch
 import triton  # type: ignore[import-untyped]
 from torch import Tensor
 
-from mlc_kernels import loss_kernels
+from mlc_kernels import loss_kernels, split
 from mlc_kernels.launch import Call, launch
 
 # For each padded L: (warps, features in a step) of the forward and of the backward kernel. Chosen so that the compiler
 # reports no spills. Fixed, so that the same input gives the same bits on the same kind of device.
 FORWARD = {16: (4, 128), 32: (8, 64), 64: (8, 64)}
+ONE_WARP = {16: (1, 64)}  # the same for a forward kernel that has one warp (split.py)
 BACKWARD = {16: (4, 128), 32: (4, 64), 64: (8, 32)}
 SUMMED = 256  # losses that are added at once, by one warp
 # By default ptxas spills registers, to make room for more programs on a multiprocessor than will ever run there.
@@ -143,7 +144,7 @@ def _launch_forward(
     if (rows if table is None else table).numel() == 0:
         out.zero_()
         return
-    layout = (
+    layout: tuple[Any, ...] = (
         rows.shape,
         rows.stride(),
         rows.dtype,
@@ -154,7 +155,46 @@ def _launch_forward(
         output,
         counted_at,
     )
-    launch(_forward_call, layout, (rows, rows if mask is None else mask, rows if table is None else table, out, saved))
+    gathered = rows if mask is None else mask, rows if table is None else table
+    prompts, languages = rows.shape[:2] if table is None else table.shape
+    chosen = split.split_of(tile_of(languages), rows.shape[-1], prompts)
+    if chosen is not None:
+        if chosen.parts > 1:
+            parts = rows.new_empty(prompts, chosen.parts, languages + 1, languages, dtype=torch.float64)
+            launch(_parts_call, (*layout[:5], chosen.parts), (rows, *gathered, parts))
+            rows, gathered = parts, (parts, parts)
+        layout = *layout, chosen.parts, chosen.one_warp
+    launch(_forward_call, layout, (rows, *gathered, out, saved))
+
+
+def _parts_call(
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    dtype: torch.dtype,
+    mask_strides: tuple[int, int] | None,
+    table_shape: tuple[int, int] | None,
+    parts: int,
+) -> Call:
+    prompts, languages = shape[:2] if table_shape is None else table_shape
+    tile = tile_of(languages)
+    warps, block = FORWARD[tile]
+    prompt_stride, row_stride, aligned = _row_strides(shape, strides)
+    steps = triton.cdiv(triton.cdiv(shape[-1], block), parts)
+    return Call(
+        loss_kernels.gram_parts,
+        (prompts, parts, 1),
+        (languages, shape[-1], steps, prompt_stride, row_stride, *(mask_strides or (0, 0))),
+        {
+            "HAS_MASK": mask_strides is not None,
+            "HAS_TABLE": table_shape is not None,
+            "RESCALE": dtype == torch.float64,
+            "ALIGNED": aligned,
+            "DOT": DOT,
+            "TILE": tile,
+            "BLOCK": block,
+        },
+        {"num_warps": warps, **COMPILER},
+    )
 
 
 def _forward_call(
@@ -167,10 +207,12 @@ def _forward_call(
     divide_by_top: bool,
     output: str,
     counted_at: int,
+    parts: int = 1,
+    one_warp: bool = False,
 ) -> Call:
     prompts, languages = shape[:2] if table_shape is None else table_shape
     tile = tile_of(languages)
-    warps, block = FORWARD[tile]
+    warps, block = (ONE_WARP if one_warp else FORWARD)[tile]
     prompt_stride, row_stride, aligned = _row_strides(shape, strides)
     bits = struct.unpack("q", struct.pack("d", temperature))[0]
     return Call(
@@ -179,14 +221,16 @@ def _forward_call(
         (bits, counted_at, languages, shape[-1], prompt_stride, row_stride, *(mask_strides or (0, 0))),
         {
             "OUTPUT": output,
-            "HAS_MASK": mask_strides is not None,
-            "HAS_TABLE": table_shape is not None,
+            # The parts know which rows are missing: their products are 0.
+            "HAS_MASK": parts == 1 and mask_strides is not None,
+            "HAS_TABLE": parts == 1 and table_shape is not None,
             "DIVIDE_BY_TOP": divide_by_top,
             "RESCALE": dtype == torch.float64,
-            "ALIGNED": aligned,
+            "ALIGNED": parts == 1 and aligned,
             "DOT": DOT,
             "TILE": tile,
             "BLOCK": block,
+            "PARTS": parts,
         },
         {"num_warps": warps, **COMPILER},
     )

@@ -2,6 +2,8 @@
 # (A kernel is written in Triton's language, which only looks like Python.)
 """Triton kernels of the MLC loss and of singular values: one launch forward, one backward, and one to sum the losses.
 
+With many features, a launch of ``gram_parts`` may come first (``split.py``).
+
 Nothing here runs at import. The mathematics is the same as in ``closed_form``; docs/kernel.md explains each step.
 All arithmetic is float64; only loads and stores have other types.
 """
@@ -124,6 +126,160 @@ def _orthogonal_columns(matrix, languages, BOUND: tl.constexpr, TILE: tl.constex
     return matrix
 
 
+@triton.jit
+def _row_pointers(
+    rows_ptr,
+    mask_ptr,
+    table_ptr,
+    prompt,
+    languages,
+    prompt_stride,
+    row_stride,
+    mask_prompt_stride,
+    mask_row_stride,
+    HAS_MASK: tl.constexpr,
+    HAS_TABLE: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """(TILE,) pointers to the rows of a prompt, and (TILE,) bool: whether each is there."""
+    row = tl.arange(0, TILE)
+    inside = row < languages
+    present = inside
+    if HAS_TABLE:
+        index = tl.load(table_ptr + prompt * languages + row, mask=inside, other=-1)
+        present = index >= 0
+        pointers = rows_ptr + tl.where(present, index, 0) * row_stride
+    else:
+        pointers = rows_ptr + prompt * prompt_stride + row.to(tl.int64) * row_stride
+    if HAS_MASK:
+        mask = tl.load(mask_ptr + prompt * mask_prompt_stride + row * mask_row_stride, mask=inside, other=0)
+        present = present & (mask != 0)
+    return pointers, present
+
+
+@triton.jit
+def _gram(
+    pointers,
+    present,
+    begin,
+    end,
+    RESCALE: tl.constexpr,
+    DOT: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """(TILE, TILE) float64 inner products of features ``begin`` to ``end`` of the rows, and what each was divided by.
+
+    The latter is (TILE,): an inverse, 1 unless RESCALE, else that of the row's largest entry.
+    """
+    shrink = tl.full([TILE], 1.0, tl.float64)
+    if RESCALE:
+        largest = tl.full([TILE], 1e-300, tl.float64)
+        for first in range(begin, end, BLOCK):
+            block = _load_rows(pointers, present, first, end, BLOCK)
+            largest = tl.maximum(largest, tl.max(tl.abs(block), axis=1))
+        shrink = 1.0 / largest
+
+    # The next block is loaded while this one is multiplied. It is kept as float64, because the compiler (3.7) fails
+    # on a float64 product whose operand it can trace back to a narrower load.
+    products = tl.zeros([TILE, TILE], tl.float64)
+    block = _load_rows(pointers, present, begin, end, BLOCK)
+    if RESCALE:
+        block = block * shrink[:, None]
+    for first in range(begin + BLOCK, end + BLOCK, BLOCK):
+        products = _products(block, block, products, DOT)
+        block = _load_rows(pointers, present, first, end, BLOCK)
+        if RESCALE:
+            block = block * shrink[:, None]
+    return products, shrink
+
+
+@triton.jit(
+    do_not_specialize=[
+        "languages",
+        "features",
+        "steps",
+        "prompt_stride",
+        "row_stride",
+        "mask_prompt_stride",
+        "mask_row_stride",
+    ]
+)
+def gram_parts(
+    rows_ptr,  # this and the next two as in prompt_forward
+    mask_ptr,
+    table_ptr,
+    out_ptr,  # (B, PARTS, L + 1, L) float64: what _gram returns for each part of the features
+    languages,
+    features,
+    steps,  # a part has this many blocks of features, the last one fewer, or none
+    prompt_stride,
+    row_stride,
+    mask_prompt_stride,
+    mask_row_stride,
+    HAS_MASK: tl.constexpr,
+    HAS_TABLE: tl.constexpr,
+    RESCALE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    DOT: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program per prompt and part of the features: rows -> Gram matrix of that part."""
+    begin = tl.program_id(1) * steps * BLOCK
+    end = tl.minimum(begin + steps * BLOCK, features)
+    if ALIGNED:
+        end = end // 16 * 16
+        prompt_stride = prompt_stride // 16 * 16
+        row_stride = row_stride // 16 * 16
+    prompt = tl.program_id(0).to(tl.int64)
+    pointers, present = _row_pointers(
+        rows_ptr,
+        mask_ptr,
+        table_ptr,
+        prompt,
+        languages,
+        prompt_stride,
+        row_stride,
+        mask_prompt_stride,
+        mask_row_stride,
+        HAS_MASK,
+        HAS_TABLE,
+        TILE,
+    )
+    products, shrink = _gram(pointers, present, begin, end, RESCALE, DOT, TILE, BLOCK)
+    row = tl.arange(0, TILE)
+    inside = row < languages
+    out = out_ptr + (prompt * tl.num_programs(1) + tl.program_id(1)) * (languages + 1) * languages
+    both = inside[:, None] & inside[None, :]
+    tl.store(out + row[:, None] * languages + row[None, :], products, mask=both)
+    tl.store(out + languages * languages + row, shrink, mask=inside)
+
+
+@triton.jit
+def _sum_of_parts(parts, languages, RESCALE: tl.constexpr, PARTS: tl.constexpr, TILE: tl.constexpr):
+    """What ``_gram`` would return for all features, from what ``gram_parts`` stored, always added in the same order."""
+    row = tl.arange(0, TILE)
+    inside = row < languages
+    both = inside[:, None] & inside[None, :]
+    size = (languages + 1) * languages
+    shrink = tl.full([TILE], 1.0, tl.float64)
+    if RESCALE:
+        shrink = tl.full([TILE], 1e300, tl.float64)
+        for part in range(PARTS):
+            own = tl.load(parts + part * size + languages * languages + row, mask=inside, other=1.0)
+            shrink = tl.minimum(shrink, own)
+    products = tl.zeros([TILE, TILE], tl.float64)
+    for part in range(PARTS):
+        one = tl.load(parts + part * size + row[:, None] * languages + row[None, :], mask=both, other=0.0)
+        if RESCALE:
+            # At most 1. Features that are too small beside those of other parts become 0.
+            ratio = shrink / tl.load(parts + part * size + languages * languages + row, mask=inside, other=1.0)
+            one = one * ratio[:, None] * ratio[None, :]
+        products += one
+    return products, shrink
+
+
 @triton.jit(
     do_not_specialize=[
         "temperature_bits",
@@ -137,9 +293,9 @@ def _orthogonal_columns(matrix, languages, BOUND: tl.constexpr, TILE: tl.constex
     ]
 )
 def prompt_forward(
-    rows_ptr,  # (B, L, D) by strides, or (rows, D) with a table
-    mask_ptr,  # (B, L) bool by strides; any pointer if there is no mask
-    table_ptr,  # (B, L) int64 row of each translation, -1 where missing; any pointer if there is no table
+    rows_ptr,  # (B, L, D) by strides, or (rows, D) with a table. PARTS > 1: what gram_parts stored
+    mask_ptr,  # (B, L) bool by strides; any pointer if there is no mask, or PARTS > 1
+    table_ptr,  # (B, L) int64 row of each translation, -1 where missing; any pointer if there is no table, or PARTS > 1
     out_ptr,  # OUTPUT "values": (B, L). Else (B,): losses, and from element counted_at on 1.0 where the prompt counts
     saved_ptr,  # OUTPUT "gradient": (B, L + 1, L) float64: bracket and inverse lengths. Else any pointer
     temperature_bits: tl.int64,  # a float argument would arrive as float32
@@ -159,6 +315,7 @@ def prompt_forward(
     DOT: tl.constexpr,
     TILE: tl.constexpr,  # L, padded
     BLOCK: tl.constexpr,  # features in one step
+    PARTS: tl.constexpr,  # 1, or number of parts of the Gram matrix
 ):
     """One program per prompt: rows -> Gram matrix -> spectrum -> loss -> matrix of the gradient."""
     if ALIGNED:
@@ -168,36 +325,25 @@ def prompt_forward(
     prompt = tl.program_id(0).to(tl.int64)
     row = tl.arange(0, TILE)
     inside = row < languages
-    present = inside
-    if HAS_TABLE:
-        index = tl.load(table_ptr + prompt * languages + row, mask=inside, other=-1)
-        present = index >= 0
-        pointers = rows_ptr + tl.where(present, index, 0) * row_stride
+    if PARTS == 1:
+        pointers, present = _row_pointers(
+            rows_ptr,
+            mask_ptr,
+            table_ptr,
+            prompt,
+            languages,
+            prompt_stride,
+            row_stride,
+            mask_prompt_stride,
+            mask_row_stride,
+            HAS_MASK,
+            HAS_TABLE,
+            TILE,
+        )
+        products, shrink = _gram(pointers, present, 0, features, RESCALE, DOT, TILE, BLOCK)
     else:
-        pointers = rows_ptr + prompt * prompt_stride + row.to(tl.int64) * row_stride
-    if HAS_MASK:
-        mask = tl.load(mask_ptr + prompt * mask_prompt_stride + row * mask_row_stride, mask=inside, other=0)
-        present = present & (mask != 0)
-
-    shrink = tl.full([TILE], 1.0, tl.float64)
-    if RESCALE:
-        largest = tl.full([TILE], 1e-300, tl.float64)
-        for first in range(0, features, BLOCK):
-            block = _load_rows(pointers, present, first, features, BLOCK)
-            largest = tl.maximum(largest, tl.max(tl.abs(block), axis=1))
-        shrink = 1.0 / largest
-
-    # The next block is loaded while this one is multiplied. It is kept as float64, because the compiler (3.7) fails
-    # on a float64 product whose operand it can trace back to a narrower load.
-    products = tl.zeros([TILE, TILE], tl.float64)
-    block = _load_rows(pointers, present, 0, features, BLOCK)
-    if RESCALE:
-        block = block * shrink[:, None]
-    for first in range(BLOCK, features + BLOCK, BLOCK):
-        products = _products(block, block, products, DOT)
-        block = _load_rows(pointers, present, first, features, BLOCK)
-        if RESCALE:
-            block = block * shrink[:, None]
+        parts = rows_ptr + prompt * PARTS * (languages + 1) * languages
+        products, shrink = _sum_of_parts(parts, languages, RESCALE, PARTS, TILE)
 
     square = tl.sum(tl.where(row[:, None] == row[None, :], products, 0.0), axis=1)
     # A row with an infinity has no direction. Its inverse length would be 0, as for a missing row.

@@ -20,7 +20,7 @@ triton = pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from mlc_kernels import fused, fused_pooling, loss_kernels, pooling_kernels  # noqa: E402
+from mlc_kernels import fused, fused_pooling, loss_kernels, pooling_kernels, split  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter replaces the compiler"
@@ -37,6 +37,7 @@ SHARED = 48 * 1024
 REGISTER_FILE = 65536
 # Bytes. Triton 3.6 spills a few bytes in the largest float64 kernel for sm_80.
 SPILLED = 0 if triton.__version__ >= "3.7" else 40
+MANY_REGISTERS = loss_kernels.prompt_forward, loss_kernels.gram_parts, loss_kernels.prompt_backward
 POINTERS = {
     "mask_ptr": "*i1",
     "table_ptr": "*i64",
@@ -68,7 +69,7 @@ def compiled(
             signature[name] = "i64" if name == "temperature_bits" else "i32"
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     options = {"num_warps": warps}
-    if kernel in (loss_kernels.prompt_forward, loss_kernels.prompt_backward) and target != "gfx942":
+    if kernel in MANY_REGISTERS and target != "gfx942":
         options |= fused.COMPILER
     binary = triton.compile(source, target=TARGETS[target], options=options)
     if target == "gfx942":
@@ -115,6 +116,7 @@ def forward_constants(target: str, tile: int, **changes: Any) -> dict[str, Any]:
         "DOT": target != "gfx942",
         "TILE": tile,
         "BLOCK": fused.FORWARD[tile][1],
+        "PARTS": 1,
     }
     return constants | changes
 
@@ -132,7 +134,7 @@ FORWARD_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 TILES = (16, 32, 64)
 
 
-def cases(variants: Iterable[str]) -> list[ParameterSet]:
+def cases(variants: Iterable[str], tiles: tuple[int, ...] = TILES) -> list[ParameterSet]:
     """Every variant in the largest tile for each target, and in every other tile for one target.
 
     So every target meets every variant, every variant every tile, and every tile every target. The full product has
@@ -141,10 +143,10 @@ def cases(variants: Iterable[str]) -> list[ParameterSet]:
     """
     found = []
     for place, variant in enumerate(variants):
-        for number, tile in enumerate(TILES):
+        for number, tile in enumerate(tiles):
             for turn, target in enumerate(TARGETS):
                 quick = (target, place) == ("sm_90", 0)
-                if quick or tile == TILES[-1] or (place + number + turn) % len(TARGETS) == 0:
+                if quick or tile == tiles[-1] or (place + number + turn) % len(TARGETS) == 0:
                     found.append(pytest.param(target, tile, variant, marks=[] if quick else [pytest.mark.slow]))
     return found
 
@@ -157,6 +159,54 @@ def test_forward(target: str, tile: int, variant: str, tmp_path: Path, capsys: p
     constants = forward_constants(target, tile, **changes)
     figures = compiled(target, loss_kernels.prompt_forward, constants, warps, pointers, tmp_path)
     assert_fits(f"forward, L <= {tile}, {variant}", figures, warps, target, capsys)
+
+
+SPLIT_TILES = (16, 32)
+
+
+@pytest.mark.parametrize(
+    ("target", "tile", "variant"), cases(["bf16", "fp32, table", "fp64", "bf16, any stride"], SPLIT_TILES)
+)
+def test_parts(target: str, tile: int, variant: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows, changes = FORWARD_VARIANTS[variant]
+    warps = fused.FORWARD[tile][0]
+    constants = forward_constants(target, tile, **changes)
+    for name in ("OUTPUT", "DIVIDE_BY_TOP", "PARTS"):
+        del constants[name]
+    pointers = {"rows_ptr": rows, "out_ptr": "*fp64"}
+    figures = compiled(target, loss_kernels.gram_parts, constants, warps, pointers, tmp_path)
+    assert_fits(f"gram_parts, L <= {tile}, {variant}", figures, warps, target, capsys)
+
+
+SPLIT_LOSSES = {  # tile, parts, whether it has one warp
+    "one warp": (16, 1, True),
+    "one warp, parts": (16, 8, True),
+    "parts": (16, 8, False),
+    "parts, wide": (32, 8, False),
+}
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp64"])
+@pytest.mark.parametrize("kind", SPLIT_LOSSES)
+@pytest.mark.parametrize(
+    "target", ["sm_90", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sm_80", "gfx942"))]
+)
+def test_forward_of_a_split(
+    target: str, kind: str, dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tile, parts, one_warp = SPLIT_LOSSES[kind]
+    warps, block = (fused.ONE_WARP if one_warp else fused.FORWARD)[tile]
+    alone = parts == 1
+    changes = {"RESCALE": dtype == "fp64", "BLOCK": block, "PARTS": parts, "ALIGNED": alone, "HAS_MASK": alone}
+    pointers = {"rows_ptr": f"*{dtype}" if alone else "*fp64", "out_ptr": f"*{dtype}"}
+    constants = forward_constants(target, tile, **changes)
+    figures = compiled(target, loss_kernels.prompt_forward, constants, warps, pointers, tmp_path)
+    assert_fits(f"forward, L <= {tile}, {dtype}, {kind}", figures, warps, target, capsys)
+
+
+def test_the_table_asks_for_nothing_that_is_not_compiled_here() -> None:
+    asked = {(chosen.tile, 8 if chosen.parts > 1 else 1, chosen.one_warp) for chosen in split.SPLITS}
+    assert asked <= set(SPLIT_LOSSES.values())
 
 
 @pytest.mark.parametrize(("target", "tile", "dtype"), cases(["bf16", "fp32", "fp64"]))
@@ -213,6 +263,7 @@ def test_pooling(target: str, packed: bool, mean: bool, tmp_path: Path, capsys: 
     "kernel",
     [
         loss_kernels.prompt_forward,
+        loss_kernels.gram_parts,
         loss_kernels.prompt_backward,
         loss_kernels.sum_losses,
         pooling_kernels.find_rows,

@@ -116,6 +116,50 @@ def test_loss_and_gradient(use: Use, capability: int, languages: int, features: 
     assert_rounded(grad, true_grad, dtype)
 
 
+PARTS = ["gram_parts", "prompt_forward", "prompt_backward"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "languages", "features", "parts", "one_warp", "dtype"),
+    [
+        (90, 10, 144, 2, True, BF16),  # a full block and a part of one; wide loads
+        (80, 3, 130, 3, True, F32),  # the last part is empty
+        pytest.param(90, 16, 140, 2, True, F64, marks=pytest.mark.slow),
+        pytest.param(80, 10, 130, 2, False, BF16, marks=pytest.mark.slow),
+        (90, 3, 130, 1, True, F32),
+        pytest.param(80, 10, 24, 1, True, F64, marks=pytest.mark.slow),
+        pytest.param(90, 17, 72, 2, False, F32, marks=pytest.mark.slow),
+        pytest.param(80, 32, 72, 2, False, BF16, marks=pytest.mark.slow),
+    ],
+)
+def test_split(
+    use: Use,
+    monkeypatch: pytest.MonkeyPatch,
+    capability: int,
+    languages: int,
+    features: int,
+    parts: int,
+    one_warp: bool,
+    dtype: torch.dtype,
+) -> None:
+    """Parts of the Gram matrix, and one warp. The second prompt has a missing row."""
+    from mlc_kernels import fused, split
+
+    every = range(1, features + 1)
+    chosen = split.Split(fused.tile_of(languages), every, every, parts, one_warp)
+    monkeypatch.setattr(split, "SPLITS", (chosen,))
+    gpu = use(capability)
+    rows = some_rows(1 if languages > 16 else 2, languages, features, dtype)
+    mask = torch.ones(rows.shape[:2], dtype=torch.bool)
+    mask[-1, 1] = False
+    rows[~mask] = float("nan")  # must not be read
+    loss, grad = loss_and_gradient(rows, mask, "triton")
+    assert gpu.launches == PARTS[parts == 1 :]
+    true_loss, true_grad = loss_and_gradient(rows.double(), mask, "reference")
+    assert_rounded(loss, true_loss, loss.dtype)
+    assert_rounded(grad, true_grad, dtype)
+
+
 @pytest.mark.parametrize(("capability", "languages"), [(90, 10), (80, 3)])
 def test_missing_rows_and_nan(use: Use, capability: int, languages: int) -> None:
     """Prompts with all rows, with some rows, with NaN in one row, and with too few rows to count."""

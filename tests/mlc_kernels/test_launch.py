@@ -18,7 +18,7 @@ from torch import Tensor
 triton = pytest.importorskip("triton")
 
 from benchmarks.stub_gpu import Launch, StubGpu  # noqa: E402
-from mlc_kernels import fused, fused_pooling, launch, loss_kernels, mlc_loss, mlc_loss_from_hidden  # noqa: E402
+from mlc_kernels import fused, fused_pooling, launch, loss_kernels, mlc_loss, mlc_loss_from_hidden, split  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter replaces the launcher"
@@ -179,6 +179,53 @@ def test_every_layout_has_a_plan_of_its_own(gpu: StubGpu) -> None:
     again = loss_launches(gpu)
     assert all(launched.by_plan for launched in again)
     assert [without_addresses(launched) for launched in again] == [without_addresses(launched) for launched in first]
+
+
+def choose(monkeypatch: pytest.MonkeyPatch, parts: int, one_warp: bool) -> None:
+    every = range(1, 1000)
+    monkeypatch.setattr(split, "SPLITS", (split.Split(16, every, every, parts, one_warp),))
+
+
+def test_a_split_is_part_of_the_layout(gpu: StubGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five choices have five plans of the loss kernel. Of the parts there are two plans, for two numbers of parts."""
+    first, again = [], []
+    for found in (first, again):
+        monkeypatch.setattr(split, "SPLITS", ())
+        forward(rows_of(1, 3, 300))
+        for parts, one_warp in ((1, True), (2, False), (2, True), (3, True)):
+            choose(monkeypatch, parts, one_warp)
+            forward(rows_of(1, 3, 300))
+        found += taken(gpu)
+    one_launch, two_launches = ["prompt_forward"], ["gram_parts", "prompt_forward"]
+    assert [launched.kernel for launched in first] == one_launch * 2 + two_launches * 3
+    assert [launched.by_plan for launched in first] == [False] * 4 + [True] + [False] * 3
+    assert all(launched.by_plan for launched in again)
+    losses, parts_alone = ([x for x in again if x.kernel == name] for name in ("prompt_forward", "gram_parts"))
+    # The usual launch and that of one warp differ in the block, the others in the parts or the compiled function.
+    assert len({(id(x.function), *x.arguments[5:]) for x in losses}) == 5
+    assert len({(id(x.function), *x.arguments[4:], *x.grid) for x in parts_alone}) == 2
+
+
+def test_parts_of_every_layout_have_the_right_plan(gpu: StubGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all plans at hand, each launch by a plan is the one that Triton makes."""
+    choose(monkeypatch, 2, True)
+    by_triton = []
+    for run in LAYOUTS.values():
+        launch.forget()
+        run()
+        by_triton.append(taken(gpu))
+    for run in LAYOUTS.values():
+        run()
+    taken(gpu)
+    for run, expected in zip(LAYOUTS.values(), by_triton, strict=True):
+        run()
+        found = taken(gpu)
+        assert [launched.kernel for launched in found][:2] == ["gram_parts", "prompt_forward"]
+        assert all(launched.by_plan for launched in found)
+        for by_plan, other in zip(found, expected, strict=True):
+            tensors = {"gram_parts": 4, "prompt_forward": 5, "sum_losses": 3}[other.kernel]
+            assert by_plan[:-2] == other[:-2]
+            assert by_plan.arguments[tensors:] == other.arguments[tensors:]
 
 
 def test_the_incoming_gradient_and_a_table_are_part_of_the_layout(gpu: StubGpu) -> None:
