@@ -156,15 +156,26 @@ def _launch_forward(
         counted_at,
     )
     gathered = rows if mask is None else mask, rows if table is None else table
-    prompts, languages = rows.shape[:2] if table is None else table.shape
-    chosen = split.split_of(tile_of(languages), rows.shape[-1], prompts)
+    chosen = _split_of(rows, table) if split.SPLITS else None  # no time for an empty table
     if chosen is not None:
         if chosen.parts > 1:
+            prompts, languages = _sizes(rows, table)
             parts = rows.new_empty(prompts, chosen.parts, languages + 1, languages, dtype=torch.float64)
             launch(_parts_call, (*layout[:5], chosen.parts), (rows, *gathered, parts))
             rows, gathered = parts, (parts, parts)
         layout = *layout, chosen.parts, chosen.one_warp
     launch(_forward_call, layout, (rows, *gathered, out, saved))
+
+
+def _sizes(rows: Tensor, table: Tensor | None) -> tuple[int, int]:
+    """B and L."""
+    prompts, languages = rows.shape[:2] if table is None else table.shape
+    return prompts, languages
+
+
+def _split_of(rows: Tensor, table: Tensor | None) -> split.Split | None:
+    prompts, languages = _sizes(rows, table)
+    return split.split_of(tile_of(languages), rows.shape[-1], prompts)
 
 
 def _parts_call(
@@ -244,7 +255,7 @@ def _new_saved(rows: Tensor, table: Tensor | None, with_gradient: bool) -> Tenso
     """For the backward pass: (B, L + 1, L) float64, or empty."""
     if not with_gradient:
         return rows.new_empty((0,), dtype=torch.float64)
-    prompts, languages = rows.shape[:2] if table is None else table.shape
+    prompts, languages = _sizes(rows, table)
     return rows.new_empty(prompts, languages + 1, languages, dtype=torch.float64)
 
 

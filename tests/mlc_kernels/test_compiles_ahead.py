@@ -186,7 +186,7 @@ SPLIT_LOSSES = {  # tile, parts, whether it has one warp
 }
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "fp64"])
+@pytest.mark.parametrize("dtype", ["fp32", pytest.param("fp64", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", SPLIT_LOSSES)
 @pytest.mark.parametrize(
     "target", ["sm_90", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sm_80", "gfx942"))]

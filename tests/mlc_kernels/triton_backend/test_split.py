@@ -167,6 +167,19 @@ def test_parts_of_very_different_size(device: str, choose: Choose) -> None:
     assert_close((loss, grad * scale), (true_loss, true_grad))
 
 
+@pytest.mark.gpu
+def test_a_graph_of_parts(device: str, choose: Choose) -> None:
+    """A CUDA graph captures both launches, and the memory between them."""
+    rows = some_rows(2, 10, 1000, dtype=F32, device=device)
+    choose(10, 2, True)
+    expected = mlc_loss(rows, reduction="none", backend="triton")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = mlc_loss(rows, reduction="none", backend="triton")
+    graph.replay()
+    assert torch.equal(found, expected)
+
+
 def test_the_first_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     first = Split(16, range(1024, 2048), range(1, 9), 2, True)
     second = Split(16, range(1024, 1 << 20), range(1, 3), 4, True)
