@@ -273,7 +273,7 @@ def _sum_of_parts(parts, languages, RESCALE: tl.constexpr, PARTS: tl.constexpr, 
     for part in range(PARTS):
         one = tl.load(parts + part * size + row[:, None] * languages + row[None, :], mask=both, other=0.0)
         if RESCALE:
-            # At most 1. Features that are too small beside those of other parts become 0.
+            # At most 1. Features that are too small compared with those of other parts become 0.
             ratio = shrink / tl.load(parts + part * size + languages * languages + row, mask=inside, other=1.0)
             one = one * ratio[:, None] * ratio[None, :]
         products += one
