@@ -64,7 +64,7 @@ def read_prompts(
         raise UserError(
             name,
             f"has prompts in '{chosen[0]}' alone; add translations, such as columns prompt_en and prompt_sw "
-            "(`lightning-mlc translate` makes them), or name more languages",
+            "(`lightning-mlc translate` makes them)",
         )
     if not groups:
         raise UserError(
