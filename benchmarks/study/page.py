@@ -27,7 +27,7 @@ from lightning_mlc.evaluation.reporting.plots import plot_intervals
 from lightning_mlc.files.atomic import write_whole
 from lightning_mlc.report import save
 
-PAGE = ROOT / "docs" / "study.md"
+PAGE = ROOT / "docs" / "study_tables.md"
 GRID, ROWS = "grid.yaml", "rows.json"
 """Files that a run writes into its folder for the report."""
 PICTURED = (REWARD_MARGIN, REFUSAL_MARGIN)

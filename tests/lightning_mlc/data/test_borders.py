@@ -249,7 +249,9 @@ def test_templates_that_refuse_an_empty_response(refusal: str) -> None:
 def test_named_templates() -> None:
     tokenizer = tokenizer_of(ZEPHYR, (), None)
     tokenizer.chat_template = {"tool_use": ZEPHYR, "rag": ZEPHYR}
-    with pytest.raises(UserError, match=r"^model\.name_or_path: .* no default chat template, only tool_use, rag; put"):
+    with pytest.raises(
+        UserError, match=r"^model\.name_or_path: .* no default chat template, only tool_use, rag; write"
+    ):
         ChatTokenizer(tokenizer, 500, 500, "error")
     tokenizer.chat_template = {"tool_use": "", "default": ZEPHYR}
     assert ChatTokenizer(tokenizer, 500, 500, "error").end == "</s>"

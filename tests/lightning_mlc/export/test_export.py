@@ -332,7 +332,9 @@ def test_the_card_says_what_was_done(whole: Path, tmp_path: Path) -> None:
     assert "base_model" not in metadata  # a folder, which the hub does not know
     assert {"multilingual", "dpo"} <= set(metadata["tags"])
     assert "| objective | DPO (beta 0.1, loss sigmoid, label_smoothing 0.0, rpo_alpha 0.0) |" in body
-    assert "| consistency terms | mlc weight 0.8, temperature 0.2, scale top, layer -1, extractor linear" in body
+    assert (
+        "| consistency terms | mlc weight 0.8, rows all, temperature 0.2, scale top, layer -1, extractor linear" in body
+    )
     assert "| optimizer | AdamW (lr 0.01," in body
     assert "| optimizer steps | 2 |" in body
     assert "| batch | batch_size 3, accumulate 1, processes 1 |" in body
@@ -381,7 +383,12 @@ def test_every_objective_describes_its_options() -> None:
         ],
         "weights": [1.0, 0.5],
     }
-    assert describe_consistency(Consistency())["mlc"] == {"weight": 0.8, "temperature": 0.2, "scale": "top"}
+    assert describe_consistency(Consistency())["mlc"] == {
+        "weight": 0.8,
+        "temperature": 0.2,
+        "scale": "top",
+        "rows": "all",
+    }
 
 
 def test_what_is_switched_off_is_in_the_card(whole: Path, tmp_path: Path) -> None:

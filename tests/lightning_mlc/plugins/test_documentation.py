@@ -94,7 +94,7 @@ def test_blocks_with_trl(name: str, folder: Path, scratch: Path) -> None:
     logs = [row for row in trainer.state.log_history if "learning_rate" in row]
     assert len(logs) == 2
     named = set(re.findall(r"`(mlc/\w+)`", PAGE))
-    assert len(named) == 4
+    assert len(named) == 5
     assert all(named <= row.keys() for row in logs)
 
 

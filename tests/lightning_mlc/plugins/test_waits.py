@@ -88,7 +88,7 @@ def test_a_trainer_of_transformers(folder: Path, tmp_path: Path, waits: DeviceWa
         trainer.train()
     found = [wait for wait in of_the_plugin(waits) if not wait.where.endswith(THEIRS)]
     assert [wait.operation for wait in found] == ["tolist"] * 2, found  # once for each line of the log
-    assert all("regularizer.py" in wait.where for wait in found)
+    assert all("logged_means.py" in wait.where for wait in found)
 
 
 class Theirs(LightningModule):
