@@ -261,8 +261,9 @@ def from_pretrained(load: Callable[..., _T], source: ModelSource, what: str, **k
     try:
         return load(location, **common, **keywords)
     except (OSError, ValueError, ImportError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
+        remedy = "give a folder, a hub id, or a folder with model.gguf_file"
+        if source.hub_id is not None:
+            remedy = f"there is no folder {source.hub_id} here, so it was taken for a hub id; check its spelling"
         raise UserError(
-            "model.name_or_path",
-            f"cannot load a {what} from {source} ({first_line(error).strip()}); "
-            "give a folder, a hub id, or a folder with model.gguf_file",
+            "model.name_or_path", f"cannot load a {what} from {source} ({first_line(error).strip()}); {remedy}"
         ) from error

@@ -41,7 +41,11 @@ def find_checkpoint(path: Path) -> Path:
     run = path.parent if path.name == Path(checkpoint_folder("")).name else path
     found = checkpoint_files(run)
     if not found:
-        raise UserError("ckpt_path", f"there is no complete checkpoint in {checkpoint_folder(str(run))}")
+        raise UserError(
+            "ckpt_path",
+            f"there is no complete checkpoint in {checkpoint_folder(str(run))}; "
+            "give a .ckpt file, or the folder of a run",
+        )
     return found[-1].resolve()
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
+from lightning_mlc.commands.options import OneLineParser
 from lightning_mlc.files.paths import expand_all
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> OneLineParser:
     """The options of ``export``."""
-    found = argparse.ArgumentParser(prog="lightning-mlc export", description="turn a checkpoint into a model folder")
+    found = OneLineParser(prog="lightning-mlc export", description="turn a checkpoint into a model folder")
     found.add_argument(
         "--ckpt_path",
         required=True,

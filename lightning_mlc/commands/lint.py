@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_mlc.commands.options import OneLineParser
 from lightning_mlc.commands.stopping import stoppable
 from lightning_mlc.errors import UserError, renamed
 from lightning_mlc.files.paths import expand_all
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
 STATUS_OF_ERRORS = 1
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> OneLineParser:
     """The options of ``lint``."""
-    found = argparse.ArgumentParser(
+    found = OneLineParser(
         prog="lightning-mlc lint",
         description="check the translations of data files; no text is ever shown",
         epilog="The exit status is 1 if there are errors, else 0. docs/data.md explains the checks.",

@@ -1,4 +1,4 @@
-"""Convert the errors of jsonargparse for wrong options to :class:`~lightning_mlc.errors.UserError`.
+"""Convert the errors of jsonargparse and argparse for wrong options to :class:`~lightning_mlc.errors.UserError`.
 
 jsonargparse has no exception for each kind of error, only texts of several lines. This is the one place that parses
 them.
@@ -9,11 +9,13 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
+from typing import NoReturn
 
 from lightning_mlc.errors import UserError, did_you_mean
 
 _UNKNOWN = re.compile(r"unrecognized arguments: (--[^ =]+)", re.IGNORECASE)
-_MISSING = re.compile(r"arguments are required: ([\w.]+)")
+_MISSING = re.compile(r"arguments are required: (?P<option>[\w.-]+)")
+_AMBIGUOUS = re.compile(r"ambiguous option: (--[^ =]+)\S* could match (--\w[^ ,]*)")
 _OF_KEY = re.compile(r'^Parser key "([\w.\[\]-]+)":\s*(.*)')
 _UNION = re.compile(
     r"Does not validate against any of the Union subtypes.* Errors: - (.*?) - Expected a <class 'NoneType'>.*"
@@ -23,11 +25,23 @@ LONGEST = 300
 """The most characters of a message."""
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """A parser of the standard library that reports a wrong option in one line, as the other commands do."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the error that ``message`` tells of.
+
+        Raises:
+            UserError: Always.
+        """
+        raise explain(argparse.ArgumentError(None, message), [self], self.prog)
+
+
 def explain(error: argparse.ArgumentError, parsers: Sequence[argparse.ArgumentParser], command: str) -> UserError:
     """The error in a command line.
 
     Args:
-        error: As jsonargparse raised it.
+        error: As jsonargparse or argparse raised it.
         parsers: The parsers whose options the user may have meant.
         command: The command, such as ``lightning-mlc fit``.
     """
@@ -39,7 +53,9 @@ def explain(error: argparse.ArgumentError, parsers: Sequence[argparse.ArgumentPa
         near = did_you_mean(unknown[1], options, f"; see {command} --help")
         return UserError(None, f"there is no option {unknown[1]}{near}")
     if missing := _MISSING.search(message):
-        return UserError(missing[1], f"is not set; give it (see {command} --help)")
+        return UserError(missing["option"], f"is not set; give it (see {command} --help)")
+    if ambiguous := _AMBIGUOUS.search(message):
+        return UserError(None, f"there is no option {ambiguous[1]}; did you mean {ambiguous[2]}?")
     option = None
     if of_key := _OF_KEY.match(message):
         option, message = of_key.groups()

@@ -65,8 +65,9 @@ class ChatTemplate:
         if not templates:
             raise UserError(
                 "model.name_or_path",
-                f"the tokenizer of {tokenizer.name_or_path} has no chat template; use a chat (instruct) model, or set "
-                "chat_template (a Jinja file, or `plain`)",
+                f"the tokenizer of {tokenizer.name_or_path} has no chat template; use a chat (instruct) model, or give "
+                "one (`plain` or a Jinja file) as --model.chat_template of fit or --chat_template of evaluate; in "
+                "Python, set tokenizer.chat_template",
             )
         if isinstance(templates, dict) and "default" not in templates:
             raise UserError(

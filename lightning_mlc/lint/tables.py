@@ -31,6 +31,13 @@ def show(report: Report, console: Console, rows: int = SHOWN) -> None:
         f"errors: {report.total('error'):,}, warnings: {report.total('warning'):,}",
         highlight=False,
     )
+    if list(report.texts) == [report.source_language] and report.rows:
+        console.print(
+            f"only '{report.source_language}' is there, so no translation was checked; "
+            "`lightning-mlc translate` makes translations",
+            soft_wrap=True,
+            highlight=False,
+        )
     for severity in ("error", "warning"):
         found = [check for check in report.checks if check.severity == severity and _of(check.name, counts)]
         if found:

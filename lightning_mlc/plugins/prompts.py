@@ -60,6 +60,12 @@ def read_prompts(
     chosen = _chosen(languages, source, rows)
     ordered = [(where, {code: row[code] for code in chosen if code in row}) for where, row in rows]
     groups = [(where, row) for where, row in ordered if len(row) >= 2]
+    if not groups and len(chosen) == 1:
+        raise UserError(
+            name,
+            f"has prompts in '{chosen[0]}' alone; add translations, such as columns prompt_en and prompt_sw "
+            "(`lightning-mlc translate` makes them)",
+        )
     if not groups:
         raise UserError(
             name,

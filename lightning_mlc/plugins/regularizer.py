@@ -259,10 +259,11 @@ class MLCRegularizer(nn.Module):
         return means
 
     def save(self, folder: str | Path) -> None:
-        """Write the extractor and the running mean to ``folder``, as ``mlc.safetensors``."""
+        """Write the extractor and the running mean to ``folder``, as ``mlc.safetensors``. Makes the folder."""
         if self.representation is None:
             return
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        Path(folder).mkdir(parents=True, exist_ok=True)
         write_whole(Path(folder) / STATE_FILE, save(tensors, metadata={"mlc": json.dumps(self.identity())}))
 
     def restore(self, folder: str | Path, model: nn.Module) -> None:

@@ -221,7 +221,9 @@ def add_mlc(
         processing = trainer.processing_class
         tokenizer = getattr(processing, "tokenizer", processing)
     if tokenizer is None:
-        raise UserError("tokenizer", "the trainer has no processing_class; pass tokenizer=...")
+        raise UserError(
+            "tokenizer", "the trainer has no processing_class; give the tokenizer, as add_mlc(..., tokenizer=tokenizer)"
+        )
     options.setdefault("prompts_per_step", _examples_per_step(trainer))
     options.setdefault("seed", trainer.args.seed)
     _check_trainer(trainer, options.get("extractor"))

@@ -10,8 +10,8 @@ from lightning_mlc.lint.checks import all_checks
 from lightning_mlc.translation.texts import Reply, Text
 
 REFUSED = "refused"
-STRUCTURE = "broken structure"
-"""The reply is not the object that was asked for."""
+STRUCTURE = "not the JSON that was asked for"
+"""The reply is not the JSON object with the code of the text and its translation."""
 CUT = "cut off"
 """The longest translation was reached before the end."""
 TOO_LONG = "too long for the model"

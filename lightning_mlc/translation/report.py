@@ -10,7 +10,7 @@ from statistics import fmean
 from rich.console import Console
 from rich.table import Table
 
-KIND_TITLES = {"harmful": "harmful", "ordinary": "ordinary", "": "kind not said"}
+KIND_TITLES = {"harmful": "harmful", "ordinary": "ordinary", "": "rows without kind"}
 WORRYING = 0.05
 """How much larger the share of failures among harmful prompts is, if a warning is due."""
 
@@ -74,9 +74,16 @@ class Report:
         return [kind for kind in KIND_TITLES if any(own == kind for _, own in self.outcomes)]
 
     def warnings(self) -> list[str]:
-        """Languages in which much more is lost of the harmful prompts than of the others."""
+        """Languages without any translation, and those in which more is lost of the harmful prompts than of others."""
         found = []
         for language in self.languages:
+            outcomes = self.of(language)
+            if outcomes and all(outcome.failed == outcome.asked for outcome in outcomes):
+                found.append(
+                    f"{language}: no prompt was translated, so training has no prompts in this language; "
+                    "translate with another model (--only_missing)"
+                )
+                continue
             harmful = self.outcomes.get((language, "harmful"), Outcome())
             ordinary = self.outcomes.get((language, "ordinary"), Outcome())
             if ordinary.asked and harmful.share > ordinary.share + WORRYING:

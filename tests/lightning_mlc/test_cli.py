@@ -69,6 +69,12 @@ def test_runs_as_a_module() -> None:
             ["fit", "--config=quickstart", "--trainer.accelerator=abacus"],
             "trainer: You selected an invalid",
         ),
+        (["lint", "data.jsonl", "--fixx"], "there is no option --fixx; did you mean --fix?"),
+        (["lint"], "FILE: is not set; give it (see lightning-mlc lint --help)"),
+        (["lint", "data.jsonl", "--rows", "some"], "argument --rows: invalid int value: 'some'"),
+        (["export", "--ckpt_path=last.ckpt", "--outt=model"], "--out: is not set"),
+        (["export", "--ckpt_path=last.ckpt"], "--out: is not set; give it (see lightning-mlc export --help)"),
+        (["evaluate", "--models=model", "--judge", "margin"], "there is no option --judge; did you mean --judges?"),
     ],
 )
 def test_a_wrong_call_gets_one_line(

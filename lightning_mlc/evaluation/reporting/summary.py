@@ -25,6 +25,10 @@ from lightning_mlc.evaluation.reporting.measures import (
 
 SUMMARISED = tuple(m.name for m in (SAFE, OVER_REFUSAL, INVALID, REFUSAL_MARGIN, SEPARATION, DECLINE_GAP))
 """Names of the measures that get a table. The report has all measures."""
+NOT_MEASURED = (
+    "not measured: refusals of ordinary prompts. A model that refuses everything looks safe, so give ordinary prompts, "
+    "too: --ordinary FILE"
+)
 SHARE_FORMAT = "{:.0%} [{:.0%}, {:.0%}]"
 NUMBER_FORMAT = "{:.2f} [{:.2f}, {:.2f}]"
 
@@ -62,6 +66,8 @@ def print_summary(results: Mapping[str, Any], console: Console) -> None:
                 if any(cells):
                     table.add_row(scope, *cells, end_section=scope == languages[-1])
             console.print(Text(title), table, sep="\n")
+    if all(part["kind"] != ORDINARY for part in results["sets"]):
+        console.print(NOT_MEASURED, soft_wrap=True, highlight=False)
 
 
 def _cell(found: Mapping[str, Any] | None) -> str:

@@ -41,6 +41,16 @@ def test_counts_come_before_places_and_no_text_is_shown(tmp_path: Path, capfd: p
     assert not any(word in part for word in ("bicycle", "велосипед") for part in (out, err, written))
 
 
+def test_a_file_in_one_language_is_told_from_a_file_without_faults(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = {"prompt": {"en": SOURCE, "ru": None}, "response": "r"}
+    assert main(["lint", write(tmp_path / "a.jsonl", one)]) == 0
+    assert "only 'en' is there, so no translation was checked; `lightning-mlc translate`" in capsys.readouterr().out
+    assert main(["lint", write(tmp_path / "b.jsonl", GOOD)]) == 0
+    assert "no translation was checked" not in capsys.readouterr().out
+
+
 def test_several_files_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [write(tmp_path / f"{name}.jsonl", GOOD) for name in ("train", "val")]
     assert main(["lint", *files]) == 0

@@ -550,6 +550,15 @@ def test_a_model_without_chat_template_is_refused(tmp_path: Path, capsys: pytest
     error = capsys.readouterr().err
     assert "models: the tokenizer of" in error
     assert "has no chat template" in error
+    assert (
+        "or give one (`plain` or a Jinja file) as --model.chat_template of fit or --chat_template of evaluate" in error
+    )
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["evaluate", "--models=base=tinny", "--prompts=sample", f"--out={tmp_path / 'out'}"]
+    assert main(args) == 2
+    assert "there is no folder tinny here, so it was taken for a hub id; check its spelling" in capsys.readouterr().err
 
 
 def test_verdicts_know_how_they_were_made(model: Path) -> None:

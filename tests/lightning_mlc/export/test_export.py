@@ -249,7 +249,9 @@ def test_a_run_that_died_exports_its_newest_whole_checkpoint(whole: Path, tmp_pa
 def test_a_run_without_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     assert export(tmp_path / "run", tmp_path / "model") == 2
-    assert "there is no complete checkpoint in" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "there is no complete checkpoint in" in told
+    assert "; give a .ckpt file, or the folder of a run" in told
     assert export(Path("last"), tmp_path / "model") == 2
     assert "last does not say which run" in capsys.readouterr().err
 

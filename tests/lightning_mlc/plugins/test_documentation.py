@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -320,12 +321,18 @@ def test_messages_begin_as_the_page_says(folder: Path, scratch: Path, monkeypatc
     without_template = tokenizer_of(folder)
     without_template.chat_template = None
     begun, two, replaced = trainer(), trainer(), trainer()
+    without_tokenizer = Trainer(model_of(folder), begun.args)
+    one_language, two_languages = scratch / "one.jsonl", scratch / "two.jsonl"
+    one_language.write_text(json.dumps({"prompt": {"en": "Hello"}}))
+    two_languages.write_text("\n".join(json.dumps({"prompt": {code: "Hi"}}) for code in ("en", "sw")))
     replaced.train_dataset = [{"input_ids": [5, 6], "labels": [5, 6]}] * 20
     replaced.training_step = lambda *_: torch.zeros(())
     begun.state.global_step = 1
     two.args._n_gpu = 2
     faults = [
-        lambda: add_mlc(trainer(), [{"en": "Hello"}]),
+        lambda: add_mlc(trainer(), one_language),
+        lambda: add_mlc(trainer(), two_languages),
+        lambda: add_mlc(without_tokenizer, "prompts.jsonl"),
         lambda: add_mlc(trainer(), "prompts.jsonl", tokenizer=without_template),
         lambda: add_mlc(two, "prompts.jsonl"),
         lambda: add_mlc(begun, "prompts.jsonl"),
@@ -338,6 +345,7 @@ def test_messages_begin_as_the_page_says(folder: Path, scratch: Path, monkeypatc
         with pytest.raises(UserError) as error:
             fault()
         messages.append(str(error.value).replace("mlc.wieght", "mlc.NAME"))
+    messages = [re.sub(r"^\S+/(one|two)\.jsonl", "prompts.jsonl", message) for message in messages]
     said = re.findall(r"^\| `([\w.]+: [^`]+)` \|", PAGE, flags=re.M)
     assert len(said) == len(faults)
     assert [message for begin, message in zip(said, messages, strict=True) if not message.startswith(begin)] == []

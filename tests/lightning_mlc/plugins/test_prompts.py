@@ -150,7 +150,12 @@ def test_shares_divide_a_step(parts: int) -> None:
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
-        ([{"en": "Why?"}], {}, "prompts: has no prompt in two or more of the languages en; give prompts with translat"),
+        ([{"en": "Why?"}], {}, "prompts: has prompts in 'en' alone; add translations"),
+        (
+            [{"en": "Why?"}, {"sw": "Kwa nini?", "en": None}],
+            {},
+            "prompts: has no prompt in two or more of the languages en, sw; give prompts with translations",
+        ),
         (ROWS, {"languages": ["en"]}, "languages: must be two or more, because the loss compares them; got en"),
         (ROWS, {"languages": ["en", "fr"]}, r"languages: no row has a prompt in 'fr' \(found: en, sw, zh\)"),
         (ROWS, {"languages": ["en", "xx-klingon!"]}, "languages: 'xx-klingon!' is not a language code"),

@@ -195,10 +195,10 @@ def test_a_restored_regularizer_goes_on_as_if_never_stopped(
     if extractor == "linear":
         with torch.no_grad():
             mlc.get_parameter("representation.extractor.weight").add_(0.25)
-    mlc.save(tmp_path)
+    mlc.save(tmp_path / "new" / "folder")
     expected = mlc.loss(model, 2)
     resumed = regularizer(model_folder, **options)
-    resumed.restore(tmp_path, model)
+    resumed.restore(tmp_path / "new" / "folder", model)
     assert torch.equal(resumed.loss(model, 2), expected)
 
 

@@ -322,7 +322,9 @@ def test_a_linear_extractor_needs_the_trainers_own_optimizer(folder: Path, tmp_p
 def test_a_trainer_without_tokenizer_is_asked_for_one(folder: Path, tmp_path: Path) -> None:
     trainer = trainer_of(folder, tmp_path)
     trainer.processing_class = None
-    with pytest.raises(UserError, match=r"^tokenizer: the trainer has no processing_class; pass tokenizer="):
+    with pytest.raises(
+        UserError, match=r"^tokenizer: the trainer has no processing_class; give the tokenizer, as add_mlc\("
+    ):
         add(trainer)
     add(trainer, tokenizer=AutoTokenizer.from_pretrained(folder))
     with pytest.raises(UserError, match=r"^tokenizer: the tokenizer of .* has no chat template"):

@@ -10,6 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from translators import SAMPLE
 
+from lightning_mlc.translation import failures
 from lightning_mlc.translation.failures import (
     LENGTH,
     REFUSED,
@@ -28,6 +29,14 @@ SOURCE = "How do I get a wine stain out of a white shirt before the party tonigh
 def failed(translation: str, target: str = "sw", source: str = SOURCE) -> str | None:
     text = Text(source, language_of("en"), language_of(target))
     return checked(text, Reply(translation)).failed
+
+
+def test_each_reason_is_explained_in_the_docs() -> None:
+    reasons = {value for name, value in vars(failures).items() if name.isupper() and isinstance(value, str)}
+    page = (Path(__file__).parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
+    assert {STRUCTURE, REFUSED} < reasons
+    table = page.partition("| reason | the reply |")[2].partition("\n\n")[0]  # `length` is a check, too
+    assert [reason for reason in reasons if f"| `{reason}` |" not in table] == []
 
 
 def test_the_translations_of_the_sample_pass() -> None:

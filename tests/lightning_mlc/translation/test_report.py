@@ -34,7 +34,7 @@ def test_failures_are_counted_by_language_and_kind() -> None:
         ["ur", "19", "of", "20", "0", "of", "10", "1", "of", "10"],
     ]
     assert "sw, reasons: refused 4" in told
-    assert "kind not said" not in told
+    assert "rows without kind" not in told
 
 
 def test_a_loss_of_harmful_prompts_is_a_warning_and_one_of_both_kinds_is_none() -> None:
@@ -45,11 +45,20 @@ def test_a_loss_of_harmful_prompts_is_a_warning_and_one_of_both_kinds_is_none() 
     assert "warning: sw: 40%" in printed(filled({("sw", "harmful"): 4}))
 
 
+def test_a_language_without_any_translation_is_a_warning() -> None:
+    nothing = filled({("sw", "harmful"): 10, ("sw", "ordinary"): 10, ("ur", "ordinary"): 9})
+    assert nothing.warnings() == [
+        "sw: no prompt was translated, so training has no prompts in this language; translate with another model "
+        "(--only_missing)"
+    ]
+    assert Report(["sw"]).warnings() == []
+
+
 def test_scores_are_means_of_what_was_translated_back() -> None:
     report = Report(["sw"])
     for failed, score in ((None, 40.0), (None, 60.0), (None, None), ("refused", None)):
         report.add("sw", "", failed, score, True)
     told = printed(report)
     assert "50.0" in told
-    assert "kind not said" in told
+    assert "rows without kind" in told
     assert "sw: 1 could not be translated back" in told

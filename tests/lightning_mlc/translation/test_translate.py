@@ -124,7 +124,7 @@ def test_prompts_are_translated_and_everything_else_stays(
 def test_failures_become_null_with_a_reason_and_are_counted_by_kind(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Refusals, answers, replies in the source language, broken structure and lint errors; one retry in other words."""
+    """Refusals, answers, replies in the source language, other forms and lint errors; one retry in other words."""
     rows = [*english_rows(5, "harmful"), *english_rows(3, "ordinary")]
     texts = [row["prompt"]["en"] for row in rows]
     data, out = write_jsonl(tmp_path / "english.jsonl", rows), tmp_path / "out.jsonl"
@@ -153,7 +153,8 @@ def test_failures_become_null_with_a_reason_and_are_counted_by_kind(
     found = {row["id"]: row for row in rows_of(out)}
     failures = [found[row["id"]][PROVENANCE]["sw"].get("failed") for row in rows]
     assert failures == [
-        "refused", "refused", "in the source language", "broken structure", "lint: language", None, "cut off", None,
+        "refused", "refused", "in the source language", "not the JSON that was asked for",
+        "lint: language", None, "cut off", None,
     ]  # fmt: skip
     assert [found[row["id"]]["prompt"]["sw"] is None for row in rows] == [reason is not None for reason in failures]
     assert not any("failed" in row[PROVENANCE]["ur"] for row in found.values())
@@ -389,7 +390,7 @@ def test_a_local_chat_model_and_a_translation_model_run_from_file_to_file(
                 entry = row[PROVENANCE][code]
                 assert (entry["translator"], entry["model"]) == ("transformers", spec.name)
                 assert (row["prompt"][code] is None) == ("failed" in entry)
-                assert name == "nllb" or entry["failed"] in ("cut off", "broken structure")
+                assert name == "nllb" or entry["failed"] in ("cut off", "not the JSON that was asked for")
 
 
 def test_code_of_a_model_runs_only_if_it_is_asked_for(

@@ -17,6 +17,7 @@ from fake_endpoint import Answer, completion, serve
 from translators import SAMPLE, english_rows, holds, translate_from_sample
 
 from lightning_mlc.cli import main
+from lightning_mlc.translation.rows import read_source
 
 PAGE = Path(__file__).parents[3] / "docs" / "data.md"
 QUICK = {
@@ -38,6 +39,7 @@ def test_the_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = save_model(tmp_path / "model")
     write_jsonl(tmp_path / "english.jsonl", english_rows(10))
     write_jsonl(tmp_path / "test.jsonl", SAMPLE[10:13])
+    write_jsonl(tmp_path / "ordinary.jsonl", [{**row, "kind": "ordinary"} for row in SAMPLE[13:16]])
     refused = SAMPLE[4]["prompt"]["en"]
 
     def behaviour(text: str, before: int) -> Answer:
@@ -55,3 +57,11 @@ def test_the_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [sum(text is not None for text in row["prompt"].values()) for row in rows] == [4] * 4 + [1] + [4] * 5
     results = json.loads((tmp_path / "runs" / "eval" / "results.json").read_text())
     assert {figure["model"] for figure in results["figures"]} == {"base", "new"}
+    assert {part["kind"] for part in results["sets"]} == {"harmful", "ordinary"}
+
+
+def test_the_row_that_is_shown_can_be_translated(tmp_path: Path) -> None:
+    (shown,) = re.findall(r"<!-- code: english -->\n```json\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+    (tmp_path / "english.jsonl").write_text(shown, encoding="utf-8")
+    (row,) = read_source(str(tmp_path / "english.jsonl"), "en")
+    assert (list(row.prompts), row.kind, sorted(row.others)) == (["en"], "harmful", ["chosen", "kind", "rejected"])
