@@ -353,9 +353,9 @@ class AlignmentModule(LightningModule):
         reference = self.reference if self.uses_reference else None
         run = describe_run(self.trainer, self.source, self.losses.objective, self.consistency, reference)
         languages = self.languages if self.consistency.terms else self.languages[:1]
-        model = self.policy.causal_lm
-        provenance = Provenance.of(self.source, model, self.lora, languages, self.consistency, run)
+        provenance = Provenance.of(self.source, self.policy.causal_lm, self.lora, languages, self.consistency, run)
         checkpoint[Provenance.KEY] = provenance.as_dict()
+        checkpoint[StepMetrics.KEY] = self._step_metrics.latest()
         if self.reference.is_updated:
             assert isinstance(self._reference, OnlineReference)
             checkpoint[OnlineReference.KEY] = self._reference.state_dict()
@@ -364,8 +364,8 @@ class AlignmentModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         assert self.policy is not None
-        own = Provenance.of(self.source, self.policy.causal_lm, self.lora)
-        Provenance.read(checkpoint).require_same_model(own)
+        Provenance.read(checkpoint).require_same_model(Provenance.of(self.source, self.policy.causal_lm, self.lora))
+        self._step_metrics.restore(checkpoint.get(StepMetrics.KEY, {}))
         if OnlineReference.KEY in checkpoint and self._reference is not None:
             restore_updated(self._reference, self.reference, checkpoint[OnlineReference.KEY])
         self.strict_loading = self.lora is None  # a checkpoint of adapters does not have the frozen weights

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
@@ -34,6 +36,9 @@ class StepMetrics:
         repeated: Prefixes of the metrics that some steps do not have. Such steps repeat the latest values; otherwise
             ``every_n_steps`` could hide them from every log.
     """
+
+    KEY: ClassVar[str] = "repeated_metrics"
+    """Where a checkpoint has :meth:`latest`."""
 
     def __init__(self, repeated: tuple[str, ...]) -> None:
         self._watch = CollapseWatch(REMEDY)
@@ -74,6 +79,14 @@ class StepMetrics:
         self._watch.look({name: float(means[name]) for name in CollapseWatch.LOOKS_AT if name in means})
         self._latest |= {name: value for name, value in means.items() if name.startswith(self._repeated)}
         return means | self._latest
+
+    def latest(self) -> dict[str, float]:
+        """The values that the next step repeats if it does not have them, for a checkpoint."""
+        return {name: float(value) for name, value in self._latest.items()}
+
+    def restore(self, latest: dict[str, float]) -> None:
+        """Go on from the values of :meth:`latest`, so that a resumed run logs what an uninterrupted one would."""
+        self._latest = {name: torch.tensor(value) for name, value in latest.items()}
 
     def _take_cosines(self, trainer: Trainer) -> None:
         """Replace sums over prompts by mean cosines; NaN if the step has no two prompts."""

@@ -19,6 +19,7 @@ CONFIGS = shipped_configs()
 OVERLAYS = {
     "apart",
     "lora",
+    "one_gpu_7b",
     "qlora",
     "logger/tensorboard",
     "logger/wandb",
