@@ -14,8 +14,8 @@ import torch
 from benchmarks.timing import Quantiles
 
 PROTOCOL = 2
-"""Version of what is measured. Results without a version are of the first one: cold calls with autograd's thread, and
-neither ``paces`` nor a floor."""
+"""Version of the measurements. Results without a version have the first one: cold calls with autograd's thread, no
+``paces`` and no floor."""
 PACES = ("cold", "hot", "queued", "cold_inline", "hot_inline", "queued_inline")
 """The paces; ``inline`` is without autograd's thread for the device."""
 GOAL_SHAPE = {"prompts": 8, "languages": 10, "features": 4096, "tokens": 0}
