@@ -32,10 +32,7 @@ class Collinearity(KeyedMetric):
         self.scale: Literal["top", "none"] = scale
         self.reset()
 
-    def reset(self) -> None:
-        """Forget all samples."""
-        super().reset()
-        # An empty sample with the right shape: a process without samples must still send tensors of this shape.
+    def _add_none(self) -> None:
         none = torch.zeros(0, 1, 1, device=self.device)
         self.update(none[:, 0, 0].long(), none, none[:, :, 0].bool())
 

@@ -7,6 +7,7 @@ on the number of processes.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -33,6 +34,15 @@ class KeyedMetric(Metric):
         super().__init__(**options)
         self.add_state("keys", default=[], dist_reduce_fx="cat")
         self.add_state("values", default=[], dist_reduce_fx="cat")
+
+    def reset(self) -> None:
+        """Forget all samples."""
+        super().reset()
+        self._add_none()
+
+    @abstractmethod
+    def _add_none(self) -> None:
+        """Add an empty sample with the right shape: a process without samples must still send tensors of this shape."""
 
     def _add(self, keys: Tensor, values: Tensor) -> None:
         # In float64, so that a mean over many examples does not depend on their order.

@@ -21,10 +21,7 @@ class ExampleMean(KeyedMetric):
         super().__init__(**options)
         self.reset()
 
-    def reset(self) -> None:
-        """Forget all samples."""
-        super().reset()
-        # An empty sample with the right shape: a process without samples must still send tensors of this shape.
+    def _add_none(self) -> None:
         none = torch.zeros(0, device=self.device)
         self.update(none.long(), none)
 

@@ -121,10 +121,7 @@ class Separation(KeyedMetric):
         self.languages = tuple(languages)
         self.reset()
 
-    def reset(self) -> None:
-        """Forget all samples."""
-        super().reset()
-        # An empty sample with the right shape: a process without samples must still send tensors of this shape.
+    def _add_none(self) -> None:
         none = torch.zeros(0, len(self.languages), device=self.device)
         self.update(torch.zeros(0, dtype=torch.int64, device=self.device), none, none.new_zeros(0).bool())
 

@@ -123,10 +123,7 @@ class _Verdicts(KeyedMetric):
         self.languages = tuple(languages)
         self.reset()
 
-    def reset(self) -> None:
-        """Forget all samples."""
-        super().reset()
-        # An empty sample with the right shape: a process without samples must still send tensors of this shape.
+    def _add_none(self) -> None:
         self._add(*_no_labels(len(self.languages), self.device))
 
     def update(self, keys: Tensor, labels: Tensor) -> None:
