@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.study.grid import BASE, StudyGrid, check_cells, read_grid
-from benchmarks.study.measuring import Measurer
+from benchmarks.study.measuring import Measurer, ordinary_prompts
 from benchmarks.study.page import GRID, PAGE, ROWS, write_report
 from benchmarks.study.runs import Runner, claim, stopped_by_signals
 from benchmarks.study.split import HeldOutSplit, split_rows
@@ -126,9 +126,12 @@ def _prepare(
     identity = model.identity
     chat = chat_of(model)
     out.mkdir(parents=True, exist_ok=True)
+    ordinary = ordinary_prompts(grid.evaluation, source)
     with claim(out / "lock", wait=True):
-        found = split_rows(options.data, grid.data, source, chat, out / "data")
-    measurer = Measurer(found.heldout, grid.evaluation, source, grid.fit.get("data.languages"))
+        found = split_rows(
+            options.data, grid.data, source, chat, out / "data", [prompts[source] for prompts in ordinary]
+        )
+    measurer = Measurer(found.heldout, grid.evaluation, source, grid.fit.get("data.languages"), ordinary)
     settings = {
         "model": identity,
         "data": found.digest,

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -40,15 +40,19 @@ STUDY_OPTIONS = {
 class DataSettings:
     """Which rows are for training and which for measuring.
 
+    Prompts that are measured, also the ordinary ones of ``evaluation.ordinary``, are never trained on.
+
     Args:
-        heldout: Number of rows that are measured and never trained on.
+        heldout: Number of rows that are measured.
         max_prompt_tokens: Rows with a longer prompt in any language are not used; null keeps all.
         max_response_tokens: Rows with a longer response are not used; null keeps all.
+        heldout_from: A file, or ``sample``, whose harmful rows are measured; null: rows of ``--data``.
     """
 
     heldout: int
     max_prompt_tokens: int | None = None
     max_response_tokens: int | None = None
+    heldout_from: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,9 @@ class StudyEvaluation:
     """How every trained model is measured.
 
     Args:
+        languages: Languages to measure; null: those of training.
+        responses: ``all`` measures chosen and rejected responses after the prompt in every language, ``source`` after
+            that in the source language alone, which takes a fraction of the time.
         generate: Number of held-out prompts, and of ordinary prompts, that are answered and judged in every language;
             0 for none.
         judges: Judges of these answers, as in ``lightning-mlc evaluate``.
@@ -68,6 +75,8 @@ class StudyEvaluation:
         dtype: Precision of the evaluated model.
     """
 
+    languages: tuple[str, ...] | None = None
+    responses: Literal["all", "source"] = "all"
     generate: int = 0
     judges: tuple[str, ...] = ("refusal",)
     max_new_tokens: int = 128
@@ -170,6 +179,8 @@ def read_grid(path: Path) -> StudyGrid:
     ):
         if number is not None and (type(number) is not int or number < least):
             raise UserError(name, f"must be an integer of at least {least}, got {number!r}")
+    if evaluation.responses not in ("all", "source"):
+        raise UserError("evaluation.responses", f"must be all or source, got {evaluation.responses!r}")
     if 0 < evaluation.generate < 2 or evaluation.generate > data.heldout:
         raise UserError(
             "evaluation.generate",

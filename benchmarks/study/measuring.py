@@ -38,6 +38,17 @@ Prompts = Sequence[Mapping[str, list[Message]]]
 """N prompts by language."""
 
 
+def ordinary_prompts(settings: StudyEvaluation, source_language: str) -> Prompts:
+    """Read the prompts that a model should answer.
+
+    Raises:
+        UserError: A row cannot be used.
+    """
+    sets = read_prompt_sets([], [settings.ordinary], source_language)
+    rows = [row for part in sets if part.kind == ORDINARY for row in part.rows]
+    return [row.prompts for row in rows[: settings.ordinary_limit]]
+
+
 class Measurer:
     """Measures models on the same prompts.
 
@@ -45,23 +56,29 @@ class Measurer:
         heldout: File of the held-out preference rows.
         settings: What to measure.
         source_language: Language of the responses.
-        languages: Languages to measure; None for all that the held-out rows have.
+        languages: Languages of training; None for all that the held-out rows have. ``settings.languages`` comes first.
+        ordinary: Prompts that a model should answer.
 
     Raises:
         UserError: A file or a judge cannot be used.
     """
 
     def __init__(
-        self, heldout: Path, settings: StudyEvaluation, source_language: str, languages: Sequence[str] | None
+        self,
+        heldout: Path,
+        settings: StudyEvaluation,
+        source_language: str,
+        languages: Sequence[str] | None,
+        ordinary: Prompts,
     ) -> None:
         self.settings = settings
+        self.source_language = source_language
         self.examples = list(parse_rows(read_rows(str(heldout), "--data"), source_language))
         self.prompts: Prompts = [example.prompts for example in self.examples]
         found = tuple(dict.fromkeys(language for prompt in self.prompts for language in prompt))
-        self.languages = found if languages is None else canonical_languages(languages, "data.languages")
-        sets = read_prompt_sets([], [settings.ordinary], source_language)
-        rows = [row for part in sets if part.kind == ORDINARY for row in part.rows]
-        self.ordinary: Prompts = [row.prompts for row in rows[: settings.ordinary_limit]]
+        asked = settings.languages or languages
+        self.languages = found if asked is None else canonical_languages(asked, "evaluation.languages")
+        self.ordinary = ordinary
         # Judges read the settings of `evaluate`. These are the ones that a study can choose.
         self.judges = make_judges(
             EvaluationSettings(models=["-"], prompts=["-"], judges=list(settings.judges), device=settings.device)
@@ -91,18 +108,27 @@ class Measurer:
         )
         scorer = Scorer(local, self.settings.batch_tokens)
         openings = Openings()
-        # All in one pass, because most of the work is the prompt.
-        responses = [(example.chosen or "", example.rejected or "", *openings.texts) for example in self.examples]
         beginnings = [False] * len(openings.texts)
-        likelihoods = self._score(scorer, self.prompts, responses, [True, True, *beginnings])
-        ordinary = self._score(scorer, self.ordinary, [openings.texts] * len(self.ordinary), beginnings)
+        # With the openings in one pass, because most of the work is the prompt.
+        with_pair = self.languages if self.settings.responses == "all" else (self.source_language,)
+        responses = [(example.chosen or "", example.rejected or "", *openings.texts) for example in self.examples]
+        likelihoods = self._score(scorer, self.prompts, responses, [True, True, *beginnings], with_pair)
+        alone = [language for language in self.languages if language not in with_pair]
+        rest = self._score(scorer, self.prompts, [openings.texts] * len(self.prompts), beginnings, alone)
+        ordinary = self._score(scorer, self.ordinary, [openings.texts] * len(self.ordinary), beginnings, self.languages)
+        margins = [
+            [ours or other for ours, other in zip(*rows, strict=True)] for rows in zip(likelihoods, rest, strict=True)
+        ]
         found: dict[str, Any] = {
             "languages": list(self.languages),
             "is_ordinary": [example.ordinary for example in self.examples],
             "chosen": [[None if cell is None else _logp_and_tokens(cell[0]) for cell in row] for row in likelihoods],
             "rejected": [[None if cell is None else _logp_and_tokens(cell[1]) for cell in row] for row in likelihoods],
         }
-        found["margin"] = [[None if cell is None else openings.margin(cell[2:]) for cell in row] for row in likelihoods]
+        opened = len(openings.texts)
+        found["margin"] = [
+            [None if cell is None else openings.margin(cell[-opened:]) for cell in row] for row in margins
+        ]
         found["ordinary_margin"] = [
             [None if cell is None else openings.margin(cell) for cell in row] for row in ordinary
         ]
@@ -123,9 +149,14 @@ class Measurer:
         return [[values.get((i, j)) for j in range(len(self.languages))] for i in range(len(prompts))]
 
     def _score(
-        self, scorer: Scorer, prompts: Prompts, responses: Sequence[Sequence[str]], ended: Sequence[bool]
+        self,
+        scorer: Scorer,
+        prompts: Prompts,
+        responses: Sequence[Sequence[str]],
+        ended: Sequence[bool],
+        languages: Sequence[str],
     ) -> list[list[list[Likelihood] | None]]:
-        places = self._places(prompts)
+        places = [(i, j) for i, j in self._places(prompts) if self.languages[j] in languages]
         texts = [prompts[i][self.languages[j]] for i, j in places]
         with track("  likelihoods", len(places), "prompts") as work:
             scored = work.each(scorer.score(texts, [responses[i] for i, _ in places], (), ended))

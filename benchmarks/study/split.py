@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.study.grid import DataSettings
 from lightning_mlc.data.file_layouts import parse_rows
+from lightning_mlc.data.kinds import HARMFUL, ORDINARY, Kind
 from lightning_mlc.data.reading import read_rows
 from lightning_mlc.data.tokenization import ChatTokenizer
 from lightning_mlc.errors import UserError
 from lightning_mlc.evaluation.journal import digest
+from lightning_mlc.evaluation.systems.generation import Conversation
 from lightning_mlc.files.atomic import write_whole
 
 
@@ -29,36 +32,46 @@ class HeldOutSplit:
 
 
 def split_rows(
-    data: str, settings: DataSettings, source_language: str, chat: ChatTokenizer, folder: Path
+    data: str,
+    settings: DataSettings,
+    source_language: str,
+    chat: ChatTokenizer,
+    folder: Path,
+    ordinary: Sequence[Conversation] = (),
 ) -> HeldOutSplit:
-    """Write the preference rows of ``data`` into ``train.jsonl`` and ``heldout.jsonl`` in ``folder``.
+    """Write preference rows into ``train.jsonl`` and ``heldout.jsonl`` in ``folder``.
 
     Rows are held out in the order of a digest of their prompt in the source language. So the split depends only on
     the rows, not on their order, and rows with the same prompt are in the same file.
 
+    Args:
+        data: Rows to train on, and to measure unless ``settings.heldout_from`` has those.
+        settings: Which rows to use.
+        source_language: Language of the responses.
+        chat: Tokenizer of the model, for the lengths.
+        folder: Where the files are written.
+        ordinary: Prompts in the source language that are measured apart, so that they are not trained on either.
+
     Raises:
         UserError: A row lacks a response, there are too few rows, or ``folder`` already has other rows.
     """
-    raw = list(read_rows(data, "--data"))
-    examples = list(parse_rows(raw, source_language))
-    groups: dict[str, list[dict[str, Any]]] = {}
-    long = 0
-    for (_, row), example in zip(raw, examples, strict=True):
-        if example.chosen is None or example.rejected is None:
-            raise UserError(example.where, "a study measures preference rows, with 'chosen' and 'rejected'")
-        source = example.prompts[source_language]
-        prompt = max(len(chat.prompt(messages, example.where)[0]) for messages in example.prompts.values())
-        response = max(len(chat.response(source, text)) for text in (example.chosen, example.rejected))
-        if prompt > (settings.max_prompt_tokens or prompt) or response > (settings.max_response_tokens or response):
-            long += 1
-            continue
-        key = digest(source)
-        same = groups.setdefault(key, [])
-        same.append({**row, "id": f"{key}-{len(same)}"})
+    groups, long = _by_prompt(data, "--data", settings, source_language, chat)
+    sources = groups
+    if settings.heldout_from is not None:
+        where = "data.heldout_from"
+        sources, _ = _by_prompt(settings.heldout_from, where, settings, source_language, chat, only=HARMFUL)
     heldout: list[dict[str, Any]] = []
-    train: list[dict[str, Any]] = []
-    for _, group in sorted(groups.items()):
-        (heldout if len(heldout) < settings.heldout else train).extend(group)
+    measured = set()
+    for key, group in sorted(sources.items()):
+        if len(heldout) < settings.heldout:
+            heldout.extend(group)
+            measured.add(key)
+    measured |= {digest(prompt) for prompt in ordinary}
+    train = [row for key, group in sorted(groups.items()) if key not in measured for row in group]
+    if settings.heldout_from is not None and len(heldout) < settings.heldout:
+        raise UserError(
+            "data.heldout", f"is {settings.heldout}, but data.heldout_from has {len(heldout)} harmful rows that fit"
+        )
     if not train or len(heldout) < settings.heldout:
         raise UserError(
             "data.heldout",
@@ -77,3 +90,35 @@ def split_rows(
         write_whole(path, text)
     counts = {"train": len(train), "heldout": len(heldout), "too long": long}
     return HeldOutSplit(folder / "train.jsonl", folder / "heldout.jsonl", counts, digest(train, heldout))
+
+
+def _by_prompt(
+    path: str,
+    option: str,
+    settings: DataSettings,
+    source_language: str,
+    chat: ChatTokenizer,
+    only: Kind | None = None,
+) -> tuple[dict[str, list[dict[str, Any]]], int]:
+    """Return the rows in ``path`` by the digest of their prompt, and the number of those that are too long.
+
+    ``only`` keeps rows of this kind; a row that does not say what kind it is counts as harmful.
+    """
+    raw = list(read_rows(path, option))
+    groups: dict[str, list[dict[str, Any]]] = {}
+    long = 0
+    for (_, row), example in zip(raw, parse_rows(raw, source_language), strict=True):
+        if only is not None and (ORDINARY if example.ordinary else HARMFUL) != only:
+            continue
+        if example.chosen is None or example.rejected is None:
+            raise UserError(example.where, "a study measures preference rows, with 'chosen' and 'rejected'")
+        source = example.prompts[source_language]
+        prompt = max(len(chat.prompt(messages, example.where)[0]) for messages in example.prompts.values())
+        response = max(len(chat.response(source, text)) for text in (example.chosen, example.rejected))
+        if prompt > (settings.max_prompt_tokens or prompt) or response > (settings.max_response_tokens or response):
+            long += 1
+            continue
+        key = digest(source)
+        same = groups.setdefault(key, [])
+        same.append({**row, "id": f"{key}-{len(same)}"})
+    return groups, long

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 import os
@@ -22,7 +23,8 @@ import yaml
 from conftest import example_rows, write_jsonl
 
 from benchmarks.study.__main__ import main, parse
-from benchmarks.study.grid import DataSettings, check_cells, read_grid
+from benchmarks.study.grid import DataSettings, StudyEvaluation, check_cells, read_grid
+from benchmarks.study.measuring import Measurer
 from benchmarks.study.page import GRID, PAGE, ROWS, write_report
 from benchmarks.study.results import collect
 from benchmarks.study.runs import claim, is_claimed
@@ -105,6 +107,7 @@ def test_commands_of_the_page_are_ones_that_parse() -> None:
         ({"data": {"held_out": 4}}, r"data\.held_out: there is no such key; did you mean heldout\?"),
         ({"data": {"heldout": 1}}, r"data\.heldout: must be an integer of at least 2"),
         ({"evaluation": {"generate": 5}}, r"evaluation\.generate: must be 0, or between 2 and data\.heldout"),
+        ({"evaluation": {"responses": "some"}}, r"evaluation\.responses: must be all or source, got 'some'"),
         ({"evaluation": {"judges": ["gpt"]}}, r"judges: there is no judge 'gpt'"),
         (
             {"questions": [{"title": "?", "compare": {"dpo": "sft"}}]},
@@ -130,6 +133,27 @@ def test_a_bad_grid_is_told_before_anything_is_trained(
 
 
 # ---- rows ----------------------------------------------------------------------------------------------------------
+
+
+def test_harmful_rows_of_another_file_are_measured_and_what_is_measured_is_not_trained_on(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    rows = example_rows(12)
+    train = [*rows[:4], *({**row, "kind": "ordinary"} for row in rows[4:8])]
+    other = [*rows[2:4], *rows[8:11], {**rows[11], "kind": "ordinary"}]
+    settings = DataSettings(5, heldout_from=str(write_jsonl(tmp_path / "other.jsonl", other)))
+    chat, path = chat_of(System("tiny", str(tiny_model))), str(write_jsonl(tmp_path / "train.jsonl", train))
+    ordinary = [[{"role": "user", "content": rows[4]["prompt"]["en"]}]]
+    found = split_rows(path, settings, "en", chat, tmp_path / "data", ordinary)
+    assert prompts_of(found.heldout) == {rows[i]["prompt"]["en"] for i in (2, 3, 8, 9, 10)}
+    assert prompts_of(found.train) == {rows[i]["prompt"]["en"] for i in (0, 1, 5, 6, 7)}
+    assert found.rows == {"train": 5, "heldout": 5, "too long": 0}
+    with pytest.raises(UserError, match=r"data\.heldout: is 6, but data\.heldout_from has 5 harmful rows that fit"):
+        split_rows(path, dataclasses.replace(settings, heldout=6), "en", chat, tmp_path / "more", ordinary)
+
+
+def prompts_of(path: Path) -> set[str]:
+    return {json.loads(line)["prompt"]["en"] for line in path.read_text(encoding="utf-8").splitlines()}
 
 
 def test_no_prompt_is_on_both_sides(tmp_path: Path, tiny_model: Path) -> None:
@@ -266,6 +290,29 @@ def test_weights_are_removed_and_failures_told(
     assert main(arguments) == 2
     assert "was made with other settings (ordinary)" in capsys.readouterr().err
     assert not (out / "cells" / "fails" / "seed-1" / "measured.json").exists()
+
+
+def test_responses_in_the_source_language_alone_change_no_other_figure(tmp_path: Path, tiny_model: Path) -> None:
+    heldout = write_jsonl(tmp_path / "heldout.jsonl", example_rows(3))
+    ordinary = [{"en": [{"role": "user", "content": "How do I bake bread?"}]}]
+    system = System("tiny", str(tiny_model))
+    every = StudyEvaluation(device="cpu", dtype="float32")
+    source = dataclasses.replace(every, responses="source", languages=("zh", "en"))
+    full = Measurer(heldout, every, "en", None, ordinary).measure_model(system)
+    part = Measurer(heldout, source, "en", None, ordinary).measure_model(system)
+    assert full["languages"] == ["en", "sw", "zh"]
+    assert part["languages"] == ["zh", "en"]
+    for key in ("chosen", "rejected"):
+        assert [row[0] for row in part[key]] == [None] * 3
+        for ours, wanted in zip(part[key], full[key], strict=True):
+            assert ours[1] == pytest.approx(wanted[0], abs=1e-4)  # float32 sums in other batches
+    for key in ("margin", "ordinary_margin"):
+        for ours, wanted in zip(part[key], full[key], strict=True):
+            assert ours == [
+                value if value is None else pytest.approx(value, abs=1e-5) for value in (wanted[2], wanted[0])
+            ]
+    assert None in [row[0] for row in part["ordinary_margin"]]
+    assert None not in [row[1] for row in part["margin"]]
 
 
 def test_a_claim_excludes_others(tmp_path: Path) -> None:
