@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from lightning_mlc.data.batches import Batch
 from lightning_mlc.data.collation import Collator
 from lightning_mlc.data.costs import Extent, TokenCounts, highest_token, require_room
 from lightning_mlc.data.languages import canonical_language, canonical_languages
-from lightning_mlc.data.loading import TableLoader
+from lightning_mlc.data.loading import TableLoader, named, several
 from lightning_mlc.data.lookup import Collate, MicroBatches
 from lightning_mlc.data.mismatches import Mismatches, mismatches
 from lightning_mlc.data.option_checks import (
@@ -50,7 +50,8 @@ class MultilingualData(LightningDataModule):
 
     Args:
         train_path: Training data: a JSONL, JSON, CSV or Parquet file, a folder of ``datasets.save_to_disk``,
-            ``hf://owner/name?split=train``, or ``sample`` for the data that ships with the package.
+            ``hf://owner/name?split=train``, or ``sample`` for the data that ships with the package. A list mixes
+            several, each in its own layout; so can the other paths.
         val_path: Validation data; null holds out a share of the training rows.
         test_path: Data for ``test``.
         predict_path: Data for ``predict``; null takes the validation rows.
@@ -76,15 +77,15 @@ class MultilingualData(LightningDataModule):
         chat_template: Chat template in place of the tokenizer's.
     """
 
-    inspect: Callable[[str, Spool], None] | None = None
-    """Is called with the path and the examples of each table that is built, and not for those of the cache."""
+    inspect: Callable[[Sequence[str], Spool], None] | None = None
+    """Is called with the paths and the examples of each table that is built, and not for those of the cache."""
 
     def __init__(
         self,
-        train_path: str | None = None,
-        val_path: str | None = None,
-        test_path: str | None = None,
-        predict_path: str | None = None,
+        train_path: str | list[str] | None = None,
+        val_path: str | list[str] | None = None,
+        test_path: str | list[str] | None = None,
+        predict_path: str | list[str] | None = None,
         languages: list[str] | None = None,
         source_language: str = "en",
         val_share: float = 0.1,
@@ -111,7 +112,8 @@ class MultilingualData(LightningDataModule):
         require_at_least({"num_workers": num_workers, "seed": seed}, 0)
         require_one_size(batch_size, tokens_per_batch)
         require_share(val_share)
-        self.paths = {"train": train_path, "val": val_path, "test": test_path, "predict": predict_path}
+        given = {"train": train_path, "val": val_path, "test": test_path, "predict": predict_path}
+        self.paths = {split: several(paths, f"data.{split}_path") for split, paths in given.items()}
         self.source_language = canonical_language(source_language, "data.source_language")
         self._asked = None if languages is None else canonical_languages(languages, "data.languages")
         require_source(self.source_language, self._asked)
@@ -155,7 +157,7 @@ class MultilingualData(LightningDataModule):
                 self._rows[split] = list(range(len(self._tables[split])))
         if "train" in self._tables and "val" not in self._tables:
             self._rows["train"], self._rows["val"] = hold_out(
-                self._tables["train"], self.val_share, self.seed, str(self.paths["train"])
+                self._tables["train"], self.val_share, self.seed, named(self.paths["train"])
             )
             self._tables["val"] = self._tables["train"]
         if "predict" not in self._tables and "val" in self._tables:
@@ -165,7 +167,7 @@ class MultilingualData(LightningDataModule):
         if stage == "validate" and not self._rows.get("val"):
             raise UserError("data.val_path", "is not set and data.val_share holds out no rows: nothing to validate")
 
-    def _needed_paths(self) -> dict[str, str]:
+    def _needed_paths(self) -> dict[str, tuple[str, ...]]:
         """The paths that the trainer's command needs (all that are set, without a trainer)."""
         command = str(self.trainer.state.fn.value) if self.trainer is not None and self.trainer.state.fn else None
         needed = {
@@ -174,14 +176,14 @@ class MultilingualData(LightningDataModule):
             "test": ["test"],
             "predict": ["predict"] if self.paths["predict"] else ["val"] if self.paths["val"] else ["train"],
         }.get(command or "", list(self.paths))
-        if command is not None and needed[0] != "val" and self.paths[needed[0]] is None:
+        if command is not None and needed[0] != "val" and not self.paths[needed[0]]:
             raise UserError(
                 f"data.{needed[0]}_path", "is not set; give a file, a saved dataset, hf://owner/name, or 'sample'"
             )
-        return {split: path for split in needed if (path := self.paths[split]) is not None}
+        return {split: paths for split in needed if (paths := self.paths[split])}
 
-    def _load(self, paths: Mapping[str, str]) -> None:
-        missing = {split: path for split, path in paths.items() if split not in self._tables}
+    def _load(self, paths: Mapping[str, tuple[str, ...]]) -> None:
+        missing = {split: own for split, own in paths.items() if split not in self._tables}
         if not missing:
             return
         loader = TableLoader(
@@ -238,7 +240,7 @@ class MultilingualData(LightningDataModule):
         if len(costs) < processes:
             raise UserError(
                 "data.train_path",
-                f"{self.paths['train']} has {len(costs)} examples to train on, fewer than the "
+                f"{named(self.paths['train'])} has {len(costs)} examples to train on, fewer than the "
                 f"{processes} processes; give more data or lower trainer.devices",
             )
 

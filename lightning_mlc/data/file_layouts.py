@@ -50,12 +50,12 @@ def has_half_a_character(text: str) -> bool:
 
 
 def parse_rows(rows: Iterable[tuple[Place, Row]], source_language: str) -> Iterator[Example]:
-    """Parse ``rows`` one by one. The first row decides on the layout.
+    """Parse ``rows`` one by one. The first row of each source decides on its layout.
 
     About thirty bytes are kept of each row, so an error that concerns two rows is raised at the second one.
 
     Args:
-        rows: Rows of one source, each with its place (:func:`~lightning_mlc.data.reading.read_rows`).
+        rows: Rows of one or several sources, each with its place (:func:`~lightning_mlc.data.reading.read_rows`).
         source_language: Canonical code of the language of the responses.
 
     Raises:
@@ -63,10 +63,13 @@ def parse_rows(rows: Iterable[tuple[Place, Row]], source_language: str) -> Itera
     """
     ids = UniqueIds()
     kind: DataKind | None = None
+    sources: list[str] = []
     for where, row, prompts in prompts_of_rows(rows, source_language):
         example = _example(row, where, source_language, prompts)
-        if (taken := ids.row_with(example.id, where.number)) is not None:
-            raise repeated_id(where, example.id, Place(where.source, taken))
+        if not sources or sources[-1] != where.source:
+            sources.append(where.source)
+        if (taken := ids.row_with(example.id, len(sources) - 1 << 40 | where.number)) is not None:
+            raise repeated_id(where, example.id, Place(sources[taken >> 40], taken & (1 << 40) - 1))
         if kind is None:
             kind = example.kind
         elif kind != example.kind:
@@ -86,10 +89,10 @@ def repeated_id(where: Place, id: str, first: Place) -> UserError:
 def prompts_of_rows(
     rows: Iterable[tuple[Place, Row]], source_language: str, any_text: bool = False
 ) -> Iterator[tuple[Place, Row, dict[str, list[Message]]]]:
-    """Place, row, and conversations by language, of each row. The first row decides on the layout.
+    """Place, row, and conversations by language, of each row. The first row of each source decides on its layout.
 
     Args:
-        rows: Rows of one source, each with its place.
+        rows: Rows of one or several sources, each with its place.
         source_language: Canonical code of the language of a prompt whose column does not say.
         any_text: Whether a text may be empty or contain an unpaired surrogate, which training refuses.
 
@@ -97,9 +100,10 @@ def prompts_of_rows(
         UserError: A row has no prompt in that layout.
     """
     prompts_of: _Layout | None = None
+    source = ""
     for where, row in rows:
-        if prompts_of is None:
-            prompts_of = _layout_of(row, where)
+        if prompts_of is None or where.source != source:
+            prompts_of, source = _layout_of(row, where), where.source
         yield where, row, _by_language(prompts_of(row, where, source_language), where, any_text)
 
 

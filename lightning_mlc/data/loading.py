@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 from datasets import Dataset
 
 from lightning_mlc.data.file_layouts import parse_rows
-from lightning_mlc.data.reading import locate, read_rows
+from lightning_mlc.data.reading import locate, read_several
 from lightning_mlc.data.records import KIND_NAMES, DataKind
 from lightning_mlc.data.remarks import warn_of_cut_texts, warn_of_empty_responses
 from lightning_mlc.data.scratch import scratch_folder
@@ -26,11 +26,11 @@ class TableLoader:
 
     Args:
         source_language: BCP-47 code of the language of the responses.
-        languages: Codes to use, the source language among them; None takes all that the first file has.
+        languages: Codes to use, the source language among them; None takes all that the first split has.
         tokenizer: Gives the tokenizer. It is called once all files have been read without a mistake.
         cache_dir: Folder of the tokenised tables.
         num_proc: Number of processes that tokenise; None chooses.
-        inspect: Is called with the path and the examples of each table that is built, and not for those of the cache.
+        inspect: Is called with the paths and the examples of each table that is built, and not for those of the cache.
     """
 
     source_language: str
@@ -38,25 +38,26 @@ class TableLoader:
     tokenizer: Callable[[], ChatTokenizer]
     cache_dir: Path
     num_proc: int | None
-    inspect: Callable[[str, Spool], None] | None = None
+    inspect: Callable[[Sequence[str], Spool], None] | None = None
 
     def load(
-        self, paths: Mapping[str, str], chosen: tuple[str, ...], kind: DataKind
+        self, paths: Mapping[str, Sequence[str]], chosen: tuple[str, ...], kind: DataKind
     ) -> tuple[dict[str, Dataset], tuple[str, ...], DataKind]:
         """The tables of ``paths`` by split, their languages (the source language first) and their kind.
 
         Args:
-            paths: File of each split.
+            paths: Files of each split.
             chosen: Languages of the tables that were loaded before; empty before the first.
             kind: Kind of their responses.
 
         Raises:
             UserError: A file does not exist, cannot be read or tokenised, or does not go together with the others.
         """
-        for split, path in paths.items():
-            locate(path, f"data.{split}_path")
+        for split, of_split in paths.items():
+            for path in of_split:
+                locate(path, f"data.{split}_path")
         with scratch_folder(self.cache_dir, "reading") as folder:
-            spools = {split: self._read(split, path, folder / split) for split, path in paths.items()}
+            spools = {split: self._read(split, of_split, folder / split) for split, of_split in paths.items()}
             first = next(iter(spools.values()))
             if not chosen:
                 chosen, kind = self._choose_languages(first.languages), first.kind
@@ -64,23 +65,23 @@ class TableLoader:
                 if spool.kind != kind:
                     raise UserError(
                         f"data.{split}_path",
-                        f"{paths[split]} has {KIND_NAMES[spool.kind]}, the other data {KIND_NAMES[kind]}; "
+                        f"{named(paths[split])} has {KIND_NAMES[spool.kind]}, the other data {KIND_NAMES[kind]}; "
                         "give data of one kind",
                     )
             chat = self.tokenizer()
             tables = {}
             for split, spool in spools.items():
-                path = paths[split]
-                built = None if self.inspect is None else partial(self.inspect, path)
+                built = None if self.inspect is None else partial(self.inspect, paths[split])
+                names = ", ".join(Path(path).name for path in paths[split])
                 table = tables[split] = tokenised_table(
-                    spool, chosen, chat, self.cache_dir, self.num_proc, Path(path).name, built
+                    spool, chosen, chat, self.cache_dir, self.num_proc, names, built
                 )
                 warn_of_empty_responses(table)
                 warn_of_cut_texts(table, chat.max_prompt_length, chat.max_response_length)
         return tables, chosen, kind
 
-    def _read(self, split: str, path: str, spool: Path) -> Spool:
-        rows = read_rows(path, f"data.{split}_path")
+    def _read(self, split: str, paths: Sequence[str], spool: Path) -> Spool:
+        rows = read_several(paths, f"data.{split}_path")
         return Spool.write(parse_rows(rows, self.source_language), spool)
 
     def _choose_languages(self, found: Collection[str]) -> tuple[str, ...]:
@@ -89,3 +90,21 @@ class TableLoader:
                 raise UserError("data.languages", f"no row has a prompt in '{language}' (found: {', '.join(found)})")
         others = [code for code in self.languages or found if code != self.source_language]
         return (self.source_language, *others)
+
+
+def several(paths: str | Sequence[str] | None, option: str) -> tuple[str, ...]:
+    """The paths of an option that takes one path, or several; none if it is not set.
+
+    Raises:
+        UserError: A path is given twice.
+    """
+    found = () if paths is None else (paths,) if isinstance(paths, str) else tuple(paths)
+    for path in found:
+        if found.count(path) > 1:
+            raise UserError(option, f"names {path} twice")
+    return found
+
+
+def named(paths: Sequence[str]) -> str:
+    """The paths, for messages."""
+    return ", ".join(paths)

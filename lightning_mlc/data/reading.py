@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,6 +79,21 @@ def read_rows(path: str, option: str) -> Iterator[tuple[Place, Row]]:
         yield row
     if is_empty:
         raise UserError(option, f"{path} has no rows; give data with at least one")
+
+
+def read_several(paths: Sequence[str], option: str) -> Iterator[tuple[Place, Row]]:
+    """Read the rows of one or several data sources, one source after the other, as :func:`read_rows` does.
+
+    Files with the same name in different folders are told apart in the places of their rows by their folders.
+
+    Args:
+        paths: The sources.
+        option: Configuration key of the paths, for errors.
+    """
+    names = [Path(path).name for path in paths]
+    for path, name in zip(paths, names, strict=True):
+        for place, row in read_rows(path, option):
+            yield place if names.count(name) == 1 else Place(path, place.number), row
 
 
 def _rows(path: str, option: str) -> Iterator[tuple[Place, Row]]:

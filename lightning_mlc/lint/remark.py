@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import shlex
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from lightning_mlc.data.languages import canonical_language
+from lightning_mlc.data.loading import named
 from lightning_mlc.data.records import Place
 from lightning_mlc.data.spool import Spool, example_of
 from lightning_mlc.lint.check import LintSettings
@@ -22,7 +23,7 @@ SHARE = 100
 logger = logging.getLogger("lightning_mlc")
 
 
-def remark(source_language: str, path: str, spool: Spool) -> None:
+def remark(source_language: str, paths: Sequence[str], spool: Spool) -> None:
     """Warn of wrong translations among examples that were prepared for training.
 
     Only the checks that find errors and need no package of the extra ``lint`` are run, and on large data only on some
@@ -30,12 +31,12 @@ def remark(source_language: str, path: str, spool: Spool) -> None:
 
     Args:
         source_language: Code of the language of the responses.
-        path: The data, as the user gave it.
+        paths: The data, as the user gave it.
         spool: The examples.
     """
     source = canonical_language(source_language, "data.source_language")
     rows = list(_sampled(spool, source))
-    settings = LintSettings(source, (path,))
+    settings = LintSettings(source, tuple(paths))
     cheap = [kind for kind in all_checks().values() if kind.severity == "error" and not kind.packages]
     checks = [kind.made(settings) for kind in cheap if kind.option is None]
     for check in checks:
@@ -52,9 +53,9 @@ def remark(source_language: str, path: str, spool: Spool) -> None:
             wrong,
             len(rows),
             spool.rows,
-            path,
+            named(paths),
             ", ".join(f"{name} {count}" for name, count in counts.most_common()),
-            shlex.quote(path),
+            shlex.join(paths),
             "" if source == "en" else f" --source_language {source}",
         )
 

@@ -60,7 +60,7 @@ def describe_run(
             "processes": DataParallel.of(trainer).size,
         },
         "data": {
-            "name": _name(data.paths["train"]),
+            "name": ", ".join(map(_name, data.paths["train"])) or None,
             "fingerprint": data.fingerprint("train"),
             "examples": len(data.keys("train")),
             "responses": data.kind,
@@ -122,8 +122,8 @@ def _plain(options: dict[str, Any], owner: type) -> dict[str, Any]:
     return found
 
 
-def _name(path: str | None) -> str | None:
-    return path if path is None or path.startswith("hf://") else Path(path).name
+def _name(path: str) -> str:
+    return path if path.startswith("hf://") else Path(path).name
 
 
 def _version(package: str) -> str | None:

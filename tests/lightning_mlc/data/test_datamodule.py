@@ -43,6 +43,59 @@ def test_batches_have_all_rows_once(tiny_model: Path, pairs_file: Path) -> None:
     assert batch.normalizers.chosen == batch.normalizers.rejected == 2
 
 
+def mixed(model: Path, paths: list[Path | str], **options: Any) -> MultilingualData:
+    data = MultilingualData(train_path=[str(path) for path in paths], name_or_path=str(model), val_share=0, **options)
+    data.setup("fit")
+    return data
+
+
+def test_several_files_are_mixed_each_in_its_own_layout(tiny_model: Path, tmp_path: Path, pairs_file: Path) -> None:
+    answers = {"kind": "ordinary", "chosen": "Gently.", "rejected": "No."}
+    columns = [{"prompt": f"How do I wash bag {i}?", "prompt_sw": f"Ninafuaje begi {i}?", **answers} for i in range(3)]
+    ordinary = write_jsonl(tmp_path / "ordinary.jsonl", columns)
+    data = mixed(tiny_model, [pairs_file, ordinary], batch_size=4)
+    batches = list(data.train_dataloader())
+    assert sorted(ids(batches)) == sorted([f"r{i}" for i in range(12)] + [f"ordinary.jsonl row {i}" for i in (1, 2, 3)])
+    kinds = {name: flag for batch in batches for name, flag in zip(batch.ids, batch.is_ordinary.tolist(), strict=True)}
+    assert [name for name, flag in sorted(kinds.items()) if flag] == [f"ordinary.jsonl row {i}" for i in (1, 2, 3)]
+    assert data.fingerprint("train") != ready(tiny_model, pairs_file).fingerprint("train")
+
+
+def test_files_with_one_name_are_told_apart_by_their_folders(tiny_model: Path, tmp_path: Path) -> None:
+    paths: list[Path | str] = []
+    for folder in ("harmful", "ordinary"):
+        (tmp_path / folder).mkdir()
+        rows = [{**row, "id": None, "prompt": {"en": folder + row["prompt"]["en"]}} for row in example_rows(2)]
+        paths.append(write_jsonl(tmp_path / folder / "train.jsonl", rows))
+    found = ids(mixed(tiny_model, paths).train_dataloader())
+    assert sorted(found) == sorted(f"{path} row {number}" for path in paths for number in (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        (
+            example_rows(12)[10:],
+            r"second\.jsonl row 1: the id 'r10' is taken by pairs\.jsonl row 11; ids must be unique",
+        ),
+        (
+            [{**row, "id": f"x{i}"} for i, row in enumerate(example_rows(2, pairs=False))],
+            r"second\.jsonl row 1: has a response without a label, the rows before it have a chosen and a rejected",
+        ),
+    ],
+)
+def test_files_that_do_not_go_together_are_refused(
+    second: list[Any], message: str, tiny_model: Path, tmp_path: Path, pairs_file: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        mixed(tiny_model, [pairs_file, write_jsonl(tmp_path / "second.jsonl", second)])
+
+
+def test_a_file_that_is_named_twice_is_refused(tiny_model: Path, pairs_file: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.train_path: names .*pairs\.jsonl twice"):
+        mixed(tiny_model, [pairs_file, pairs_file])
+
+
 def test_a_second_command_has_the_same_split(tiny_model: Path, pairs_file: Path) -> None:
     data = ready(tiny_model, pairs_file, val_share=0.25)
     before = [ids(loader) for loader in (data.train_dataloader(), data.val_dataloader(), data.predict_dataloader())]

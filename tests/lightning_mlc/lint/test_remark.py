@@ -22,7 +22,7 @@ def told(tmp_path: Path, caplog: pytest.LogCaptureFixture, texts: list[str]) -> 
     path = write_jsonl(tmp_path / "my data.jsonl", rows)
     spool = Spool.write(parse_rows(read_rows(str(path), "data.train_path"), "en"), tmp_path / "spool")
     with caplog.at_level(logging.WARNING, "lightning_mlc"):
-        remark("en", "my data.jsonl", spool)
+        remark("en", ("my data.jsonl",), spool)
     return caplog.messages
 
 
