@@ -21,7 +21,20 @@ LINT = ["py3langid>=0.4,<0.5", "ftfy>=6.3"]
 # `lightning-mlc translate` checks with lint. sacrebleu has chrF, and the tokenizer of M2M-100 needs sentencepiece.
 TRANSLATE = [*LINT, "sacrebleu>=2.4", "sentencepiece>=0.2"]
 BENCH = ["trl>=1.16", "PyYAML>=6", "scipy>=1.11"]
-TEST = [*GGUF, *QLORA, *TRANSLATE, *BENCH, "pytest>=8", "pytest-xdist>=3.6", "kernels", "tensorboard", "wandb"]
+# What notebooks/ imports, and what runs it in an editor or in the tests.
+NOTEBOOK = [*GGUF, "peft>=0.17", "pandas>=2", "ipykernel>=7", "nbclient>=0.11"]
+TEST = [
+    *GGUF,
+    *QLORA,
+    *TRANSLATE,
+    *BENCH,
+    *NOTEBOOK,
+    "pytest>=8",
+    "pytest-xdist>=3.6",
+    "kernels",
+    "tensorboard",
+    "wandb",
+]
 
 setup(
     name="lightning-mlc",
@@ -82,6 +95,7 @@ setup(
         "trl": ["trl>=1.16"],
         "qlora": QLORA,
         "bench": BENCH,
+        "notebook": NOTEBOOK,
         "test": TEST,
         "docs": ["sphinx>=8", "myst-parser>=4", "furo", "sphinx-copybutton"],
         "dev": [*TEST, "ruff", "mypy", "types-PyYAML"],
