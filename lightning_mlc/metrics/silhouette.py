@@ -44,7 +44,7 @@ def silhouette(distances: Tensor, labels: Tensor) -> Tensor:
     Returns:
         () in the dtype of ``distances``, from -1 to 1. NaN if there are fewer than two clusters, or as many as points.
     """
-    clusters, own = labels.unique(return_inverse=True)
+    clusters, own = torch.unique(labels, return_inverse=True)
     if not 2 <= len(clusters) < len(labels):
         return distances.new_tensor(float("nan"))
     member = torch.nn.functional.one_hot(own, len(clusters)).to(distances.dtype)
