@@ -28,6 +28,7 @@ from lightning_mlc.data.sampling import MicroBatch
 from lightning_mlc.data.tokenised import TokenisedExample
 from lightning_mlc.distributed.sharding import FSDP2
 from lightning_mlc.errors import UserError
+from lightning_mlc.lightning_internals import checkpoint_to_load
 from lightning_mlc.metrics import LayerChoice
 from lightning_mlc.models.compiling import uncompiled
 from lightning_mlc.models.layers import AUTO, Layer, num_layers, resolve_layer
@@ -63,8 +64,9 @@ def layer_of_run(layer: Layer, depth: int, trainer: Trainer, stage: str) -> int 
     """
     if layer != AUTO:
         return resolve_layer(layer, depth)
-    if trainer.ckpt_path is not None:
-        index = _layer_of_checkpoint(Path(trainer.ckpt_path), depth)
+    path = checkpoint_to_load(trainer)
+    if path is not None:
+        index = _layer_of_checkpoint(path, depth)
         say(f"layer: {index} of {depth} (the checkpoint's)")
         return index
     if stage == "predict":  # needs no hidden states
