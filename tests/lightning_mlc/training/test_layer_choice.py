@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -201,7 +203,9 @@ def test_what_cannot_choose_a_layer_is_refused(
     assert none in refused(arguments("fit", model, data, out, AUTO, off), capsys)
     assert none in refused(arguments("fit", model, data, out, AUTO, off, "--model.consistency.mpo.weight=1"), capsys)
     assert "which fit chooses; give the number" in refused(arguments("validate", model, data, out, AUTO), capsys)
-    assert "silhouettes need two prompts or more" in refused(arguments("fit", model, one, out, AUTO), capsys)
+    assert "silhouettes need two prompts or more" in refused(
+        arguments("fit", model, one, out, AUTO, **{"data.val_share": 0}), capsys
+    )
     assert "model.consistency.layer" in refused(
         arguments("fit", model, data, out, "--model.consistency.layer=middle"), capsys
     )
@@ -216,6 +220,27 @@ def test_a_checkpoint_of_a_deeper_model_is_refused(
     assert "the checkpoint was trained on layer 2, which this model of 1 layers does not have" in refused(
         arguments("fit", small, layered[1], tmp_path / "out", AUTO, more), capsys
     )
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("processes")
+@pytest.mark.parametrize("strategy", ["ddp", "lightning_mlc.distributed.sharding.FSDP2"])
+def test_all_processes_have_the_layer_of_the_first(
+    strategy: str, layered: tuple[Path, Path, Path], chosen: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    more = {"trainer.devices": 2, "trainer.strategy": strategy, "trainer.max_steps": 3}
+    command = [sys.executable, "-m", "lightning_mlc", *arguments("fit", *layered[:2], out, AUTO, **more)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stderr.count("layer: 2 of 3 (silhouette by prompt") == 1
+    assert layers_in(out) == (2, 2)
+    # A process with another layer would change the means over both.
+    command = [
+        argument.replace(str(out), str(tmp_path / "given")).replace("layer=auto", "layer=2") for argument in command
+    ]
+    assert subprocess.run(command, capture_output=True, timeout=900).returncode == 0
+    assert metrics_rows(out) == metrics_rows(tmp_path / "given")
 
 
 def test_an_estimate_takes_the_last_layer_and_says_so(
