@@ -149,14 +149,18 @@ def test_logs_are_written_where_lightning_writes_them(tmp_path: Path) -> None:
 
 def test_the_checkpoint_of_a_run_is_known_before_it_is_loaded(tmp_path: Path) -> None:
     found: list[Path | None] = []
-    look = At("setup", lambda trainer, *_: found.append(internals.checkpoint_to_load(trainer)))
-    trainer = fit(tmp_path, look)
-    path = tmp_path / "own.ckpt"
-    trainer.save_checkpoint(path)
-    trainer.validate(Model(), ckpt_path=path, verbose=False)
-    trainer.fit(Model())
+
+    class Looks(Model):
+        def setup(self, stage: str) -> None:
+            found.append(internals.checkpoint_to_load(self.trainer))
+
+    made, path = trainer(tmp_path), tmp_path / "own.ckpt"
+    made.fit(Looks())
+    made.save_checkpoint(path)
+    made.validate(Looks(), ckpt_path=path, verbose=False)
+    made.fit(Looks())
     assert found == [None, path, None]
-    assert internals.checkpoint_to_load(trainer) is None  # no command is running
+    assert internals.checkpoint_to_load(made) is None  # no command is running
 
 
 def test_time_is_reported_to_the_profiler(tmp_path: Path) -> None:
