@@ -6,8 +6,10 @@ class against the installed Lightning, so that they fail if an upgrade changes o
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +22,24 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor
+
+# ---- checkpoints ------------------------------------------------------------------------------------
+
+
+def checkpoint_to_load(trainer: Trainer) -> Path | None:
+    """The checkpoint that the running command of ``trainer`` will load, also before it has loaded it.
+
+    ``Trainer.ckpt_path`` is set when the checkpoint is read, which is after the model is set up. Until then only the
+    method that runs the command knows the path, so it is looked for among the callers.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        own = frame.f_locals
+        if frame.f_code is Trainer._run.__code__ and own.get("self") is trainer:
+            return None if own["ckpt_path"] is None else Path(own["ckpt_path"])
+        frame = frame.f_back
+    return None
+
 
 # ---- loops ------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from lightning_mlc.commands.training import TrainingCLI, make_cli
 from lightning_mlc.data.batches import Batch
 from lightning_mlc.data.datamodule import MultilingualData
 from lightning_mlc.distributed.sharding import require_supported
+from lightning_mlc.models.layers import AUTO
 from lightning_mlc.training.memory import GB, GPUS, RESERVED, Estimate, Setup, Way, cells, estimate_largest, setup_of
 from lightning_mlc.training.module import AlignmentModule
 
@@ -39,6 +40,8 @@ class EstimateCLI(TrainingCLI):
         data.setup("fit")
         data.plan_rows(module.losses.row_plan)
         data.check_steps()
+        if module.consistency.layer == AUTO:
+            print_on_first("layer: fit chooses it (auto); the estimate takes the last one, which needs the most memory")
         found, batch, way = estimate_largest(module, data, setup)
         show(found, batch, setup, way, str(module.source))
 

@@ -15,6 +15,7 @@ from lightning_mlc.consistency.pairwise_cosine import PairwiseCosine
 from lightning_mlc.consistency.retain import Retain
 from lightning_mlc.consistency.source_cosine import SourceCosine
 from lightning_mlc.errors import UserError
+from lightning_mlc.models.layers import AUTO, Layer
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Consistency:
         mpo: Makes reward gaps as large as in the source language.
         dco: Makes the languages prefer the same responses.
         layer: The layer whose hidden states are compared: an integer index (0: the embeddings, -1: after the last
-            layer and the final norm) or a fraction of the depth (0.5: the middle).
+            layer and the final norm), a fraction of the depth (0.5: the middle), or ``auto``: ``fit`` measures all
+            layers before training, and takes the one whose states cluster most by prompt, compared with by language.
         extractor: ``linear`` trains a linear map of the hidden states, ``frozen`` keeps this map as it was
             initialised, ``none`` compares the hidden states themselves.
         extractor_dim: Output width of the extractor, at least 2.
@@ -43,7 +45,8 @@ class Consistency:
         every_n_steps: Add the terms on every n-th optimizer step. The other steps run no translations.
 
     Raises:
-        UserError: A setting is out of range, or ``extractor_lr`` is set for an extractor that is not trained.
+        UserError: A setting is out of range, ``extractor_lr`` is set for an extractor that is not trained, or
+            ``layer`` is ``auto`` and no term that is on compares hidden states.
     """
 
     mlc: MLC = field(default_factory=MLC)
@@ -53,7 +56,7 @@ class Consistency:
     source_cosine: SourceCosine = field(default_factory=SourceCosine)
     mpo: MPO = field(default_factory=MPO)
     dco: DCO = field(default_factory=DCO)
-    layer: int | float = -1
+    layer: Layer = -1
     extractor: Literal["linear", "frozen", "none"] = "linear"
     extractor_dim: int = 512
     extractor_bias: bool = True
@@ -74,6 +77,19 @@ class Consistency:
             raise UserError("model.consistency.extractor_lr", f"must not be negative, got {self.extractor_lr}")
         if self.every_n_steps < 1:
             raise UserError("model.consistency.every_n_steps", f"must be at least 1, got {self.every_n_steps}")
+        if isinstance(self.layer, str):
+            self._require_use_of_auto()
+
+    def _require_use_of_auto(self) -> None:
+        """Refuse a ``layer`` in words that is not ``auto``, or is chosen for no term."""
+        if self.layer != AUTO:
+            raise UserError("model.consistency.layer", f"must be a number or {AUTO}, got {self.layer}")
+        if not self.needs.representations:
+            raise UserError(
+                "model.consistency.layer",
+                f"is {AUTO}, but no term that is on compares hidden states; give the number of a layer, or turn such "
+                "a term on (model.consistency.mlc.weight)",
+            )
 
     @property
     def terms(self) -> tuple[ConsistencyTerm, ...]:

@@ -1,4 +1,4 @@
-"""How close the hidden states of a prompt's translations lie to one line, at every layer."""
+"""How close the hidden states of a prompt's translations lie to one line, and what they cluster by, at every layer."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from lightning_mlc.data.rows import NO_RESPONSE, TokenRows, TokenSequence
 from lightning_mlc.evaluation.journal import Key
 from lightning_mlc.evaluation.systems.generation import Conversation, LocalModel, out_of_memory, plan_batches
 from lightning_mlc.evaluation.systems.system import System
+from lightning_mlc.metrics.layer_choice import LayerChoice
 from lightning_mlc.progress.bars import track
 from mlc_kernels import singular_values
 
@@ -110,8 +111,9 @@ def compare_languages(
         console: Where progress is shown.
 
     Returns:
-        Plain values: ``languages``, ``prompts`` (the number of those in two or more languages), ``raw``, ``centred``
-        and, if the model has an extractor, ``extracted`` with its ``layer``.
+        Plain values: ``languages``, ``prompts`` (the number of those in two or more languages), ``raw``, ``centred``,
+        ``silhouettes`` with the layer that they choose (:func:`silhouettes_by_layer`) and, if the model has an
+        extractor, ``extracted`` with its ``layer``.
     """
     with track(f"{system.label}: hidden states", len(asked), "prompts", console=console) as progress:
         flat = prompt_states(local, [text for _, text in asked], batch_tokens, progress.advance)
@@ -128,12 +130,33 @@ def compare_languages(
         "prompts": int((mask.sum(1) >= 2).sum()),
         "raw": collinearity_by_layer(states, mask, center=False),
         "centred": collinearity_by_layer(states, mask, center=True),
+        "silhouettes": silhouettes_by_layer(states, mask),
     }
     own = system.representation(states.shape[-1])
     if own is not None:
         layer, extractor = own
         found["extracted"] = collinearity_of_extracted(states, mask, extractor, layer) | {"layer": layer}
     return found
+
+
+def silhouettes_by_layer(states: Tensor, mask: Tensor) -> dict[str, Any]:
+    """Whether the states of each layer cluster by prompt or by language, and the layer that ``auto`` would take.
+
+    Args:
+        states: (B, L, K, H): B prompts in L languages at K layers.
+        mask: (B, L) bool, True where a prompt exists in that language.
+
+    Returns:
+        Plain values: lists ``by_prompt`` and ``by_language`` (K), ``layer`` (an index into K, or None) and its
+        ``reason``.
+    """
+    found = LayerChoice.of(states, mask)
+    return {
+        "by_prompt": list(found.by_prompt),
+        "by_language": list(found.by_language),
+        "layer": found.layer,
+        "reason": found.reason,
+    }
 
 
 def collinearity_of_extracted(

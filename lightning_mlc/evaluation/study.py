@@ -6,7 +6,7 @@
     OUT/MODEL/verdicts-JUDGE.jsonl       verdicts of one judge on these responses
     OUT/MODEL/margins.jsonl              refusal margins
     OUT/MODEL/pairs.jsonl                log-likelihoods of the chosen and the rejected responses
-    OUT/MODEL/representations.json       collinearity of the hidden states of all languages
+    OUT/MODEL/representations.json       hidden states of all languages at every layer
     OUT/results.json, report.html, report.md, plots/
 
 Errors in the user's input are reported before a model is loaded.
@@ -295,7 +295,8 @@ class Study:
                 }
             )
         )
-        if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["settings"] == settings:
+        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if before.get("settings") == settings and "silhouettes" in before:  # earlier versions did not measure these
             return  # one result for all prompts together, so with other prompts it is computed again
         found = compare_languages(system, model.loaded, asked, self.languages, self.settings.batch_tokens, self.console)
         path.parent.mkdir(parents=True, exist_ok=True)

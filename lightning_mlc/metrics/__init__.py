@@ -2,9 +2,11 @@
 
 from lightning_mlc.metrics.collinearity import Collinearity
 from lightning_mlc.metrics.cosines import LanguageCosines
+from lightning_mlc.metrics.layer_choice import LayerChoice, choose_layer
 from lightning_mlc.metrics.per_example import ExampleMean
 from lightning_mlc.metrics.per_language import LanguageMean, language_differences
 from lightning_mlc.metrics.separation import Separation
+from lightning_mlc.metrics.silhouette import Silhouettes, silhouette, silhouettes
 from lightning_mlc.metrics.verdicts import PairwiseAgreement, SafetyRates
 
 __all__ = [
@@ -12,8 +14,13 @@ __all__ = [
     "ExampleMean",
     "LanguageCosines",
     "LanguageMean",
+    "LayerChoice",
     "PairwiseAgreement",
     "SafetyRates",
     "Separation",
+    "Silhouettes",
+    "choose_layer",
     "language_differences",
+    "silhouette",
+    "silhouettes",
 ]

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final, Literal
+
+from torch import Tensor
 
 from lightning_mlc.errors import UserError
+
+AUTO: Final = "auto"
+Layer = int | float | Literal["auto"]
+"""What ``model.consistency.layer`` may be. ``auto`` becomes an integer before training."""
 
 
 def num_layers(config: Any) -> int:
@@ -45,3 +51,31 @@ def resolve_layer(layer: int | float, depth: int) -> int:
             f"so give {-depth - 1} to {depth}, or a fraction such as 0.5",
         )
     return resolved
+
+
+def highest_layer(layer: Layer, depth: int) -> int:
+    """Return the index of the highest layer that ``layer`` may become in a model of ``depth`` layers.
+
+    Raises:
+        UserError: The model has no such layer.
+    """
+    return depth if layer == AUTO else resolve_layer(layer, depth)
+
+
+def require_one_state(states: Tensor, layer: int, name: str) -> None:
+    """Refuse a layer with several hidden states for each token, of which terms could not tell which to compare.
+
+    Args:
+        states: Hidden states of the layer, (R, T, H) if each token has one.
+        layer: Index of the layer.
+        name: Name of the model's class.
+
+    Raises:
+        UserError: ``states`` has another number of dimensions.
+    """
+    if states.ndim != 3:
+        raise UserError(
+            "model.consistency.layer",
+            f"layer {layer} of {name} has {states.shape[-2]} hidden states for each token; "
+            "set it to -1 (after the last layer), where each token has one",
+        )

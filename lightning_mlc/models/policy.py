@@ -21,7 +21,7 @@ from lightning_mlc.errors import UserError
 from lightning_mlc.models.attention import attention_arguments
 from lightning_mlc.models.compiling import compile_layers
 from lightning_mlc.models.greedy import generate_greedily
-from lightning_mlc.models.layers import num_layers
+from lightning_mlc.models.layers import num_layers, require_one_state
 from lightning_mlc.models.logprobs import CHUNK_ELEMENTS, logps_of, token_logps
 from lightning_mlc.models.parts import find_decoder, find_layers, submodule
 from lightning_mlc.models.tensors import precision_kept
@@ -138,6 +138,24 @@ class Policy(nn.Module):
             # must add no operation.
             states = states.flatten(0, 1).index_select(0, rows.prompt_end)
         return RowOutputs(logps, rows.response_tokens.float(), states, pooled)
+
+    def layer_states(self, rows: TokenRows, layers: Sequence[int]) -> Tensor:
+        """Run prompts, and return the hidden states of several layers at their ends.
+
+        Args:
+            rows: N prompts without responses, on the model's device.
+            layers: Indices of K layers, as in :meth:`forward`.
+
+        Returns:
+            (N, K, H).
+
+        Raises:
+            UserError: A layer has several states for each token.
+        """
+        _, found = self._run(self.decoder or self.model, rows, layers)
+        for layer in layers:
+            require_one_state(found[layer], layer, type(self.causal_lm).__name__)
+        return torch.stack([found[layer].flatten(0, 1).index_select(0, rows.prompt_end) for layer in layers], dim=1)
 
     def generate(
         self, rows: TokenRows, max_new_tokens: int, ends: list[int], pad: int | None, together: bool

@@ -25,7 +25,7 @@ from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, TokenSequence
 from lightning_mlc.errors import UserError, first_line
 from lightning_mlc.models.attention import LAYER_TYPES, packed_layout_of
 from lightning_mlc.models.compiling import uncompiled
-from lightning_mlc.models.layers import num_layers
+from lightning_mlc.models.layers import num_layers, require_one_state
 from lightning_mlc.models.logprobs import head_of
 from lightning_mlc.models.policy import Policy, Shortcuts
 from lightning_mlc.models.trials import LONGEST_TRIAL, difference, tolerance_of, trial_length, trial_rows, windows
@@ -82,7 +82,7 @@ def self_check(
     training = [module for module in policy.modules() if module.training]
     policy.eval()
     try:
-        with uncompiled(), _restored_hooks(policy.causal_lm):
+        with uncompiled(), restored_hooks(policy.causal_lm):
             trial = _Trial(policy, layer, longest, responses)
             checked = trial.run(packing)
     finally:
@@ -150,12 +150,8 @@ class _Trial:
         states = self._states(output)
         if row.kind == REJECTED:  # the short response
             self.sample = states[-1][:, end:], output.logits[:, end:]
-        if self.states_matter and states[self.layer].ndim != 3:
-            raise UserError(
-                "model.consistency.layer",
-                f"layer {self.layer} of {self.name} has {states[self.layer].shape[-2]} hidden states for each token; "
-                "set it to -1 (after the last layer), where each token has one",
-            )
+        if self.states_matter:
+            require_one_state(states[self.layer], self.layer, self.name)
         logp = torch.stack(logps).sum()
         return _Plain(logp, logits[0].double(), states[self.layer][0, end].double(), states[-1][0].double().mean(0))
 
@@ -346,7 +342,7 @@ def _note(worst: dict[str, float], name: str, found: Tensor, expected: Tensor) -
 
 
 @contextmanager
-def _restored_hooks(model: PreTrainedModel) -> Iterator[None]:
+def restored_hooks(model: PreTrainedModel) -> Iterator[None]:
     """Remove at the end the hooks that ``output_hidden_states`` leaves in a model. They slow down a compiled model."""
     flag = "_output_capturing_hooks_installed"
     before = [(module, module._forward_hooks.copy(), flag in module.__dict__) for module in model.modules()]

@@ -11,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from lightning_mlc.data.reading import locate
 from lightning_mlc.errors import UserError, did_you_mean
+from lightning_mlc.models.layers import AUTO
 from lightning_mlc.plugins.prompts import read_prompts
 from lightning_mlc.plugins.regularizer import MLCRegularizer
-from lightning_mlc.plugins.settings import settings_of
+from lightning_mlc.plugins.settings import no_auto, settings_of
 from lightning_mlc.plugins.trainer import add_mlc
 
 T = TypeVar("T", bound=Any)
@@ -100,6 +101,8 @@ def _first(error: ValidationError) -> UserError:
     """Return the first error as one line."""
     found = error.errors()[0]
     name = str(found["loc"][0])
+    if name == "layer" and found["input"] == AUTO:
+        return no_auto("mlc.layer")
     known = list(MLCOptions.model_fields)
     if found["type"] == "extra_forbidden":
         return UserError(f"mlc.{name}", "is no option" + did_you_mean(name, known, f"; options are {', '.join(known)}"))

@@ -338,6 +338,7 @@ class MLCRegularizer(nn.Module):
 
     def _runner(self, model: nn.Module) -> PromptStates:
         if self._states is None or self._states[0] is not model:
+            assert not isinstance(self.settings.layer, str), "settings_of refuses auto"
             with renamed(("model.name_or_path",), "model"):
                 runner = PromptStates(model, self.settings.layer, self.groups.longest, self._pad_id)
             self._states = (model, runner)

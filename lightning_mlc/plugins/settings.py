@@ -7,7 +7,7 @@ from typing import Literal
 
 from lightning_mlc.consistency import MLC, Consistency
 from lightning_mlc.errors import UserError
-from lightning_mlc.models.layers import resolve_layer
+from lightning_mlc.models.layers import AUTO, resolve_layer
 
 LARGEST_SEED = 2**32 - 1
 """NumPy and the Trainer of transformers take no larger one."""
@@ -68,8 +68,19 @@ def settings_of(
 
 
 def _require_type(option: str, value: object, types: tuple[type, ...], named: str) -> None:
+    if option == "layer" and value == AUTO:
+        raise no_auto(option)
     if isinstance(value, bool) or not isinstance(value, types):
         raise UserError(option, f"must be {named}, got {value!r}")
+
+
+def no_auto(option: str) -> UserError:
+    """The error for ``layer: auto``, whose ``option`` is named here. A plug-in has no model when options are read."""
+    return UserError(
+        option,
+        f"{AUTO} is an option of `lightning-mlc fit`; give the number of a layer (the report of `lightning-mlc "
+        "evaluate` says which one that would be), or a fraction such as 0.5",
+    )
 
 
 def _require_one_of(option: str, value: object, allowed: Collection[str]) -> None:

@@ -30,7 +30,7 @@ from lightning_mlc.distributed.tensor_parallel import OPTION
 from lightning_mlc.errors import UserError, first_line
 from lightning_mlc.models.attention import packed_layout_of
 from lightning_mlc.models.forward import run_batch
-from lightning_mlc.models.layers import num_layers, resolve_layer
+from lightning_mlc.models.layers import highest_layer, num_layers
 from lightning_mlc.models.loading import dtype_of
 from lightning_mlc.models.policy import Policy, Shortcuts
 from lightning_mlc.models.tensors import replace_tensors
@@ -283,7 +283,7 @@ def _step_bytes(module: AlignmentModule, policy: Policy, batch: Batch, setup: Se
     Gradients are included if the pass ``makes_gradients``. Otherwise they exist already, or go to other processes.
     """
     needs = module.consistency.needs
-    layer = resolve_layer(module.consistency.layer, num_layers(policy.causal_lm.config))
+    layer = highest_layer(module.consistency.layer, num_layers(policy.causal_lm.config))
     autocast: Any = nullcontext()
     if setup.precision.endswith("-mixed") and not setup.gathers_half:
         half = torch.bfloat16 if setup.precision == "bf16-mixed" else torch.float16

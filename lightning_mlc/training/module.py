@@ -33,6 +33,7 @@ from lightning_mlc.objectives import Objective
 from lightning_mlc.reference import OnlineReference, PrecomputedReference, ReferenceSettings, describe_model, precompute
 from lightning_mlc.sources import ModelSource
 from lightning_mlc.training.building import PolicyBuilder, default_optimizer, make_optimizer, make_schedule, naming
+from lightning_mlc.training.layer_choice import try_out
 from lightning_mlc.training.loss_watch import LossWatch
 from lightning_mlc.training.losses import Losses, observe
 from lightning_mlc.training.prediction import Prediction, Predictor
@@ -146,9 +147,9 @@ class AlignmentModule(LightningModule):
         loaded_now = self.policy is None
         if self.policy is None:
             self.policy = self._load_policy()
-            longest = self._data.extent().longest_row
-            self._checked = self.builder.try_out(self.policy, self._layer, longest, self.trainer, self._sharding)
-            self._data.layout = self._checked.layout
+            self._checked, self.consistency, self._layer = try_out(
+                self.builder, self.policy, self.consistency, self._layer, self.trainer
+            )
             if self.consistency.needs.representations:
                 self.representation = Representation(self.consistency, self._checked.width)
         if self.uses_reference and not self.trainer.predicting:

@@ -9,12 +9,13 @@ from lightning_mlc.data.datamodule import MultilingualData
 from lightning_mlc.distributed.sharding import FSDP2, require_supported
 from lightning_mlc.errors import UserError
 from lightning_mlc.lightning_internals import finds_unused_parameters
-from lightning_mlc.models.layers import num_layers, resolve_layer
+from lightning_mlc.models.layers import Layer, num_layers
 from lightning_mlc.models.loading import dtype_of
 from lightning_mlc.processes import require_same
 from lightning_mlc.reference import ReferenceSettings
 from lightning_mlc.sources import load_config
 from lightning_mlc.training.building import PolicyBuilder
+from lightning_mlc.training.layer_choice import layer_of_run
 from lightning_mlc.training.losses import Losses
 
 
@@ -83,12 +84,12 @@ def require_gradients_everywhere(losses: Losses, strategy: Strategy) -> None:
 
 def check_model(
     builder: PolicyBuilder,
-    layer: int | float,
+    layer: Layer,
     data: MultilingualData,
     trainer: Trainer,
     sharding: FSDP2 | None,
     stage: str,
-) -> int:
+) -> int | None:
     """Refuse a model whose configuration rules the run out, and resolve ``layer``.
 
     Args:
@@ -100,7 +101,7 @@ def check_model(
         stage: ``fit``, ``validate``, ``test`` or ``predict``.
 
     Returns:
-        Index of the layer whose hidden states are compared.
+        Index of the layer whose hidden states are compared. None: it is to be chosen when the model is loaded.
 
     Raises:
         UserError: Names the option.
@@ -109,7 +110,7 @@ def check_model(
     builder.require_loadable(config, str(trainer.precision), trains=stage == "fit")
     if sharding is not None:
         sharding.require_splittable(config)
-    index = resolve_layer(layer, num_layers(config))
+    index = layer_of_run(layer, num_layers(config), trainer, stage)
     builder.require_fitting(config, data.highest_token(), data.extent().longest_sequence)
     if stage != "predict":
         builder.require_compiler(trainer.strategy.root_device)

@@ -147,6 +147,22 @@ def test_logs_are_written_where_lightning_writes_them(tmp_path: Path) -> None:
     assert found == logger.steps == [1, 3]
 
 
+def test_the_checkpoint_of_a_run_is_known_before_it_is_loaded(tmp_path: Path) -> None:
+    found: list[Path | None] = []
+
+    class Looks(Model):
+        def setup(self, stage: str) -> None:
+            found.append(internals.checkpoint_to_load(self.trainer))
+
+    made, path = trainer(tmp_path), tmp_path / "own.ckpt"
+    made.fit(Looks())
+    made.save_checkpoint(path)
+    made.validate(Looks(), ckpt_path=path, verbose=False)
+    made.fit(Looks())
+    assert found == [None, path, None]
+    assert internals.checkpoint_to_load(made) is None  # no command is running
+
+
 def test_time_is_reported_to_the_profiler(tmp_path: Path) -> None:
     def start(trainer: Trainer, *_: Any) -> None:
         with internals.profiled(trainer, "part"):

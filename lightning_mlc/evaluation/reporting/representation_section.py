@@ -1,4 +1,4 @@
-"""The section of a report about hidden states: how close the translations of a prompt are at every layer."""
+"""The section of a report about hidden states: how close a prompt's translations are, and what states cluster by."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ def representation_section(results: Mapping[str, Any], plots: Path) -> list[Bloc
             "acts on the layer that `model.consistency.layer` names (see docs/consistency.md)."
         ),
         _layer_table(models),
+        *_silhouette_blocks(models),
     ]
     for name, (figure, caption) in _pictures(models).items():
         path = plots / f"states-{file_name(name)}.png"
@@ -58,6 +59,14 @@ def _pictures(models: Mapping[str, Any]) -> dict[str, tuple[Figure, str]]:
             "Smallest cosine between two languages at every layer",
         ),
     }
+    silhouettes = {
+        model: {"by prompt": own["silhouettes"]["by_prompt"], "by language": own["silhouettes"]["by_language"]}
+        for model, own in models.items()
+    }
+    found["silhouettes"] = (
+        plot_layers(silhouettes, "silhouette", "Whether hidden states cluster by prompt or by language"),
+        "Silhouettes of the centred states by prompt and by language at every layer",
+    )
     spectra = {}
     for model, own in models.items():
         middle, last = len(own["raw"]["spectrum"]) // 2, len(own["raw"]["spectrum"]) - 1
@@ -73,6 +82,38 @@ def _pictures(models: Mapping[str, Any]) -> dict[str, tuple[Figure, str]]:
         "Mean share of each squared singular value",
     )
     return found
+
+
+def _silhouette_blocks(models: Mapping[str, Any]) -> list[Block]:
+    rows = []
+    for model, own in models.items():
+        found = own["silhouettes"]
+        last = len(found["by_prompt"]) - 1
+        cells = [_silhouette_cell(found, layer) for layer in (found["layer"], last)]
+        rows.append([model, "none" if found["layer"] is None else f"{found['layer']} of {last}", *cells])
+    return [
+        Paragraph(
+            "Do the states of a prompt's translations cluster together (by prompt), or those of a language, whatever "
+            "the prompt (by language)? Silhouettes are from -1 to 1, of the centred states with cosine distances. "
+            "`model.consistency.layer: auto` would take the layer with the largest difference of the two, without "
+            "layer 0; of equal ones the last (see docs/consistency.md)."
+        ),
+        Table(
+            ["", "layer that auto would take", "there", "last layer"],
+            rows,
+            "Silhouette by prompt - by language = difference",
+        ),
+    ]
+
+
+def _silhouette_cell(found: Mapping[str, Any], layer: int | None) -> str:
+    """``0.412 - 0.103 = 0.309``: the silhouettes at a layer, and their difference."""
+    if layer is None:
+        return "undefined"
+    prompt, language = found["by_prompt"][layer], found["by_language"][layer]
+    if prompt is None or language is None:
+        return "undefined"
+    return f"{prompt:.3f} - {language:.3f} = {prompt - language:.3f}".replace("- -", "+ ")
 
 
 def _layer_table(models: Mapping[str, Any]) -> Table:

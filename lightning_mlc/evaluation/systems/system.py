@@ -168,6 +168,7 @@ class System:
         if not weights:  # trained without a term that compares representations
             return None
         settings = Consistency(**self.provenance.representation)
+        assert not isinstance(settings.layer, str), "a checkpoint has the number of the layer that was chosen"
         representation = Representation(settings, hidden_size)
         representation.load_state_dict(weights)
         config = self.provenance.config

@@ -140,6 +140,7 @@ def test_a_later_configuration_without_the_block_is_left_alone(folder: Path, tmp
         ({"prompts": "nowhere.jsonl"}, "mlc.prompts: there is no file nowhere.jsonl"),
         ({"prompts": "sample", "temperature": 1000}, "mlc.temperature: must be from 0.01 to 100, got 1000"),
         ({"prompts": "sample", "weight": -1}, "mlc.weight: must be 0 or above, got -1"),
+        ({"prompts": "sample", "layer": "auto"}, "mlc.layer: auto is an option of `lightning-mlc fit`"),
         ({"prompts": "sample", "scale": "both"}, "mlc.scale: cannot be 'both'"),
         ({"prompts": "sample", "layer": 1.5}, "mlc.layer: 1.5 is not a fraction of depth"),
         ({"prompts": "sample", "extractor_dim": 1}, "mlc.extractor_dim: must be at least 2, got 1"),

@@ -329,6 +329,7 @@ class Somebody(nn.Module):
         ({"extractor": "lora"}, "extractor: must be one of frozen, linear, none, got 'lora'"),
         ({"layer": 1.5}, "layer: 1.5 is not a fraction of depth"),
         ({"layer": "last"}, "layer: must be a number, got 'last'"),
+        ({"layer": "auto"}, "layer: auto is an option of `lightning-mlc fit`; give the number of a layer"),
         ({"weight": None}, "weight: must be a number, got None"),
         ({"weight": True}, "weight: must be a number, got True"),
         ({"weight": float("nan")}, "weight: must be 0 or above, got nan"),
