@@ -24,11 +24,11 @@ from lightning_mlc.errors import UserError
 from lightning_mlc.models.lora import LoRA
 from lightning_mlc.objectives import DPO, SFT
 from lightning_mlc.reference import ReferenceSettings
+from lightning_mlc.training.live_bytes import counting
 from lightning_mlc.training.memory import (
     Estimate,
     Setup,
     Way,
-    counting,
     estimate,
     estimate_largest,
     largest_batch,
