@@ -21,6 +21,7 @@ OVERLAYS = {
     "lora",
     "one_gpu_7b",
     "qlora",
+    "self_distillation",
     "logger/tensorboard",
     "logger/wandb",
     "paper/qwen2.5-7b",
