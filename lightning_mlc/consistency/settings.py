@@ -25,7 +25,7 @@ class Consistency:
     Args:
         mlc: Multi-lingual consistency: pulls the representations of a prompt onto one line.
         contrast: Keeps different prompts apart: a translation should be closer to its own prompt than to others.
-        retain: Keeps the hidden states of ordinary prompts where the reference has them.
+        retain: Keeps the hidden states of ordinary prompts, or what the model says first, where the reference has them.
         pairwise_cosine: Gives the representations of each pair of languages the same direction.
         source_cosine: Gives each representation the direction of the source language's.
         mpo: Makes reward gaps as large as in the source language.

@@ -21,6 +21,7 @@ OVERLAYS = {
     "lora",
     "one_gpu_7b",
     "qlora",
+    "retain_kl",
     "self_distillation",
     "logger/tensorboard",
     "logger/wandb",

@@ -13,7 +13,7 @@ from conftest import example_rows, labelled_rows, translated_rows, write_jsonl
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from lightning_mlc.consistency import DCO, MLC, MPO, Consistency, PairwiseCosine, SelfDistillation, SourceCosine
+from lightning_mlc.consistency import DCO, MLC, MPO, Consistency, PairwiseCosine, Retain, SelfDistillation, SourceCosine
 from lightning_mlc.data.batches import Batch
 from lightning_mlc.data.datamodule import MultilingualData
 from lightning_mlc.data.rows import BEGINNING, CHOSEN, NO_RESPONSE, REJECTED, TokenRows
@@ -377,6 +377,12 @@ BEGUN = {(language, BEGINNING): 4 for language in (1, 2)}
         (DPO(), {"self_distillation": SelfDistillation(weight=1)}, SOURCE | BEGUN, SOURCE),
         (SFT(), {"self_distillation": SelfDistillation(weight=1, positions=1)}, {(0, CHOSEN): 4} | BARE, {}),
         (None, {"self_distillation": SelfDistillation(weight=1)}, {(0, BEGINNING): 4} | BEGUN, {}),
+        (
+            SFT(),
+            {"retain": Retain(weight=1, distance="kl", rows="all")},
+            {(0, CHOSEN): 4} | BARE,
+            {(0, CHOSEN): 4} | BARE,
+        ),
         # Rows with responses of their own cannot serve: of four examples, two have one in Swahili and two in Chinese.
         (
             None,
