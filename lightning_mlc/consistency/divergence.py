@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_mlc.models.logprobs import CHUNK_ELEMENTS
+CHUNK_ELEMENTS = 2**24
+"""Largest number of logits in a chunk: 64 MiB in float32, or 110 positions for a vocabulary of 152,000. About six
+tensors of this size are in memory at once."""
 
 
 def divergences(teacher: Tensor, index: Tensor, student: Tensor, chunk_elements: int = CHUNK_ELEMENTS) -> Tensor:

@@ -236,8 +236,7 @@ class AlignmentModule(LightningModule):
         if self._reference is not None and self.losses.needs_reference(needs):
             with profiled(self.trainer, "reference forward"):  # first, because the policy's activations take up memory
                 reference = self._reference.grid(batch, "train", needs, self._layer)
-        layer = self._layer if needs.representations else None
-        span = partial(profiled, self.trainer)
+        layer, span = self._layer if needs.representations else None, partial(profiled, self.trainer)
         grid = run_batch(self.policy, batch, layer, needs.pooled_states, needs.positions, span)
         with profiled(self.trainer, "objective"):
             loss, metrics = self.losses.of_objective(batch, grid, reference)
