@@ -29,11 +29,11 @@ def by_python(teacher: list[float], student: list[float]) -> float:
 
 
 def test_by_hand() -> None:
-    """Probabilities 1/2, 1/4, 1/4 and 1/4, 1/4, 1/2: log 2 (1/2 - 1/4)."""
+    """Probabilities 1/2, 1/4, 1/4 and 1/8, 1/8, 3/4: log 4 / 2 + log 2 / 4 - log 3 / 4. The reverse differs."""
     teacher = torch.tensor([[0.5, 0.25, 0.25]]).log() + 7  # a constant changes nothing
-    student = torch.tensor([[0.25, 0.25, 0.5], [0.5, 0.25, 0.25]]).log()
+    student = torch.tensor([[0.125, 0.125, 0.75], [0.5, 0.25, 0.25]]).log()
     found = divergences(teacher, torch.tensor([0, 0]), student)
-    assert found.tolist() == pytest.approx([math.log(2) / 4, 0.0], abs=1e-6)
+    assert found.tolist() == pytest.approx([1.25 * math.log(2) - math.log(3) / 4, 0.0], abs=1e-6)
     same = random(2, 50).float()
     assert divergences(same, torch.tensor([0, 1]), same).tolist() == [0.0, 0.0]
 
