@@ -8,6 +8,7 @@ from lightning_mlc.consistency.mpo import MPO
 from lightning_mlc.consistency.pairwise_cosine import PairwiseCosine
 from lightning_mlc.consistency.representation import Representation
 from lightning_mlc.consistency.retain import Retain
+from lightning_mlc.consistency.self_distillation import SelfDistillation
 from lightning_mlc.consistency.settings import Consistency
 from lightning_mlc.consistency.source_cosine import SourceCosine
 
@@ -23,5 +24,6 @@ __all__ = [
     "PairwiseCosine",
     "Representation",
     "Retain",
+    "SelfDistillation",
     "SourceCosine",
 ]

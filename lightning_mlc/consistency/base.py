@@ -33,12 +33,17 @@ class Needs:
     """The reference model's hidden states at the end of each prompt, in every language."""
     pooled_states: bool = False
     """Last hidden states of policy and reference, averaged over each response in the source language."""
+    positions: int = 0
+    """Number of first positions of the source language's response whose next-token distributions are compared, in every
+    language."""
+    reference_positions: int = 0
+    """The same of the reference's distributions."""
 
     @classmethod
     def of(cls, terms: Iterable[ConsistencyTerm]) -> Needs:
         """Return the inputs that at least one of ``terms`` uses."""
-        parts = [term.needs for term in terms]
-        return cls(**{field.name: any(getattr(part, field.name) for part in parts) for field in fields(cls)})
+        parts = [cls(), *(term.needs for term in terms)]
+        return cls(**{field.name: max(getattr(part, field.name) for part in parts) for field in fields(cls)})
 
 
 class Observed(NamedTuple):

@@ -13,6 +13,7 @@ from lightning_mlc.consistency.mlc import MLC
 from lightning_mlc.consistency.mpo import MPO
 from lightning_mlc.consistency.pairwise_cosine import PairwiseCosine
 from lightning_mlc.consistency.retain import Retain
+from lightning_mlc.consistency.self_distillation import SelfDistillation
 from lightning_mlc.consistency.source_cosine import SourceCosine
 from lightning_mlc.errors import UserError
 from lightning_mlc.models.layers import AUTO, Layer
@@ -25,11 +26,12 @@ class Consistency:
     Args:
         mlc: Multi-lingual consistency: pulls the representations of a prompt onto one line.
         contrast: Keeps different prompts apart: a translation should be closer to its own prompt than to others.
-        retain: Keeps the hidden states of ordinary prompts where the reference has them.
+        retain: Keeps the hidden states of ordinary prompts, or what the model says first, where the reference has them.
         pairwise_cosine: Gives the representations of each pair of languages the same direction.
         source_cosine: Gives each representation the direction of the source language's.
         mpo: Makes reward gaps as large as in the source language.
         dco: Makes the languages prefer the same responses.
+        self_distillation: Teaches the model to begin its response to a translation as it would in the source language.
         layer: The layer whose hidden states are compared: an integer index (0: the embeddings, -1: after the last
             layer and the final norm), a fraction of the depth (0.5: the middle), or ``auto``: ``fit`` measures all
             layers before training, and takes the one whose states cluster most by prompt, compared with by language.
@@ -56,6 +58,7 @@ class Consistency:
     source_cosine: SourceCosine = field(default_factory=SourceCosine)
     mpo: MPO = field(default_factory=MPO)
     dco: DCO = field(default_factory=DCO)
+    self_distillation: SelfDistillation = field(default_factory=SelfDistillation)
     layer: Layer = -1
     extractor: Literal["linear", "frozen", "none"] = "linear"
     extractor_dim: int = 512
@@ -102,6 +105,7 @@ class Consistency:
             self.source_cosine,
             self.mpo,
             self.dco,
+            self.self_distillation,
         )
         return tuple(term for term in every if term.weight > 0)
 

@@ -10,7 +10,15 @@ import torch
 from lightning_mlc.data.batches import Batch, Normalizers
 from lightning_mlc.data.row_layout import Layout, pad_in_chunks
 from lightning_mlc.data.row_plan import RowPlan
-from lightning_mlc.data.rows import CHOSEN, MISMATCHED, NO_RESPONSE, REJECTED, TokenRows, TokenSequence
+from lightning_mlc.data.rows import (
+    BEGINNING,
+    CHOSEN,
+    MISMATCHED,
+    NO_RESPONSE,
+    REJECTED,
+    TokenRows,
+    TokenSequence,
+)
 from lightning_mlc.data.tokenised import TokenisedExample
 
 EVALUATION_TOKENS = 4096
@@ -52,8 +60,9 @@ class Collator:
                     responses += self._with_responses(example, prompt, index, language)
                 elif self.plan.responses_in == "all":
                     translations += self._with_responses(example, prompt, index, language)
+                    prompts += self._apart(example, prompt, index, language)
                 else:
-                    prompts.append(TokenSequence(prompt, (), index, language, NO_RESPONSE))
+                    prompts.append(self._alone(example, prompt, index, language))
         return self._batch(
             examples,
             keys,
@@ -69,11 +78,13 @@ class Collator:
     ) -> Batch:
         """Validation: the responses after the prompt in every language."""
         responses: list[TokenSequence] = []
+        prompts: list[TokenSequence] = []
         for index, example in enumerate(examples):
             for language, prompt in zip(example["languages"], example["prompts"], strict=True):
                 responses += self._with_responses(example, prompt, index, language)
-        blocks = self.layout.blocks(responses, self.pad_id, max_tokens=EVALUATION_TOKENS)
-        return self._batch(examples, keys, normalizers, mismatched, blocks, ())
+                prompts += self._apart(example, prompt, index, language)
+        blocks = (self.layout.blocks(rows, self.pad_id, max_tokens=EVALUATION_TOKENS) for rows in (responses, prompts))
+        return self._batch(examples, keys, normalizers, mismatched, *blocks)
 
     def source_responses(
         self, examples: Examples, keys: Sequence[int], normalizers: Normalizers, mismatched: Responses = ()
@@ -105,13 +116,36 @@ class Collator:
         if language in example["translated"]:
             place = example["translated"].index(language)
             chosen, rejected = example["translated_chosen"][place], example["translated_rejected"][place]
-        rows = []
+        rows: list[TokenSequence] = []
+        positions = 0 if self._is_apart(example, language) else self._positions(example)
         if chosen:
-            rows.append(TokenSequence(prompt, chosen, index, language, CHOSEN))
+            rows.append(TokenSequence(prompt, chosen, index, language, CHOSEN, positions=positions))
         # Each prompt needs one row with a response, because the prompt's hidden state is taken from it.
         if rejected and (self.plan.rejected or not rows):
-            rows.append(TokenSequence(prompt, rejected, index, language, REJECTED, leads=not rows))
+            first = 0 if rows else positions
+            rows.append(TokenSequence(prompt, rejected, index, language, REJECTED, leads=not rows, positions=first))
         return rows
+
+    def _alone(
+        self, example: TokenisedExample, prompt: list[int], index: int, language: int, leads: bool = True
+    ) -> TokenSequence:
+        """The prompt without a response that is scored, and as much of the source's as the compared positions need."""
+        positions = self._positions(example)
+        beginning = _compared(example)[: max(0, positions - 1)]
+        kind = BEGINNING if beginning else NO_RESPONSE
+        return TokenSequence(prompt, beginning, index, language, kind, leads=leads, positions=positions)
+
+    def _apart(self, example: TokenisedExample, prompt: list[int], index: int, language: int) -> list[TokenSequence]:
+        """A row of its own for the compared positions, if the rows with responses do not have them."""
+        return [self._alone(example, prompt, index, language, leads=False)] if self._is_apart(example, language) else []
+
+    def _is_apart(self, example: TokenisedExample, language: int) -> bool:
+        """Whether the prompt's rows with responses begin with another response than the one that is compared."""
+        return language in example["translated"] and self._positions(example) > 1
+
+    def _positions(self, example: TokenisedExample) -> int:
+        """The number of positions that are compared; without a response there is only the end of the prompt."""
+        return min(self.plan.positions, max(1, len(_compared(example))))
 
     def _batch(
         self,
@@ -139,3 +173,8 @@ class Collator:
             mismatched=self.layout.blocks(others, self.pad_id),
             is_ordinary=torch.tensor([example["ordinary"] for example in examples], dtype=torch.bool),
         )
+
+
+def _compared(example: TokenisedExample) -> list[int]:
+    """The source language's response whose first positions are compared: the chosen one, or the only one."""
+    return example["chosen"] or example["rejected"]

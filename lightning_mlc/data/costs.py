@@ -44,6 +44,8 @@ class TokenCounts:
     """(N, L) int64, the same of the rejected response; 0 without one."""
     ordinary: np.ndarray
     """(N,) bool, whether the prompt is an ordinary one."""
+    translated: np.ndarray
+    """(N, L) bool, whether the language has responses of its own."""
 
     @classmethod
     def of(cls, table: Dataset, languages: int) -> TokenCounts:
@@ -67,8 +69,13 @@ class TokenCounts:
             of_source = lengths(table.data.column(name))
             return by_language(f"translated_{name}", "translated", np.repeat(of_source[:, None], languages, axis=1))
 
-        prompts = by_language("prompts", "languages", np.zeros((len(table), languages), dtype=np.int64))
-        return cls(prompts, responses("chosen"), responses("rejected"), table.data.column("ordinary").to_numpy())
+        nothing = np.zeros((len(table), languages), dtype=np.int64)
+        prompts = by_language("prompts", "languages", nothing.copy())
+        own_chosen, own_rejected = (
+            by_language(f"translated_{name}", "translated", nothing.copy()) for name in ("chosen", "rejected")
+        )
+        ordinary = table.data.column("ordinary").to_numpy()
+        return cls(prompts, responses("chosen"), responses("rejected"), ordinary, own_chosen + own_rejected > 0)
 
     @property
     def sizes(self) -> Sizes:
@@ -84,7 +91,9 @@ class TokenCounts:
 
     def take(self, rows: list[int]) -> TokenCounts:
         """The counts of these examples."""
-        return TokenCounts(self.prompts[rows], self.chosen[rows], self.rejected[rows], self.ordinary[rows])
+        return TokenCounts(
+            self.prompts[rows], self.chosen[rows], self.rejected[rows], self.ordinary[rows], self.translated[rows]
+        )
 
     def in_step(self, plan: RowPlan) -> np.ndarray:
         """(N, L) int64, number of tokens that a training step runs of each example, by language.
@@ -97,7 +106,12 @@ class TokenCounts:
         chosen = np.where(self.chosen > 0, self.prompts + self.chosen, 0)
         others = (self.rejected > 0) & (plan.rejected | (self.chosen == 0))
         answered = (self.prompts > 0) * (chosen + np.where(others, self.prompts + self.rejected, 0))
-        counts = answered if plan.responses_in == "all" else self.prompts.copy()
+        # The beginning of the source's response, where its first positions are compared.
+        compared = np.where(self.chosen[:, :1] > 0, self.chosen[:, :1], self.rejected[:, :1])
+        alone = (self.prompts > 0) * (self.prompts + np.clip(np.minimum(plan.positions, compared) - 1, 0, None))
+        counts: np.ndarray = alone
+        if plan.responses_in == "all":
+            counts = answered + alone * (self.translated & (compared > 1) & (plan.positions > 1))
         if plan.responses_in == "source":
             counts[:, 0] = answered[:, 0]
         if not plan.translations:

@@ -19,9 +19,13 @@ class RowPlan:
         responses_in: Languages in which training prompts are followed by responses; other prompts are run alone.
         translations: Whether any training step runs prompts in other languages than the source.
         mismatched: Whether responses to other prompts are run, which some objectives compare with.
+        positions: Number of first positions of the source language's response at which next-token distributions are
+            compared between languages. 0: none are. Position 1 is the end of the prompt; for more, the response's
+            first ``positions - 1`` tokens are run after each prompt.
     """
 
     rejected: bool = True
     responses_in: ResponsesIn = "source"
     translations: bool = True
     mismatched: bool = False
+    positions: int = 0

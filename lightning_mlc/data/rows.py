@@ -7,6 +7,7 @@ kind, so the model's outputs can be sorted whatever the rows look like.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -24,6 +25,8 @@ KINDS = 3
 """Number of kinds of responses above."""
 NO_RESPONSE = -1
 """Sequence is a prompt alone."""
+BEGINNING = -2
+"""Sequence ends with the beginning of a response. It is run, but not scored."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,12 @@ class TokenSequence:
     language: int
     """Index into ``Batch.languages``."""
     kind: int
-    """``CHOSEN``, ``REJECTED``, ``MISMATCHED`` or ``NO_RESPONSE``."""
+    """``CHOSEN``, ``REJECTED``, ``MISMATCHED``, ``NO_RESPONSE`` or ``BEGINNING``."""
     leads: bool = True
     """Whether the hidden state at the end of the prompt is taken from here: once per example and language."""
+    positions: int = 0
+    """Number of first positions of the response whose next-token distributions may be read here: at most one more than
+    tokens of ``response``. Position 1 is the end of the prompt, which predicts the first token of the response."""
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.response)
@@ -87,11 +93,11 @@ class TokenRows:
     language: Tensor
     """(N,) int64, index into ``Batch.languages``."""
     kind: Tensor
-    """(N,) int64: ``CHOSEN``, ``REJECTED``, ``MISMATCHED`` or ``NO_RESPONSE``."""
+    """(N,) int64: ``CHOSEN``, ``REJECTED``, ``MISMATCHED``, ``NO_RESPONSE`` or ``BEGINNING``."""
     leads: Tensor
     """(N,) bool, whether the state at ``prompt_end`` counts."""
     response_tokens: Tensor
-    """(N,) int64, number of response tokens."""
+    """(N,) int64, number of response tokens that are scored."""
     response: Tensor
     """(M,) int64, where in the flattened rows the response tokens of all sequences are."""
     predictor: Tensor
@@ -99,7 +105,16 @@ class TokenRows:
     response_cell: Tensor
     """(M,) int64, place of each in the flattened table (N, ``longest_response``) of response tokens."""
     longest_response: int
-    """Number of tokens of the longest response; 0 where no sequence has one."""
+    """Number of tokens of the longest response that is scored; 0 where no sequence has one."""
+    first: Tensor
+    """(P,) int64, where in the flattened rows the first positions are (``TokenSequence.positions``): position 1 of all
+    sequences that have it, then position 2 of those that have it, and so on."""
+    first_sequence: Tensor
+    """(P,) int64, index of the sequence of each of them, from 0 to N - 1."""
+    first_position: Tensor
+    """(P,) int64, number of the position, counted from 0."""
+    first_counts: tuple[int, ...]
+    """Number of sequences that have position 1, position 2, and so on. Their sum is P."""
     num_tokens: int
     """Number of tokens that are not padding."""
 
@@ -134,6 +149,10 @@ class TokenRows:
     def __len__(self) -> int:
         return len(self.prompt_end)
 
+    def num_first(self, positions: int) -> int:
+        """Number of entries of ``first`` that are one of the first ``positions`` positions."""
+        return sum(self.first_counts[:positions])
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> TokenRows:
         """The same rows on ``device``."""
         return _map(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
@@ -162,6 +181,7 @@ class _Canvas:
         self._prompt_end: list[int] = []
         self._response: list[int] = []
         self._predictor: list[int] = []
+        self._first: list[tuple[int, int, int]] = []
 
     def write(self, start: int, piece: Piece) -> None:
         """Put ``piece`` at ``start`` of the flattened rows."""
@@ -172,11 +192,13 @@ class _Canvas:
         end = start + length
         for row in piece:
             self._put(end, row.response, length, prompt)
-            self._rows.append(row)
             self._prompt_end.append(start + length - 1)
-            if row.response:
-                self._response += range(end, end + len(row.response))
-                self._predictor += (start + length - 1, *range(end, end + len(row.response) - 1))
+            places = (start + length - 1, *range(end, end + len(row.response)))
+            self._first += [(index, len(self._rows), places[index]) for index in range(row.positions)]
+            self._rows.append(row)
+            if row.response and row.kind != BEGINNING:
+                self._response += places[1:]
+                self._predictor += places[:-1]
             end += len(row.response)
 
     def _put(self, start: int, tokens: Sequence[int], position: int, prompt: int) -> None:
@@ -190,9 +212,11 @@ class _Canvas:
     def token_rows(self, packed: bool) -> TokenRows:
         """The rows that were written."""
         rows = self._rows
-        tokens = torch.tensor([len(row.response) for row in rows], dtype=torch.int64)
+        scored = [0 if row.kind == BEGINNING else len(row.response) for row in rows]
+        tokens = torch.tensor(scored, dtype=torch.int64)
         longest_response = int(tokens.max())
         cells = torch.arange(longest_response).expand(len(rows), -1) < tokens[:, None]
+        first = sorted(self._first)
         packing = None
         if packed:
             packing = Packing(
@@ -216,6 +240,10 @@ class _Canvas:
             predictor=torch.tensor(self._predictor, dtype=torch.int64),
             response_cell=cells.flatten().nonzero().squeeze(1),
             longest_response=longest_response,
+            first=torch.tensor([place for _, _, place in first], dtype=torch.int64),
+            first_sequence=torch.tensor([sequence for _, sequence, _ in first], dtype=torch.int64),
+            first_position=torch.tensor([index for index, _, _ in first], dtype=torch.int64),
+            first_counts=tuple(Counter(index for index, _, _ in first).values()),
             num_tokens=int((self.segment >= 0).sum()),
         )
 

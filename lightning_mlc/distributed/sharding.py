@@ -315,8 +315,11 @@ _NO_EXAMPLES = Batch((), torch.zeros(0, dtype=torch.int64), ("",), 0, (), (), No
 
 
 def _idle_pass(with_response: bool) -> TokenRows:
-    """Rows that belong to no example. They are run, but their results are not used and their gradient is zero."""
-    row = TokenSequence((0,), (0,) if with_response else (), 0, 0, NO_RESPONSE, leads=False)
+    """Rows that belong to no example. They are run, but their results are not used and their gradient is zero.
+
+    They have a first position, so that all processes run the same parts of the model where logits are read there.
+    """
+    row = TokenSequence((0,), (0,) if with_response else (), 0, 0, NO_RESPONSE, leads=False, positions=1)
     return TokenRows.pad([row], 0)
 
 

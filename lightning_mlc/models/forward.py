@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lightning_mlc.data.batches import Batch
-from lightning_mlc.data.rows import CHOSEN, KINDS, MISMATCHED, NO_RESPONSE, REJECTED, TokenRows
+from lightning_mlc.data.rows import CHOSEN, KINDS, MISMATCHED, REJECTED, TokenRows
+from lightning_mlc.models.next_tokens import NextTokens
 from lightning_mlc.models.policy import Policy, RowOutputs
 from lightning_mlc.objectives import Responses, Scores
 
@@ -29,6 +30,8 @@ class Grid(NamedTuple):
     pooled: Tensor | None = None
     """(B, 2, H) float32: state after the last layer, averaged over the tokens of the prompt and the chosen (0) or
     rejected (1) response in the source language."""
+    next_tokens: NextTokens | None = None
+    """Logits of the next token at the first positions of the response."""
 
     def scores(self, kind: int, reference: Grid | None = None, language: int | None = None) -> Scores:
         """Return the scores of one kind of response.
@@ -70,6 +73,7 @@ def run_batch(
     batch: Batch,
     layer: int | None = None,
     pool: bool = False,
+    positions: int = 0,
     span: Callable[[str], AbstractContextManager[Any]] = nullcontext,
 ) -> Grid:
     """Run all rows of a batch.
@@ -79,18 +83,26 @@ def run_batch(
         batch: The batch, on the model's device.
         layer: Index of the hidden states to return at the ends of the prompts. None: none.
         pool: Whether to return ``Grid.pooled``.
+        positions: Number of first positions for ``Grid.next_tokens``. 0: none.
         span: Makes a context from a name, for profilers. It is entered once for the responses and once for the
             translations.
     """
     with span("responses forward") if batch.responses else nullcontext():
-        responses = [policy(part, layer, pool) for part in batch.responses]
+        responses = [policy(part, layer, pool, positions) for part in batch.responses]
         with torch.no_grad():
             mismatched = [policy(part) for part in batch.mismatched]
     others = [*batch.translations, *batch.prompts]
     with span("translations forward") if others else nullcontext():
-        translations = [policy(part, layer) for part in others]
+        translations = [policy(part, layer, False, positions) for part in others]
     rows = [*batch.responses, *others, *batch.mismatched]
     grid = _arrange([*responses, *translations, *mismatched], rows, len(batch), len(batch.languages))
+    if positions:
+        read = [
+            (output.next_logits, part)
+            for output, part in zip([*responses, *translations], [*batch.responses, *others], strict=True)
+            if output.next_logits is not None
+        ]
+        grid = grid._replace(next_tokens=NextTokens.of(read, len(batch), len(batch.languages), positions))
     return grid._replace(pooled=_source_means(responses, batch)) if pool else grid
 
 
@@ -116,7 +128,7 @@ def _arrange(outputs: Sequence[RowOutputs], rows: Sequence[TokenRows], examples:
         empty = values.new_zeros((size + 1, *values.shape[1:]))
         return empty.index_copy(0, index, values)[:-1]
 
-    response = torch.where(kind == NO_RESPONSE, KINDS * spare, KINDS * cell + kind)
+    response = torch.where(kind < 0, KINDS * spare, KINDS * cell + kind)
     # All sequences with the same prompt have its state. Take it from the one that leads.
     prompt = torch.where(torch.cat([part.leads for part in rows]), cell, spare)
     states = [output.states for output in outputs if output.states is not None]

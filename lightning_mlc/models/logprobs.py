@@ -106,7 +106,26 @@ def token_logps(
     return torch.cat(parts)
 
 
+def next_logits(model: PreTrainedModel, decoder: str | None, hidden: Tensor) -> Tensor:
+    """Compute the logits of the next token at a few positions. All of them are in memory at once.
+
+    Args:
+        model: A causal LM.
+        decoder: Name of its decoder.
+        hidden: (P, H): last hidden states.
+
+    Returns:
+        (P, V), in the precision of the model.
+    """
+    assert decoder is not None, "without a decoder no shortcut is on"
+    return _logits(head_of(model, decoder), hidden)
+
+
 def _chunk_logps(head: PreTrainedModel, hidden: Tensor, labels: Tensor) -> Tensor:
+    return logps_of(_logits(head, hidden), labels)
+
+
+def _logits(head: PreTrainedModel, hidden: Tensor) -> Tensor:
     device = hidden.device.type
     with torch.autocast(
         device,
@@ -115,8 +134,8 @@ def _chunk_logps(head: PreTrainedModel, hidden: Tensor, labels: Tensor) -> Tenso
         # If chunks shared a cached cast of the weight, their gradients would be summed in low precision.
         cache_enabled=False,
     ):
-        logits = head(inputs_embeds=hidden[None], use_cache=False).logits[0]
-    return logps_of(logits, labels)
+        logits: Tensor = head(inputs_embeds=hidden[None], use_cache=False).logits[0]
+    return logits
 
 
 def logps_of(logits: Tensor, labels: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from lightning_mlc.models.attention import attention_arguments
 from lightning_mlc.models.compiling import compile_layers
 from lightning_mlc.models.greedy import generate_greedily
 from lightning_mlc.models.layers import num_layers, require_one_state
-from lightning_mlc.models.logprobs import CHUNK_ELEMENTS, logps_of, token_logps
+from lightning_mlc.models.logprobs import CHUNK_ELEMENTS, logps_of, next_logits, token_logps
 from lightning_mlc.models.parts import find_decoder, find_layers, submodule
 from lightning_mlc.models.tensors import precision_kept
 
@@ -55,6 +55,8 @@ class RowOutputs(NamedTuple):
     """(N, H): hidden state of the requested layer at the last prompt token."""
     pooled: Tensor | None = None
     """(N, H) float32 (float64 for a float64 model): state after the final norm, averaged over the sequence."""
+    next_logits: Tensor | None = None
+    """(P, V), in the model's precision: logits of the next token at the first positions (``TokenRows.first``)."""
 
 
 class Policy(nn.Module):
@@ -105,7 +107,7 @@ class Policy(nn.Module):
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
-    def forward(self, rows: TokenRows, layer: int | None = None, pool: bool = False) -> RowOutputs:
+    def forward(self, rows: TokenRows, layer: int | None = None, pool: bool = False, positions: int = 0) -> RowOutputs:
         """Run token rows.
 
         Args:
@@ -113,31 +115,57 @@ class Policy(nn.Module):
             layer: Index of the hidden states to return (0: embeddings, ..., n: after the final norm). Prompts alone
                 run up to this layer only. None: no states.
             pool: Whether to return ``RowOutputs.pooled`` for rows with responses.
+            positions: Return ``RowOutputs.next_logits`` for the first ``positions`` of the positions that the rows
+                have. 0: none.
         """
-        count, device = len(rows), rows.input_ids.device
-        pooled = None
-        if rows.longest_response == 0:
+        pooled = at_first = None
+        first = rows.first[: rows.num_first(positions)]
+        if rows.longest_response == 0 and not len(first):
             states = None if layer is None else self._states_only(rows, layer)
-            logps = torch.zeros(count, device=device)
+            logps = torch.zeros(len(rows), device=rows.input_ids.device)
         else:
             depth = num_layers(self.causal_lm.config)
             wanted = [*([] if layer is None else [layer]), *([depth] if pool else [])]
-            if self.shortcuts.two_parts:
-                output, found = self._run(self._required_decoder(), rows, wanted)
-                predicting = output[0].flatten(0, 1).index_select(0, rows.predictor)
-                logps = token_logps(self.causal_lm, self.decoder_name, predicting, _labels(rows), CHUNK_ELEMENTS)
-            else:
-                output, found = self._run(self.model, rows, wanted)
-                logits = output.logits.flatten(0, 1)
-                logps = logps_of(logits.index_select(0, rows.predictor), _labels(rows))
-            logps = _sum_by_sequence(logps, rows)
+            logps, at_first, found = self._with_logits(rows, wanted, first)
             states = None if layer is None else found[layer]
             pooled = _mean_by_sequence(found[depth], rows) if pool else None
         if states is not None:
             # Gathered here, not in a hook: gradient checkpointing runs hooks again in the backward pass, where they
             # must add no operation.
             states = states.flatten(0, 1).index_select(0, rows.prompt_end)
-        return RowOutputs(logps, rows.response_tokens.float(), states, pooled)
+        return RowOutputs(logps, rows.response_tokens.float(), states, pooled, at_first)
+
+    def _with_logits(
+        self, rows: TokenRows, wanted: Sequence[int], first: Tensor
+    ) -> tuple[Tensor, Tensor | None, dict[int, Tensor]]:
+        """Run all layers and the head.
+
+        Args:
+            rows: N sequences in R rows of T tokens.
+            wanted: Layers whose hidden states to return.
+            first: (P,) int64, where in the flattened rows logits are needed as they are.
+
+        Returns:
+            (N,) log-probabilities of the responses, (P, V) logits, and the hidden states (R, T, H) by layer.
+        """
+        scores = rows.longest_response > 0
+        at_first: Tensor | None = None
+        logps = torch.zeros(len(rows), device=rows.input_ids.device)
+        if self.shortcuts.two_parts:
+            output, found = self._run(self._required_decoder(), rows, wanted)
+            hidden = output[0].flatten(0, 1)
+            if scores:
+                predicting = hidden.index_select(0, rows.predictor)
+                logps = token_logps(self.causal_lm, self.decoder_name, predicting, _labels(rows), CHUNK_ELEMENTS)
+            if len(first):
+                at_first = next_logits(self.causal_lm, self.decoder_name, hidden.index_select(0, first))
+        else:
+            output, found = self._run(self.model, rows, wanted)
+            logits = output.logits.flatten(0, 1)
+            if scores:
+                logps = logps_of(logits.index_select(0, rows.predictor), _labels(rows))
+            at_first = logits.index_select(0, first) if len(first) else None
+        return _sum_by_sequence(logps, rows) if scores else logps, at_first, found
 
     def layer_states(self, rows: TokenRows, layers: Sequence[int]) -> Tensor:
         """Run prompts, and return the hidden states of several layers at their ends.

@@ -65,11 +65,11 @@ class OnlineReference:
         Args:
             batch: Examples on the device of the policy.
             split: ``train``, ``val`` or ``test``.
-            needs: Inputs of the consistency terms: which languages to score, and which hidden states to return. States
-                are not kept.
+            needs: Inputs of the consistency terms: which languages to score, and which hidden states and next-token
+                distributions to return. These are not kept.
             layer: Index of the hidden states at the ends of the prompts, if they are needed.
         """
-        if split == "train" or needs.pooled_states or needs.reference_states:
+        if split == "train" or needs.pooled_states or needs.reference_states or needs.reference_positions:
             return self.score(batch, needs, layer)
         known = self._evaluated.get(split, ReferenceScores.union([]))
         if not known.missing(batch.keys.tolist()):
@@ -87,13 +87,14 @@ class OnlineReference:
             layer: Index of the hidden states at the ends of the prompts, if they are needed.
         """
         rows = batch.without_translations()
-        if needs.reference_states:
+        if needs.reference_states or needs.reference_positions:
             rows = batch
         elif needs.reference_translations:
             rows = dataclasses.replace(batch, prompts=())
         move(self._policy, batch.keys.device)
         with as_reference(self._policy):
-            return run_batch(self._policy, rows, layer if needs.reference_states else None, needs.pooled_states)
+            layer = layer if needs.reference_states else None
+            return run_batch(self._policy, rows, layer, needs.pooled_states, needs.reference_positions)
 
     @torch.no_grad()
     def update(self, policy: Policy, share: float) -> None:

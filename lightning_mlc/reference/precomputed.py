@@ -48,12 +48,13 @@ class PrecomputedReference:
         Args:
             batch: Examples on the device of the policy.
             split: ``train``, ``val`` or ``test``.
-            needs: Must need no hidden states, because none are kept. :func:`precompute` decides which languages have
-                scores.
+            needs: Must need no hidden states and no distributions, because none are kept. :func:`precompute` decides
+                which languages have scores.
             layer: Has no effect.
         """
         assert not needs.pooled_states, "ReferenceSettings.check refuses this at start"
         assert not needs.reference_states, "ReferenceSettings.check refuses this at start"
+        assert not needs.reference_positions, "ReferenceSettings.check refuses this at start"
         return self._scores[split].grid(batch)
 
 

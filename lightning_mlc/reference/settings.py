@@ -65,11 +65,12 @@ class ReferenceSettings:
         """
         name = type(objective).__name__ if objective is not None else "model.consistency"
         needed = needs.reference or (objective is not None and objective.needs_reference)
-        if self.mode == "precomputed" and (needs.pooled_states or needs.reference_states):
+        if self.mode == "precomputed" and (needs.pooled_states or needs.reference_states or needs.reference_positions):
             raise UserError(
                 "model.reference.mode",
-                "precomputed keeps log-probabilities only, but model.consistency has a term that needs "
-                "hidden states of the reference (retain, or mpo with a constraint); set it to online",
+                "precomputed keeps log-probabilities of responses only, but model.consistency has a term that needs "
+                "hidden states or whole distributions of the reference (retain, or mpo with a constraint); set it to "
+                "online",
             )
         if not needed and self.mode == "precomputed":
             raise UserError(

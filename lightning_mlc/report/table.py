@@ -39,6 +39,7 @@ OVERALL = {
     "source_cosine/loss": "source cosine loss",
     "mpo/loss": "MPO loss",
     "dco/loss": "DCO loss",
+    "self_distillation/loss": "self-distillation loss",
 }
 
 

@@ -81,6 +81,7 @@ class Losses:
             responses_in="all" if in_all else "source" if in_source else "none",
             translations=bool(self.consistency.terms),
             mismatched=self.needs_mismatched,
+            positions=self.consistency.needs.positions,
         )
 
     def responses(self, grid: Grid, reference: Grid | None, language: int) -> Responses:

@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lightning_mlc.consistency import Observed
 from lightning_mlc.data.batches import Batch
 from lightning_mlc.data.datamodule import MultilingualData
 from lightning_mlc.data.row_layout import Layout
@@ -35,6 +34,7 @@ from lightning_mlc.models.loading import dtype_of
 from lightning_mlc.models.policy import Policy, Shortcuts
 from lightning_mlc.models.tensors import replace_tensors
 from lightning_mlc.sources import load_config
+from lightning_mlc.training.live_bytes import counting
 from lightning_mlc.training.module import AlignmentModule
 
 GB = 10**9
@@ -46,9 +46,6 @@ QUANTISED_BITS = {"nf4": 4.127, "int8": 8.0}
 """Bits per weight, including the scales: arXiv 2305.14314, section 3, "Double Quantization"."""
 EVERY_SHORTCUT = Shortcuts(True, True, True)
 """The shortcuts that nearly all models allow."""
-IS_SO = False
-"""The answer when a model asks for the truth value of a tensor, which has no values here. Recurrent models ask whether
-a batch has no padding, and then do less work. The largest batch usually has padding."""
 BATCHES = 500
 """The number of micro-batches from which the largest is taken."""
 
@@ -282,8 +279,6 @@ def _step_bytes(module: AlignmentModule, policy: Policy, batch: Batch, setup: Se
 
     Gradients are included if the pass ``makes_gradients``. Otherwise they exist already, or go to other processes.
     """
-    needs = module.consistency.needs
-    layer = highest_layer(module.consistency.layer, num_layers(policy.causal_lm.config))
     autocast: Any = nullcontext()
     if setup.precision.endswith("-mixed") and not setup.gathers_half:
         half = torch.bfloat16 if setup.precision == "bf16-mixed" else torch.float16
@@ -296,14 +291,7 @@ def _step_bytes(module: AlignmentModule, policy: Policy, batch: Batch, setup: Se
                     parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
             with counting() as count:
                 with autocast:
-                    rows = batch if module.consistency.terms else batch.without_translations()
-                    if _keeps_reference(module):
-                        with torch.no_grad():
-                            scored = rows if needs.reference_states else dataclasses.replace(rows, prompts=())
-                            run_batch(policy, scored, layer if needs.reference_states else None, needs.pooled_states)
-                    grid = run_batch(policy, rows, layer if needs.representations else None, needs.pooled_states)
-                    results = [grid.logps, grid.states, grid.pooled]
-                    loss = torch.stack([part.float().sum() for part in results if part is not None]).sum()
+                    loss = _loss(module, policy, batch)
                 loss.backward()  # type: ignore[no-untyped-call]
     except UserError:
         raise
@@ -322,64 +310,30 @@ def _step_bytes(module: AlignmentModule, policy: Policy, batch: Batch, setup: Se
     return count.peak
 
 
+def _loss(module: AlignmentModule, policy: Policy, batch: Batch) -> Tensor:
+    """The forward pass of a step, and a loss that needs all of its results."""
+    consistency, needs = module.consistency, module.consistency.needs
+    layer = highest_layer(consistency.layer, num_layers(policy.causal_lm.config))
+    rows = batch if consistency.terms else batch.without_translations()
+    reference = None
+    if _keeps_reference(module) or needs.reference_positions:
+        everywhere = needs.reference_states or needs.reference_positions
+        scored = rows if everywhere else dataclasses.replace(rows, prompts=())
+        with torch.no_grad():
+            at_layer = layer if needs.reference_states else None
+            reference = run_batch(policy, scored, at_layer, needs.pooled_states, needs.reference_positions)
+    at_layer = layer if needs.representations else None
+    grid = run_batch(policy, rows, at_layer, needs.pooled_states, needs.positions)
+    # Terms that compare distributions make tensors of the size of logits.
+    observed = Observed(grid, reference, None, batch.source, batch.is_ordinary)
+    compared = [term.losses(observed) for term in consistency.terms if term.needs.positions]
+    results = [grid.logps, grid.states, grid.pooled, *compared]
+    return torch.stack([part.float().sum() for part in results if part is not None]).sum()
+
+
 def _fake(tensor: Tensor, gathers_half: bool) -> Tensor:
     half = gathers_half and isinstance(tensor, nn.Parameter)
     return torch.empty(tensor.shape, dtype=torch.bfloat16 if half else tensor.dtype, device="cpu")
-
-
-def _grouped_product(
-    a: Tensor, b: Tensor, offs: Tensor | None = None, bias: Tensor | None = None, out_dtype: torch.dtype | None = None
-) -> Tensor:
-    """The result of ``torch.nn.functional.grouped_mm``, the product of all experts at once, without its values.
-
-    For fake tensors torch refuses all dtypes but bfloat16, although the real product takes float32.
-    """
-    rows, columns = a.shape[-2], b.shape[-1]
-    groups = [len(offs)] if offs is not None and a.ndim == b.ndim == 2 else list(a.shape[:-2]) if b.ndim == 3 else []
-    return a.new_empty([*groups, rows, columns], dtype=out_dtype or a.dtype)
-
-
-class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of tensors that operations create, for as long as the tensors live."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.live = 0
-        self.peak = 0
-        self._seen: set[int] = set()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is torch.ops.aten._local_scalar_dense.default and args[0].dtype == torch.bool:
-            return IS_SO
-        before = {self._key(tensor) for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
-        run = _grouped_product if function is torch.ops.aten._grouped_mm.default else function
-        result = run(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and self._key(tensor) not in before | self._seen:
-                self._add(tensor.untyped_storage())
-        return result
-
-    @staticmethod
-    def _key(tensor: Tensor) -> int:
-        return int(tensor.untyped_storage()._cdata)
-
-    def _add(self, storage: Any) -> None:
-        key, size = int(storage._cdata), int(storage.nbytes())
-        self._seen.add(key)
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._drop, key, size)
-
-    def _drop(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self.live -= size
-
-
-@contextmanager
-def counting() -> Iterator[_Count]:
-    """Counts the memory that operations inside the context allocate."""
-    with _Count() as count:
-        yield count
 
 
 def _gathered_bytes(policy: Policy, setup: Setup) -> int:

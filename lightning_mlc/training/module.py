@@ -237,8 +237,8 @@ class AlignmentModule(LightningModule):
         if self._reference is not None and self.losses.needs_reference(needs):
             with profiled(self.trainer, "reference forward"):  # first, because the policy's activations take up memory
                 reference = self._reference.grid(batch, "train", needs, self._layer)
-        layer = self._layer if needs.representations else None
-        grid = run_batch(self.policy, batch, layer, needs.pooled_states, partial(profiled, self.trainer))
+        layer, span = self._layer if needs.representations else None, partial(profiled, self.trainer)
+        grid = run_batch(self.policy, batch, layer, needs.pooled_states, needs.positions, span)
         with profiled(self.trainer, "objective"):
             loss, metrics = self.losses.of_objective(batch, grid, reference)
         if terms:
@@ -323,7 +323,7 @@ class AlignmentModule(LightningModule):
         assert self.policy is not None
         assert self.validation is not None
         needs = self.consistency.needs
-        grid = run_batch(self.policy, batch, self._layer, needs.pooled_states)
+        grid = run_batch(self.policy, batch, self._layer, needs.pooled_states, needs.positions)
         reference = None if self._reference is None else self._reference.grid(batch, split, needs, self._layer)
         self.validation.update(batch, reference, observe(self.representation, batch, grid, reference))
 

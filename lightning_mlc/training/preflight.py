@@ -73,7 +73,8 @@ def require_gradients_everywhere(losses: Losses, strategy: Strategy) -> None:
     Raises:
         UserError: The head gets no gradient, and ``strategy`` does not look for such parameters.
     """
-    headless = losses.objective is None and not losses.consistency.needs.responses
+    needs = losses.consistency.needs
+    headless = losses.objective is None and not needs.responses and not needs.positions
     if headless and not finds_unused_parameters(strategy):
         raise UserError(
             "trainer.strategy",

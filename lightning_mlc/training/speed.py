@@ -102,11 +102,11 @@ class Speed(Callback):
     ) -> None:
         if not trainer.training:
             return
-        rows: TokenRows
-        layer: int | None
-        rows, layer = (*arguments, None)[:2]
-        head_tokens = len(rows.response)
-        # A pass without responses ends at the layer whose hidden states are needed.
+        rows: TokenRows = arguments[0]
+        layer: int | None = arguments[1] if len(arguments) > 1 else None
+        positions: int = arguments[3] if len(arguments) > 3 else 0
+        head_tokens = len(rows.response) + rows.num_first(positions)
+        # A pass without logits ends at the layer whose hidden states are needed.
         size = Pass(rows.num_tokens, rows.num_tokens / len(rows), head_tokens, None if head_tokens else layer)
         operations = 0.0 if flops is None else flops.forward(size)
         if torch.is_grad_enabled():

@@ -21,6 +21,8 @@ OVERLAYS = {
     "lora",
     "one_gpu_7b",
     "qlora",
+    "retain_kl",
+    "self_distillation",
     "logger/tensorboard",
     "logger/wandb",
     "paper/qwen2.5-7b",

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_mlc.consistency import DCO, MLC, MPO, Consistency, Contrast, Needs, PairwiseCosine, Retain, SourceCosine
+from lightning_mlc.consistency import (
+    DCO,
+    MLC,
+    MPO,
+    Consistency,
+    Contrast,
+    Needs,
+    PairwiseCosine,
+    Retain,
+    SelfDistillation,
+    SourceCosine,
+)
 from lightning_mlc.errors import UserError
 
 OFF = MLC(weight=0)
@@ -27,6 +38,8 @@ def test_nothing_is_needed_that_is_off() -> None:
     kept = Consistency(mlc=OFF, retain=Retain(weight=1))
     assert kept.needs == Needs(representations=True, reference=True, reference_states=True)
     assert Retain().rows == "ordinary"
+    taught = Consistency(mlc=OFF, self_distillation=SelfDistillation(weight=1, positions=3))
+    assert taught.needs == Needs(positions=3)
     several = Consistency(pairwise_cosine=PairwiseCosine(weight=1), dco=DCO(weight=1))
     assert several.needs == Needs(representations=True, responses=True, reference=True, reference_translations=True)
 
@@ -69,6 +82,8 @@ def test_a_term_that_compares_prompts_needs_more_than_one() -> None:
         (lambda: MPO(constraint=-1), "mpo.constraint"),
         (lambda: DCO(weight=-1), "dco.weight"),
         (lambda: DCO(beta=0), "dco.beta"),
+        (lambda: SelfDistillation(weight=-1), "self_distillation.weight"),
+        (lambda: SelfDistillation(positions=0), "self_distillation.positions"),
         (lambda: Consistency(extractor_dim=1), "extractor_dim"),
         (lambda: Consistency(every_n_steps=0), "every_n_steps"),
         (lambda: Consistency(extractor="none", extractor_lr=1e-4), "extractor_lr"),

@@ -8,9 +8,20 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from first_positions import next_tokens
 from torch import Tensor
 
-from lightning_mlc.consistency import DCO, MLC, MPO, ConsistencyTerm, Contrast, Observed, PairwiseCosine, SourceCosine
+from lightning_mlc.consistency import (
+    DCO,
+    MLC,
+    MPO,
+    ConsistencyTerm,
+    Contrast,
+    Observed,
+    PairwiseCosine,
+    SelfDistillation,
+    SourceCosine,
+)
 from lightning_mlc.models.forward import Grid
 from mlc_kernels import mlc_loss
 
@@ -41,6 +52,11 @@ def of_responses(
         for logps, states in ((policy, ours), (reference, theirs))
     ]
     return Observed(grids[0], grids[1], None, source)
+
+
+def with_logits(observed: Observed, logits: Tensor) -> Observed:
+    """``logits`` (B, L, K, V) of the policy at the first positions."""
+    return observed._replace(policy=observed.policy._replace(next_tokens=next_tokens(logits, observed.present)))
 
 
 PRESENT = torch.tensor([[True, True, True, True], [True, False, True, False], [True, False, False, False]])
@@ -220,13 +236,14 @@ TERMS: dict[str, ConsistencyTerm] = {
     "source_cosine": SourceCosine(),
     "mpo": MPO(beta=1.5),
     "dco": DCO(beta=1.5),
+    "self_distillation": SelfDistillation(positions=3),
 }
 
 
 @pytest.mark.parametrize("term", TERMS.values(), ids=TERMS)
 def test_order_of_prompts_and_languages_does_not_matter(term: ConsistencyTerm) -> None:
     rows, policy, reference = random(3, 4, 5), random(3, 4, 2), random(3, 4, 2, seed=1)
-    pooled = random(3, 2, 6), random(3, 2, 6, seed=1)
+    pooled, logits = (random(3, 2, 6), random(3, 2, 6, seed=1)), random(3, 4, 3, 7)
     prompts, languages = torch.tensor([2, 0, 1]), torch.tensor([3, 1, 0, 2])  # the source comes third
     observed = of_responses(policy, reference, PRESENT, pooled=pooled)._replace(representations=rows)
     moved = of_responses(
@@ -236,6 +253,7 @@ def test_order_of_prompts_and_languages_does_not_matter(term: ConsistencyTerm) -
         pooled=(pooled[0][prompts], pooled[1][prompts]),
         source=2,
     )._replace(representations=rows[prompts][:, languages])
+    observed, moved = with_logits(observed, logits), with_logits(moved, logits[prompts][:, languages])
     torch.testing.assert_close(term.losses(moved), term.losses(observed)[prompts])
 
 
@@ -246,9 +264,11 @@ def test_rows_of_another_kind_are_left_out(term: ConsistencyTerm, rows: Any, cho
     policy, reference, states = random(2, 4, 2), random(2, 4, 2, seed=1), random(2, 4, 5)
     pooled = random(2, 2, 6), random(2, 2, 6, seed=1)
     observed = of_responses(policy, reference, PRESENT[:2], pooled=pooled)
-    observed = observed._replace(representations=states, is_ordinary=torch.tensor([True, False]))
+    logits = random(2, 4, 3, 7)
+    observed = with_logits(observed, logits)._replace(representations=states, is_ordinary=torch.tensor([True, False]))
     own = slice(chosen, chosen + 1)
     alone = of_responses(policy[own], reference[own], PRESENT[own], pooled=(pooled[0][own], pooled[1][own]))
+    alone = with_logits(alone, logits[own])
     found = term.losses(observed.only(rows))
     assert found[1 - chosen] == 0
     torch.testing.assert_close(found[own], term.losses(alone._replace(representations=states[own])))
@@ -258,12 +278,12 @@ def test_rows_of_another_kind_are_left_out(term: ConsistencyTerm, rows: Any, cho
 @pytest.mark.parametrize("term", TERMS.values(), ids=TERMS)
 def test_nothing_to_compare_is_a_loss_of_zero_with_a_gradient_of_zero(term: ConsistencyTerm) -> None:
     present = PRESENT[2:]
-    rows, policy = random(1, 4, 5).requires_grad_(), random(1, 4, 2).requires_grad_()
+    rows, policy, logits = (random(1, 4, *more).requires_grad_() for more in ((5,), (2,), (3, 7)))
     pooled = random(1, 2, 6), random(1, 2, 6, seed=1)
     observed = of_responses(policy, random(1, 4, 2, seed=1), present, pooled=pooled)._replace(representations=rows)
-    losses = term.losses(observed)
+    losses = term.losses(with_logits(observed, logits))
     assert losses.tolist() == [0.0]
     losses.sum().backward()
-    gradients = [part.grad for part in (rows, policy) if part.grad is not None]
+    gradients = [part.grad for part in (rows, policy, logits) if part.grad is not None]
     assert len(gradients) == 1
     assert bool((gradients[0] == 0).all())

@@ -64,6 +64,11 @@ def test_responses_of_their_own(tiny_model: Path, tmp_path: Path) -> None:
     assert counts.chosen.tolist() == [[5, 11, 5], [9, 9, 9]]
     assert counts.rejected.tolist() == [[7, 21, 7], [3, 3, 3]]
     assert counts.in_step(RowPlan(False, "all")).tolist() == [[15, 51, 20], [29, 39, 0]]
+    # Four positions of the source's response are compared. Where the language has its own, they take another row.
+    four = RowPlan(False, "all", positions=4)
+    assert counts.in_step(four).tolist() == [[15, 51 + 43, 20], [29, 39, 0]]
+    assert counts.in_step(RowPlan(False, "all", positions=1)).tolist() == [[15, 51, 20], [29, 39, 0]]
+    assert counts.in_step(RowPlan(False, "none", positions=7)).tolist() == [[14, 44, 19], [26, 36, 0]]
 
 
 def test_undesirable_responses_are_run_all_the_same(tiny_model: Path, tmp_path: Path) -> None:
@@ -76,19 +81,19 @@ def test_undesirable_responses_are_run_all_the_same(tiny_model: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("responses_in", ["none", "source", "all"])
-@pytest.mark.parametrize("rejected", [True, False])
+@pytest.mark.parametrize(("rejected", "positions"), [(True, 0), (False, 0), (False, 1), (True, 4)])
 def test_counts_are_those_of_the_batches(
-    tiny_model: Path, tmp_path: Path, rejected: bool, responses_in: ResponsesIn
+    tiny_model: Path, tmp_path: Path, rejected: bool, positions: int, responses_in: ResponsesIn
 ) -> None:
     rows = [*ROWS, {**row(10, 40, 15, 5, 7), "chosen": {"en": "y", "sw": "yy"}, "rejected": {"en": "z", "sw": "zzz"}}]
     data = ready(tiny_model, write_jsonl(tmp_path / "a.jsonl", rows), batch_size=4)
-    data.plan_rows(RowPlan(rejected, responses_in))
+    data.plan_rows(RowPlan(rejected, responses_in, positions=positions))
     (batch,) = data.train_dataloader()
     found = np.zeros((4, 3), dtype=int)
     for block in (*batch.responses, *batch.translations, *batch.prompts):
         for example, language, tokens in zip(block.example, block.language, block.attention_mask.sum(1), strict=True):
             found[batch.keys[example], language] += int(tokens)
-    assert found.tolist() == data._counts("train").in_step(RowPlan(rejected, responses_in)).tolist()
+    assert found.tolist() == data._counts("train").in_step(data.plan).tolist()
 
 
 def many_rows(count: int) -> list[dict[str, Any]]:

@@ -27,8 +27,9 @@ FSDP2 = "--config=strategy/fsdp2"
 SHARD = "trainer.strategy"
 
 # The runs cover all that can go wrong when processes share a model: passes that end at a layer, layers that run again
-# in the backward pass, a reference that follows the policy, clipped gradients; adapters, accumulation, steps without
-# MLC; KTO's divergence, which is a mean over all processes; scores of a reference, computed before training.
+# in the backward pass, a reference that follows the policy, clipped gradients, logits at first positions, of which a
+# process may have none; adapters, accumulation, steps without terms; KTO's divergence, which is a mean over all
+# processes; scores of a reference, computed before training.
 RUNS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "weights": (
         [],
@@ -39,6 +40,11 @@ RUNS: dict[str, tuple[list[str], dict[str, Any]]] = {
             "model.optimizer.lr": 1.0,
             "model.consistency.layer": 1,
             "model.consistency.center": "true",
+            "model.consistency.self_distillation.weight": 10,
+            "model.consistency.self_distillation.positions": 3,
+            "model.consistency.retain.weight": 5,
+            "model.consistency.retain.distance": "kl",
+            "model.consistency.retain.rows": "all",
             "model.gradient_checkpointing": "true",
             "model.reference.update_every_n_steps": 1,
             "trainer.gradient_clip_val": 0.3,

@@ -67,6 +67,11 @@ def fit(inputs: tuple[Path, Path], out: Path, *more: str, **changes: Any) -> lis
         "model.optimizer.eps": 1e-3,  # otherwise the signs of gradients near 0 decide
         "model.consistency.layer": 1,
         "model.consistency.center": "true",
+        "model.consistency.self_distillation.weight": 1,
+        "model.consistency.self_distillation.positions": 3,
+        "model.consistency.retain.weight": 5,
+        "model.consistency.retain.distance": "kl",
+        "model.consistency.retain.rows": "all",
         "model.gradient_checkpointing": "true",
         "model.reference.update_every_n_steps": 2,
         "data.train_path": inputs[1],

@@ -43,12 +43,15 @@ def test_what_can(settings: ReferenceSettings, objective: Objective, adapters: b
 
 
 def test_precomputed_scores_are_not_all_that_some_terms_need() -> None:
-    states = Needs(reference=True, pooled_states=True)
-    with pytest.raises(
-        UserError, match=r"model\.reference\.mode: precomputed keeps log-probabilities only, .* set it to online"
+    message = r"model\.reference\.mode: precomputed keeps log-probabilities of responses only, .* set it to online"
+    for more in (
+        Needs(reference=True, pooled_states=True),
+        Needs(reference=True, reference_states=True),
+        Needs(reference=True, positions=1, reference_positions=1),
     ):
-        PRECOMPUTED.check(DPO(), states, adapters=False)
-    ReferenceSettings().check(None, states, adapters=False)
+        with pytest.raises(UserError, match=message):
+            PRECOMPUTED.check(DPO(), more, adapters=False)
+        ReferenceSettings().check(None, more, adapters=False)
     for enough in (Needs(reference=True), Needs(reference=True, reference_translations=True)):
         PRECOMPUTED.check(None, enough, adapters=False)
 

@@ -13,10 +13,10 @@ from conftest import example_rows, labelled_rows, translated_rows, write_jsonl
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from lightning_mlc.consistency import DCO, MLC, MPO, Consistency, PairwiseCosine, SourceCosine
+from lightning_mlc.consistency import DCO, MLC, MPO, Consistency, PairwiseCosine, Retain, SelfDistillation, SourceCosine
 from lightning_mlc.data.batches import Batch
 from lightning_mlc.data.datamodule import MultilingualData
-from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, TokenRows
+from lightning_mlc.data.rows import BEGINNING, CHOSEN, NO_RESPONSE, REJECTED, TokenRows
 from lightning_mlc.errors import UserError
 from lightning_mlc.objectives import CPO, DPO, KTO, ORPO, SFT, Objective, SimPO, Sum
 from lightning_mlc.training.module import AlignmentModule
@@ -317,6 +317,8 @@ PEERS = {
     "mpo": Consistency(mlc=OFF, mpo=MPO(weight=1.0)),
     # Its gradient does not become smaller as languages agree, so the steps must be small.
     "dco": Consistency(mlc=OFF, dco=DCO(weight=1e-3)),
+    # The tiny model's distributions differ little at first.
+    "self_distillation": Consistency(mlc=OFF, self_distillation=SelfDistillation(weight=100.0, positions=4)),
 }
 
 
@@ -339,7 +341,9 @@ def test_several_terms_are_their_weighted_sum(tiny_model: Path, tmp_path: Path) 
     """With the objective, over rows of different lengths and languages. Some rows are run for two terms at once."""
     path = write_jsonl(tmp_path / "a.jsonl", ragged_rows(translated=True))
     weights = {"mlc": 4.0, "pairwise_cosine": 2.0, "source_cosine": 1.0, "mpo": 50.0, "dco": 0.125}
+    weights |= {"self_distillation": 2000.0}
     terms = {"mlc": MLC, "pairwise_cosine": PairwiseCosine, "source_cosine": SourceCosine, "mpo": MPO, "dco": DCO}
+    terms |= {"self_distillation": SelfDistillation}
     name = "policy.model.model.layers.1.mlp.up_proj.weight"
 
     def gradient(objective: Objective | None, **on: float) -> Tensor:
@@ -356,6 +360,7 @@ def test_several_terms_are_their_weighted_sum(tiny_model: Path, tmp_path: Path) 
 SOURCE = {(0, kind): 4 for kind in (CHOSEN, REJECTED)}
 EVERYWHERE = {(language, kind): 4 for language in range(3) for kind in (CHOSEN, REJECTED)}
 BARE = {(language, NO_RESPONSE): 4 for language in (1, 2)}
+BEGUN = {(language, BEGINNING): 4 for language in (1, 2)}
 
 
 @pytest.mark.parametrize(
@@ -369,6 +374,22 @@ BARE = {(language, NO_RESPONSE): 4 for language in (1, 2)}
         (None, {"mlc": MLC()}, {(0, NO_RESPONSE): 4} | BARE, {}),
         (None, {"mpo": MPO(weight=1)}, EVERYWHERE, SOURCE),
         (None, {"dco": DCO(weight=1)}, EVERYWHERE, EVERYWHERE),
+        (DPO(), {"self_distillation": SelfDistillation(weight=1)}, SOURCE | BEGUN, SOURCE),
+        (SFT(), {"self_distillation": SelfDistillation(weight=1, positions=1)}, {(0, CHOSEN): 4} | BARE, {}),
+        (None, {"self_distillation": SelfDistillation(weight=1)}, {(0, BEGINNING): 4} | BEGUN, {}),
+        (
+            SFT(),
+            {"retain": Retain(weight=1, distance="kl", rows="all")},
+            {(0, CHOSEN): 4} | BARE,
+            {(0, CHOSEN): 4} | BARE,
+        ),
+        # Rows with responses of their own cannot serve: of four examples, two have one in Swahili and two in Chinese.
+        (
+            None,
+            {"self_distillation": SelfDistillation(weight=1), "dco": DCO(weight=1)},
+            EVERYWHERE | dict.fromkeys(BEGUN, 2),
+            EVERYWHERE,
+        ),
     ],
 )
 def test_what_no_term_needs_is_not_run(
@@ -410,6 +431,7 @@ def test_ddp_is_told_of_parameters_without_a_gradient(tiny_model: Path) -> None:
         (None, Consistency(), "ddp", False),
         (None, Consistency(), "ddp_find_unused_parameters_true", True),
         (None, PEERS["mpo"], "ddp", True),
+        (None, PEERS["self_distillation"], "ddp", True),
         (DPO(), Consistency(), "ddp", True),
         (None, Consistency(), "auto", True),
     ):

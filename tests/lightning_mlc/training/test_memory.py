@@ -17,18 +17,19 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from transformers import AutoModelForCausalLM
 
 from lightning_mlc.cli import main
-from lightning_mlc.consistency import MLC, Consistency
+from lightning_mlc.consistency import MLC, Consistency, SelfDistillation
 from lightning_mlc.data.batches import Batch
 from lightning_mlc.data.datamodule import MultilingualData
+from lightning_mlc.data.row_plan import RowPlan
 from lightning_mlc.errors import UserError
 from lightning_mlc.models.lora import LoRA
 from lightning_mlc.objectives import DPO, SFT
 from lightning_mlc.reference import ReferenceSettings
+from lightning_mlc.training.live_bytes import counting
 from lightning_mlc.training.memory import (
     Estimate,
     Setup,
     Way,
-    counting,
     estimate,
     estimate_largest,
     largest_batch,
@@ -155,6 +156,30 @@ def test_activations_grow_and_shrink_as_they_do(bare: tuple[Path, int], batch: B
     assert activations(consistency=Consistency(mlc=MLC(weight=0))) < 0.8 * whole
     # A state after the first of three layers: the translations' share of the other two layers is saved.
     assert activations(consistency=Consistency(layer=1, extractor="none")) < 0.9 * whole
+
+
+def test_logits_at_the_compared_positions_are_counted(tmp_path: Path) -> None:
+    """Of a vocabulary so large that nothing else counts: those kept, and their gradient."""
+    vocabulary = 200_000
+    folder = save_model(tmp_path / "wide", "qwen2", vocab_size=vocabulary)
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+    data = MultilingualData("sample", batch_size=2, name_or_path=str(folder), cache_dir=str(tmp_path / "cache"))
+    data.prepare_data()
+    data.setup("fit")
+
+    def activations(positions: int) -> int:
+        consistency = Consistency(mlc=MLC(weight=0), self_distillation=SelfDistillation(weight=1, positions=positions))
+        module = AlignmentModule(str(folder), None, consistency, optimizer=torch.optim.AdamW)
+        data.plan_rows(module.losses.row_plan)
+        # With several processes, gradients of weights have an entry of their own.
+        return estimate(module, largest_batch(data), replace(ONE, accumulate=2)).parts["activations"]
+
+    data.plan_rows(RowPlan(positions=1))
+    batch = largest_batch(data)
+    prompts = sum(rows.num_first(1) for rows in (*batch.responses, *batch.prompts))
+    added = activations(9) - activations(1)
+    assert 2 * 8 * prompts * 4 * vocabulary <= added <= 6 * 8 * prompts * 4 * vocabulary
 
 
 @pytest.mark.parametrize(
