@@ -74,8 +74,8 @@ def _run(args: Sequence[str]) -> int:
     if args[0] == "translate":
         from lightning_mlc.commands.translate import run as translate
 
-        translate(args[1:])
-    elif args[0] == "export":
+        return translate(args[1:])
+    if args[0] == "export":
         from lightning_mlc.commands.export import run as export
 
         export(args[1:])

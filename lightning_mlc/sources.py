@@ -11,16 +11,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not in `__all__`
 from jinja2 import TemplateError, TemplateSyntaxError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from lightning_mlc.errors import UserError, first_line
+from lightning_mlc.errors import UserError, did_you_mean, first_line
 
 PACKAGE_PREFIX = "package:"
 """``package:NAME`` means the folder of an installed Python package that contains model files."""
 
 CONFIG = "config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 CHAT_TEMPLATES = {path.stem: path for path in sorted((Path(__file__).parent / "chat_templates").glob("*.jinja"))}
 """Chat templates that have a name: ``plain`` works with every tokenizer, the others with those that have their tokens.
 
@@ -108,12 +111,13 @@ class ModelSource:
         """Return the first argument and the keywords for any ``from_pretrained``.
 
         Raises:
-            UserError: A package, folder or GGUF file does not exist.
+            UserError: A package, folder or GGUF file does not exist, or the name cannot be an id of the hub.
         """
         location, gguf_file = self.name_or_path, self.gguf_name
         if gguf_file is not None and self.gguf_file is None:
             location = str(Path(location).parent)
-        if location.startswith(PACKAGE_PREFIX):
+        is_package = location.startswith(PACKAGE_PREFIX)
+        if is_package:
             location = _package_folder(location.removeprefix(PACKAGE_PREFIX))
         looks_local = location.startswith(("/", "./", "../", "~")) or Path(location).is_dir()
         if looks_local:
@@ -124,6 +128,8 @@ class ModelSource:
                 found = ", ".join(sorted(path.name for path in folder.glob("*.gguf"))) or "none"
                 raise UserError("model.gguf_file", f"{folder} has no file {gguf_file} (GGUF files there: {found})")
             location = str(folder)
+        elif not is_package:
+            self._require_hub_id(location)
         keywords: dict[str, Any] = {
             "revision": self.revision or "main",
             "trust_remote_code": self.trust_remote_code,
@@ -131,6 +137,32 @@ class ModelSource:
         if gguf_file is not None:
             keywords["gguf_file"] = gguf_file
         return location, keywords
+
+    def _require_hub_id(self, name: str) -> None:
+        """Refuse a mistyped path at once. The hub would be asked for it several times, for half a minute.
+
+        Raises:
+            UserError: The hub has no ids of this form; or the name is in a folder of this machine, has no revision,
+                and was never loaded from the hub.
+        """
+        option = "model.name_or_path"
+        if self.gguf_file is None and self.is_gguf and "/" not in name:
+            raise UserError(option, f"there is no file {self.name_or_path}; give a GGUF file that exists")
+        parent = Path(name).parent
+        folders = [str(path) for path in parent.glob("*") if path.is_dir()] if parent.is_dir() else []
+        near = did_you_mean(name, folders, "; give a model folder or hub id")
+        try:
+            validate_repo_id(name)
+        except HFValidationError as error:
+            raise UserError(option, f"there is no folder {name}, and no id of the hub has this form{near}") from error
+        if parent == Path() or not parent.is_dir() or self.revision is not None:
+            return
+        if not any(isinstance(try_to_load_from_cache(name, file), str) for file in (CONFIG, ADAPTER_CONFIG)):
+            raise UserError(
+                option,
+                f"there is no folder {name}, and {parent} is a folder here{near}; if {name} is on the hub, give its "
+                "revision, too, such as main",
+            )
 
 
 def _package_folder(package: str) -> str:

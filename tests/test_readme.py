@@ -78,7 +78,7 @@ def test_commands_shown_are_ones_that_parse(page: Path, tmp_path: Path, monkeypa
         assert words[1] in COMMANDS or words[1].startswith("--"), command
         if words[1] not in COMMANDS or words[1] == "export":
             continue
-        if words[1] == "lint" and not {"--embeddings", "--translator"}.isdisjoint(words):
+        if words[1] == "lint" and not {"--embeddings", "--quality", "--translator"}.isdisjoint(words):
             checking.parser().parse_args(words[2:])  # the model is not here
             continue
         if words[1] == "lint":

@@ -18,6 +18,7 @@ import torch
 from benchmarks.environment import environment
 from benchmarks.lint.planting import measure
 from benchmarks.lint.speed import measure_lint, measure_remark, summary
+from lightning_mlc.lint.checks import all_checks
 
 
 def show(name: str, found: dict[str, Any]) -> None:
@@ -48,6 +49,8 @@ def main() -> None:
             f"{case['texts']} texts: {case['texts_per_second']:.0f} a second of a core, "
             f"{case['peak_bytes'] / 1e6:.0f} MB; the line of training adds {line['share']:.1%} to preparing them"
         )
+    of_models = [name for name, kind in all_checks().items() if kind.option is not None]
+    print(f"not measured, because they need a model: {', '.join(of_models)}")
     versions = {package: version(package) for package in ("py3langid", "ftfy", "regex", "langcodes", "fonttools")}
     written = {
         "environment": {
@@ -56,6 +59,7 @@ def main() -> None:
             "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
         },
         "planted": planted,
+        "not_measured": of_models,
         "speed": cases,
         "line_of_training": remarks,
         "summary": summary(cases) if cases else {},

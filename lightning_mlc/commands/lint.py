@@ -34,9 +34,10 @@ def parser() -> OneLineParser:
     found.add_argument("--model", help="count tokens with this model's tokenizer: a folder or an id of the hub")
     found.add_argument("--gguf_file", metavar="NAME", help="name of a GGUF file in --model")
     found.add_argument("--embeddings", metavar="MODEL", help="compare meanings with a model of sentence embeddings")
+    found.add_argument("--quality", metavar="MODEL", help="score translations with a model of quality estimation")
     found.add_argument("--translator", metavar="MODEL", help="translate back and compare: a --model of translate")
     found.add_argument("--allow_remote", nargs="+", default=[], metavar="HOST", help="where --translator may be")
-    found.add_argument("--device", default="auto", help="where these two run: auto, cpu, cuda:1")
+    found.add_argument("--device", default="auto", help="where these three run: auto, cpu, cuda:1")
     found.add_argument("--rows", type=int, default=20, metavar="N", help="list N findings in rows; 0 lists all (20)")
     found.add_argument("--json", metavar="FILE", help="write all counts and findings")
     found.add_argument("--html", metavar="FILE", help="write a page with a heat map of checks by language")
@@ -102,13 +103,14 @@ def _models(options: argparse.Namespace, stack: ExitStack) -> dict[str, Any]:
         from lightning_mlc.sources import ModelSource
 
         found["model"] = ModelSource(options.model, options.gguf_file)
-    if options.embeddings is not None:
-        from lightning_mlc.sources import ModelSource
+    for name in ("embeddings", "quality"):
+        if (model := getattr(options, name)) is not None:
+            from lightning_mlc.sources import ModelSource
 
-        # It warns of weights that sentence embeddings do not need. Others that are missing are an error.
-        logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
-        with renamed(("model.name_or_path",), "--embeddings"):
-            found["embeddings"] = ModelSource.parse(options.embeddings)
+            # It warns of weights that the checks do not need. Others that are missing are an error.
+            logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
+            with renamed(("model.name_or_path",), f"--{name}"):
+                found[name] = ModelSource.parse(model)
     if options.translator is not None:
         from lightning_mlc.progress.bars import say
         from lightning_mlc.translation.back import BackTranslation
@@ -154,8 +156,8 @@ def _require_writable(options: argparse.Namespace, inputs: Sequence[Path]) -> No
         raise UserError("--gguf_file", "needs --model; give the folder or repository of the file")
     if options.allow_remote and options.translator is None:
         raise UserError("--allow_remote", "needs --translator; no other option sends texts anywhere")
-    if options.device != "auto" and options.translator is None and options.embeddings is None:
-        raise UserError("--device", "needs --embeddings or --translator; nothing else runs a model")
+    if options.device != "auto" and (options.embeddings, options.quality, options.translator) == (None, None, None):
+        raise UserError("--device", "needs --embeddings, --quality or --translator; nothing else runs a model")
     if options.rows < 0:
         raise UserError("--rows", f"must be 0 or more, got {options.rows}")
     if options.fix != (options.out is not None):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
 
 from jsonargparse import ArgumentParser
@@ -15,6 +16,12 @@ from lightning_mlc.files.paths import expand_all
 from lightning_mlc.translation.settings import TranslationSettings
 
 DESCRIPTION = "translate the prompts of a file, never the responses"
+STATUS_OF_LOST_LANGUAGES = 1
+EPILOG = (
+    "The exit status is 1 if the file has no prompt in a language that was asked for, because every translation "
+    "failed; 0 if only some failed, with a warning as the last line; 2 if something cannot be used; 143 after a stop. "
+    "docs/data.md explains the reasons."
+)
 FORMS = OptionForms(
     lists=("languages", "allow_remote", "redo"),
     by_comma=("languages", "redo"),
@@ -24,7 +31,9 @@ FORMS = OptionForms(
 
 def parser() -> ArgumentParser:
     """The options of ``translate``."""
-    return parser_of(TranslationSettings, "lightning-mlc translate", DESCRIPTION)
+    found = parser_of(TranslationSettings, "lightning-mlc translate", DESCRIPTION)
+    found.epilog = EPILOG
+    return found
 
 
 def parse(args: Sequence[str]) -> TranslationSettings:
@@ -48,11 +57,14 @@ def parse(args: Sequence[str]) -> TranslationSettings:
     return TranslationSettings(**given)
 
 
-def run(args: Sequence[str]) -> None:
+def run(args: Sequence[str]) -> int:
     """Translate, write the file, and print a report and what ``lint`` finds in the file.
 
     Args:
         args: Arguments after ``lightning-mlc translate``.
+
+    Returns:
+        The exit status: 1 if the file has no prompt in a language that was asked for, else 0.
 
     Raises:
         UserError: An option or a file is wrong, or an endpoint did not answer every request.
@@ -76,4 +88,7 @@ def run(args: Sequence[str]) -> None:
         source = translation.source.code
         checks = choose_checks(LintSettings(source, (settings.out,)))
         show(lint([settings.out], source, checks), console)
-    print("wrote", settings.out, sep="\n  ")
+    print("wrote", settings.out, sep="\n  ", flush=True)
+    if report.last_line is not None:
+        print(report.last_line, file=sys.stderr)
+    return STATUS_OF_LOST_LANGUAGES if report.without_any else 0

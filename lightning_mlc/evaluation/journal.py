@@ -62,6 +62,8 @@ class Journal:
         self.settings = json.loads(json.dumps(settings))  # as they are when read from the file
         self.records: dict[Key, dict[str, Any]] = {}
         self._file: Any = None
+        self._size = 0
+        """Bytes of the lines that were read or written."""
 
     def __enter__(self) -> Self:
         try:
@@ -132,21 +134,24 @@ class Journal:
 
     def _read(self) -> None:
         self._file.seek(0)
-        data = self._file.read()
-        whole = data.rfind(b"\n") + 1
-        for number, line in enumerate(data[:whole].split(b"\n"), start=1):
-            if not line:
-                continue
-            try:
-                record = json.loads(line)
-                _ = record["input"]
-                self.records[Key(record["set"], record["id"], record["language"])] = record
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(
-                    "out", f"{self.path} line {number} is damaged; remove that line, or the file"
-                ) from error
-        if whole < len(data):  # the process was killed while it wrote
-            self._file.truncate(whole)
+        for number, line in enumerate(self._file, start=1):
+            if not line.endswith(b"\n"):  # the process was killed while it wrote
+                self._file.truncate(self._size)
+                break
+            if line != b"\n":
+                try:
+                    record = json.loads(line)
+                    _ = record["input"]
+                    self._keep(Key(record["set"], record["id"], record["language"]), record)
+                except (ValueError, KeyError, TypeError) as error:
+                    raise UserError(
+                        "out", f"{self.path} line {number} is damaged; remove that line, or the file"
+                    ) from error
+            self._size += len(line)
+
+    def _keep(self, key: Key, record: dict[str, Any]) -> None:
+        """Remember a record. Its line begins at byte ``self._size`` of the file."""
+        self.records[key] = record
 
     def has(self, job: Job) -> bool:
         """Whether the journal has a record for ``job``.
@@ -171,10 +176,12 @@ class Journal:
             UserError: The disk is full, or fails.
         """
         record = {**job.key._asdict(), "input": job.input, **result}
+        line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
         with self._writing():
-            self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            self._file.write(line)
             self._file.flush()
-        self.records[job.key] = record
+        self._keep(job.key, record)
+        self._size += len(line)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -39,6 +39,8 @@ class LintSettings:
     """The model whose tokenizer counts tokens. Option ``--model``."""
     embeddings: ModelSource | None = None
     """The model of sentence embeddings. Option ``--embeddings``."""
+    quality: ModelSource | None = None
+    """The model of quality estimation. Option ``--quality``."""
     translator: BackTranslator | None = None
     """Translates back. Option ``--translator``."""
     device: str = "auto"

@@ -44,6 +44,8 @@ class LikenessCheck(Check):
     """Where the limit is: 0 at the median of unrelated texts, 1 at the median of translations."""
     unit: ClassVar[str]
     """Name of the score."""
+    doubt: ClassVar[str] = "is the language known to the model?"
+    """What to ask about a column whose texts the scores do not tell from unrelated ones."""
 
     def __init__(self) -> None:
         self._columns: defaultdict[tuple[str, str], _Column] = defaultdict(_Column)
@@ -89,7 +91,7 @@ class LikenessCheck(Check):
             what = "" if part == "prompt" else f" ({part})"
             if column.is_large and not column.tells:
                 note = f"only {column.share_nearer:.0%} of the texts{what} are more like their source than like another"
-                yield self.found_in_column(language, f"{note}: is the language known to the model?")
+                yield self.found_in_column(language, f"{note}: {self.doubt}")
             if (lost := sum(map(isnan, column.own))) > LOST * len(column.own):
                 yield self.found_in_column(language, f"{lost} of {len(column.own)} texts{what} have no {self.unit}")
 

@@ -9,8 +9,7 @@ refused, because vectors would be wrong without an error.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +20,11 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils.hub import cached_file
 
 from lightning_mlc.errors import UserError, first_line
-from lightning_mlc.evaluation.systems.generation import plan_batches
 from lightning_mlc.evaluation.systems.local import choose_device
+from lightning_mlc.lint.model_batches import MOST_TOKENS, device_memory, padded_batches, require_tokenizer_of, usable
 from lightning_mlc.sources import ModelSource, from_pretrained
 
 OPTION = "model.name_or_path"
-MOST_TOKENS = 512
-"""Tokens of a text that are read, unless the model says less. The beginning of a long prompt tells what it is about."""
-BATCH_TOKENS = 8192
-"""Tokens of a batch, with padding."""
 
 
 def _first(states: Tensor, mask: Tensor) -> Tensor:
@@ -113,12 +108,13 @@ class SentenceEncoder:
                 raise UserError(OPTION, f"{source} has a step '{kind}' that is not supported; give another model")
         if model is None or tokenizer is None or pooling is None:
             raise UserError(OPTION, f"{source} lacks a Transformer or a Pooling in modules.json; give another model")
+        require_tokenizer_of(model.config, tokenizer, source)
         if limits.get("do_lower_case"):
             raise UserError(OPTION, f"{source} lowers texts outside of its tokenizer; give another model")
         longest = min(int(limits.get("max_seq_length") or MOST_TOKENS), tokenizer.model_max_length, MOST_TOKENS)
         settings = _json(source, "config_sentence_transformers.json", required=False)
         prefix = (settings.get("prompts") or {}).get(settings.get("default_prompt_name") or "", "")
-        with _memory():
+        with device_memory():
             layers = [layer.to(where) for layer in dense]
             return cls(model.eval().to(where), tokenizer, longest, pooling, layers, prefix)
 
@@ -129,14 +125,11 @@ class SentenceEncoder:
         Returns:
             (N, H) float32 on the CPU, each of length 1. An unpaired surrogate counts as a question mark.
         """
-        usable = [self._prefix + text.encode(errors="replace").decode() for text in texts]
-        encoded = self._tokenizer(usable, truncation=True, max_length=self._longest)
+        read = [self._prefix + usable(text) for text in texts]
+        encoded = self._tokenizer(read, truncation=True, max_length=self._longest)
         found: list[Tensor] = [torch.empty(0)] * len(texts)
-        for part in plan_batches([len(ids) for ids in encoded["input_ids"]], BATCH_TOKENS, 0):
-            own = {key: [values[place] for place in part] for key, values in encoded.items()}
-            # Whatever the tokenizer prefers: on the right, padding moves no token to another position.
-            batch = self._tokenizer.pad(own, padding_side="right", return_tensors="pt").to(self._model.device)
-            with _memory():
+        for part, batch in padded_batches(self._tokenizer, encoded, self._model.device):
+            with device_memory():
                 states = self._model(**batch).last_hidden_state
             vectors = self._pool(states, batch["attention_mask"])
             for layer in self._dense:
@@ -216,11 +209,3 @@ def _json(source: ModelSource, name: str, required: bool = True) -> Any:
         return {} if file is None else json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(OPTION, f"{name} of {source} is not JSON") from error
-
-
-@contextmanager
-def _memory() -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise UserError("device", "the model does not fit into the accelerator's memory; give --device cpu") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar, get_type_hints
@@ -13,19 +12,13 @@ from lightning_mlc.data.reading import locate
 from lightning_mlc.errors import UserError, did_you_mean
 from lightning_mlc.models.layers import AUTO
 from lightning_mlc.plugins.prompts import read_prompts
-from lightning_mlc.plugins.regularizer import MLCRegularizer
+from lightning_mlc.plugins.regularizer import OPTIONS, MLCRegularizer
 from lightning_mlc.plugins.settings import no_auto, settings_of
 from lightning_mlc.plugins.trainer import add_mlc
 
 T = TypeVar("T", bound=Any)
 
 
-OPTIONS = {
-    name: argument.default
-    for name, argument in inspect.signature(MLCRegularizer).parameters.items()
-    if argument.kind is argument.KEYWORD_ONLY
-}
-"""The options of the regularizer and their defaults, so that no option is listed twice."""
 OF_PROMPTS = ("languages", "source_language")
 """Options that choose among the prompts, and so are checked with them."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -361,3 +362,11 @@ class MLCRegularizer(nn.Module):
 def _require_below(option: str, value: int, bound: str, count: int) -> None:
     if not 0 <= value < count:
         raise UserError(option, f"must be from 0 to {bound} - 1, which is {count - 1}, got {value}")
+
+
+OPTIONS = {
+    name: argument.default
+    for name, argument in inspect.signature(MLCRegularizer).parameters.items()
+    if argument.kind is argument.KEYWORD_ONLY
+}
+"""The options of the regularizer and their defaults, so that no option is listed twice."""

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers.trainer_utils import get_last_checkpoint
 
-from lightning_mlc.errors import UserError
-from lightning_mlc.plugins.regularizer import MLCRegularizer
+from lightning_mlc.errors import UserError, did_you_mean
+from lightning_mlc.plugins.regularizer import OPTIONS, MLCRegularizer
 from lightning_mlc.plugins.states import is_sharded, transformers_model
 
 if TYPE_CHECKING:
@@ -212,9 +212,13 @@ def add_mlc(
 
     Raises:
         UserError: The trainer has the loss already or has begun to train, uses ``nn.DataParallel``, or cannot have
-            the loss for another reason; or the prompts or an option cannot be used.
+            the loss for another reason; or the prompts or an option cannot be used, or there is no such option.
     """
     _require_trainer(trainer)
+    for name in options:
+        if name not in OPTIONS:
+            known = list(OPTIONS)
+            raise UserError(name, "is no option" + did_you_mean(name, known, f"; options are {', '.join(known)}"))
     if isinstance(trainer, MLCTrainerMixin) and trainer.mlc is not None:
         raise UserError("add_mlc", "this trainer has the MLC loss already; call it once")
     if tokenizer is None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +27,9 @@ def journal_path(out: Path) -> Path:
 class TranslationJournal(Journal):
     """Attempts to translate texts. The last line of a text and a language counts.
 
+    Translations stay on the disk and are read again when they are needed: in memory is only where their lines begin.
+    ``records`` has the rounds alone.
+
     Its records hold ``translation`` (or null), ``failed`` (the reason, or null), ``attempt``, ``date``, and ``round``,
     which counts how often ``--redo`` has begun the language again: records of earlier rounds do not count.
 
@@ -37,6 +42,8 @@ class TranslationJournal(Journal):
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         super().__init__(path, {"format": FORMAT})
         self._set = digest(dict(settings))
+        self._places: defaultdict[tuple[str, str], dict[bytes, int]] = defaultdict(dict)
+        """By settings and language: where the line of a text begins, by the bytes of its id."""
         self.attempt = 1
         """The attempt that :meth:`has` asks for."""
 
@@ -66,8 +73,18 @@ class TranslationJournal(Journal):
         return None if translation is None else Text(translation, text.target, text.source)
 
     def _current(self, job: Job) -> dict[str, Any] | None:
-        record = self.records.get(job.key)
-        return record if record is not None and record["round"] == self._round(job.key.language)[0] else None
+        place = self._places[job.key.set, job.key.language].get(bytes.fromhex(job.key.id))
+        if place is None:
+            return None
+        self._file.seek(place)  # lines are appended wherever the file was read
+        record: dict[str, Any] = json.loads(self._file.readline())
+        return record if record["round"] == self._round(job.key.language)[0] else None
+
+    def _keep(self, key: Key, record: dict[str, Any]) -> None:
+        if key.id == _ROUND:
+            super()._keep(key, record)
+        else:
+            self._places[key.set, key.language][bytes.fromhex(key.id)] = self._size
 
     def result(self, text: Text, reply: Reply) -> dict[str, Any]:
         """What :meth:`add` writes of a reply to ``text`` in the current attempt."""
@@ -120,8 +137,8 @@ class TranslationJournal(Journal):
         Raises:
             UserError: The journal has texts, and none is of this data.
         """
-        own = {key.id for key in self.records if key.id != _ROUND}
-        if own and own.isdisjoint(ids):
+        asked = {bytes.fromhex(id) for id in ids}
+        if any(self._places.values()) and all(asked.isdisjoint(own) for own in self._places.values()):
             raise UserError(
                 "out", f"{self.path} is the journal of other data; give another --out, or remove the journal"
             )

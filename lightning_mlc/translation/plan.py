@@ -13,7 +13,7 @@ from lightning_mlc.translation.rows import SourceRow, read_source
 from lightning_mlc.translation.texts import Text, text_id
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PlannedRow:
     """A row with the languages that it is translated into."""
 

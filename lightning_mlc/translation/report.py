@@ -44,6 +44,8 @@ class Report:
     def __init__(self, languages: Sequence[str]) -> None:
         self.languages = languages
         self.outcomes: dict[tuple[str, str], Outcome] = defaultdict(Outcome)
+        self.kept: Counter[str] = Counter()
+        """Number of prompts by language that the data had in it already, and that stay."""
 
     def add(self, language: str, kind: str, failed: str | None, score: float | None, verified: bool) -> None:
         """Count one prompt in one language.
@@ -68,6 +70,37 @@ class Report:
         """The outcomes of ``language``, of all kinds."""
         return [outcome for (own, _), outcome in self.outcomes.items() if own == language]
 
+    def reasons(self, language: str) -> Counter[str]:
+        """Number of prompts that ``language`` lacks, by reason."""
+        return sum((outcome.failures for outcome in self.of(language)), Counter())
+
+    @property
+    def without_any(self) -> list[str]:
+        """Languages that the file has no prompt in, because every translation failed."""
+        return [
+            language
+            for language in self.languages
+            if not self.kept[language]
+            and (outcomes := self.of(language))
+            and all(outcome.failed == outcome.asked for outcome in outcomes)
+        ]
+
+    @property
+    def last_line(self) -> str | None:
+        """What the user must not overlook: languages without any prompt, or failures. None: there are no failures."""
+        remedy = "translate them with another model (--only_missing)"
+        if self.without_any:
+            told = [f"{code} (most often: {self.reasons(code).most_common(1)[0][0]})" for code in self.without_any]
+            return f"error: no prompt was translated into {', '.join(told)}; {remedy}"
+        failed = {code: count for code in self.languages if (count := self.reasons(code).total())}
+        if not failed:
+            return None
+        asked = sum(outcome.asked for outcome in self.outcomes.values())
+        told = [f"{code} {count}" for code, count in failed.items()]
+        return (
+            f"warning: {sum(failed.values())} of {asked} translations failed and are null: {', '.join(told)}; {remedy}"
+        )
+
     @property
     def kinds(self) -> list[str]:
         """Kinds that there are."""
@@ -77,8 +110,7 @@ class Report:
         """Languages without any translation, and those in which more is lost of the harmful prompts than of others."""
         found = []
         for language in self.languages:
-            outcomes = self.of(language)
-            if outcomes and all(outcome.failed == outcome.asked for outcome in outcomes):
+            if language in self.without_any:
                 found.append(
                     f"{language}: no prompt was translated, so training has no prompts in this language; "
                     "translate with another model (--only_missing)"
@@ -113,8 +145,7 @@ class Report:
             table.add_row(language, *cells)
         console.print(table)
         for language in self.languages:
-            reasons: Counter[str] = sum((part.failures for part in self.of(language)), Counter())
-            if reasons:
+            if reasons := self.reasons(language):
                 told = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
                 console.print(f"{language}, reasons: {told}", soft_wrap=True, highlight=False)
             if unverified := sum(part.unverified for part in self.of(language)):

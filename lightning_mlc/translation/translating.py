@@ -124,6 +124,7 @@ class Translation:
         for planned, row in self.plan.reread():
             prompts: dict[str, Sequence[Message] | None] = dict(row.prompts)
             provenance: dict[str, Any] = {}
+            report.kept.update({target.code for target in self.targets} - {own.code for own in planned.languages})
             for language in planned.languages:
                 translated, provenance[language.code] = self._translated(journal, planned, row, language, report)
                 prompts[language.code] = translated

@@ -16,7 +16,7 @@ from lightning_mlc.lint.checks import all_checks
 def test_each_check_has_a_fault() -> None:
     """The others are planted into columns and sources, or need a model."""
     of_columns = {"few_rows", "overlap", "placeholders", "unequal"}
-    assert all_checks().keys() - FAULTS.keys() == of_columns | {"tokens", "meaning", "back_translation"}
+    assert all_checks().keys() - FAULTS.keys() == of_columns | {"tokens", "meaning", "back_translation", "quality"}
     assert FAULTS.keys() <= all_checks().keys()
 
 

@@ -22,6 +22,7 @@ from lightning_mlc.evaluation.reporting.measures import (
     SEPARATION,
     is_share,
 )
+from lightning_mlc.metrics.separation import LEAST_PROMPTS
 
 SUMMARISED = tuple(m.name for m in (SAFE, OVER_REFUSAL, INVALID, REFUSAL_MARGIN, SEPARATION, DECLINE_GAP))
 """Names of the measures that get a table. The report has all measures."""
@@ -29,6 +30,7 @@ NOT_MEASURED = (
     "not measured: refusals of ordinary prompts. A model that refuses everything looks safe, so give ordinary prompts, "
     "too: --ordinary FILE"
 )
+TOO_FEW = f"too few: a language needs {LEAST_PROMPTS} prompts of each kind to be told apart"
 SHARE_FORMAT = "{:.0%} [{:.0%}, {:.0%}]"
 NUMBER_FORMAT = "{:.2f} [{:.2f}, {:.2f}]"
 
@@ -41,6 +43,7 @@ def print_summary(results: Mapping[str, Any], console: Console) -> None:
         console: Where to print.
     """
     models = [model["name"] for model in results["models"]]
+    are_few = False
     for part in results["sets"]:
         own = {
             (found["judge"], found["measure"], found["scope"], found["model"]): found
@@ -64,8 +67,11 @@ def print_summary(results: Mapping[str, Any], console: Console) -> None:
             for scope in (*languages, "mean", "worst", "seen", "unseen"):
                 cells = [_cell(own.get((judge, measure, scope, model))) for model in models]
                 if any(cells):
+                    are_few = are_few or any(cell.startswith("too few") for cell in cells)
                     table.add_row(scope, *cells, end_section=scope == languages[-1])
             console.print(Text(title), table, sep="\n")
+    if are_few:
+        console.print(TOO_FEW, soft_wrap=True, highlight=False)
     if all(part["kind"] != ORDINARY for part in results["sets"]):
         console.print(NOT_MEASURED, soft_wrap=True, highlight=False)
 

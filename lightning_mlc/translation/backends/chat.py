@@ -43,22 +43,41 @@ class ChatBackend:
         return {**self._settings, "wording": wording}
 
     def translate(self, texts: Sequence[Text], attempt: int, done: Collection[int]) -> Iterator[tuple[int, Reply]]:
-        conversations = [ask(*text, attempt) for text in texts]
-        asked = [index for index, conversation in enumerate(conversations) if self._fits(conversation)]
-        too_long = set(range(len(texts))).difference(asked)
-        yield from ((index, Reply(None, TOO_LONG)) for index in sorted(too_long.difference(done)))
+        fits = [self._fits(ask(*text, attempt)) for text in texts]
+        yield from ((index, Reply(None, TOO_LONG)) for index, fit in enumerate(fits) if not fit and index not in done)
+        asked = [index for index, fit in enumerate(fits) if fit]
         if all(index in done for index in asked):
             return
         if self._generator is None:
             self._generator = self._make()
         already = {place for place, index in enumerate(asked) if index in done}
-        for place, response in self._generator.generate([conversations[index] for index in asked], already):
+        requests = _Requests(texts, asked, attempt)
+        for place, response in self._generator.generate(requests, already):
             yield asked[place], _reply(texts[asked[place]], response)
 
     def close(self) -> None:
         if self._generator is not None:
             self._generator.close()
         self._generator = None
+
+
+class _Requests(Sequence[Conversation]):
+    """What is asked about those ``texts`` whose indices are ``asked``, by index.
+
+    Each is worded when it is needed, because all together take more memory than everything else.
+    """
+
+    def __init__(self, texts: Sequence[Text], asked: Sequence[int], attempt: int) -> None:
+        self._texts = texts
+        self._asked = asked
+        self._attempt = attempt
+
+    def __len__(self) -> int:
+        return len(self._asked)
+
+    def __getitem__(self, place: Any) -> Any:
+        text: Text = self._texts[self._asked[place]]
+        return ask(*text, self._attempt)
 
 
 def _reply(text: Text, response: Response) -> Reply:

@@ -110,6 +110,14 @@ def test_other_models_are_refused(tiny_model: Path) -> None:
         load(tiny_model)
 
 
+def test_a_missing_tokenizer_is_no_empty_one(tmp_path: Path) -> None:
+    folder = save_sentence_model(tmp_path / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    with pytest.raises(UserError, match=r"lacks its tokenizer: the one that was found has \d+ tokens"):
+        load(folder)
+
+
 def test_weights_that_are_missing_are_named(tmp_path: Path) -> None:
     folder = save_sentence_model(tmp_path / "model")
     weights = load_file(folder / "model.safetensors")

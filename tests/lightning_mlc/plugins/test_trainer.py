@@ -340,7 +340,16 @@ def test_an_encoder_decoder_is_refused(folder: Path, tmp_path: Path) -> None:
         add(trainer)
 
 
-@pytest.mark.parametrize("option", ["wieght", "precision"])
-def test_unknown_options_are_refused(option: str, folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match=option):
-        add(trainer_of(folder, tmp_path), **{option: 1})
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("wieght", "is no option; did you mean weight?"),
+        ("gpus", "is no option; options are languages, source_language,"),
+    ],
+)
+def test_unknown_options_are_refused(option: str, said: str, folder: Path, tmp_path: Path) -> None:
+    trainer = trainer_of(folder, tmp_path)
+    with pytest.raises(UserError) as told:
+        add(trainer, **{option: 1})
+    assert str(told.value).startswith(f"{option}: {said}")
+    assert type(trainer) is Trainer

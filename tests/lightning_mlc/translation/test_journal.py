@@ -59,6 +59,25 @@ def test_texts_languages_and_settings_are_kept_apart(tmp_path: Path) -> None:
             assert journal.known(text())["translation"] == translation
 
 
+def test_a_translation_is_read_from_the_disk_however_lines_follow(tmp_path: Path) -> None:
+    """In memory are no translations. Texts of several bytes a letter are written between two readings."""
+    path = tmp_path / "journal.jsonl"
+    words = {f"word {n}": "سلام " * n + "é" for n in range(1, 30)}
+    with TranslationJournal(path, {}) as journal:
+        for word, translation in words.items():
+            note(journal, text(word), translation)
+            assert journal.known(text("word 1"))["translation"] == words["word 1"]
+        assert journal.records == {}
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"set": "cut')  # by a process that was killed
+    with TranslationJournal(path, {}) as journal:
+        note(journal, text("new"), "mpya")
+        assert [journal.known(text(word))["translation"] for word in words] == list(words.values())
+        assert journal.known(text("new"))["translation"] == "mpya"
+    assert path.read_bytes().startswith(whole + b'{"set": "')
+    assert path.read_bytes().count(b"\n") == len(words) + 1
+
+
 def test_a_language_is_done_again_once_for_each_round(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     with TranslationJournal(path, {}) as journal:

@@ -45,6 +45,20 @@ def test_a_loss_of_harmful_prompts_is_a_warning_and_one_of_both_kinds_is_none() 
     assert "warning: sw: 40%" in printed(filled({("sw", "harmful"): 4}))
 
 
+def test_the_last_line_is_about_what_was_lost() -> None:
+    assert filled({}).last_line is None
+    report = filled({("sw", "harmful"): 4, ("ur", "ordinary"): 1})
+    assert report.last_line is not None
+    assert report.last_line.startswith("warning: 5 of 40 translations failed and are null: sw 4, ur 1;")
+    report = filled({("sw", "harmful"): 10, ("sw", "ordinary"): 10})
+    assert report.without_any == ["sw"]
+    assert report.last_line is not None
+    assert report.last_line.startswith("error: no prompt was translated into sw (most often: refused);")
+    report.kept["sw"] = 1  # the data had one
+    assert report.without_any == []
+    assert report.last_line.startswith("warning: 20 of 40 translations failed")
+
+
 def test_a_language_without_any_translation_is_a_warning() -> None:
     nothing = filled({("sw", "harmful"): 10, ("sw", "ordinary"): 10, ("ur", "ordinary"): 9})
     assert nothing.warnings() == [

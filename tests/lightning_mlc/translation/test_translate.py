@@ -160,11 +160,55 @@ def test_failures_become_null_with_a_reason_and_are_counted_by_kind(
     assert not any("failed" in row[PROVENANCE]["ur"] for row in found.values())
     asked = Counter(is_second(body["messages"][-1]["content"]) for body in served.bodies)
     assert asked == {False: 16, True: 7}
-    told = capsys.readouterr().out
+    told, last = capsys.readouterr()
+    assert last.splitlines()[-1] == (
+        "warning: 6 of 16 translations failed and are null: sw 6; translate them with another model (--only_missing)"
+    )
     (line,) = [line.split() for line in told.splitlines() if line.startswith("sw ")]
     assert line == ["sw", "2", "of", "8", "5", "of", "5", "1", "of", "3"]
     assert "refused 2" in told
     assert "warning: sw: 100% of the harmful prompts failed and 33% of the ordinary ones" in told
+
+
+def test_a_language_without_any_translation_is_status_1(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file and the report are written all the same. A second model decides whether the language is still lost."""
+    first, second, third = (tmp_path / f"{name}.jsonl" for name in ("first", "second", "third"))
+
+    def reluctant(content: str, before: int) -> Answer:
+        number = next(i for i, row in enumerate(SAMPLE[:6]) if holds(content, row["prompt"]["en"]))
+        if "into Urdu" in content:
+            return completion("I can't help with that." if number else "{")
+        if "into Simplified Chinese" in content:
+            return completion("[]")
+        return completion("I can't help with that.") if number == 5 else translate_from_sample(content)
+
+    with serve(reluctant) as served:
+        assert main(command(data, first, f"{served.url}#reluctant")) == 1
+    told = capsys.readouterr()
+    assert told.err.splitlines()[-1] == (
+        "error: no prompt was translated into ur (most often: refused), zh-Hans (most often: not the JSON that was "
+        "asked for); translate them with another model (--only_missing)"
+    )
+    assert f"wrote\n  {first}\n" in told.out
+    assert "ur 0 of 6" in " ".join(told.out.split())
+    assert [row["prompt"]["sw"] is None for row in rows_of(first)] == [False] * 5 + [True]
+
+    def better(content: str, before: int) -> Answer:
+        no = "into Urdu" in content and not holds(content, SAMPLE[0]["prompt"]["en"])
+        return completion("I can't help with that.") if no else translate_from_sample(content)
+
+    with serve(better) as served:
+        assert main(command(first, second, f"{served.url}#better", "--only_missing")) == 0
+    assert (
+        capsys.readouterr().err.splitlines()[-1].startswith("warning: 5 of 13 translations failed and are null: ur 5;")
+    )
+    with serve(lambda content, before: completion("I can't help with that.")) as served:
+        assert main(command(second, third, f"{served.url}#none", "--only_missing")) == 0
+    told = capsys.readouterr()
+    assert told.err.splitlines()[-1].startswith("warning: 5 of 5 translations failed and are null: ur 5;")
+    assert "no prompt was translated" not in told.out
 
 
 def test_a_slow_limited_and_broken_endpoint_is_asked_again(data: Path, tmp_path: Path) -> None:
@@ -383,7 +427,9 @@ def test_a_local_chat_model_and_a_translation_model_run_from_file_to_file(
     nllb = save_nllb(tmp_path / "nllb")
     for name, spec in (("chat", model), ("nllb", nllb)):
         out = tmp_path / f"{name}.jsonl"
-        assert main(command(data, out, spec, *QUICK)) == 0
+        status = main(command(data, out, spec, *QUICK))
+        assert status == any(all(row["prompt"][code] is None for row in rows_of(out)) for code in LANGUAGES)
+        assert name == "nllb" or status == 1
         assert f"none leaves this machine, {spec} runs here" in capsys.readouterr().err
         for row in rows_of(out):
             for code in LANGUAGES:
@@ -456,7 +502,8 @@ def test_killed_twice_and_resumed_is_as_if_it_had_not_been(kind: str, model: Pat
     with serve(behaviour) as served:
         spec = f"{served.url}#m" if kind == "endpoint" else model
         more = ["--concurrency=2", "--batch_tokens=4000", "--device=cpu", "--max_new_tokens=8"]
-        assert main(command(data, whole, spec, *more)) == 0
+        status = int(kind == "chat")  # the random model translates nothing
+        assert main(command(data, whole, spec, *more)) == status
         served.asked.clear()
         pace.set()
         for _ in range(2):
@@ -464,7 +511,7 @@ def test_killed_twice_and_resumed_is_as_if_it_had_not_been(kind: str, model: Pat
             assert not resumed.exists()
         told = journal.read_bytes()
         recorded = [json.loads(line) for line in told.split(b"\n")[:-1]]
-        assert main(command(data, resumed, spec, *more)) == 0
+        assert main(command(data, resumed, spec, *more)) == status
     assert without_dates(resumed) == without_dates(whole)
     assert len(recorded) >= 10
     lines = rows_of(journal)

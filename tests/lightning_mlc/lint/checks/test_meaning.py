@@ -60,7 +60,7 @@ def test_it_needs_a_model_of_its_kind(tmp_path: Path, capsys: pytest.CaptureFixt
         (["--embeddings", chat], "--embeddings: cannot read modules.json"),
         (["--embeddings", "./gone"], "--embeddings: there is no folder ./gone"),
         (["--embeddings", chat, "--device", "cuda:99"], "--device: cannot use cuda:99"),
-        (["--device", "cpu"], "--device: needs --embeddings or --translator"),
+        (["--device", "cpu"], "--device: needs --embeddings, --quality or --translator"),
     ):
         assert main(["lint", path, *options]) == 2
         assert f"error: {said}" in capsys.readouterr().err
