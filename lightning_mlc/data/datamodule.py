@@ -16,7 +16,7 @@ from lightning_mlc.data.batches import Batch
 from lightning_mlc.data.collation import Collator
 from lightning_mlc.data.costs import Extent, TokenCounts, highest_token, require_room
 from lightning_mlc.data.languages import canonical_language, canonical_languages
-from lightning_mlc.data.loading import TableLoader, named, several
+from lightning_mlc.data.loading import TableLoader, by_split, named
 from lightning_mlc.data.lookup import Collate, MicroBatches
 from lightning_mlc.data.mismatches import Mismatches, mismatches
 from lightning_mlc.data.option_checks import (
@@ -112,8 +112,7 @@ class MultilingualData(LightningDataModule):
         require_at_least({"num_workers": num_workers, "seed": seed}, 0)
         require_one_size(batch_size, tokens_per_batch)
         require_share(val_share)
-        given = {"train": train_path, "val": val_path, "test": test_path, "predict": predict_path}
-        self.paths = {split: several(paths, f"data.{split}_path") for split, paths in given.items()}
+        self.paths = by_split(train=train_path, val=val_path, test=test_path, predict=predict_path)
         self.source_language = canonical_language(source_language, "data.source_language")
         self._asked = None if languages is None else canonical_languages(languages, "data.languages")
         require_source(self.source_language, self._asked)

@@ -92,16 +92,18 @@ class TableLoader:
         return (self.source_language, *others)
 
 
-def several(paths: str | Sequence[str] | None, option: str) -> tuple[str, ...]:
-    """The paths of an option that takes one path, or several; none if it is not set.
+def by_split(**given: str | list[str] | None) -> dict[str, tuple[str, ...]]:
+    """The paths of each split, from options that take one path or several. A split that is not set has none.
 
     Raises:
-        UserError: A path is given twice.
+        UserError: An option names a path twice.
     """
-    found = () if paths is None else (paths,) if isinstance(paths, str) else tuple(paths)
-    for path in found:
-        if found.count(path) > 1:
-            raise UserError(option, f"names {path} twice")
+    found = {}
+    for split, paths in given.items():
+        found[split] = () if paths is None else (paths,) if isinstance(paths, str) else tuple(paths)
+        for path in found[split]:
+            if found[split].count(path) > 1:
+                raise UserError(f"data.{split}_path", f"names {path} twice")
     return found
 
 

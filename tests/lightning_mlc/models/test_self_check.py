@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,7 +32,7 @@ from lightning_mlc.data.rows import CHOSEN, NO_RESPONSE, REJECTED, TokenSequence
 from lightning_mlc.errors import UserError
 from lightning_mlc.models.policy import Policy
 from lightning_mlc.models.self_check import self_check
-from lightning_mlc.models.trials import trial_length, windows
+from lightning_mlc.models.trials import TOLERANCES, tolerance_of, trial_length, windows
 
 SIZES: dict[str, Any] = {
     "vocab_size": 128,
@@ -305,3 +306,13 @@ def test_a_layer_with_several_states_for_each_token_is_refused() -> None:
         UserError, match=r"^model\.consistency\.layer: layer 1 of .* has 3 hidden states for each token"
     ):
         self_check(policy, 1)
+
+
+def test_autocast_allows_the_rounding_of_its_dtype(tiny_model: Path) -> None:
+    """A CPU without bfloat16 units rounds a product of a padded batch in another way than that of a row alone."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    assert tolerance_of(model) == TOLERANCES[torch.float32]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert tolerance_of(model) == TOLERANCES[torch.bfloat16]
+    with torch.autocast("cpu", torch.bfloat16, enabled=False):
+        assert tolerance_of(model) == TOLERANCES[torch.float32]
