@@ -16,16 +16,16 @@ tensors of this size are in memory at once."""
 def divergences(teacher: Tensor, index: Tensor, student: Tensor, chunk_elements: int = CHUNK_ELEMENTS) -> Tensor:
     """Compute ``KL(teacher || student) = sum over tokens of p (log p - log q)``, with a gradient for the student alone.
 
-    A token that the teacher rules out (a logit of minus infinity) adds 0, whatever the student's logit. One that only
-    the student rules out makes the divergence infinite.
+    A token whose probability under the teacher is 0 adds 0, whatever the student's logit. One that only the student
+    rules out (a logit of minus infinity) makes the divergence infinite.
 
     For the backward pass, only the logits are kept, which exist anyway. Each chunk of positions is made float32 in
     turn, in both passes.
 
     Args:
-        teacher: (Q, V) floating point: logits p is the softmax of. No gradient goes there.
+        teacher: (Q, V) floating point: logits whose softmax is p. They get no gradient.
         index: (P,) int64: which of them teaches each student, from 0 to Q - 1.
-        student: (P, V) floating point: logits q is the softmax of.
+        student: (P, V) floating point: logits whose softmax is q.
         chunk_elements: Largest number of logits in a chunk. A chunk has at least one position.
 
     Returns:
@@ -45,8 +45,9 @@ class _Divergence(torch.autograd.Function):
         parts = []
         for chunk in _chunks(student, chunk_elements):
             wanted, found = _log_softmax(teacher[index[chunk]]), _log_softmax(student[chunk])
-            # Not p * (log p - log q) alone, which is NaN where both are minus infinity.
-            parts.append(torch.where(wanted > -torch.inf, wanted.exp() * (wanted - found), 0.0).sum(1))
+            p = wanted.exp()
+            # Not p * (log p - log q) alone, which is NaN where p is 0 and log q is minus infinity.
+            parts.append(torch.where(p > 0, p * (wanted - found), 0.0).sum(1))
         return torch.cat(parts)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Keeps ordinary prompts where they were."""
+"""Keeps the model near the reference on ordinary prompts."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ class Retain(ConsistencyTerm):
 
     - ``squared``: ``|h - h_ref|^2 / |h_ref|^2``,
     - ``cosine``: ``1 - cos(h, h_ref)``, which leaves the length free,
-    - ``kl``: ``KL(p_ref || p)``, which leaves free what has no influence on the next token,
+    - ``kl``: ``KL(p_ref || p)``, which ignores whatever has no influence on the next token,
 
     where ``h`` and ``h_ref`` (H,) are the hidden states of policy and reference after layer
     ``model.consistency.layer`` at the last token of the prompt, and ``p`` and ``p_ref`` (V,) are their distributions of
     the next token there, the first of the response, over the whole vocabulary. After the last layer (-1) the
-    distribution follows from the state, so it is kept, too, as long as the head does not move. ``kl`` keeps it wherever
-    the head moves, and does not depend on the layer.
+    distribution follows from the state, so it is kept, too, as long as the head does not change. ``kl`` keeps it
+    also if the head changes, and does not depend on the layer.
 
     Extractor and running mean have no part in it: it is about the model.
 
     Args:
         weight: Factor of the loss. 0 turns the term off.
         rows: Rows of the data that the term keeps: those of kind ``ordinary``, the others (``harmful``), or ``all``.
-        distance: How far the model has moved: ``squared``, of a state, relative to its length; ``cosine``, which leaves
-            that free; or ``kl``, of the distribution of the first token of the response.
+        distance: What is compared: ``squared`` is the distance of hidden states, relative to their length; ``cosine``
+            ignores their length; ``kl`` compares the distributions of the first token of the response.
     """
 
     name: ClassVar[str] = "retain"

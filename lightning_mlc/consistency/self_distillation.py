@@ -32,10 +32,11 @@ class SelfDistillation(ConsistencyTerm):
     compared, and not what they should be. The end of its turn is one of its tokens. A response with fewer tokens has as
     many positions as tokens.
 
-    The idea is that of off-policy multilingual self-distillation (arXiv 2605.02971), which teaches a model its own
-    distributions in a language with more resources. This form is derived here: its responses are those of the data, its
-    positions are the first ones, which decide whether a prompt is declined, and they all count alike. The paper lets
-    the model write the responses, and weighs tokens by how much teacher and student make of them.
+    The idea is that of multilingual self-distillation (arXiv 2605.02971, of which only the abstract was read): a model
+    learns its own distributions in a language with more resources. According to the abstract, the model writes the
+    responses there, and tokens have weights that depend on teacher and student. This form is derived here: the
+    responses are those of the data, and only their first positions are compared, because a refusal usually begins
+    there. All positions count alike. No published result is known for it.
 
     Args:
         weight: Factor of the loss. 0 turns the term off.

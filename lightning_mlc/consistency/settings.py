@@ -26,7 +26,8 @@ class Consistency:
     Args:
         mlc: Multi-lingual consistency: pulls the representations of a prompt onto one line.
         contrast: Keeps different prompts apart: a translation should be closer to its own prompt than to others.
-        retain: Keeps the hidden states of ordinary prompts, or what the model says first, where the reference has them.
+        retain: Keeps ordinary prompts near the reference: their hidden states, or the distribution of the first token
+            of the response.
         pairwise_cosine: Gives the representations of each pair of languages the same direction.
         source_cosine: Gives each representation the direction of the source language's.
         mpo: Makes reward gaps as large as in the source language.
@@ -34,7 +35,7 @@ class Consistency:
         self_distillation: Teaches the model to begin its response to a translation as it would in the source language.
         layer: The layer whose hidden states are compared: an integer index (0: the embeddings, -1: after the last
             layer and the final norm), a fraction of the depth (0.5: the middle), or ``auto``: ``fit`` measures all
-            layers before training, and takes the one whose states cluster most by prompt, compared with by language.
+            layers before training, and takes the one with the largest silhouette by prompt minus that by language.
         extractor: ``linear`` trains a linear map of the hidden states, ``frozen`` keeps this map as it was
             initialised, ``none`` compares the hidden states themselves.
         extractor_dim: Output width of the extractor, at least 2.

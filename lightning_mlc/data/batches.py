@@ -57,11 +57,12 @@ class Batch:
     responses: tuple[TokenRows, ...]
     """Rows that end with a response: in training in the source language, in validation in all languages."""
     prompts: tuple[TokenRows, ...]
-    """Rows that are a prompt alone: in training the translations, in prediction all languages."""
+    """Rows without a response that is scored: in training the translations, in prediction all languages. They may end
+    with the beginning of the source language's response, where its first positions are compared."""
     normalizers: Normalizers
     translations: tuple[TokenRows, ...] = ()
-    """Rows of the other languages with responses, in training with terms that compare these. ``prompts`` is then
-    empty."""
+    """Rows of the other languages with responses, in training with terms that compare these. ``prompts`` then has only
+    rows whose first positions are compared, for languages with responses of their own."""
     mismatched: tuple[TokenRows, ...] = ()
     """Rows in the source language that end with a response to another prompt. They are scored, without a gradient."""
     is_ordinary: Tensor | None = None

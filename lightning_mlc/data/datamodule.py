@@ -50,8 +50,8 @@ class MultilingualData(LightningDataModule):
 
     Args:
         train_path: Training data: a JSONL, JSON, CSV or Parquet file, a folder of ``datasets.save_to_disk``,
-            ``hf://owner/name?split=train``, or ``sample`` for the data that ships with the package. A list mixes
-            several, each in its own layout; so can the other paths.
+            ``hf://owner/name?split=train``, or ``sample`` for the data that ships with the package. A list
+            of these trains as one, each in its own layout. The other paths may be lists, too.
         val_path: Validation data; null holds out a share of the training rows.
         test_path: Data for ``test``.
         predict_path: Data for ``predict``; null takes the validation rows.

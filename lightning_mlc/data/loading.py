@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +11,7 @@ from pathlib import Path
 from datasets import Dataset
 
 from lightning_mlc.data.file_layouts import parse_rows
-from lightning_mlc.data.reading import locate, read_several
+from lightning_mlc.data.reading import HUB, locate, read_several
 from lightning_mlc.data.records import KIND_NAMES, DataKind
 from lightning_mlc.data.remarks import warn_of_cut_texts, warn_of_empty_responses
 from lightning_mlc.data.scratch import scratch_folder
@@ -72,7 +73,7 @@ class TableLoader:
             tables = {}
             for split, spool in spools.items():
                 built = None if self.inspect is None else partial(self.inspect, paths[split])
-                names = ", ".join(Path(path).name for path in paths[split])
+                names = ", ".join(map(short_name, paths[split]))
                 table = tables[split] = tokenised_table(
                     spool, chosen, chat, self.cache_dir, self.num_proc, names, built
                 )
@@ -101,10 +102,16 @@ def by_split(**given: str | list[str] | None) -> dict[str, tuple[str, ...]]:
     found = {}
     for split, paths in given.items():
         found[split] = () if paths is None else (paths,) if isinstance(paths, str) else tuple(paths)
-        for path in found[split]:
-            if found[split].count(path) > 1:
+        files = [path if path.startswith(HUB) else os.path.realpath(path) for path in found[split]]
+        for path, file in zip(found[split], files, strict=True):
+            if files.count(file) > 1:
                 raise UserError(f"data.{split}_path", f"names {path} twice")
     return found
+
+
+def short_name(path: str) -> str:
+    """A path without its folders; a data set on the hub keeps its whole name."""
+    return path if path.startswith(HUB) else Path(path).name
 
 
 def named(paths: Sequence[str]) -> str:

@@ -84,16 +84,27 @@ def read_rows(path: str, option: str) -> Iterator[tuple[Place, Row]]:
 def read_several(paths: Sequence[str], option: str) -> Iterator[tuple[Place, Row]]:
     """Read the rows of one or several data sources, one source after the other, as :func:`read_rows` does.
 
-    Files with the same name in different folders are told apart in the places of their rows by their folders.
+    Sources with the same name are told apart by their paths in the places of their rows.
 
     Args:
         paths: The sources.
         option: Configuration key of the paths, for errors.
     """
-    names = [Path(path).name for path in paths]
+    names = [_name_in_places(path, option) for path in paths]
     for path, name in zip(paths, names, strict=True):
         for place, row in read_rows(path, option):
             yield place if names.count(name) == 1 else Place(path, place.number), row
+
+
+def _name_in_places(path: str, option: str) -> str:
+    """What :func:`read_rows` calls the source in the places of its rows."""
+    location = locate(path, option)
+    return _hub_name(path) if location is None else location.name
+
+
+def _hub_name(path: str) -> str:
+    parts = urlsplit(path)
+    return f"{parts.netloc}{parts.path}".strip("/")
 
 
 def _rows(path: str, option: str) -> Iterator[tuple[Place, Row]]:
@@ -157,7 +168,7 @@ def _hub_rows(path: str, option: str) -> Iterator[tuple[Place, Row]]:
     # A plus joins splits here. In a URL's query it would mean a space.
     given = parse_qs(parts.query.replace("+", "%2B"), keep_blank_values=True)
     query = {key: values[0] for key, values in given.items() if len(values) == 1 and values[0]}
-    name = f"{parts.netloc}{parts.path}".strip("/")
+    name = _hub_name(path)
     wrong = given.keys() - {"split", "name", "revision"} or given.keys() - query.keys()
     if wrong or name.count("/") != 1 or parts.fragment:
         raise UserError(option, f"write {HUB}owner/name?split=train&name=CONFIG&revision=SHA, got {path}")

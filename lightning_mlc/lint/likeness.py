@@ -90,8 +90,8 @@ class LikenessCheck(Check):
         for (language, part), column in self._columns.items():
             what = "" if part == "prompt" else f" ({part})"
             if column.is_large and not column.tells:
-                note = f"only {column.share_nearer:.0%} of the texts{what} are more like their source than like another"
-                yield self.found_in_column(language, f"{note}: {self.doubt}")
+                note = f"only {column.share_nearer:.0%} of the texts{what} score higher with their own source"
+                yield self.found_in_column(language, f"{note} than with another: {self.doubt}")
             if (lost := sum(map(isnan, column.own))) > LOST * len(column.own):
                 yield self.found_in_column(language, f"{lost} of {len(column.own)} texts{what} have no {self.unit}")
 

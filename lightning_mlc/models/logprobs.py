@@ -115,7 +115,7 @@ def next_logits(model: PreTrainedModel, decoder: str | None, hidden: Tensor) -> 
         hidden: (P, H): last hidden states.
 
     Returns:
-        (P, V), in the precision of the model.
+        (P, V), in the precision of the forward pass.
     """
     assert decoder is not None, "without a decoder no shortcut is on"
     return _logits(head_of(model, decoder), hidden)

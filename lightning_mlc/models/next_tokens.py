@@ -2,7 +2,7 @@
 
 Position 1 is the end of the prompt, which predicts the first token of the response; position k is its token k - 1.
 Consistency terms compare these distributions between languages, or with those of the reference. Logits exist for these
-positions only, in the model's own precision.
+positions only, in the precision of the forward pass.
 """
 
 from __future__ import annotations

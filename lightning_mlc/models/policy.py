@@ -56,7 +56,8 @@ class RowOutputs(NamedTuple):
     pooled: Tensor | None = None
     """(N, H) float32 (float64 for a float64 model): state after the final norm, averaged over the sequence."""
     next_logits: Tensor | None = None
-    """(P, V), in the model's precision: logits of the next token at the first positions (``TokenRows.first``)."""
+    """(P, V), in the precision of the forward pass: logits of the next token at the first positions
+    (``TokenRows.first``)."""
 
 
 class Policy(nn.Module):

@@ -35,6 +35,8 @@ OVERALL = {
     "mlc/extracted/explained_variance": "explained variance, extracted",
     "mlc/extracted/min_cosine": "smallest cosine, extracted",
     "mlc/extracted/excess": "MLC loss above its floor, extracted",
+    "contrast/loss": "contrast loss",
+    "retain/loss": "retain loss",
     "pairwise_cosine/loss": "pairwise cosine loss",
     "source_cosine/loss": "source cosine loss",
     "mpo/loss": "MPO loss",

@@ -27,7 +27,7 @@ from lightning_mlc.data.rows import NO_RESPONSE, TokenSequence
 from lightning_mlc.data.sampling import MicroBatch
 from lightning_mlc.data.tokenised import TokenisedExample
 from lightning_mlc.distributed.sharding import FSDP2
-from lightning_mlc.errors import UserError
+from lightning_mlc.errors import UserError, first_line
 from lightning_mlc.lightning_internals import checkpoint_to_load
 from lightning_mlc.metrics import LayerChoice
 from lightning_mlc.models.compiling import uncompiled
@@ -153,6 +153,8 @@ def _choose_together(policy: Policy, data: MultilingualData, trainer: Trainer) -
                 layer = choose(policy, data, shown=trainer.progress_bar_callback is not None)
         except UserError as found:
             error = found
+        except torch.OutOfMemoryError as found:
+            error = UserError(OPTION, f"there is no memory to choose a layer ({first_line(found)}); give its number")
     raise_together(error)
     layer = trainer.strategy.broadcast(layer)
     assert layer is not None

@@ -8,12 +8,12 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
 
 from lightning_mlc.consistency import Consistency
+from lightning_mlc.data.loading import short_name
 from lightning_mlc.objectives import Objective
 from lightning_mlc.processes import DataParallel
 from lightning_mlc.reference import ReferenceSettings
@@ -60,7 +60,7 @@ def describe_run(
             "processes": DataParallel.of(trainer).size,
         },
         "data": {
-            "name": ", ".join(map(_name, data.paths["train"])) or None,
+            "name": ", ".join(map(short_name, data.paths["train"])) or None,
             "fingerprint": data.fingerprint("train"),
             "examples": len(data.keys("train")),
             "responses": data.kind,
@@ -120,10 +120,6 @@ def _plain(options: dict[str, Any], owner: type) -> dict[str, Any]:
         elif isinstance(value, list | tuple) and all(isinstance(item, kept) for item in value):
             found[name] = list(value)
     return found
-
-
-def _name(path: str) -> str:
-    return path if path.startswith("hf://") else Path(path).name
 
 
 def _version(package: str) -> str | None:

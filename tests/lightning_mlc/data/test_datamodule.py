@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 
 from lightning_mlc.data.batches import Batch
 from lightning_mlc.data.datamodule import MultilingualData
+from lightning_mlc.data.reading import read_several
 from lightning_mlc.data.row_plan import RowPlan
 from lightning_mlc.errors import UserError
 
@@ -71,6 +72,13 @@ def test_files_with_one_name_are_told_apart_by_their_folders(tiny_model: Path, t
     assert sorted(found) == sorted(f"{path} row {number}" for path in paths for number in (1, 2))
 
 
+def test_the_sample_and_a_file_of_its_name_are_told_apart(tmp_path: Path) -> None:
+    own = str(write_jsonl(tmp_path / "sample.jsonl", [{"prompt": "Hello", "response": "Hello."}]))
+    places = [place for place, _ in read_several(["sample", own], "data.train_path")]
+    assert places[0] == "sample row 1"
+    assert places[-1] == f"{own} row 1"
+
+
 @pytest.mark.parametrize(
     ("second", "message"),
     [
@@ -92,8 +100,9 @@ def test_files_that_do_not_go_together_are_refused(
 
 
 def test_a_file_that_is_named_twice_is_refused(tiny_model: Path, pairs_file: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.train_path: names .*pairs\.jsonl twice"):
-        mixed(tiny_model, [pairs_file, pairs_file])
+    for again in (pairs_file, f"{pairs_file.parent}/./pairs.jsonl"):
+        with pytest.raises(UserError, match=r"data\.train_path: names .*pairs\.jsonl twice"):
+            mixed(tiny_model, [pairs_file, again])
 
 
 def test_a_second_command_has_the_same_split(tiny_model: Path, pairs_file: Path) -> None:
