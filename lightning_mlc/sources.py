@@ -23,6 +23,8 @@ PACKAGE_PREFIX = "package:"
 """``package:NAME`` means the folder of an installed Python package that contains model files."""
 
 CONFIG = "config.json"
+_OTHER_SHAPES = "ignore_mismatched_sizes"
+"""The option of transformers that its error names if shapes differ. It has no exception of its own for this."""
 ADAPTER_CONFIG = "adapter_config.json"
 CHAT_TEMPLATES = {path.stem: path for path in sorted((Path(__file__).parent / "chat_templates").glob("*.jinja"))}
 """Chat templates that have a name: ``plain`` works with every tokenizer, the others with those that have their tokens.
@@ -298,4 +300,12 @@ def from_pretrained(load: Callable[..., _T], source: ModelSource, what: str, **k
             remedy = f"there is no folder {source.hub_id} here, so it was taken for a hub id; check its spelling"
         raise UserError(
             "model.name_or_path", f"cannot load a {what} from {source} ({first_line(error).strip()}); {remedy}"
+        ) from error
+    except RuntimeError as error:
+        if _OTHER_SHAPES not in str(error):
+            raise
+        raise UserError(
+            "model.name_or_path",
+            f"the weights of {source} have other shapes than its configuration says; give a model whose {CONFIG} and "
+            "weights belong together",
         ) from error

@@ -108,7 +108,8 @@ def _models(options: argparse.Namespace, stack: ExitStack) -> dict[str, Any]:
             from lightning_mlc.sources import ModelSource
 
             # It warns of weights that the checks do not need. Others that are missing are an error.
-            logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
+            # A level instead of a filter would turn on a warning that only distributed models need.
+            logging.getLogger("transformers.modeling_utils").addFilter(_is_error)
             with renamed(("model.name_or_path",), f"--{name}"):
                 found[name] = ModelSource.parse(model)
     if options.translator is not None:
@@ -120,6 +121,10 @@ def _models(options: argparse.Namespace, stack: ExitStack) -> dict[str, Any]:
         stack.callback(found["translator"].close)
         say(f"texts to be translated back: {found['translator'].destination}")
     return found
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def _write(options: argparse.Namespace, report: Report) -> list[str]:

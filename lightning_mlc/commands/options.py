@@ -20,6 +20,16 @@ _OF_KEY = re.compile(r'^Parser key "([\w.\[\]-]+)":\s*(.*)')
 _UNION = re.compile(
     r"Does not validate against any of the Union subtypes.* Errors: - (.*?) - Expected a <class 'NoneType'>.*"
 )
+_SUBTYPES = re.compile(r"Subtypes: \[(?P<types>.*)\] Errors: .* Given value type: .*? Given value: (?P<value>.*)")
+_TYPE = re.compile(r"<class '\w+'>|list\[str\]|typing\.Literal\[[^\]]*\]")
+_TYPE_NAMES = {
+    "<class 'str'>": "text",
+    "<class 'int'>": "a whole number",
+    "<class 'float'>": "a number",
+    "<class 'bool'>": "true or false",
+    "list[str]": "a list of texts",
+    "<class 'NoneType'>": "null",
+}
 _TRUTH_VALUE = re.compile(r"Expected a <class 'str'>\. Got value: (True|False)\b")
 LONGEST = 300
 """The most characters of a message."""
@@ -46,6 +56,7 @@ def explain(error: argparse.ArgumentError, parsers: Sequence[argparse.ArgumentPa
         command: The command, such as ``lightning-mlc fit``.
     """
     message = " ".join(str(error).split())
+    message = _of_several_types(message) or message
     # For an option that may be null, keep the first error only. The second says that the value is not null.
     message = _UNION.sub(r"\1", message)
     if unknown := _UNKNOWN.search(message):
@@ -65,3 +76,19 @@ def explain(error: argparse.ArgumentError, parsers: Sequence[argparse.ArgumentPa
             option, f"must be text, got {truth[1]}; YAML reads {written} as a truth value, so put it in quotes"
         )
     return UserError(option, message if len(message) <= LONGEST else f"{message[: LONGEST - 4].rstrip()} ...")
+
+
+def _of_several_types(message: str) -> str | None:
+    """Which types an option may have, and what it got. None if the message is not about plain types, or about one."""
+    found = _SUBTYPES.search(message)
+    if found is None:
+        return None
+    types = _TYPE.findall(found["types"])
+    if ", ".join(types) != found["types"] or len(types) - ("<class 'NoneType'>" in types) < 2:
+        return None
+    if "<class 'float'>" in types and "<class 'int'>" in types:  # a whole number is a number
+        types.remove("<class 'int'>")
+    literals = (name.removeprefix("typing.Literal[").removesuffix("]").replace("'", "") for name in types)
+    *names, last = (_TYPE_NAMES.get(name, literal) for name, literal in zip(types, literals, strict=True))
+    wanted = f"{', '.join(names)} or {last}" if names else last
+    return f"{message[: found.start()].partition('Does not validate')[0]}must be {wanted}, got {found['value']}"

@@ -189,7 +189,7 @@ class TrainingCLI(CommandLine):
         require_supported(options["strategy"])
         try:
             return super().make_trainer(options, callbacks)
-        except (ValueError, MisconfigurationException) as error:  # Lightning refuses the options
+        except (TypeError, ValueError, MisconfigurationException) as error:  # Lightning refuses the options
             raise UserError("trainer", " ".join(str(error).split())) from error
 
     def method_keywords(self, subcommand: str) -> dict[str, Any]:

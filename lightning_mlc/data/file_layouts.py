@@ -76,7 +76,7 @@ def parse_rows(rows: Iterable[tuple[Place, Row]], source_language: str) -> Itera
             raise UserError(
                 where,
                 f"has {KIND_NAMES[example.kind]}, the rows before it have {KIND_NAMES[kind]}; "
-                "keep data of different kinds in separate files",
+                "train data of different kinds in separate runs",
             )
         yield example
 

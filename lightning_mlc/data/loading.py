@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 
@@ -97,15 +98,25 @@ def by_split(**given: str | list[str] | None) -> dict[str, tuple[str, ...]]:
     """The paths of each split, from options that take one path or several. A split that is not set has none.
 
     Raises:
-        UserError: An option names a path twice.
+        UserError: An option is neither a path nor a list of paths, or names a file twice.
     """
-    found = {}
-    for split, paths in given.items():
-        found[split] = () if paths is None else (paths,) if isinstance(paths, str) else tuple(paths)
-        files = [path if path.startswith(HUB) else os.path.realpath(path) for path in found[split]]
-        for path, file in zip(found[split], files, strict=True):
-            if files.count(file) > 1:
-                raise UserError(f"data.{split}_path", f"names {path} twice")
+    return {split: _paths(f"data.{split}_path", paths) for split, paths in given.items()}
+
+
+def _paths(option: str, given: Any) -> tuple[str, ...]:
+    if given is None:
+        return ()
+    each = [given] if isinstance(given, str | os.PathLike) else given
+    if not isinstance(each, list | tuple) or not all(path and isinstance(path, str | os.PathLike) for path in each):
+        raise UserError(option, f"must be a path, a list of paths or null, got {given!r}")
+    if not each:
+        raise UserError(option, "is an empty list; name a file, or give null")
+    found = tuple(os.fspath(path) for path in each)
+    # A file has many names, such as a.jsonl and ./a.jsonl.
+    files = [os.path.realpath(path) if os.path.exists(path) else path for path in found]
+    for path, file in zip(found, files, strict=True):
+        if files.count(file) > 1:
+            raise UserError(option, f"names {path} twice")
     return found
 
 

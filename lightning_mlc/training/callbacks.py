@@ -230,6 +230,9 @@ class EvaluationReport(Callback):
         out = Path(trainer.default_root_dir)
         wrote = []
         if self.measured_at is not None:
+            if self.before is not None and _languages(self.before) != _languages(pl_module.validation_results):
+                self.before = self.before_cosines = None
+                print("no values before training: those of the checkpoint are of other languages")
             wrote = self._write(pl_module, out / "report", trainer)
             _print_tables(self.before, pl_module)
             if self.measured_at != trainer.global_step:
@@ -266,6 +269,11 @@ class EvaluationReport(Callback):
         }
         write_whole(folder / "summary.json", json.dumps(summary, indent=2))
         return [folder / name for name in ("validation.csv", "languages.png", "cosines.png", "summary.json")]
+
+
+def _languages(results: Mapping[str, float]) -> list[str]:
+    """The names of what was measured in each language, in the order of the languages."""
+    return [name for name in results if name.startswith("val/nll/")]
 
 
 def peak_memory(device: torch.device) -> int:

@@ -63,6 +63,12 @@ def test_runs_as_a_module() -> None:
         (["fit", "--config=quickstart", "--model.objective=Nothing"], "Expected a dot import path string: Nothing"),
         (["fit", "--config=quickstart", "--model.objective=SFT", "--model.objective.beta=1"], "'beta' is not accepted"),
         (["fit", "--config=quickstart", "--model.lora.r=x"], "x"),
+        (["fit", "--config=quickstart", "--model.consistency.layer=Auto"], "layer: must be a number or auto, got Auto"),
+        (
+            ["fit", "--config=quickstart", "--trainer.limit_train_batches=x"],
+            "trainer.limit_train_batches: must be a number or null, got x",
+        ),
+        (["fit", "--config=quickstart", "--trainer.devices=[x]", "--trainer.accelerator=cpu"], "trainer: "),
         (["fit", "--config=quickstart", "--data.languages=[en,tlh1]"], "data.languages: 'tlh1' is not a language code"),
         (["fit", "--config=quickstart", "--data.languages=[en,EN]"], "language 'en' is given twice"),
         (
@@ -90,6 +96,16 @@ def test_a_wrong_call_gets_one_line(
     assert "Union" not in errors[0]
     assert printed.out == ""
     assert not any(tmp_path.iterdir())
+
+
+def test_a_configuration_file_with_a_wrong_list_gets_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "run.yaml").write_text("data:\n  train_path: [a.jsonl, null]\n")
+    assert main(["fit", "--config=quickstart", f"--config={tmp_path / 'run.yaml'}"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "error: data.train_path: must be text, a list of texts or null, got ['a.jsonl', None]"
+    )
 
 
 def test_a_missing_file_is_told_before_the_model_is_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

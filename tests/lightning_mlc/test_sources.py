@@ -1,12 +1,15 @@
-"""Names of models that can only be mistyped paths are refused before the hub is asked."""
+"""Names of models that can only be mistyped paths are refused before the hub is asked; models that cannot be loaded."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import save_model
 from huggingface_hub import constants
+from transformers import AutoModelForCausalLM
 
 from lightning_mlc.errors import UserError
 from lightning_mlc.sources import ModelSource, from_pretrained
@@ -76,3 +79,18 @@ def test_ids_of_the_hub_are_loaded(here: Path) -> None:
     (here / "hub" / "models--owner--name" / "refs").mkdir()
     (here / "hub" / "models--owner--name" / "refs" / "main").write_text(commit)
     assert asked(ModelSource("owner/name")) == ["owner/name"]
+
+
+def test_weights_of_another_configuration_are_refused(tmp_path: Path) -> None:
+    file = save_model(tmp_path / "model") / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "intermediate_size": 64}))
+    with pytest.raises(UserError, match=r"model have other shapes than its configuration says; give a model whose"):
+        from_pretrained(AutoModelForCausalLM.from_pretrained, ModelSource(str(tmp_path / "model")), "model")
+
+
+def test_other_errors_of_torch_are_not_hidden(here: Path) -> None:
+    def load(name: str, **keywords: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        from_pretrained(load, ModelSource("gpt2"), "model")

@@ -105,6 +105,38 @@ def test_a_file_that_is_named_twice_is_refused(tiny_model: Path, pairs_file: Pat
             mixed(tiny_model, [pairs_file, again])
 
 
+def test_a_file_under_two_names_is_refused(
+    tiny_model: Path, tmp_path: Path, pairs_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows without an id would be trained on twice, and held out while their copies are trained on."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link.jsonl").symlink_to(pairs_file)
+    for second in ("./pairs.jsonl", "link.jsonl", str(pairs_file)):
+        with pytest.raises(UserError, match=r"data\.train_path: names pairs\.jsonl twice"):
+            mixed(tiny_model, ["pairs.jsonl", second])
+
+
+def test_paths_of_python_are_paths(tiny_model: Path, pairs_file: Path) -> None:
+    one, several = (
+        MultilingualData(train_path=given, name_or_path=str(tiny_model)) for given in (pairs_file, [pairs_file])
+    )  # type: ignore[arg-type]
+    for data in (one, several):
+        data.setup("fit")
+        assert len(ids(data.train_dataloader())) == 11
+
+
+@pytest.mark.parametrize("given", [["a.jsonl", None], ["a.jsonl", ["b.jsonl"]], [3], [""], "", 3, {"a.jsonl": 1}])
+def test_what_is_no_list_of_paths_is_refused(given: Any) -> None:
+    with pytest.raises(UserError, match=r"data\.val_path: must be a path, a list of paths or null, got "):
+        MultilingualData(val_path=given)
+
+
+def test_an_empty_list_is_not_null(pairs_file: Path) -> None:
+    """Null holds out training rows instead; a list that a script left empty must not mean that."""
+    with pytest.raises(UserError, match=r"data\.val_path: is an empty list; name a file, or give null"):
+        MultilingualData(train_path=str(pairs_file), val_path=[])
+
+
 def test_a_second_command_has_the_same_split(tiny_model: Path, pairs_file: Path) -> None:
     data = ready(tiny_model, pairs_file, val_share=0.25)
     before = [ids(loader) for loader in (data.train_dataloader(), data.val_dataloader(), data.predict_dataloader())]

@@ -280,6 +280,28 @@ def test_resumed_run_continues_and_explicit_options_win(tiny_model: Path, pairs_
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("others", [("fr", "de"), ("fr",)], ids=["as many", "fewer"])
+def test_a_run_that_goes_on_in_other_languages_does_not_compare_them(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], others: tuple[str, ...]
+) -> None:
+    """Swahili before training is no value of French. Between two epochs, the data may change."""
+    rows = example_rows(8)
+    translated = [
+        {**row, "prompt": dict(zip(("en", *others), row["prompt"].values(), strict=False))} for row in example_rows(8)
+    ]
+    first, second = (write_jsonl(tmp_path / f"{i}.jsonl", data) for i, data in enumerate((rows, translated)))
+    more = ("--data.val_share=0.5", "--data.batch_size=2")
+    run(arguments("fit", tiny_model, first, tmp_path / "a", *more, "--trainer.max_steps=2"))
+    capsys.readouterr()
+    last = f"--ckpt_path={tmp_path / 'a' / 'checkpoints' / 'last.ckpt'}"
+    run(arguments("fit", tiny_model, second, tmp_path / "b", *more, "--trainer.max_steps=4", last))
+    assert "no values before training: those of the checkpoint are of other languages" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "b" / "report" / "summary.json").read_text())
+    assert summary["before"] is summary["cosines_before"] is None
+    assert summary["languages"] == ["en", *others]
+    assert "val/nll/fr" in summary["after"]
+
+
 def test_a_run_by_tokens_resumes_in_the_middle_of_an_epoch(tiny_model: Path, tmp_path: Path) -> None:
     rows = example_rows(24)
     for number, row in enumerate(rows):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,18 @@ from lightning_mlc.cli import main
 from lightning_mlc.errors import UserError
 from lightning_mlc.lint.check import LintSettings
 from lightning_mlc.lint.linting import choose_checks
+
+
+class Heard(logging.Handler):
+    """Keeps what is logged. transformers' loggers hand nothing on to those above them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
 
 LENGTHS = [8 + n if n % 2 else 60 - n for n in range(40)]
 """Neighbours differ, so that each text has a bad score with the source of the row before."""
@@ -95,3 +108,15 @@ def test_it_needs_a_model_of_its_kind(tmp_path: Path, capsys: pytest.CaptureFixt
         told = capsys.readouterr().err
         assert f"error: {said}" in told
         assert len(told.splitlines()) == 1
+
+
+def test_loading_a_model_says_nothing(tmp_path: Path, model: Path) -> None:
+    """Of layers that several devices would share, for example: there is one device."""
+    path = str(write_jsonl(tmp_path / "a.jsonl", rows({})))
+    heard, logger = Heard(), logging.getLogger("transformers")
+    logger.addHandler(heard)
+    try:
+        assert main(["lint", path, "--quality", str(model), "--device", "cpu", "--only", "quality"]) == 0
+    finally:
+        logger.removeHandler(heard)
+    assert heard.messages == []
