@@ -224,13 +224,13 @@ def test_a_checkpoint_of_a_deeper_model_is_refused(
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("processes")
-@pytest.mark.parametrize("strategy", ["ddp", "lightning_mlc.distributed.sharding.FSDP2"])
+@pytest.mark.parametrize("strategy", ["--trainer.strategy=ddp", "--config=strategy/fsdp2"], ids=["ddp", "fsdp2"])
 def test_all_processes_have_the_layer_of_the_first(
     strategy: str, layered: tuple[Path, Path, Path], chosen: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    more = {"trainer.devices": 2, "trainer.strategy": strategy, "trainer.max_steps": 3}
-    command = [sys.executable, "-m", "lightning_mlc", *arguments("fit", *layered[:2], out, AUTO, **more)]
+    options = arguments("fit", *layered[:2], out, AUTO, strategy, **{"trainer.devices": 2})
+    command = [sys.executable, "-m", "lightning_mlc", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stderr.count("layer: 2 of 3 (silhouette by prompt") == 1
