@@ -245,7 +245,7 @@ def changed(**changes: Any) -> dict[str, Any]:
         ),
         (
             changed(chosen=..., rejected=..., response="x", label=True),
-            "row 2: has a response with a label, the rows before it have a chosen and a rejected response; keep",
+            "row 2: has a response with a label, the rows before it have a chosen and a rejected response; train",
         ),
         (changed(id="r0"), r"row 2: the id 'r0' is taken by a\.jsonl row 1"),
         (changed(id=[1]), "row 2: 'id' must be a string"),
