@@ -181,6 +181,11 @@ def read_grid(path: Path) -> StudyGrid:
             raise UserError(name, f"must be an integer of at least {least}, got {number!r}")
     if evaluation.responses not in ("all", "source"):
         raise UserError("evaluation.responses", f"must be all or source, got {evaluation.responses!r}")
+    source = shared.get("data.source_language", "en")
+    if evaluation.languages is not None and evaluation.languages[:1] != (source,):
+        raise UserError(
+            "evaluation.languages", f"must begin with '{source}', the language of the responses, whose NLL is measured"
+        )
     if 0 < evaluation.generate < 2 or evaluation.generate > data.heldout:
         raise UserError(
             "evaluation.generate",

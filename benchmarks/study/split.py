@@ -10,7 +10,6 @@ from typing import Any
 
 from benchmarks.study.grid import DataSettings
 from lightning_mlc.data.file_layouts import parse_rows
-from lightning_mlc.data.kinds import HARMFUL, ORDINARY, Kind
 from lightning_mlc.data.reading import read_rows
 from lightning_mlc.data.tokenization import ChatTokenizer
 from lightning_mlc.errors import UserError
@@ -48,7 +47,7 @@ def split_rows(
         data: Rows to train on, and to measure unless ``settings.heldout_from`` has those.
         settings: Which rows to use.
         source_language: Language of the responses.
-        chat: Tokenizer of the model, for the lengths.
+        chat: Tokenizer of the model. It measures the lengths.
         folder: Where the files are written.
         ordinary: Prompts in the source language that are measured apart, so that they are not trained on either.
 
@@ -58,8 +57,7 @@ def split_rows(
     groups, long = _by_prompt(data, "--data", settings, source_language, chat)
     sources = groups
     if settings.heldout_from is not None:
-        where = "data.heldout_from"
-        sources, _ = _by_prompt(settings.heldout_from, where, settings, source_language, chat, only=HARMFUL)
+        sources, _ = _by_prompt(settings.heldout_from, "data.heldout_from", settings, source_language, chat, True)
     heldout: list[dict[str, Any]] = []
     measured = set()
     for key, group in sorted(sources.items()):
@@ -98,17 +96,17 @@ def _by_prompt(
     settings: DataSettings,
     source_language: str,
     chat: ChatTokenizer,
-    only: Kind | None = None,
+    harmful_only: bool = False,
 ) -> tuple[dict[str, list[dict[str, Any]]], int]:
     """Return the rows in ``path`` by the digest of their prompt, and the number of those that are too long.
 
-    ``only`` keeps rows of this kind; a row that does not say what kind it is counts as harmful.
+    ``harmful_only`` leaves ordinary rows out. A row that does not say what kind it is counts as harmful.
     """
     raw = list(read_rows(path, option))
     groups: dict[str, list[dict[str, Any]]] = {}
     long = 0
     for (_, row), example in zip(raw, parse_rows(raw, source_language), strict=True):
-        if only is not None and (ORDINARY if example.ordinary else HARMFUL) != only:
+        if harmful_only and example.ordinary:
             continue
         if example.chosen is None or example.rejected is None:
             raise UserError(example.where, "a study measures preference rows, with 'chosen' and 'rejected'")

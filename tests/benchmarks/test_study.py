@@ -107,6 +107,7 @@ def test_commands_of_the_page_are_ones_that_parse() -> None:
         ({"data": {"held_out": 4}}, r"data\.held_out: there is no such key; did you mean heldout\?"),
         ({"data": {"heldout": 1}}, r"data\.heldout: must be an integer of at least 2"),
         ({"evaluation": {"generate": 5}}, r"evaluation\.generate: must be 0, or between 2 and data\.heldout"),
+        ({"evaluation": {"languages": ["zh", "en"]}}, r"evaluation\.languages: must begin with 'en', the language of"),
         ({"evaluation": {"responses": "some"}}, r"evaluation\.responses: must be all or source, got 'some'"),
         ({"evaluation": {"judges": ["gpt"]}}, r"judges: there is no judge 'gpt'"),
         (
