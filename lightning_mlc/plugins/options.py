@@ -9,11 +9,11 @@ from typing import Any, TypeVar, get_type_hints
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from lightning_mlc.data.reading import locate
-from lightning_mlc.errors import UserError, did_you_mean
+from lightning_mlc.errors import UserError
 from lightning_mlc.models.layers import AUTO
 from lightning_mlc.plugins.prompts import read_prompts
 from lightning_mlc.plugins.regularizer import OPTIONS, MLCRegularizer
-from lightning_mlc.plugins.settings import no_auto, settings_of
+from lightning_mlc.plugins.settings import no_auto, no_such_option, settings_of
 from lightning_mlc.plugins.trainer import add_mlc
 
 T = TypeVar("T", bound=Any)
@@ -96,9 +96,8 @@ def _first(error: ValidationError) -> UserError:
     name = str(found["loc"][0])
     if name == "layer" and found["input"] == AUTO:
         return no_auto("mlc.layer")
-    known = list(MLCOptions.model_fields)
     if found["type"] == "extra_forbidden":
-        return UserError(f"mlc.{name}", "is no option" + did_you_mean(name, known, f"; options are {', '.join(known)}"))
+        return no_such_option(f"mlc.{name}", name, list(MLCOptions.model_fields))
     if found["type"] == "missing":
         return UserError(f"mlc.{name}", "is missing; give a file of prompts in several languages")
     return UserError(f"mlc.{name}", f"cannot be {found['input']!r}: {found['msg'][0].lower()}{found['msg'][1:]}")

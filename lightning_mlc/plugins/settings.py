@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 from lightning_mlc.consistency import MLC, Consistency
-from lightning_mlc.errors import UserError
-from lightning_mlc.models.layers import AUTO, resolve_layer
+from lightning_mlc.errors import UserError, did_you_mean
+from lightning_mlc.models.layers import AUTO, Layer, resolve_layer
 
 LARGEST_SEED = 2**32 - 1
 """NumPy and the Trainer of transformers take no larger one."""
@@ -18,7 +18,7 @@ def settings_of(
     weight: float,
     temperature: float,
     scale: Literal["top", "none"],
-    layer: int | float,
+    layer: Layer,
     extractor: Literal["frozen", "linear", "none"],
     extractor_dim: int,
     every_n_steps: int,
@@ -32,6 +32,8 @@ def settings_of(
     Raises:
         UserError: An option has a wrong type or is out of range. It is named as there.
     """
+    if layer == AUTO:
+        raise no_auto("layer")
     for name, number in {"weight": weight, "temperature": temperature, "layer": layer}.items():
         _require_type(name, number, (int, float), "a number")
     for name, count in {
@@ -68,10 +70,13 @@ def settings_of(
 
 
 def _require_type(option: str, value: object, types: tuple[type, ...], named: str) -> None:
-    if option == "layer" and value == AUTO:
-        raise no_auto(option)
     if isinstance(value, bool) or not isinstance(value, types):
         raise UserError(option, f"must be {named}, got {value!r}")
+
+
+def no_such_option(option: str, name: str, known: Sequence[str]) -> UserError:
+    """The error for the unknown ``name`` of an option, which messages call ``option``."""
+    return UserError(option, "is no option" + did_you_mean(name, known, f"; options are {', '.join(known)}"))
 
 
 def no_auto(option: str) -> UserError:

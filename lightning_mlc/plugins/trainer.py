@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers.trainer_utils import get_last_checkpoint
 
-from lightning_mlc.errors import UserError, did_you_mean
+from lightning_mlc.errors import UserError
 from lightning_mlc.plugins.regularizer import OPTIONS, MLCRegularizer
+from lightning_mlc.plugins.settings import no_such_option
 from lightning_mlc.plugins.states import is_sharded, transformers_model
 
 if TYPE_CHECKING:
@@ -217,8 +218,7 @@ def add_mlc(
     _require_trainer(trainer)
     for name in options:
         if name not in OPTIONS:
-            known = list(OPTIONS)
-            raise UserError(name, "is no option" + did_you_mean(name, known, f"; options are {', '.join(known)}"))
+            raise no_such_option(name, name, list(OPTIONS))
     if isinstance(trainer, MLCTrainerMixin) and trainer.mlc is not None:
         raise UserError("add_mlc", "this trainer has the MLC loss already; call it once")
     if tokenizer is None:
