@@ -1,8 +1,10 @@
-"""Progress bars of other libraries during our commands: they are shown only if a step takes long."""
+"""Other libraries during our commands: they show bars only if a step takes long, and ask no hub unasked."""
 
 from __future__ import annotations
 
 import functools
+import logging
+import os
 import re
 import sys
 import time
@@ -16,6 +18,7 @@ SECONDS = 5.0
 """A step that takes less shows no bar."""
 SECONDS_BETWEEN_LINES = 30.0
 LINE = "{desc}: {n_fmt} of {total_fmt}"
+BITSANDBYTES_KERNEL = "kernels-community/quantization-bitsandbytes"
 
 
 @contextmanager
@@ -26,6 +29,7 @@ def quiet_libraries() -> Iterator[None]:
     download files and map rows. Not all of them have a switch, so ``tqdm`` itself is changed, and restored at the end.
     Programs that import this package keep their bars.
     """
+    _keep_bitsandbytes_local()
     original: Any = tqdm.__init__
 
     @functools.wraps(original)
@@ -46,6 +50,19 @@ def quiet_libraries() -> Iterator[None]:
         yield
     finally:
         changed.__init__ = original
+
+
+def _keep_bitsandbytes_local() -> None:
+    """Keep ``bitsandbytes`` from loading code from the hub while it is imported.
+
+    On CPUs with bfloat16 instructions it does so if the package ``kernels`` is installed, and warns if that fails.
+    ``peft`` imports it for all adapters, quantised or not. Training could not use this code: see
+    :func:`lightning_mlc.models.quantization.keep_trainable`. A value that the user has set stays.
+    """
+    os.environ.setdefault(
+        "LOCAL_KERNELS", f"{BITSANDBYTES_KERNEL}={os.devnull}"
+    )  # no folder, so that it gives up at once
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 class Lines:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -91,6 +93,33 @@ def test_bars_of_other_libraries_are_quiet_for_five_seconds(
     assert tqdm.__init__ is before
     assert list(tqdm(range(3), desc="ours no more")) == [0, 1, 2]
     assert "\r" in capsys.readouterr().err
+
+
+def test_bitsandbytes_asks_no_hub_while_it_is_imported(tmp_path: Path) -> None:
+    """It does on CPUs with bfloat16 instructions alone, so this test makes the same call on any CPU, too."""
+    pytest.importorskip("bitsandbytes")
+    pytest.importorskip("kernels")
+    script = """
+import socket, sys
+
+def refused(*args, **options):
+    print("asked the network", flush=True)
+    raise OSError("no network in this test")
+
+socket.getaddrinfo = socket.create_connection = refused
+from lightning_mlc.progress.quiet import quiet_libraries
+with quiet_libraries():
+    import kernels
+    try:
+        kernels.get_kernel("kernels-community/quantization-bitsandbytes", version=1)
+    except Exception as error:
+        print("gave up:", type(error).__name__)
+    import bitsandbytes
+"""
+    environment = {name: value for name, value in os.environ.items() if name not in ("LOCAL_KERNELS", "HF_HUB_OFFLINE")}
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert re.fullmatch(r"gave up: \w+\n", ended.stdout), ended
+    assert "kernels-community" not in ended.stderr
 
 
 def test_a_bar_is_one_line_every_thirty_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
