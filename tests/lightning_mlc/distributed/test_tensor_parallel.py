@@ -180,7 +180,7 @@ def ended(inputs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -
 def test_split_layers_change_nothing(ended: tuple[Path, dict[str, Ended]]) -> None:
     root, _ = ended
     assert_close(root / "two", root / "one")
-    assert columns(root / "one")["train/kl"][-1] > 0.01  # otherwise the reference would make no difference
+    assert columns(root / "one")["train/kl"][-1] > 0.002  # far above the tolerance, so the reference makes a difference
 
 
 @pytest.mark.slow
@@ -223,7 +223,7 @@ def test_scores_and_responses_are_those_of_one(ended: tuple[Path, dict[str, Ende
     """Scores are computed before training and looked up; responses are written once."""
     root, _ = ended
     found, expected = columns(root / "scores"), columns(root / "one")
-    for name in ("train/loss", "train/rewards/margins", "train/kl"):
+    for name in ("train/objective/loss", "train/rewards/margins", "train/kl"):
         assert found[name][0] == pytest.approx(expected[name][0], rel=1e-4, abs=1e-6), name
     [two] = [path for path in (root / "two").iterdir() if path.name.startswith("predictions")]
     assert records(two) == records(root / "by-one" / "predictions.jsonl")
