@@ -1,5 +1,6 @@
 """The distribution ``lightning-mlc``. From a clone it installs ``mlc_kernels`` too, which needs torch only."""
 
+import os
 import re
 from pathlib import Path
 
@@ -11,6 +12,20 @@ assert VERSION is not None
 # A clone has both packages. A release is built from a tree without kernels/, and requires the distribution mlc-kernels
 # (kernels/setup.py), so that no file is installed twice. .ci/release builds both.
 HAS_KERNELS = (ROOT / "kernels").is_dir()
+# Address of the repository, such as https://github.com/OWNER/NAME. The release workflow knows its own.
+REPOSITORY = os.environ.get("PROJECT_REPOSITORY")
+
+
+def readme() -> str:
+    """README.md. If the repository is known, links have its address, because on PyPI relative ones lead nowhere."""
+
+    def whole(link: re.Match[str]) -> str:
+        kind = "raw" if link[1].endswith((".png", ".svg")) else "blob"
+        return f"]({REPOSITORY}/{kind}/v{VERSION[1]}/{link[1]})"
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.sub(r"\]\((?!https?:|#)([^)]+)\)", whole, text) if REPOSITORY else text
+
 
 # transformers reads GGUF files with both.
 GGUF = ["gguf>=0.10", "accelerate"]
@@ -40,8 +55,16 @@ setup(
     name="lightning-mlc",
     version=VERSION.group(1),
     description="Align a language model with data in one language, and keep it consistent in the others",
-    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description=readme(),
     long_description_content_type="text/markdown",
+    project_urls={
+        "Source": REPOSITORY,
+        "Documentation": f"{REPOSITORY}/tree/main/docs",
+        "Changelog": f"{REPOSITORY}/blob/main/CHANGELOG.md",
+        "Issues": f"{REPOSITORY}/issues",
+    }
+    if REPOSITORY
+    else {},
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.14",

@@ -1,5 +1,6 @@
 """The distribution ``mlc-kernels``: the package ``mlc_kernels`` alone, for those who need the loss and nothing else."""
 
+import os
 import re
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from setuptools import setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "mlc_kernels/__init__.py").read_text())
 assert VERSION is not None
+# Address of the repository. The release workflow knows its own.
+REPOSITORY = os.environ.get("PROJECT_REPOSITORY")
 
 setup(
     name="mlc-kernels",
@@ -15,6 +18,7 @@ setup(
     description="The multi-lingual consistency (MLC) loss as a PyTorch operator with a fused Triton kernel",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    project_urls={"Source": REPOSITORY, "Issues": f"{REPOSITORY}/issues"} if REPOSITORY else {},
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=["mlc_kernels"],

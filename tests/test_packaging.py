@@ -102,6 +102,25 @@ def test_wheel_works_away_from_the_clone(wheel: Path, tmp_path: Path) -> None:
     assert yaml.safe_load(printed)["data"]["train_path"] == "sample"
 
 
+@pytest.mark.parametrize(("folder", "name"), [(".", "lightning_mlc"), ("kernels", "mlc_kernels")])
+def test_a_release_has_the_addresses_of_its_repository(folder: str, name: str, tmp_path: Path) -> None:
+    """On PyPI a relative link leads nowhere. A build that does not know its repository names none."""
+
+    def metadata(**known: str) -> str:
+        environment = {key: value for key, value in os.environ.items() if key != "PROJECT_REPOSITORY"} | known
+        write = [sys.executable, "setup.py", "--quiet", "egg_info", "--egg-base", str(tmp_path)]
+        subprocess.run(write, cwd=ROOT / folder, env=environment, check=True, capture_output=True)
+        return (tmp_path / f"{name}.egg-info" / "PKG-INFO").read_text(encoding="utf-8")
+
+    text = metadata(PROJECT_REPOSITORY="https://example.org/us/it")
+    assert "\nProject-URL: Source, https://example.org/us/it\n" in text
+    assert [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith(("https://", "#"))] == []
+    if folder == ".":
+        assert re.search(r"!\[[^\]]+\]\(https://example.org/us/it/raw/v[\d.]+/docs/images/\w+\.png\)", text)
+        assert "https://example.org/us/it/blob/v" in text
+    assert "example.org" not in metadata()
+
+
 def test_both_distributions_have_the_same_version() -> None:
     """The published lightning-mlc requires mlc-kernels of its own version."""
     versions = {
