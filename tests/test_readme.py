@@ -40,7 +40,9 @@ def commands(page: Path) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_to_files(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)[^)]*\)|src=\"([^\"]+)\"", page.read_text(encoding="utf-8"))
-    targets = [target for pair in links for target in pair if target and "://" not in target]
+    # On GitHub, ../../actions leads from a page of any clone to the runs of its own repository.
+    own = [target for pair in links for target in pair if target and "://" not in target]
+    targets = [target for target in own if not target.startswith("../../actions/workflows/ci.yml")]
     missing = [target for target in targets if not (page.parent / target).exists()]
     assert missing == []
 
