@@ -39,6 +39,7 @@ def main() -> int:
 def write_pages(source: Path, repository: str | None) -> None:
     """Write everything that Sphinx reads to the folder ``source``."""
     shutil.copy(HERE / "conf.py", source)
+    shutil.copytree(HERE / "static", source / "static")
     shutil.copytree(DOCS / "images", source / "images")
     pages = {path.name: (path, path.read_text(encoding="utf-8")) for path in DOCS.glob("*.md")}
     for name in ("CONTRIBUTING.md", "CHANGELOG.md"):

@@ -11,6 +11,9 @@ html_title = f"lightning-mlc {version}"
 html_show_sphinx = False
 html_copy_source = False
 html_theme_options = {"navigation_with_keys": True}
+html_static_path = ["static"]
+html_css_files = ["narrow.css"]
+smartquotes = False  # otherwise --key becomes a dash
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 4
