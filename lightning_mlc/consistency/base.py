@@ -38,6 +38,13 @@ class Needs:
     language."""
     reference_positions: int = 0
     """The same of the reference's distributions."""
+    reference_source_positions: int = 0
+    """The same of the reference's distributions after the prompt in the source language alone."""
+
+    @property
+    def reference_next_tokens(self) -> int:
+        """Number of first positions whose distributions the reference computes, in one language or in all."""
+        return max(self.reference_positions, self.reference_source_positions)
 
     @classmethod
     def of(cls, terms: Iterable[ConsistencyTerm]) -> Needs:

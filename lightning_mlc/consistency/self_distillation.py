@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from lightning_mlc.consistency.base import ConsistencyTerm, Needs, Observed
 from lightning_mlc.consistency.divergence import divergences
+from lightning_mlc.models.next_tokens import NextTokens
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,10 @@ class SelfDistillation(ConsistencyTerm):
       and the first k - 1 tokens of that response,
     - ``stopgrad`` lets no gradient through: the source language is the teacher.
 
+    With ``teacher: reference``, ``p_sk`` is the distribution of the reference, which does not change, and ``t`` is each
+    language, the source language included. So the source language cannot move towards its translations: all of them
+    are taught the same as at first.
+
     The response is the chosen one of a pair, or the only one. It decides at which places the distributions are
     compared, and not what they should be. The end of its turn is one of its tokens. A response with fewer tokens has as
     many positions as tokens.
@@ -43,12 +48,15 @@ class SelfDistillation(ConsistencyTerm):
         rows: Rows of the data that the term compares: ``all``, those of kind ``ordinary``, or the others (``harmful``).
         positions: Number of first positions that are compared, at least 1. Position 1 is the end of the prompt, which
             predicts the first token of the response. With 1, translations are run as prompts alone.
+        teacher: Whose distributions after the source prompt are taught: ``policy`` is the model as it is in this step,
+            ``reference`` the reference model. ``reference`` teaches the source language, too.
     """
 
     name: ClassVar[str] = "self_distillation"
 
     weight: float = 0.0
     positions: int = 8
+    teacher: Literal["policy", "reference"] = "policy"
 
     def __post_init__(self) -> None:
         self.check("weight", least=0)
@@ -56,34 +64,42 @@ class SelfDistillation(ConsistencyTerm):
 
     @property
     def needs(self) -> Needs:
+        if self.teacher == "reference":
+            return Needs(reference=True, positions=self.positions, reference_source_positions=self.positions)
         return Needs(positions=self.positions)
 
     def losses(self, observed: Observed) -> Tensor:
-        found = observed.policy.next_tokens
-        assert found is not None
-        index, pairs = self._pairs(observed)
-        # Which row of logits teaches each row. A row without a teacher is in no pair, and its loss is not used.
-        taught_by = index[:, observed.source, None].expand_as(index).clamp(min=0).flatten()
+        ours, theirs = self._student_and_teacher(observed)
+        pairs = self._pairs(observed)
+        # Which row of the teacher's logits teaches each row. A row without a teacher is in no pair, and its loss is not
+        # used.
+        taught_by = theirs.table[:, observed.source, None].expand_as(pairs).clamp(min=0).flatten()
         nothing = taught_by.new_zeros(1)
-        each = divergences(found.logits, torch.cat([taught_by, nothing]).index_select(0, found.cell), found.logits)
-        losses = torch.where(pairs, found.spread(each), 0.0).sum((1, 2))
+        each = divergences(theirs.logits, torch.cat([taught_by, nothing]).index_select(0, ours.cell), ours.logits)
+        losses = torch.where(pairs, ours.spread(each), 0.0).sum((1, 2))
         return losses / pairs.sum((1, 2)).clamp(min=1)
 
     def metrics(self, observed: Observed) -> dict[str, Tensor]:
-        """Return ``agreement``: the share of a prompt's translations whose likeliest first token is the source's."""
-        found = observed.policy.next_tokens
-        assert found is not None
-        index, pairs = self._pairs(observed)
-        first = index[:, :, 0].clamp(min=0)
-        tokens = found.logits.detach().argmax(1)[first]
-        agree = (tokens == tokens[:, observed.source, None]) & pairs[:, :, 0]
-        return {"agreement": agree.sum(1) / pairs[:, :, 0].sum(1).clamp(min=1)}
+        """Return ``agreement``: the share of a prompt's translations whose likeliest first token is the teacher's."""
+        ours, theirs = self._student_and_teacher(observed)
+        found = ours.logits.detach().argmax(1)[ours.table[:, :, 0].clamp(min=0)]
+        wanted = theirs.logits.detach().argmax(1)[theirs.table[:, observed.source, 0].clamp(min=0)]
+        compared = self._pairs(observed)[:, :, 0] & ~observed.is_source
+        return {"agreement": ((found == wanted[:, None]) & compared).sum(1) / compared.sum(1).clamp(min=1)}
 
-    def _pairs(self, observed: Observed) -> tuple[Tensor, Tensor]:
-        """(B, L, K) int64: rows of logits; (B, L, K) bool: whether a translation has a teacher at the position."""
-        found = observed.policy.next_tokens
-        assert found is not None
-        index = found.table
-        within = torch.arange(index.shape[2], device=index.device) < self.positions
-        there = (index >= 0) & observed.present[:, :, None] & within
-        return index, there & there[:, observed.source, None] & ~observed.is_source[:, None]
+    def _student_and_teacher(self, observed: Observed) -> tuple[NextTokens, NextTokens]:
+        """Next tokens of the policy in all languages, and those that have the teacher's after the source prompt."""
+        grid = observed.policy if self.teacher == "policy" else observed.reference
+        assert observed.policy.next_tokens is not None
+        assert grid is not None
+        assert grid.next_tokens is not None
+        return observed.policy.next_tokens, grid.next_tokens
+
+    def _pairs(self, observed: Observed) -> Tensor:
+        """(B, L, K) bool: whether a teacher teaches the language at the position."""
+        ours, theirs = self._student_and_teacher(observed)
+        table = ours.table
+        within = torch.arange(table.shape[2], device=table.device) < self.positions
+        there = (table >= 0) & (observed.present & observed.is_group[:, None])[:, :, None] & within
+        taught = there & (there[:, observed.source] & (theirs.table[:, observed.source] >= 0))[:, None]
+        return taught & ~observed.is_source[:, None] if self.teacher == "policy" else taught

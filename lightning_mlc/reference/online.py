@@ -37,6 +37,22 @@ def _has_adapters(policy: Policy) -> bool:
     return hasattr(policy.model, "disable_adapter")
 
 
+def rows_to_score(batch: Batch, needs: Needs) -> Batch:
+    """Leave the rows in a batch that the reference runs.
+
+    Args:
+        batch: What the policy runs.
+        needs: Inputs of the consistency terms.
+    """
+    # Without a response to score, the source prompt is one of the prompts.
+    among_prompts = bool(needs.reference_source_positions) and not batch.responses
+    if needs.reference_states or needs.reference_positions or among_prompts:
+        return batch
+    if needs.reference_translations:
+        return dataclasses.replace(batch, prompts=())
+    return batch.without_translations()
+
+
 class OnlineReference:
     """Scores responses with the initial model, or with one that follows the policy (TR-DPO, arXiv 2404.09656).
 
@@ -69,7 +85,7 @@ class OnlineReference:
                 distributions to return. These are not kept.
             layer: Index of the hidden states at the ends of the prompts, if they are needed.
         """
-        if split == "train" or needs.pooled_states or needs.reference_states or needs.reference_positions:
+        if split == "train" or needs.pooled_states or needs.reference_states or needs.reference_next_tokens:
             return self.score(batch, needs, layer)
         known = self._evaluated.get(split, ReferenceScores.union([]))
         if not known.missing(batch.keys.tolist()):
@@ -86,15 +102,11 @@ class OnlineReference:
             needs: Inputs of the consistency terms.
             layer: Index of the hidden states at the ends of the prompts, if they are needed.
         """
-        rows = batch.without_translations()
-        if needs.reference_states or needs.reference_positions:
-            rows = batch
-        elif needs.reference_translations:
-            rows = dataclasses.replace(batch, prompts=())
+        rows = rows_to_score(batch, needs)
         move(self._policy, batch.keys.device)
         with as_reference(self._policy):
             layer = layer if needs.reference_states else None
-            return run_batch(self._policy, rows, layer, needs.pooled_states, needs.reference_positions)
+            return run_batch(self._policy, rows, layer, needs.pooled_states, needs.reference_next_tokens)
 
     @torch.no_grad()
     def update(self, policy: Policy, share: float) -> None:

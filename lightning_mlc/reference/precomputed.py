@@ -54,7 +54,7 @@ class PrecomputedReference:
         """
         assert not needs.pooled_states, "ReferenceSettings.check refuses this at start"
         assert not needs.reference_states, "ReferenceSettings.check refuses this at start"
-        assert not needs.reference_positions, "ReferenceSettings.check refuses this at start"
+        assert not needs.reference_next_tokens, "ReferenceSettings.check refuses this at start"
         return self._scores[split].grid(batch)
 
 

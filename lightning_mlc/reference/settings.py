@@ -65,12 +65,14 @@ class ReferenceSettings:
         """
         name = type(objective).__name__ if objective is not None else "model.consistency"
         needed = needs.reference or (objective is not None and objective.needs_reference)
-        if self.mode == "precomputed" and (needs.pooled_states or needs.reference_states or needs.reference_positions):
+        if self.mode == "precomputed" and (
+            needs.pooled_states or needs.reference_states or needs.reference_next_tokens
+        ):
             raise UserError(
                 "model.reference.mode",
                 "precomputed keeps log-probabilities of responses only, but model.consistency has a term that needs "
-                "hidden states or whole distributions of the reference (retain, or mpo with a constraint); set it to "
-                "online",
+                "hidden states or whole distributions of the reference (retain, mpo with a constraint, or "
+                "self_distillation with the reference as teacher); set it to online",
             )
         if not needed and self.mode == "precomputed":
             raise UserError(

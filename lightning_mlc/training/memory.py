@@ -33,6 +33,7 @@ from lightning_mlc.models.layers import highest_layer, num_layers
 from lightning_mlc.models.loading import dtype_of
 from lightning_mlc.models.policy import Policy, Shortcuts
 from lightning_mlc.models.tensors import replace_tensors
+from lightning_mlc.reference.online import rows_to_score
 from lightning_mlc.sources import load_config
 from lightning_mlc.training.live_bytes import counting
 from lightning_mlc.training.module import AlignmentModule
@@ -316,12 +317,11 @@ def _loss(module: AlignmentModule, policy: Policy, batch: Batch) -> Tensor:
     layer = highest_layer(consistency.layer, num_layers(policy.causal_lm.config))
     rows = batch if consistency.terms else batch.without_translations()
     reference = None
-    if _keeps_reference(module) or needs.reference_positions:
-        everywhere = needs.reference_states or needs.reference_positions
-        scored = rows if everywhere else dataclasses.replace(rows, prompts=())
+    if _keeps_reference(module) or needs.reference_next_tokens:
+        scored = rows_to_score(rows, needs)
         with torch.no_grad():
             at_layer = layer if needs.reference_states else None
-            reference = run_batch(policy, scored, at_layer, needs.pooled_states, needs.reference_positions)
+            reference = run_batch(policy, scored, at_layer, needs.pooled_states, needs.reference_next_tokens)
     at_layer = layer if needs.representations else None
     grid = run_batch(policy, rows, at_layer, needs.pooled_states, needs.positions)
     # Terms that compare distributions make tensors of the size of logits.

@@ -69,6 +69,48 @@ def test_is_its_definition_and_so_is_its_gradient(positions: int, source: int) -
     assert bool((ours.grad[0, 1] != 0).any())
 
 
+@pytest.mark.parametrize("positions", [1, 3, 9])
+@pytest.mark.parametrize("source", [0, 2])
+def test_a_fixed_teacher_teaches_the_source_language_too(positions: int, source: int) -> None:
+    present = PRESENT if source == 0 else PRESENT.flip(1)
+    ours, twin = (random(3, 3, 4, 6).requires_grad_() for _ in range(2))
+    fixed = random(3, 3, 4, 6, seed=5)
+    term = SelfDistillation(positions=positions, teacher="reference")
+    teacher = next_tokens(fixed.requires_grad_(), present, LENGTHS, seed=7)  # other places than the policy's
+    found = term.losses(observed(next_tokens(ours, present, LENGTHS), present, teacher, source))
+    losses = []
+    for prompt, other, there, length in zip(twin, fixed.detach(), present, LENGTHS, strict=True):
+        places = range(min(int(length), positions))
+        languages = there.nonzero().flatten().tolist() if there.sum() > 1 else []
+        wanted = [other[source, place].softmax(0) for place in places]
+        parts = [
+            (wanted[place] * (wanted[place] / prompt[language, place].softmax(0)).log()).sum()
+            for language in languages
+            for place in places
+        ]
+        losses.append(torch.stack(parts).mean() if parts else prompt.sum() * 0)
+    torch.testing.assert_close(found, torch.stack(losses))
+    assert found[2] == 0  # in one language alone
+    weights = torch.tensor([1.0, 2.0, 4.0])
+    (found * weights).sum().backward()
+    (torch.stack(losses) * weights).sum().backward()
+    torch.testing.assert_close(ours.grad, twin.grad)
+    assert fixed.grad is None
+    assert ours.grad is not None
+    assert bool((ours.grad[0, source] != 0).any())
+
+
+def test_agreement_is_with_the_fixed_teacher() -> None:
+    """The policy says 0 everywhere. The reference says 0 after the first source prompt, 1 after the second."""
+    both = torch.ones(2, 2, dtype=torch.bool)
+    policy, reference = torch.zeros(2, 2, 1, dtype=torch.long), torch.tensor([[[0], [1]], [[1], [0]]])
+    ours, theirs = (
+        next_tokens(torch.nn.functional.one_hot(tokens, 2).double(), both) for tokens in (policy, reference)
+    )
+    found = SelfDistillation(teacher="reference").metrics(observed(ours, both, theirs))
+    assert found["agreement"].tolist() == [1.0, 0.0]
+
+
 def test_finite_differences() -> None:
     """Of the translations; the source's logits are held."""
     source, others = random(3, 1, 4, 5), random(3, 2, 4, 5, seed=1).requires_grad_()
@@ -133,8 +175,15 @@ def fit(model: Path, folder: Path, rows: list[dict[str, Any]], *more: str) -> di
     [
         ("--model.objective=null", "--model.packing=false"),
         ("--model.objective=SFT", f"{KEY}.self_distillation.positions=1", f"{KEY}.layer=1"),
+        ("--model.objective=null", f"{KEY}.self_distillation.teacher=reference"),
+        ("--model.objective=DPO", f"{KEY}.self_distillation.teacher=reference", f"{KEY}.self_distillation.positions=3"),
     ],
-    ids=["alone, padded", "with SFT, one position, a middle layer"],
+    ids=[
+        "alone, padded",
+        "with SFT, one position, a middle layer",
+        "a fixed teacher, alone",
+        "a fixed teacher, with DPO",
+    ],
 )
 def test_a_run_brings_the_divergence_down(model: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
     rows = example_rows(8)
@@ -170,6 +219,7 @@ def test_steps_between_and_single_labelled_responses(model: Path, tmp_path: Path
             "self_distillation.rows: is ordinary, but the training data has no",
         ),
         (["--model.objective=null", f"{KEY}.every_n_steps=2"], "every_n_steps: the steps between would train nothing"),
+        ([f"{KEY}.self_distillation.teacher=english"], "self_distillation.teacher: "),
     ],
 )
 def test_what_is_refused_at_start(

@@ -48,6 +48,7 @@ def test_precomputed_scores_are_not_all_that_some_terms_need() -> None:
         Needs(reference=True, pooled_states=True),
         Needs(reference=True, reference_states=True),
         Needs(reference=True, positions=1, reference_positions=1),
+        Needs(reference=True, positions=8, reference_source_positions=8),
     ):
         with pytest.raises(UserError, match=message):
             PRECOMPUTED.check(DPO(), more, adapters=False)

@@ -319,6 +319,9 @@ PEERS = {
     "dco": Consistency(mlc=OFF, dco=DCO(weight=1e-3)),
     # The tiny model's distributions differ little at first.
     "self_distillation": Consistency(mlc=OFF, self_distillation=SelfDistillation(weight=100.0, positions=4)),
+    "self_distillation, fixed teacher": Consistency(
+        mlc=OFF, self_distillation=SelfDistillation(weight=1.0, positions=4, teacher="reference")
+    ),
 }
 
 
@@ -377,6 +380,20 @@ BEGUN = {(language, BEGINNING): 4 for language in (1, 2)}
         (DPO(), {"self_distillation": SelfDistillation(weight=1)}, SOURCE | BEGUN, SOURCE),
         (SFT(), {"self_distillation": SelfDistillation(weight=1, positions=1)}, {(0, CHOSEN): 4} | BARE, {}),
         (None, {"self_distillation": SelfDistillation(weight=1)}, {(0, BEGINNING): 4} | BEGUN, {}),
+        (DPO(), {"self_distillation": SelfDistillation(weight=1, teacher="reference")}, SOURCE | BEGUN, SOURCE),
+        (
+            SFT(),
+            {"self_distillation": SelfDistillation(weight=1, teacher="reference")},
+            {(0, CHOSEN): 4} | BEGUN,
+            {(0, CHOSEN): 4},
+        ),
+        # The source's beginnings are packed together with those of the translations.
+        (
+            None,
+            {"self_distillation": SelfDistillation(weight=1, teacher="reference")},
+            {(0, BEGINNING): 4} | BEGUN,
+            {(0, BEGINNING): 4} | BEGUN,
+        ),
         (
             SFT(),
             {"retain": Retain(weight=1, distance="kl", rows="all")},
