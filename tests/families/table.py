@@ -25,14 +25,12 @@ HEAD = """# Models
 The tests of this repository train these families of causal LMs, as tiny random models: DPO + MLC, two optimizer steps
 on sequences longer than their windows. They compare losses, log-probabilities, hidden states and all gradients with a
 simple reference implementation. It runs each sequence alone and without padding through the model of transformers
-{version}, in float64 where the family supports it. Each family is trained three times: all weights with the hidden states
-of the last layer; all weights in padded rows with the hidden states of a middle layer; LoRA adapters on all linear
-layers.
+{version}, in float64 where the family supports it. Each family is trained three times: all weights with the states of
+the last layer; all weights in padded rows with the states of a middle layer; LoRA adapters on all linear layers.
 
 - *Rows*: `packed` if several sequences share a row, which is faster; `padded` if packing would change results.
 - *Middle layer*: whether `model.consistency.layer` may name a middle layer.
-- *Adapted by LoRA*: the modules that `model.lora.target_modules: all-linear` finds. `experts` are the weights of all
-  experts.
+- *Adapted by LoRA*: the modules and weights that `model.lora.target_modules: all-linear` finds.
 - *Export*: `same` if the exported and reloaded model gives the logits of the trained model, bit for bit. With merged
   adapters the logits agree up to rounding ({adapted:.0e} of their size at most).
 - *Difference*: the largest relative difference of all compared values. Rounding in float32 is 6e-8.
