@@ -22,18 +22,18 @@ HEAD = """# Models
 
 <!-- Written by `python -m families.table`; see CONTRIBUTING.md, "Add a family of models". -->
 
-These families of causal LMs are trained by the tests of this repository: tiny random models, DPO + MLC, two optimizer
-steps on sequences longer than their windows. Losses, log-probabilities, hidden states and all gradients are compared
-with a plain reference that runs each sequence alone and unpadded through the model of transformers {version}, in
-float64 where the family can. Each family is tried three times: all weights with the states of the last layer; all
-weights in padded rows with the states of a middle layer; LoRA adapters on all linear layers.
+The tests of this repository train these families of causal LMs, as tiny random models: DPO + MLC, two optimizer steps
+on sequences longer than their windows. They compare losses, log-probabilities, hidden states and all gradients with a
+simple reference implementation. It runs each sequence alone and without padding through the model of transformers
+{version}, in float64 where the family supports it. Each family is trained three times: all weights with the states of
+the last layer; all weights in padded rows with the states of a middle layer; LoRA adapters on all linear layers.
 
-- *Rows*: `packed` where several sequences share a row, which is faster; `padded` where that would change results.
-- *Middle layer*: whether `model.consistency.layer` may name a layer within.
-- *Adapted by LoRA*: what `model.lora.target_modules: all-linear` finds. `experts` are the weights of all experts.
-- *Export*: `same` where the exported and reloaded model gives the logits of the trained one bit for bit. With merged
-  adapters they agree to rounding ({adapted:.0e} of their size at most).
-- *Difference*: the largest difference of all that is compared, as a share of its size. Float32 rounds by 6e-8.
+- *Rows*: `packed` if several sequences share a row, which is faster; `padded` if packing would change results.
+- *Middle layer*: whether `model.consistency.layer` may name a middle layer.
+- *Adapted by LoRA*: the modules and weights that `model.lora.target_modules: all-linear` finds.
+- *Export*: `same` if the exported and reloaded model gives the logits of the trained model, bit for bit. With merged
+  adapters the logits agree up to rounding ({adapted:.0e} of their size at most).
+- *Difference*: the largest relative difference of all compared values. Rounding in float32 is 6e-8.
 
 """
 COLUMNS = (
@@ -108,7 +108,7 @@ def page(folder: Path, adapted: float) -> str:
     text = HEAD.format(version=transformers.__version__, adapted=adapted) + COLUMNS
     text += "".join(row(family, found[family.name]) for family in trained)
     lines = [line for family in FAMILIES for line in remarks(family, found[family.name])]
-    return text + "\n## What is refused, and what is wrong\n\n" + "".join(lines)
+    return text + "\n## Known refusals and faults\n\n" + "".join(lines)
 
 
 def main() -> None:
