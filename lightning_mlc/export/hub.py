@@ -49,6 +49,6 @@ def push(folder: Path, repo_id: str) -> str:
         raise UserError(
             "--push_to_hub",
             f"cannot push to {repo_id} ({first_line(error)}); {folder} is complete: "
-            f"push it with `hf upload {repo_id} {folder}`",
+            f"push it with `hf upload {repo_id} {folder} --private`",
         ) from error
     return str(address)

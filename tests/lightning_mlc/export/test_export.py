@@ -492,6 +492,7 @@ def test_a_hub_that_refuses(
     told = capsys.readouterr().err.splitlines()[-1]
     assert told.startswith("error: --push_to_hub: cannot push to me/model (")
     assert f"{tmp_path / 'model'} is complete" in told
+    assert f"`hf upload me/model {tmp_path / 'model'} --private`" in told  # creates no public repository either
     assert (tmp_path / "model" / "model.safetensors").is_file()
 
 
