@@ -20,6 +20,8 @@ from benchmarks.study.results import (
     REWARD_MARGIN,
     SEPARATION,
     collect,
+    refused_by,
+    safe_by,
 )
 from lightning_mlc.errors import UserError
 from lightning_mlc.evaluation.reporting.document import Block, Heading, Paragraph, Picture, Table, to_markdown
@@ -106,9 +108,28 @@ class _Part:
                 perplexity=True,
             ),
         ]
+        found += [self._declined(judge) for judge in self._grid.evaluation.judges if self._has_both_kinds(judge)]
         for number, question in enumerate(self._grid.questions, start=1):
             found += self._question(number, question)
         return found
+
+    def _has_both_kinds(self, judge: str) -> bool:
+        return {safe_by(judge).name, refused_by(judge).name} <= self._measures.keys()
+
+    def _declined(self, judge: str) -> Picture:
+        """The shares of harmful and ordinary prompts that each cell declines: how far apart they are is what counts."""
+        series = {}
+        for kind, measure in (("harmful prompts", safe_by(judge)), ("ordinary prompts", refused_by(judge))):
+            found = {cell: self._levels.get((cell, measure.name, "mean")) for cell in self._cells}
+            series[kind] = {
+                cell: _interval(one) for cell, one in found.items() if one is not None and one["value"] is not None
+            }
+        figure = plot_intervals(
+            series, self._cells, "declined, mean over languages", f"{self._grid.name}: judged by {judge}", percent=True
+        )
+        path = self._images / f"study_{self._grid.name}_declined_{judge}.png"
+        save(figure, path)
+        return Picture(path, f"Shares of prompts that are declined, judged by {judge}, with 95 % intervals")
 
     def _told_apart(self, declines: Sequence[str]) -> list[Block]:
         """The table about harmful and ordinary prompts, if it has a column."""

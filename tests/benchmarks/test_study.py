@@ -483,6 +483,8 @@ def test_the_page_says_noise_where_an_interval_includes_0(study: Path, tmp_path:
     assert "2 held out, 1 left out as too long" in text
     for measure in ("reward", "refusal"):
         assert (tmp_path / "images" / f"study_tiny_1_{measure}.png").stat().st_size > 1000
+    assert (tmp_path / "images" / "study_tiny_declined_refusal.png").stat().st_size > 1000
+    assert "](images/study_tiny_declined_refusal.png)" in text
     write_report(study, page)
     assert page.read_text() == text  # writing again changes nothing
 
