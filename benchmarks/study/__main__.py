@@ -88,7 +88,7 @@ def _main(options: argparse.Namespace, args: Sequence[str]) -> int:
             raise UserError(f"--{name}", "is not set; see python -m benchmarks.study --help")
     if len(models) > 1:
         raise UserError("cells", f"must all train one model, but train {', '.join(sorted(models))}; give --model")
-    model = System(BASE, options.model or models.pop())
+    model = System(BASE, options.model or models.pop(), grid.fit.get("model.chat_template"))
     runner, found = _prepare(grid, options, own, model)
     tasks = runner.tasks(options.only, options.seeds)
     runner.check(runner.tasks())  # all tasks, because the tables also show those that are not run now

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import example_rows, write_jsonl
+from conftest import example_rows, save_model, write_jsonl
 
 from benchmarks.study.__main__ import main, parse
 from benchmarks.study.grid import DataSettings, StudyEvaluation, check_cells, read_grid
@@ -291,6 +291,17 @@ def test_weights_are_removed_and_failures_told(
     assert main(arguments) == 2
     assert "was made with other settings (ordinary)" in capsys.readouterr().err
     assert not (out / "cells" / "fails" / "seed-1" / "measured.json").exists()
+
+
+def test_a_base_model_is_measured_with_the_template_of_the_grid(tmp_path: Path, pairs_file: Path) -> None:
+    """Its file has no chat template, and ``fit`` gives it the one that the grid names."""
+    model = save_model(tmp_path / "base", template=None)
+    grid = write_grid(tmp_path / "grid.yaml", fit={**TINY["fit"], "model.chat_template": "plain"})
+    out = tmp_path / "out"
+    arguments = [f"--config={grid}", f"--out={out}", f"--data={pairs_file}", f"--model={model}"]
+    assert main([*arguments, "--only", "base"]) == 0
+    measured = json.loads((out / "cells" / "base" / "untrained" / "measured.json").read_text())
+    assert len(measured["margin"]) == TINY["data"]["heldout"]
 
 
 def test_responses_in_the_source_language_alone_change_no_other_figure(tmp_path: Path, tiny_model: Path) -> None:
