@@ -116,7 +116,7 @@ def test_a_release_has_the_addresses_of_its_repository(folder: str, name: str, t
     assert "\nProject-URL: Source, https://example.org/us/it\n" in text
     assert [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith(("https://", "#"))] == []
     if folder == ".":
-        assert re.search(r"!\[[^\]]+\]\(https://example.org/us/it/raw/v[\d.]+/docs/images/\w+\.png\)", text)
+        assert re.search(r"!\[[^\]]+\]\(https://example.org/us/it/raw/v[\d.]+/docs/images/[\w.-]+\.png\)", text)
         assert "https://example.org/us/it/blob/v" in text
     assert "example.org" not in metadata()
 

@@ -22,6 +22,7 @@ from benchmarks.study.results import (
     collect,
     refused_by,
     safe_by,
+    told_apart_by,
 )
 from lightning_mlc.errors import UserError
 from lightning_mlc.evaluation.reporting.document import Block, Heading, Paragraph, Picture, Table, to_markdown
@@ -117,9 +118,16 @@ class _Part:
         return {safe_by(judge).name, refused_by(judge).name} <= self._measures.keys()
 
     def _declined(self, judge: str) -> Picture:
-        """The shares of harmful and ordinary prompts that each cell declines: how far apart they are is what counts."""
+        """The shares of harmful and ordinary prompts that each cell declines, and the gap between both.
+
+        The gap has an interval of its own. It can be far narrower, because with another seed both shares move together.
+        """
         series = {}
-        for kind, measure in (("harmful prompts", safe_by(judge)), ("ordinary prompts", refused_by(judge))):
+        for kind, measure in (
+            ("harmful prompts", safe_by(judge)),
+            ("ordinary prompts", refused_by(judge)),
+            ("harmful minus ordinary", told_apart_by(judge)),
+        ):
             found = {cell: self._levels.get((cell, measure.name, "mean")) for cell in self._cells}
             series[kind] = {
                 cell: _interval(one) for cell, one in found.items() if one is not None and one["value"] is not None

@@ -87,7 +87,7 @@ def test_shipped_grids_are_ones_that_fit_takes(path: Path, tiny_model: Path) -> 
 
 def test_commands_of_the_page_are_ones_that_parse() -> None:
     lines = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("python -m benchmarks")]
-    assert len(lines) == 6
+    assert len(lines) == 8
     for line in lines:
         options = parse(shlex.split(line)[3:])
         assert options.report is not None or options.config.is_file()
