@@ -128,10 +128,7 @@ class _Part:
             ("ordinary prompts", refused_by(judge)),
             ("harmful minus ordinary", told_apart_by(judge)),
         ):
-            found = {cell: self._levels.get((cell, measure.name, "mean")) for cell in self._cells}
-            series[kind] = {
-                cell: _interval(one) for cell, one in found.items() if one is not None and one["value"] is not None
-            }
+            series[kind] = _intervals({cell: self._levels.get((cell, measure.name, "mean")) for cell in self._cells})
         figure = plot_intervals(
             series, self._cells, "declined, mean over languages", f"{self._grid.name}: judged by {judge}", percent=True
         )
@@ -247,9 +244,7 @@ class _Part:
         series = {}
         for cell, other in pairs:
             found = {scope: self._changes.get((cell, other, measure, scope)) for scope in scopes}
-            series[f"{cell} - {other}"] = {
-                scope: _interval(one) for scope, one in found.items() if one is not None and one["value"] is not None
-            }
+            series[f"{cell} - {other}"] = _intervals(found)
         unit = self._measures[measure]["unit"]
         figure = plot_intervals(
             series, scopes, unit, f"{self._grid.name}: {measure}, difference", percent=False, separate=2
@@ -282,6 +277,11 @@ def _perplexity(found: Mapping[str, Any] | None) -> str:
         return "-"
     low, high = (None if found[end] is None else math.exp(found[end]) for end in ("low", "high"))
     return _format_number(math.exp(found["value"]), False) + _ends({"low": low, "high": high}, False)
+
+
+def _intervals(found: Mapping[str, Mapping[str, Any] | None]) -> dict[str, tuple[float, float, float]]:
+    """Value, low and high end of the figures that exist."""
+    return {name: _interval(one) for name, one in found.items() if one is not None and one["value"] is not None}
 
 
 def _interval(found: Mapping[str, Any]) -> tuple[float, float, float]:

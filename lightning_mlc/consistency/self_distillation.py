@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -69,37 +69,53 @@ class SelfDistillation(ConsistencyTerm):
         return Needs(positions=self.positions)
 
     def losses(self, observed: Observed) -> Tensor:
-        ours, theirs = self._student_and_teacher(observed)
-        pairs = self._pairs(observed)
+        compared = self._compared(observed)
+        ours, pairs = compared.student, compared.pairs
         # Which row of the teacher's logits teaches each row. A row without a teacher is in no pair, and its loss is not
         # used.
-        taught_by = theirs.table[:, observed.source, None].expand_as(pairs).clamp(min=0).flatten()
+        taught_by = compared.taught_by[:, None].expand_as(pairs).clamp(min=0).flatten()
         nothing = taught_by.new_zeros(1)
-        each = divergences(theirs.logits, torch.cat([taught_by, nothing]).index_select(0, ours.cell), ours.logits)
+        index = torch.cat([taught_by, nothing]).index_select(0, ours.cell)
+        each = divergences(compared.teacher.logits, index, ours.logits)
         losses = torch.where(pairs, ours.spread(each), 0.0).sum((1, 2))
         return losses / pairs.sum((1, 2)).clamp(min=1)
 
     def metrics(self, observed: Observed) -> dict[str, Tensor]:
         """Return ``agreement``: the share of a prompt's translations whose likeliest first token is the teacher's."""
-        ours, theirs = self._student_and_teacher(observed)
-        found = ours.logits.detach().argmax(1)[ours.table[:, :, 0].clamp(min=0)]
-        wanted = theirs.logits.detach().argmax(1)[theirs.table[:, observed.source, 0].clamp(min=0)]
-        compared = self._pairs(observed)[:, :, 0] & ~observed.is_source
-        return {"agreement": ((found == wanted[:, None]) & compared).sum(1) / compared.sum(1).clamp(min=1)}
+        compared = self._compared(observed)
+        found = compared.student.logits.detach().argmax(1)[compared.table[:, :, 0].clamp(min=0)]
+        wanted = compared.teacher.logits.detach().argmax(1)[compared.taught_by[:, 0].clamp(min=0)]
+        translations = compared.pairs[:, :, 0] & ~observed.is_source
+        return {"agreement": ((found == wanted[:, None]) & translations).sum(1) / translations.sum(1).clamp(min=1)}
 
-    def _student_and_teacher(self, observed: Observed) -> tuple[NextTokens, NextTokens]:
-        """Next tokens of the policy in all languages, and those that have the teacher's after the source prompt."""
-        grid = observed.policy if self.teacher == "policy" else observed.reference
-        assert observed.policy.next_tokens is not None
-        assert grid is not None
-        assert grid.next_tokens is not None
-        return observed.policy.next_tokens, grid.next_tokens
-
-    def _pairs(self, observed: Observed) -> Tensor:
-        """(B, L, K) bool: whether a teacher teaches the language at the position."""
-        ours, theirs = self._student_and_teacher(observed)
-        table = ours.table
+    def _compared(self, observed: Observed) -> _Compared:
+        student = observed.policy.next_tokens
+        assert student is not None
+        table = student.table
+        teacher, taught_by = student, table[:, observed.source]
+        if self.teacher == "reference":
+            assert observed.reference is not None
+            assert observed.reference.next_tokens is not None
+            teacher = observed.reference.next_tokens
+            taught_by = teacher.table[:, observed.source]
         within = torch.arange(table.shape[2], device=table.device) < self.positions
         there = (table >= 0) & (observed.present & observed.is_group[:, None])[:, :, None] & within
-        taught = there & (there[:, observed.source] & (theirs.table[:, observed.source] >= 0))[:, None]
-        return taught & ~observed.is_source[:, None] if self.teacher == "policy" else taught
+        pairs = there & (there[:, observed.source] & (taught_by >= 0))[:, None]
+        if self.teacher == "policy":
+            pairs = pairs & ~observed.is_source[:, None]
+        return _Compared(student, teacher, table, taught_by, pairs)
+
+
+class _Compared(NamedTuple):
+    """Student and teacher for B prompts in L languages, at K positions."""
+
+    student: NextTokens
+    """Of the policy, in all languages."""
+    teacher: NextTokens
+    """They have the teacher's after the source prompt."""
+    table: Tensor
+    """(B, L, K) int64: rows of the student's logits; -1 where there is none."""
+    taught_by: Tensor
+    """(B, K) int64: rows of the teacher's logits; -1 where there is none."""
+    pairs: Tensor
+    """(B, L, K) bool: whether the teacher teaches the language at the position."""

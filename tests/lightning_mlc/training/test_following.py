@@ -95,12 +95,12 @@ def test_bars_of_other_libraries_are_quiet_for_five_seconds(
     assert "\r" in capsys.readouterr().err
 
 
-def test_bitsandbytes_asks_no_hub_while_it_is_imported(tmp_path: Path) -> None:
+def test_bitsandbytes_asks_no_hub_while_it_is_imported() -> None:
     """It does on CPUs with bfloat16 instructions alone, so this test makes the same call on any CPU, too."""
     pytest.importorskip("bitsandbytes")
     pytest.importorskip("kernels")
     script = """
-import socket, sys
+import socket
 
 def refused(*args, **options):
     print("asked the network", flush=True)
