@@ -19,10 +19,12 @@ from benchmarks.study.results import (
     REWARD_ACCURACY,
     REWARD_MARGIN,
     SEPARATION,
+    agreement_by,
     collect,
     refused_by,
     safe_by,
     told_apart_by,
+    variance_by,
 )
 from lightning_mlc.errors import UserError
 from lightning_mlc.evaluation.reporting.document import Block, Heading, Paragraph, Picture, Table, to_markdown
@@ -83,6 +85,8 @@ class _Part:
         invalid = [name for name in self._measures if name.startswith("invalid, judged")]
         apart = [name for name in self._measures if name.startswith("told apart by declines")]
         declined = [name for name in self._measures if name.startswith("ordinary prompts declined")]
+        judges = self._grid.evaluation.judges
+        alike = [measure(judge).name for judge in judges for measure in (agreement_by, variance_by)]
         layered = [name for name in self._measures if name.startswith(("explained", "smallest"))]
         found += [
             Heading("All cells", 3),
@@ -98,7 +102,10 @@ class _Part:
                 ],
             ),
             *self._told_apart(apart),
-            self._table("How alike the languages are", [*((name, "mean") for name in layered), (PAG.name, "all")]),
+            self._table(
+                "How alike the languages are",
+                [*((name, "mean") for name in layered), (PAG.name, "all"), *((name, "all") for name in alike)],
+            ),
             self._table(
                 "What it cost",
                 [
@@ -109,7 +116,7 @@ class _Part:
                 perplexity=True,
             ),
         ]
-        found += [self._declined(judge) for judge in self._grid.evaluation.judges if self._has_both_kinds(judge)]
+        found += [self._declined(judge) for judge in judges if self._has_both_kinds(judge)]
         for number, question in enumerate(self._grid.questions, start=1):
             found += self._question(number, question)
         return found
@@ -157,13 +164,8 @@ class _Part:
             + "; ".join(dict.fromkeys(where))
             + "."
         )
-        missing = []
-        for seed in self._grid.seeds:
-            cells = [cell for cell in self._grid.cells if seed not in seeds.get(cell, [])]
-            whole = len(cells) == len(self._grid.cells)
-            missing += [f"seed {seed}"] if whole else [f"{cell} seed {seed}" for cell in cells]
-        if missing:
-            text += f" Not measured yet: {', '.join(missing)}."
+        if missing := self._missing():
+            text += f" Not measured yet: {missing}."
         alone = [cell for cell in self._cells if len(seeds.get(cell, [])) == 1]
         if alone:
             which = "all cells" if len(alone) == len(self._cells) - 1 else ", ".join(f"`{cell}`" for cell in alone)
@@ -172,6 +174,19 @@ class _Part:
                 "but not the effect of another seed."
             )
         return text
+
+    def _missing(self) -> str:
+        """The cells that are not measured with each seed, those with the same seeds together."""
+        by_seeds: dict[tuple[int, ...], list[str]] = {}
+        for cell in self._grid.cells:
+            seeds = tuple(seed for seed in self._grid.seeds if seed not in self._results["seeds"].get(cell, []))
+            by_seeds.setdefault(seeds, []).append(f"`{cell}`")
+        return "; ".join(
+            f"{'all cells' if len(cells) == len(self._grid.cells) else ', '.join(cells)} "
+            f"(seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))})"
+            for seeds, cells in sorted(by_seeds.items())
+            if seeds
+        )
 
     # ---- tables -------------------------------------------------------------------------------------
 

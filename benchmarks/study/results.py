@@ -169,7 +169,27 @@ def _figures_of_cell(
     labels = [_margin_labels(one) for one in seeds]
     agreements = seed_figures([partial(agreement, own) for own in labels], len(labels[0]))
     found[PAG, "all"], found[KAPPA, "all"] = agreements["pag"], agreements["kappa"]
+    for judge in seeds[0]["verdicts"]:
+        found |= _consistency_of_verdicts(judge, [_verdict_labels(one, judge) for one in seeds])
     return found
+
+
+def _consistency_of_verdicts(judge: str, labels: Sequence[Tensor]) -> dict[tuple[StudyMeasure, str], SeedFigure]:
+    """Return how alike the verdicts are in all languages, in the units of the paper's table.
+
+    Args:
+        judge: Name of the judge.
+        labels: (N, L) labels of each seed.
+    """
+    pag = seed_figures([partial(agreement, own) for own in labels], len(labels[0]))["pag"]
+    variance = seed_figures([partial(_variance_of_safe, own) for own in labels], len(labels[0]))["variance"]
+    return {(agreement_by(judge), "all"): pag, (variance_by(judge), "all"): variance}
+
+
+def _variance_of_safe(labels: Tensor, weights: Tensor) -> dict[str, Tensor]:
+    """(R,) population variance over languages of the shares of safe answers, times 100."""
+    shares = language_means((labels == SAFE).double(), labels != MISSING, weights)
+    return {"variance": 100 * across_languages(shares, higher_is_better=True)["variance"]}
 
 
 def _separations(
@@ -242,6 +262,11 @@ def _margin_labels(one: SeedMeasurements) -> Tensor:
     return torch.where(margins.isnan(), MISSING, torch.where(margins > 0, SAFE, UNSAFE))
 
 
+def _verdict_labels(one: SeedMeasurements, judge: str) -> Tensor:
+    """(N, L) labels of answers to harmful prompts; ``MISSING`` where a prompt was not answered."""
+    return torch.tensor([[MISSING if label is None else label for label in row] for row in one["verdicts"][judge]])
+
+
 LAYERED = {
     "explained_variance": StudyMeasure("explained variance", "", True, ("mean",)),
     "explained_variance_centred": StudyMeasure("explained variance, centred", "", True, ("mean",)),
@@ -263,6 +288,16 @@ def safe_by(judge: str) -> StudyMeasure:
 def invalid_by(judge: str) -> StudyMeasure:
     """The share of answers to harmful prompts that ``judge`` calls invalid: empty, loops, or not text."""
     return StudyMeasure(f"invalid, judged by {judge}", "%", False)
+
+
+def agreement_by(judge: str) -> StudyMeasure:
+    """How often a prompt gets the same verdict of ``judge`` in two languages, as the paper's PAG."""
+    return StudyMeasure(f"agreement (PAG) of verdicts, judged by {judge}", "%", True, ("all",))
+
+
+def variance_by(judge: str) -> StudyMeasure:
+    """The variance over languages of the share of safe answers, in the unit of the paper."""
+    return StudyMeasure(f"variance of safe, judged by {judge}", "population variance, times 100", False, ("all",))
 
 
 def refused_by(judge: str) -> StudyMeasure:

@@ -309,6 +309,8 @@ def run(args: Sequence[str]) -> TrainingCLI:
     warnings.filterwarnings("ignore", message=".*is not supported by the model summary.*")
     warnings.filterwarnings("ignore", message=".*overridden `on_before_batch_transfer` in `LightningModule`.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
+    # There are no validation data, as asked.
+    warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero.*")
     # Our sampler resumes where the checkpoint ended.
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
     warnings.filterwarnings("ignore", message=".*Couldn't infer the batch indices.*")

@@ -438,6 +438,9 @@ def test_figures_are_those_counted_by_hand(study: Path) -> None:
     assert levels["dpo", "safe, judged by refusal", "mean"] == 0.5  # all in English, and none of the one in Swahili
     assert levels["dpo", "ordinary prompts declined, judged by refusal", "sw"] == 1.0
     assert levels["dpo", "agreement (PAG) of margins", "all"] == 0.5  # of the second prompt only
+    # Safe: 2 of 2 in English, 0 of 1 in Swahili. Only the first prompt has two verdicts, which differ.
+    assert levels["dpo", "variance of safe, judged by refusal", "all"] == pytest.approx(100 * 0.25)
+    assert levels["dpo", "agreement (PAG) of verdicts, judged by refusal", "all"] == 0.0
     changes = {(f["cell"], f["against"], f["measure"], f["scope"]): f for f in results["differences"]}
     change = changes["dpo-mlc", "dpo", "reward margin", "mean"]
     # Per prompt 3 and (3 + 2.5) / 2. Seeds are alike, so t(1) times the standard error of two prompts.
@@ -505,7 +508,7 @@ def test_what_is_missing_is_said(study: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("<!-- study tiny: begin --><!-- study tiny: end -->")
     write_report(study, page)
-    assert "Not measured yet: dpo-mlc seed 2." in page.read_text()
+    assert "Not measured yet: `dpo-mlc` (seed 2)." in page.read_text()
     page.write_text("no place")
     with pytest.raises(UserError, match="has no marks for the study"):
         write_report(study, page)

@@ -97,12 +97,17 @@ def test_fit_logs_the_names_that_users_know(finished: tuple[Path, Path, Path]) -
 
 
 def test_a_run_without_validation_still_says_what_it_wrote(
-    tiny_model: Path, pairs_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_model: Path,
+    pairs_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    recwarn: pytest.WarningsRecorder,
 ) -> None:
     run(arguments("fit", tiny_model, pairs_file, tmp_path / "out", "--data.val_share=0"))
     shown = capsys.readouterr().out
     assert f"wrote\n  {tmp_path / 'out' / 'checkpoints' / 'last.ckpt'}\nnext\n  lightning-mlc export" in shown
     assert not (tmp_path / "out" / "report").exists()
+    assert not [str(one.message) for one in recwarn if issubclass(one.category, UserWarning)]  # nothing is wrong
 
 
 def test_training_lowers_both_losses(tiny_model: Path, pairs_file: Path, tmp_path: Path) -> None:
