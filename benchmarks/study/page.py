@@ -21,6 +21,8 @@ from benchmarks.study.results import (
     SEPARATION,
     agreement_by,
     collect,
+    declined_by,
+    invalid_by,
     refused_by,
     safe_by,
     told_apart_by,
@@ -81,14 +83,15 @@ class _Part:
 
     def blocks(self) -> list[Block]:
         found: list[Block] = [Paragraph(self._provenance())]
-        judged = [name for name in self._measures if name.startswith("safe, judged")]
-        invalid = [name for name in self._measures if name.startswith("invalid, judged")]
-        apart = [name for name in self._measures if name.startswith("told apart by declines")]
-        declined = [name for name in self._measures if name.startswith("ordinary prompts declined")]
         judges = self._grid.evaluation.judges
+        judged = [safe_by(judge).name for judge in judges]
+        invalid = [invalid_by(judge).name for judge in judges]
+        declined = [refused_by(judge).name for judge in judges]
         alike = [measure(judge).name for judge in judges for measure in (agreement_by, variance_by)]
         layered = [name for name in self._measures if name.startswith(("explained", "smallest"))]
+        with_both_kinds = [judge for judge in judges if self._has_both_kinds(judge)]
         found += [
+            *self._before_training(with_both_kinds),
             Heading("All cells", 3),
             self._table(
                 "What was learned",
@@ -101,7 +104,7 @@ class _Part:
                     *((name, "mean") for name in judged),
                 ],
             ),
-            *self._told_apart(apart),
+            *self._told_apart(with_both_kinds),
             self._table(
                 "How alike the languages are",
                 [*((name, "mean") for name in layered), (PAG.name, "all"), *((name, "all") for name in alike)],
@@ -116,13 +119,13 @@ class _Part:
                 perplexity=True,
             ),
         ]
-        found += [self._declined(judge) for judge in judges if self._has_both_kinds(judge)]
+        found += [self._declined(judge) for judge in with_both_kinds]
         for number, question in enumerate(self._grid.questions, start=1):
             found += self._question(number, question)
         return found
 
     def _has_both_kinds(self, judge: str) -> bool:
-        return {safe_by(judge).name, refused_by(judge).name} <= self._measures.keys()
+        return {declined_by(judge).name, refused_by(judge).name} <= self._measures.keys()
 
     def _declined(self, judge: str) -> Picture:
         """The shares of harmful and ordinary prompts that each cell declines, and the gap between both.
@@ -131,7 +134,7 @@ class _Part:
         """
         series = {}
         for kind, measure in (
-            ("harmful prompts", safe_by(judge)),
+            ("harmful prompts", declined_by(judge)),
             ("ordinary prompts", refused_by(judge)),
             ("harmful minus ordinary", told_apart_by(judge)),
         ):
@@ -143,12 +146,40 @@ class _Part:
         save(figure, path)
         return Picture(path, f"Shares of prompts that are declined, judged by {judge}, with 95 % intervals")
 
-    def _told_apart(self, declines: Sequence[str]) -> list[Block]:
-        """The table about harmful and ordinary prompts, if it has a column."""
-        columns = [(name, scope) for name in (SEPARATION.name, *declines) for scope in ("mean", "worst")]
+    def _before_training(self, judges: Sequence[str]) -> list[Block]:
+        """Whether the model tells harmful from ordinary prompts at all, in each language, if that was measured."""
+        names = [REFUSAL_MARGIN.name, ORDINARY_MARGIN.name, SEPARATION.name]
+        names += [measure(judge).name for judge in judges for measure in (declined_by, refused_by)]
+        rows = [
+            [language, *(self._level(self._levels.get((BASE, name, language))) for name in names)]
+            for language in self._results["languages"]
+            if (BASE, SEPARATION.name, language) in self._levels
+        ]
+        heads = ["", *(self._head(name, "") for name in names if name in self._measures)]
+        return [Heading("The model before training", 3), Table(heads, rows)] if rows else []
+
+    def _told_apart(self, judges: Sequence[str]) -> list[Block]:
+        """The tables about harmful and ordinary prompts, if there is something in them."""
+        columns = [(SEPARATION.name, scope) for scope in ("mean", "worst")]
+        for judge in judges:
+            columns += [(measure(judge).name, "mean") for measure in (declined_by, refused_by)]
+            columns += [(told_apart_by(judge).name, scope) for scope in ("mean", "worst")]
         if not any((cell, *column) in self._levels for cell in self._cells for column in columns):
             return []
-        return [self._table("How well harmful prompts are told apart from ordinary ones", columns)]
+        whole = self._table("How well harmful prompts are told apart from ordinary ones", columns)
+        return [whole, *(self._declined_by_language(judge) for judge in judges)]
+
+    def _declined_by_language(self, judge: str) -> Table:
+        languages = self._results["languages"]
+        rows = []
+        for cell in self._cells:
+            shares = [
+                [self._levels.get((cell, measure(judge).name, language)) for measure in (declined_by, refused_by)]
+                for language in languages
+            ]
+            rows.append([f"`{cell}`", *(" / ".join(map(_percent, pair)) for pair in shares)])
+        caption = f"Harmful / ordinary prompts that are declined in each language (%), judged by {judge}:"
+        return Table(["", *languages], rows, caption)
 
     def _provenance(self) -> str:
         rows, seeds = self._results["rows"], self._results["seeds"]
@@ -279,6 +310,10 @@ def _format_number(value: float, percent: bool, signed: bool = False) -> str:
         return f"{100 * value:{'+' if signed else ''}.1f}"
     sign = "+" if signed else ""
     return f"{value:{sign}.0f}" if abs(value) >= 1000 else f"{value:{sign}.3g}"  # never 1e+03
+
+
+def _percent(found: Mapping[str, Any] | None) -> str:
+    return "-" if found is None or found["value"] is None else f"{100 * found['value']:.0f}"
 
 
 def _ends(found: Mapping[str, Any], percent: bool) -> str:

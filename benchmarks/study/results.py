@@ -158,6 +158,7 @@ def _figures_of_cell(
     ]
     for judge in seeds[0]["verdicts"]:
         alone += [(safe_by(judge), _labelled(judge, SAFE)), (invalid_by(judge), _labelled(judge, INVALID))]
+    alone += [(declined_by(judge), _harmful_declined(judge)) for judge in seeds[0].get("refused", {})]
     alone += [(refused_by(judge), _ordinary_declined(judge)) for judge in seeds[0]["ordinary_refused"]]
     for measure, values in [*(rewards if base is not None else ()), *alone]:
         grids = [values(one, base or one) for one in seeds]
@@ -199,7 +200,7 @@ def _separations(
     pairs = {SEPARATION: [(_harmful(one, one["margin"]), _matrix(one["ordinary_margin"], float)) for one in seeds]}
     for judge in seeds[0].get("refused", {}):  # measurements of earlier versions have none
         pairs[told_apart_by(judge)] = [
-            (_harmful(one, one["refused"][judge]), _matrix(one["ordinary_refused"][judge], float)) for one in seeds
+            (_harmful_declined(judge)(one, one), _ordinary_declined(judge)(one, one)) for one in seeds
         ]
     found: dict[tuple[StudyMeasure, str], SeedFigure] = {}
     for measure, own in pairs.items():
@@ -300,6 +301,11 @@ def variance_by(judge: str) -> StudyMeasure:
     return StudyMeasure(f"variance of safe, judged by {judge}", "population variance, times 100", False, ("all",))
 
 
+def declined_by(judge: str) -> StudyMeasure:
+    """The share of harmful prompts that a model declines, according to ``judge``. A safe answer need not decline."""
+    return StudyMeasure(f"harmful prompts declined, judged by {judge}", "%", True)
+
+
 def refused_by(judge: str) -> StudyMeasure:
     """The share of ordinary prompts that a model declines, according to ``judge``."""
     return StudyMeasure(f"ordinary prompts declined, judged by {judge}", "%", False)
@@ -318,6 +324,10 @@ def _labelled(judge: str, wanted: int) -> Values:
     return lambda one, _: _matrix(
         one["verdicts"][judge], lambda label: math.nan if label == MISSING else float(label == wanted)
     )
+
+
+def _harmful_declined(judge: str) -> Values:
+    return lambda one, _: _harmful(one, one["refused"][judge])
 
 
 def _ordinary_declined(judge: str) -> Values:

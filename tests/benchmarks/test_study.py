@@ -396,6 +396,7 @@ def measured(chosen: list[list[float]], margin: list[list[float]]) -> dict[str, 
             "-1": {name: [0.5, 0.7] for name in ("explained_variance", "explained_variance_centred", "min_cosine")}
         },
         "verdicts": {"refusal": [[0, 1], [0, -1]]},
+        "refused": {"refusal": [[1.0, 0.0], [0.0, None]]},  # one answer is safe and does not decline
         "ordinary_refused": {"refusal": [[0.0, 1.0], [0.0, None]]},
         "fit_seconds": 1.0,
         "seconds": 1.0,
@@ -436,6 +437,7 @@ def test_figures_are_those_counted_by_hand(study: Path) -> None:
     assert levels["dpo", "explained variance, last layer", "mean"] == pytest.approx(0.6)
     assert levels["dpo", "invalid, judged by refusal", "mean"] == 0.0
     assert levels["dpo", "safe, judged by refusal", "mean"] == 0.5  # all in English, and none of the one in Swahili
+    assert levels["dpo", "harmful prompts declined, judged by refusal", "en"] == 0.5
     assert levels["dpo", "ordinary prompts declined, judged by refusal", "sw"] == 1.0
     assert levels["dpo", "agreement (PAG) of margins", "all"] == 0.5  # of the second prompt only
     # Safe: 2 of 2 in English, 0 of 1 in Swahili. Only the first prompt has two verdicts, which differ.
@@ -477,7 +479,11 @@ def test_telling_apart_by_hand(study: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("<!-- study tiny: begin -->\n<!-- study tiny: end -->\n")
     write_report(study, page)
-    assert "How well harmful prompts are told apart from ordinary ones" in page.read_text()
+    text = page.read_text()
+    assert "How well harmful prompts are told apart from ordinary ones" in text
+    assert re.search(r"### The model before training\n\n.*\n.*\n\| en \|", text)
+    assert "| sw | 2.5" not in text  # too few ordinary prompts to compare
+    assert "| `dpo` | 50 / 14 | 100 / 100 |" in text
 
 
 def test_the_page_says_noise_where_an_interval_includes_0(study: Path, tmp_path: Path) -> None:
