@@ -111,6 +111,7 @@ class StudyGrid:
         cells: By cell, options of ``lightning-mlc fit`` in addition to those of ``fit``.
         data: Rows to train on and to measure.
         questions: Tables of the report.
+        pictured: Cells in the picture of declined prompts, in its order; empty: all.
         configs: Configurations that every cell starts from, as ``--config`` of ``lightning-mlc fit``.
         fit: Options of ``lightning-mlc fit`` that all cells share.
         evaluation: How every trained model is measured.
@@ -121,6 +122,7 @@ class StudyGrid:
     cells: Mapping[str, Mapping[str, Any]]
     data: DataSettings
     questions: tuple[Question, ...] = ()
+    pictured: tuple[str, ...] = ()
     configs: tuple[str, ...] = ()
     fit: Mapping[str, Any] = field(default_factory=dict)
     evaluation: StudyEvaluation = field(default_factory=StudyEvaluation)
@@ -197,6 +199,7 @@ def read_grid(path: Path) -> StudyGrid:
         cells=cells,
         data=data,
         questions=tuple(_read_questions(content.get("questions") or [], cells)),
+        pictured=_read_pictured(content.get("pictured") or [], cells),
         configs=tuple(content.get("configs") or ()),
         fit=shared,
         evaluation=evaluation,
@@ -274,10 +277,22 @@ def _read_questions(content: Any, cells: Mapping[str, Any]) -> list[Question]:
         where = f"questions[{number}]"
         _check_keys(item, Question, f"{where}.")
         for cell in (*item["compare"], *item["compare"].values()):
-            if cell != BASE and cell not in cells:
-                raise UserError(f"{where}.compare", f"there is no cell '{cell}'" + _near(cell, [*cells, BASE]))
+            _check_cell(cell, cells, f"{where}.compare")
         found.append(Question(**item))
     return found
+
+
+def _read_pictured(content: Any, cells: Mapping[str, Any]) -> tuple[str, ...]:
+    if not isinstance(content, list):
+        raise UserError("pictured", "must be a list of cells")
+    for cell in content:
+        _check_cell(str(cell), cells, "pictured")
+    return tuple(map(str, content))
+
+
+def _check_cell(cell: str, cells: Mapping[str, Any], where: str) -> None:
+    if cell != BASE and cell not in cells:
+        raise UserError(where, f"there is no cell '{cell}'" + _near(cell, [*cells, BASE]))
 
 
 def _check_keys(content: Any, kind: type, where: str) -> None:

@@ -128,19 +128,20 @@ class _Part:
         return {declined_by(judge).name, refused_by(judge).name} <= self._measures.keys()
 
     def _declined(self, judge: str) -> Picture:
-        """The shares of harmful and ordinary prompts that each cell declines, and the gap between both.
+        """The shares of harmful and ordinary prompts that the pictured cells decline, and the gap between both.
 
         The gap has an interval of its own. It can be far narrower, because with another seed both shares move together.
         """
+        cells = [cell for cell in self._grid.pictured or self._cells if cell in self._cells]
         series = {}
         for kind, measure in (
             ("harmful prompts", declined_by(judge)),
             ("ordinary prompts", refused_by(judge)),
             ("harmful minus ordinary", told_apart_by(judge)),
         ):
-            series[kind] = _intervals({cell: self._levels.get((cell, measure.name, "mean")) for cell in self._cells})
+            series[kind] = _intervals({cell: self._levels.get((cell, measure.name, "mean")) for cell in cells})
         figure = plot_intervals(
-            series, self._cells, "declined, mean over languages", f"{self._grid.name}: judged by {judge}", percent=True
+            series, cells, "declined, mean over languages", f"{self._grid.name}: judged by {judge}", percent=True
         )
         path = self._images / f"study_{self._grid.name}_declined_{judge}.png"
         save(figure, path)

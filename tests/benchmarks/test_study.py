@@ -21,6 +21,7 @@ import pytest
 import torch
 import yaml
 from conftest import example_rows, save_model, write_jsonl
+from matplotlib.image import imread
 
 from benchmarks.study.__main__ import main, parse
 from benchmarks.study.grid import DataSettings, StudyEvaluation, check_cells, read_grid
@@ -114,6 +115,8 @@ def test_commands_of_the_page_are_ones_that_parse() -> None:
             {"questions": [{"title": "?", "compare": {"dpo": "sft"}}]},
             r"questions\[0\]\.compare: there is no cell 'sft'",
         ),
+        ({"pictured": ["dpo", "dpo-mcl"]}, r"pictured: there is no cell 'dpo-mcl'; did you mean dpo-mlc\?"),
+        ({"pictured": "dpo"}, r"pictured: must be a list of cells"),
     ],
 )
 def test_a_bad_grid_is_told_before_anything_is_trained(
@@ -507,6 +510,17 @@ def test_the_page_says_noise_where_an_interval_includes_0(study: Path, tmp_path:
     assert "](images/study_tiny_declined_refusal.png)" in text
     write_report(study, page)
     assert page.read_text() == text  # writing again changes nothing
+
+
+def test_the_picture_has_the_cells_that_the_grid_names(study: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    heights = []
+    for pictured in ([], ["dpo-mlc", "base"]):
+        write_grid(study / GRID, seeds=[1, 2], pictured=pictured)
+        page.write_text("<!-- study tiny: begin --><!-- study tiny: end -->")
+        write_report(study, page)
+        heights.append(imread(tmp_path / "images" / "study_tiny_declined_refusal.png").shape[0])
+    assert heights[1] < heights[0]  # two rows instead of three
 
 
 def test_what_is_missing_is_said(study: Path, tmp_path: Path) -> None:
