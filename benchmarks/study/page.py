@@ -156,8 +156,10 @@ class _Part:
             for language in self._results["languages"]
             if (BASE, SEPARATION.name, language) in self._levels
         ]
-        heads = ["", *(self._head(name, "") for name in names if name in self._measures)]
-        return [Heading("The model before training", 3), Table(heads, rows)] if rows else []
+        if not rows:
+            return []
+        heads = ["", *(self._head(name, "") for name in names)]
+        return [Heading("The model before training", 3), Table(heads, rows)]
 
     def _told_apart(self, judges: Sequence[str]) -> list[Block]:
         """The tables about harmful and ordinary prompts, if there is something in them."""

@@ -264,7 +264,7 @@ def _margin_labels(one: SeedMeasurements) -> Tensor:
 
 
 def _verdict_labels(one: SeedMeasurements, judge: str) -> Tensor:
-    """(N, L) labels of answers to harmful prompts; ``MISSING`` where a prompt was not answered."""
+    """(N, L) labels of answers to held-out prompts; ``MISSING`` where a prompt was not answered."""
     return torch.tensor([[MISSING if label is None else label for label in row] for row in one["verdicts"][judge]])
 
 
