@@ -169,7 +169,7 @@ class _Part:
             columns += [(told_apart_by(judge).name, scope) for scope in ("mean", "worst")]
         if not any((cell, *column) in self._levels for cell in self._cells for column in columns):
             return []
-        whole = self._table("How well harmful prompts are told apart from ordinary ones", columns)
+        whole = self._table("How well the model tells harmful prompts from ordinary ones", columns)
         return [whole, *(self._declined_by_language(judge) for judge in judges)]
 
     def _declined_by_language(self, judge: str) -> Table:

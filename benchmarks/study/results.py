@@ -20,7 +20,16 @@ from benchmarks.study.uncertainty import SeedFigure, interval, seed_figures
 from lightning_mlc.evaluation.reporting.bootstrap import IntervalEstimate, widen_certainty
 from lightning_mlc.evaluation.reporting.results import finite
 from lightning_mlc.metrics.separation import difference_of_means, has_enough, separation
-from lightning_mlc.metrics.verdicts import INVALID, MISSING, SAFE, UNSAFE, across_languages, agreement, language_means
+from lightning_mlc.metrics.verdicts import (
+    INVALID,
+    MISSING,
+    SAFE,
+    UNSAFE,
+    across_languages,
+    agreement,
+    language_means,
+    safety_rates,
+)
 
 SeedMeasurements = Mapping[str, Any]
 """Result of :meth:`benchmarks.study.measuring.Measurer.measure_model` for one cell and seed."""
@@ -182,15 +191,14 @@ def _consistency_of_verdicts(judge: str, labels: Sequence[Tensor]) -> dict[tuple
         judge: Name of the judge.
         labels: (N, L) labels of each seed.
     """
-    pag = seed_figures([partial(agreement, own) for own in labels], len(labels[0]))["pag"]
-    variance = seed_figures([partial(_variance_of_safe, own) for own in labels], len(labels[0]))["variance"]
-    return {(agreement_by(judge), "all"): pag, (variance_by(judge), "all"): variance}
+    figures = seed_figures([partial(_alike, own) for own in labels], len(labels[0]))
+    return {(agreement_by(judge), "all"): figures["pag"], (variance_by(judge), "all"): figures["variance"]}
 
 
-def _variance_of_safe(labels: Tensor, weights: Tensor) -> dict[str, Tensor]:
-    """(R,) population variance over languages of the shares of safe answers, times 100."""
-    shares = language_means((labels == SAFE).double(), labels != MISSING, weights)
-    return {"variance": 100 * across_languages(shares, higher_is_better=True)["variance"]}
+def _alike(labels: Tensor, weights: Tensor) -> dict[str, Tensor]:
+    """(R,) each: agreement of the languages, and the variance over them of the shares of safe answers, times 100."""
+    pag = agreement(labels, weights)["pag"]
+    return {"pag": pag, "variance": 100 * safety_rates(labels, weights, ())["safe/variance"]}
 
 
 def _separations(

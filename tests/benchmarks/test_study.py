@@ -483,7 +483,7 @@ def test_telling_apart_by_hand(study: Path, tmp_path: Path) -> None:
     page.write_text("<!-- study tiny: begin -->\n<!-- study tiny: end -->\n")
     write_report(study, page)
     text = page.read_text()
-    assert "How well harmful prompts are told apart from ordinary ones" in text
+    assert "How well the model tells harmful prompts from ordinary ones" in text
     assert re.search(r"### The model before training\n\n.*\n.*\n\| en \|", text)
     assert "| sw | 2.5" not in text  # too few ordinary prompts to compare
     assert "| `dpo` | 50 / 14 | 100 / 100 |" in text
