@@ -33,6 +33,7 @@ MAY_IMPORT = {
         "consistency",
         "data",
         "distributed",
+        "evaluation",
         "files",
         "metrics",
         "models",

@@ -24,6 +24,7 @@ from lightning_mlc.evaluation.settings import EvaluationSettings
 from lightning_mlc.models.lora import LoRA
 from lightning_mlc.plugins import MLCRegularizer
 from lightning_mlc.reference.settings import ReferenceSettings
+from lightning_mlc.training.declined import Declined
 from lightning_mlc.training.module import AlignmentModule
 from lightning_mlc.training.schedules import Warmup
 from lightning_mlc.translation.settings import TranslationSettings
@@ -73,6 +74,7 @@ def options_page() -> str:
             *(part for name, kind in terms.items() for part in section(name, summary(kind), options_of(kind), 3)),
             *section("model.reference", summary(ReferenceSettings), options_of(ReferenceSettings)),
             *section("model.lora", summary(LoRA), options_of(LoRA)),
+            *section("model.declined", summary(Declined), options_of(Declined)),
             *section("Warmup", summary(Warmup) + " A `model.scheduler`.", options_of(Warmup)),
             *section("data", summary(MultilingualData), data),
             *section("FSDP2", summary(FSDP2) + " A `trainer.strategy`.", options_of(FSDP2)),

@@ -21,6 +21,7 @@ from lightning_mlc.data.lookup import Collate, MicroBatches
 from lightning_mlc.data.mismatches import Mismatches, mismatches
 from lightning_mlc.data.option_checks import (
     require_at_least,
+    require_one_each,
     require_one_size,
     require_share,
     require_source,
@@ -32,7 +33,7 @@ from lightning_mlc.data.remarks import warn_of_expensive_languages
 from lightning_mlc.data.row_layout import Layout
 from lightning_mlc.data.row_plan import RowPlan
 from lightning_mlc.data.sampling import EvaluationBatches, MicroBatch, Sizes, TrainingBatches, plan_epoch
-from lightning_mlc.data.splits import hold_out
+from lightning_mlc.data.splits import hold_out, to_answer
 from lightning_mlc.data.spool import Spool
 from lightning_mlc.data.tables import default_cache_dir, table_fingerprint
 from lightning_mlc.data.tokenization import ChatTokenizer
@@ -43,6 +44,8 @@ from lightning_mlc.lightning_internals import epoch_and_batches_done
 from lightning_mlc.processes import DataParallel
 
 Split = Literal["train", "val", "test", "predict"]
+EVALUATED: tuple[Split, ...] = ("val", "test")
+"""Splits on which a model is measured."""
 
 
 class MultilingualData(LightningDataModule):
@@ -150,6 +153,7 @@ class MultilingualData(LightningDataModule):
     def setup(self, stage: str) -> None:
         if self.trainer is not None:
             require_supported(self.trainer)
+        self._answered: dict[str, list[int]] = {}
         self._load(self._needed_paths())
         for split in ("train", "val", "test", "predict"):
             if split in self._tables and split not in self._rows:  # a second command may come with the same data
@@ -209,9 +213,14 @@ class MultilingualData(LightningDataModule):
         """Take the ``plan`` of the model, before any batch is made.
 
         Raises:
-            UserError: The plan needs mismatched responses, and some example has none.
+            UserError: The plan needs mismatched responses, and some example has none; or it needs prompts of both
+                kinds to answer, and there are none of one kind.
         """
         self.plan = plan
+        evaluated = [split for split in EVALUATED if plan.answered and self._rows.get(split)]
+        self._answered = {
+            split: to_answer(self._tables[split], self._rows[split], plan.answered, split) for split in evaluated
+        }
         if not plan.mismatched:
             return
         for split in self._tables:
@@ -235,13 +244,7 @@ class MultilingualData(LightningDataModule):
             require_room(costs, self.tokens_per_batch, self.languages, self._where)
         if self.plan.translations:
             warn_of_expensive_languages(self.languages, counts.relative_to_source(), costs.sum(0) / costs.sum())
-        processes = self.share.size
-        if len(costs) < processes:
-            raise UserError(
-                "data.train_path",
-                f"{named(self.paths['train'])} has {len(costs)} examples to train on, fewer than the "
-                f"{processes} processes; give more data or lower trainer.devices",
-            )
+        require_one_each(len(costs), self.share.size, named(self.paths["train"]))
 
     def _where(self, index: int) -> str:
         """File and row of the training example ``index``."""
@@ -297,10 +300,10 @@ class MultilingualData(LightningDataModule):
         return Division(accumulate, self.share.size, self.share.rank)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
-        return self._evaluation_loader("val", self.collator().evaluation) if self._rows.get("val") else []
+        return self._evaluation_loaders("val") if self._rows.get("val") else []
 
-    def test_dataloader(self) -> DataLoader[Batch]:
-        return self._evaluation_loader("test", self.collator().evaluation)
+    def test_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        return self._evaluation_loaders("test")
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         return self._evaluation_loader("predict", self.collator().prediction)
@@ -314,8 +317,8 @@ class MultilingualData(LightningDataModule):
         table = self._tables[split]
         fingerprint = table_fingerprint(table)
         if fingerprint not in self._mismatches:
-            columns = (table.data.column(name).to_numpy() for name in ("prompt_text", "chosen_text", "rejected_text"))
-            self._mismatches[fingerprint] = mismatches(*columns)
+            names = ("prompt_text", "chosen_text", "rejected_text")
+            self._mismatches[fingerprint] = mismatches(*(table.data.column(name).to_numpy() for name in names))
         return self._mismatches[fingerprint]
 
     def keys(self, split: Split) -> list[int]:
@@ -337,8 +340,18 @@ class MultilingualData(LightningDataModule):
     def _counts(self, split: Split) -> TokenCounts:
         return TokenCounts.of(self._tables[split], len(self.languages)).take(self._rows[split])
 
-    def _evaluation_loader(self, split: Split, collate: Collate) -> DataLoader[Batch]:
-        sampler = EvaluationBatches(self.sizes(split), self.val_batch_size, self.share.size, self.share.rank)
+    def _evaluation_loaders(self, split: Split) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        """A loader of the examples to measure; if the plan has prompts to answer, a second one of these."""
+        measured = self._evaluation_loader(split, self.collator().evaluation)
+        if split not in self._answered:
+            return measured
+        return [measured, self._evaluation_loader(split, self.collator().prediction, self._answered[split])]
+
+    def _evaluation_loader(
+        self, split: Split, collate: Collate, examples: Sequence[int] | None = None
+    ) -> DataLoader[Batch]:
+        share = self.share
+        sampler = EvaluationBatches(self.sizes(split), self.val_batch_size, share.size, share.rank, examples)
         return self.loader(split, sampler, collate)
 
     def loader(

@@ -54,3 +54,15 @@ def require_supported(trainer: Trainer) -> None:
             "GradientAccumulationScheduler is not supported, because the totals of a step are planned ahead; "
             "use trainer.accumulate_grad_batches",
         )
+
+
+def require_one_each(examples: int, processes: int, path: str) -> None:
+    """Raises:
+    UserError: There are fewer training examples than processes.
+    """
+    if examples < processes:
+        raise UserError(
+            "data.train_path",
+            f"{path} has {examples} examples to train on, fewer than the {processes} processes; give more data or "
+            "lower trainer.devices",
+        )

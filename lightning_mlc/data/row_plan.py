@@ -22,6 +22,7 @@ class RowPlan:
         positions: Number of first positions of the source language's response at which next-token distributions are
             compared between languages. 0: none are. Position 1 is the end of the prompt; for more, the response's
             first ``positions - 1`` tokens are run after each prompt.
+        answered: Number of harmful and of ordinary prompts that every validation answers, in every language.
     """
 
     rejected: bool = True
@@ -29,3 +30,4 @@ class RowPlan:
     translations: bool = True
     mismatched: bool = False
     positions: int = 0
+    answered: int = 0

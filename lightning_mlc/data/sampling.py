@@ -95,6 +95,14 @@ def length_of(windows: Sequence[Window], division: Division) -> int:
     return sum(len(parts) // division.world_size for parts in windows)
 
 
+def spread(indices: Sequence[int] | np.ndarray, most: int) -> list[int]:
+    """Take at most ``most`` of ``indices``, at equal distances, because files are often sorted."""
+    if not len(indices):
+        return []
+    places = np.linspace(0, len(indices) - 1, most).round().astype(int)
+    return [int(indices[place]) for place in np.unique(places)]
+
+
 class TrainingBatches(Sampler[MicroBatch]):
     """Sampler of training batches, which resumes in the middle of an epoch.
 
@@ -143,15 +151,23 @@ class EvaluationBatches(Sampler[MicroBatch]):
         batch_size: Number of examples in a batch.
         world_size: Number of processes.
         rank: Number of this process, from 0.
+        examples: Indices of the examples to take. None: all.
     """
 
-    def __init__(self, sizes: Sizes, batch_size: int, world_size: int = 1, rank: int = 0) -> None:
-        count = len(sizes.groups)
-        starts = list(range(0, count, batch_size))
+    def __init__(
+        self,
+        sizes: Sizes,
+        batch_size: int,
+        world_size: int = 1,
+        rank: int = 0,
+        examples: Sequence[int] | None = None,
+    ) -> None:
+        taken = range(len(sizes.groups)) if examples is None else examples
+        starts = list(range(0, len(taken), batch_size))
         starts += [starts[i % len(starts)] for i in range(-len(starts) % world_size)]
         self._batches = []
         for start in starts[rank::world_size]:
-            indices = tuple(range(start, min(start + batch_size, count)))
+            indices = tuple(taken[start : start + batch_size])
             self._batches.append(MicroBatch(indices, sizes.totals(list(indices))))
 
     def __iter__(self) -> Iterator[MicroBatch]:

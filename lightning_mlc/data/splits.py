@@ -1,10 +1,15 @@
-"""Training and validation rows of one table."""
+"""Which rows of a table are trained on, which are validated on, and which of those are answered."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import zip_longest
 
 import numpy as np
 from datasets import Dataset
 
+from lightning_mlc.data.kinds import HARMFUL, ORDINARY, Kind
+from lightning_mlc.data.sampling import spread
 from lightning_mlc.errors import UserError
 
 
@@ -42,3 +47,33 @@ def hold_out(table: Dataset, share: float, seed: int, path: str) -> tuple[list[i
             f"{path} has too few different prompts to hold any out; give data.val_path or set data.val_share to 0",
         )
     return np.flatnonzero(~is_held_out).tolist(), np.flatnonzero(is_held_out).tolist()
+
+
+def to_answer(table: Dataset, rows: Sequence[int], most: int, split: str) -> list[int]:
+    """Choose harmful and ordinary prompts from the whole of ``rows``, each prompt once.
+
+    Args:
+        table: The tokenised examples.
+        rows: The rows to choose from.
+        most: Largest number of prompts of a kind.
+        split: ``val`` or ``test``, for messages.
+
+    Returns:
+        Places in ``rows``, harmful and ordinary prompts in turn, so that a limited validation has both.
+
+    Raises:
+        UserError: There are no prompts of a kind.
+    """
+    prompts = table.data.column("same_prompt").to_numpy()[rows]
+    ordinary = table.data.column("ordinary").to_numpy()[rows]
+    _, first = np.unique(prompts, return_index=True)
+    kinds: dict[Kind, bool] = {HARMFUL: False, ORDINARY: True}
+    chosen = {kind: spread(np.sort(first[ordinary[first] == value]), most) for kind, value in kinds.items()}
+    for kind, places in chosen.items():
+        if not places:
+            raise UserError(
+                "model.declined",
+                f"needs prompts of both kinds, and no {'validation' if split == 'val' else split} row is of kind "
+                f"{kind}; add such rows (data.{split}_path, or a larger data.val_share), or set it to null",
+            )
+    return [place for pair in zip_longest(*chosen.values()) for place in pair if place is not None]

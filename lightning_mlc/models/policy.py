@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from lightning_mlc.data.rows import TokenRows
 from lightning_mlc.errors import UserError
 from lightning_mlc.models.attention import attention_arguments
-from lightning_mlc.models.compiling import compile_layers
+from lightning_mlc.models.compiling import compile_layers, uncompiled
 from lightning_mlc.models.greedy import generate_greedily
 from lightning_mlc.models.layers import num_layers, require_one_state
 from lightning_mlc.models.logprobs import CHUNK_ELEMENTS, logps_of, next_logits, token_logps
@@ -190,7 +190,9 @@ class Policy(nn.Module):
         self, rows: TokenRows, max_new_tokens: int, ends: list[int], pad: int | None, together: bool
     ) -> Tensor:
         """Generate responses; see :func:`~lightning_mlc.models.greedy.generate_greedily`."""
-        return generate_greedily(self.causal_lm, rows, max_new_tokens, ends, pad, together)
+        # Generation calls the layers in other ways than training, and would compile them again for each length.
+        with uncompiled() if self._compiled else nullcontext():
+            return generate_greedily(self.causal_lm, rows, max_new_tokens, ends, pad, together)
 
     @property
     def layers(self) -> nn.ModuleList:

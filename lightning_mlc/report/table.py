@@ -24,6 +24,8 @@ PER_LANGUAGE = {
     "rewards/rejected": ("reward, undesirable", "{:.3f}"),
     "rewards/margins": ("reward margin", "{:.3f}"),
     "nll": ("NLL per token", "{:.3f}"),
+    "declined/harmful": ("harmful declined", "{:.0%}"),
+    "declined/ordinary": ("ordinary declined", "{:.0%}"),
 }
 """Metrics of each language: their label and the format of their values."""
 SUMMARIES = ("mean", "worst", "spread")

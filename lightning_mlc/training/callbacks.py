@@ -140,9 +140,15 @@ def _joined(*parts: str) -> str:
 
 def _measured(results: Mapping[str, float]) -> str:
     """The main results of a validation or test. The report has the others."""
-    names = {"loss": "loss", "mlc/loss": "MLC loss", "rewards/accuracies/mean": "accuracy"}
+    forms = {
+        "loss": "loss {:.3f}",
+        "mlc/loss": "MLC loss {:.3f}",
+        "rewards/accuracies/mean": "accuracy {:.3f}",
+        "declined/harmful/mean": "harmful declined {:.0%}",
+        "declined/ordinary/mean": "ordinary declined {:.0%}",
+    }
     own = {name.partition("/")[2]: value for name, value in results.items()}
-    return _joined(*(f"{word} {own[name]:.3f}" for name, word in names.items() if name in own))
+    return _joined(*(form.format(own[name]) for name, form in forms.items() if name in own))
 
 
 class ValidateAtMaxSteps(Callback):

@@ -24,7 +24,7 @@ from lightning_mlc.checkpoints.provenance import Provenance
 from lightning_mlc.consistency import Consistency
 from lightning_mlc.data.datamodule import MultilingualData
 from lightning_mlc.data.rows import NO_RESPONSE, TokenSequence
-from lightning_mlc.data.sampling import MicroBatch
+from lightning_mlc.data.sampling import MicroBatch, spread
 from lightning_mlc.data.tokenised import TokenisedExample
 from lightning_mlc.distributed.sharding import FSDP2
 from lightning_mlc.errors import UserError, first_line
@@ -194,12 +194,9 @@ def choose(policy: Policy, data: MultilingualData, shown: bool = True) -> int:
 def prompts_to_measure(data: MultilingualData) -> list[TokenisedExample]:
     """At most ``PROMPTS`` different training prompts in two or more languages, from the whole of the data."""
     sizes = data.sizes("train")
-    several = np.flatnonzero(sizes.groups)
-    if not len(several):
+    taken = spread(np.flatnonzero(sizes.groups), PROMPTS)
+    if not taken:
         return []
-    # At equal distances, because files are often sorted.
-    places = np.linspace(0, len(several) - 1, PROMPTS).round().astype(int)
-    taken = several[np.unique(places)].tolist()
 
     def uncollated(examples: Sequence[TokenisedExample], *_: Any) -> Any:
         return examples

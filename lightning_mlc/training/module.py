@@ -33,10 +33,11 @@ from lightning_mlc.objectives import Objective
 from lightning_mlc.reference import OnlineReference, PrecomputedReference, ReferenceSettings, describe_model, precompute
 from lightning_mlc.sources import ModelSource
 from lightning_mlc.training.building import PolicyBuilder, default_optimizer, make_optimizer, make_schedule, naming
+from lightning_mlc.training.declined import Declined
 from lightning_mlc.training.layer_choice import try_out
 from lightning_mlc.training.loss_watch import LossWatch
 from lightning_mlc.training.losses import Losses, observe
-from lightning_mlc.training.prediction import Prediction, Predictor
+from lightning_mlc.training.prediction import Prediction, Predictor, Response, as_predictions
 from lightning_mlc.training.preflight import check_data, check_model, check_options
 from lightning_mlc.training.recipe import describe_run
 from lightning_mlc.training.step_metrics import StepMetrics
@@ -72,6 +73,8 @@ class AlignmentModule(LightningModule):
         packing: Run several sequences in a row instead of padding each, and a prompt once for all its responses.
             Null does so wherever the model gives the same results.
         max_new_tokens: Longest response that ``predict`` generates, in tokens.
+        declined: Answer validation prompts, and log how many harmful and how many ordinary ones are declined; null
+            answers none.
     """
 
     policy: Policy | None
@@ -96,6 +99,7 @@ class AlignmentModule(LightningModule):
         attn_implementation: str | None = None,
         packing: bool | None = None,
         max_new_tokens: int = 128,
+        declined: Declined | None = None,
     ) -> None:
         super().__init__()
         if max_new_tokens < 1:
@@ -111,6 +115,7 @@ class AlignmentModule(LightningModule):
         self.scheduler_callable = scheduler
         self.lora = lora
         self.max_new_tokens = max_new_tokens
+        self.declined = declined
         self.policy = self.representation = None
         self.languages: tuple[str, ...] = ()
         """Languages of the data, the source language first."""
@@ -135,13 +140,13 @@ class AlignmentModule(LightningModule):
         """Refuse what cannot work together, before the model is loaded."""
         data, trainer = self._data, self.trainer
         check_options(self.builder, trainer, self._sharding)
-        check_data(self.losses, self.reference, data, trainer, self.lora is not None, stage)
+        check_data(self.losses, self.reference, self.declined, data, trainer, self.lora is not None, stage)
         if self.policy is None:
             self._layer = check_model(self.builder, self.consistency.layer, data, trainer, self._sharding, stage)
         self.languages = data.languages
         self._loss_watch = LossWatch()  # new, because an earlier run may have ended in the middle of a step
         self._step_metrics = StepMetrics(("mlc/", *(f"{term.name}/" for term in self.consistency.terms)))
-        self.validation = None if stage == "predict" else Validation(self.losses, data.languages, data.kind)
+        self.validation = None if stage == "predict" else Validation(self.losses, data, self.declined)
 
     def configure_model(self) -> None:
         loaded_now = self.policy is None
@@ -186,10 +191,8 @@ class AlignmentModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         assert self.policy is not None
-        extractor_lr = self.consistency.extractor_lr
-        optimizer = make_optimizer(
-            self.optimizer_callable, self.policy, self.representation, extractor_lr, self.trainer
-        )
+        rate = self.consistency.extractor_lr
+        optimizer = make_optimizer(self.optimizer_callable, self.policy, self.representation, rate, self.trainer)
         if self.scheduler_callable is None:
             return optimizer
         schedule: Any = make_schedule(self.scheduler_callable, optimizer, self.trainer)
@@ -201,8 +204,7 @@ class AlignmentModule(LightningModule):
 
     @property
     def _data(self) -> MultilingualData:
-        data: MultilingualData = self.trainer.datamodule  # type: ignore[attr-defined]
-        return data
+        return self.trainer.datamodule  # type: ignore[attr-defined, no-any-return]
 
     @property
     def _sharding(self) -> FSDP2 | None:
@@ -313,39 +315,42 @@ class AlignmentModule(LightningModule):
 
     on_test_epoch_start = on_validation_epoch_start
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._validate(batch, "val")
+    @property
+    def _split(self) -> str:
+        return "test" if self.trainer.testing else "val"
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._validate(batch, "test")
-
-    def _validate(self, batch: Batch, split: str) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         assert self.policy is not None
         assert self.validation is not None
+        if dataloader_idx and self.declined is not None:  # prompts to answer
+            self.validation.update_declined(batch, self._respond(batch, self.declined.max_new_tokens))
+            return
         needs = self.consistency.needs
         grid = run_batch(self.policy, batch, self._layer, needs.pooled_states, needs.positions)
-        reference = None if self._reference is None else self._reference.grid(batch, split, needs, self._layer)
+        reference = None if self._reference is None else self._reference.grid(batch, self._split, needs, self._layer)
         self.validation.update(batch, reference, observe(self.representation, batch, grid, reference))
 
+    test_step = validation_step
+
     def on_validation_epoch_end(self) -> None:
-        self._log_validation("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._log_validation("test")
-
-    def _log_validation(self, split: str) -> None:
         assert self.validation is not None
         metrics, self.validation_cosines = self.validation.results()
-        self.validation_results = {f"{split}/{name}": value for name, value in metrics.items()}
+        self.validation_results = {f"{self._split}/{name}": value for name, value in metrics.items()}
         self.log_dict(dict(self.validation_results), sync_dist=False, rank_zero_only=False)
+        if self.declined is not None:
+            self.declined.end_above(self.validation_results, self.trainer)
+
+    on_test_epoch_end = on_validation_epoch_end
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
         """Greedy responses to the prompts, in every language."""
+        return as_predictions(batch, self._respond(batch, self.max_new_tokens))
+
+    def _respond(self, batch: Batch, max_new_tokens: int) -> list[Response]:
         assert self.policy is not None
         if self._predictor is None:
-            together = self._sharding is not None
-            self._predictor = Predictor(self.policy, self.source, self.max_new_tokens, together)
-        return self._predictor.predict(batch)
+            self._predictor = Predictor(self.policy, self.source, together=self._sharding is not None)
+        return self._predictor.respond(batch, max_new_tokens)
 
     # ---- checkpoints --------------------------------------------------------------------------------
 
@@ -357,8 +362,7 @@ class AlignmentModule(LightningModule):
         provenance = Provenance.of(self.source, self.policy.causal_lm, self.lora, languages, self.consistency, run)
         checkpoint[Provenance.KEY] = provenance.as_dict()
         checkpoint[StepMetrics.KEY] = self._step_metrics.latest()
-        if self.reference.is_updated:
-            assert isinstance(self._reference, OnlineReference)
+        if self.reference.is_updated and isinstance(self._reference, OnlineReference):
             checkpoint[OnlineReference.KEY] = self._reference.state_dict()
         kept = stored_keys(self.state_dict(), self.policy, adapters=self.lora is not None)
         checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in kept}
@@ -367,8 +371,7 @@ class AlignmentModule(LightningModule):
         assert self.policy is not None
         Provenance.read(checkpoint).require_same_model(Provenance.of(self.source, self.policy.causal_lm, self.lora))
         self._step_metrics.restore(checkpoint.get(StepMetrics.KEY, {}))
-        if OnlineReference.KEY in checkpoint and self._reference is not None:
-            restore_updated(self._reference, self.reference, checkpoint[OnlineReference.KEY])
+        restore_updated(self._reference, self.reference, checkpoint.get(OnlineReference.KEY))
         self.strict_loading = self.lora is None  # a checkpoint of adapters does not have the frozen weights
         state = self.state_dict()
         require_same_tensors(checkpoint["state_dict"], state, stored_keys(state, self.policy, self.lora is not None))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import Strategy
 
@@ -15,6 +17,7 @@ from lightning_mlc.processes import require_same
 from lightning_mlc.reference import ReferenceSettings
 from lightning_mlc.sources import load_config
 from lightning_mlc.training.building import PolicyBuilder
+from lightning_mlc.training.declined import Declined
 from lightning_mlc.training.layer_choice import layer_of_run
 from lightning_mlc.training.losses import Losses
 
@@ -35,13 +38,20 @@ def check_options(builder: PolicyBuilder, trainer: Trainer, sharding: FSDP2 | No
 
 
 def check_data(
-    losses: Losses, reference: ReferenceSettings, data: MultilingualData, trainer: Trainer, adapters: bool, stage: str
+    losses: Losses,
+    reference: ReferenceSettings,
+    declined: Declined | None,
+    data: MultilingualData,
+    trainer: Trainer,
+    adapters: bool,
+    stage: str,
 ) -> None:
     """Refuse data that the objective or a consistency term cannot be computed on, and tell ``data`` which rows to run.
 
     Args:
         losses: The objective and the consistency terms.
         reference: Where reference scores come from.
+        declined: Which prompts a validation answers; None: none.
         data: The data, set up.
         trainer: Its strategy matters where some parameters get no gradient.
         adapters: Whether adapters are trained.
@@ -57,7 +67,13 @@ def check_data(
     if objective is not None:
         objective.check_data(data.kind)
     consistency.require_pairs(data.kind == "pairs")
-    data.plan_rows(losses.row_plan)
+    if declined is not None and stage == "fit" and (not data.keys("val") or trainer.limit_val_batches == 0):
+        raise UserError(
+            "model.declined",
+            "prompts are answered at validations, and nothing is validated; give data.val_path, or data.val_share "
+            "and trainer.limit_val_batches above 0, or set it to null",
+        )
+    data.plan_rows(replace(losses.row_plan, answered=0 if declined is None else declined.prompts))
     if stage == "fit":
         consistency.require_languages(data.languages)
         sizes = data.sizes("train")

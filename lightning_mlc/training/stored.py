@@ -55,13 +55,20 @@ def require_same_tensors(stored: Mapping[str, Any], state: Mapping[str, Any], ex
 
 
 def restore_updated(
-    reference: OnlineReference | PrecomputedReference, settings: ReferenceSettings, state: dict[str, Any]
+    reference: OnlineReference | PrecomputedReference | None, settings: ReferenceSettings, state: dict[str, Any] | None
 ) -> None:
     """Load the ``state`` of a reference model that followed the policy.
+
+    Args:
+        reference: The reference of this run; None if it needs none.
+        settings: Its settings.
+        state: Its state in the checkpoint; None if it did not follow the policy.
 
     Raises:
         UserError: The reference of this run does not follow the policy.
     """
+    if reference is None or state is None:
+        return
     if not isinstance(reference, OnlineReference) or not settings.is_updated:
         raise UserError(
             "ckpt_path",

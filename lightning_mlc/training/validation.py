@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from lightning_mlc.consistency import Observed
 from lightning_mlc.data.batches import Batch
-from lightning_mlc.data.records import DataKind
+from lightning_mlc.data.datamodule import MultilingualData
 from lightning_mlc.data.rows import CHOSEN, REJECTED
 from lightning_mlc.metrics import Collinearity, ExampleMean, LanguageCosines, LanguageMean, language_differences
 from lightning_mlc.metrics.preference import wins
 from lightning_mlc.models.forward import Grid
+from lightning_mlc.training.declined import Declined, DeclinedShares
 from lightning_mlc.training.losses import Losses
+from lightning_mlc.training.prediction import Response
 
 
 class Results(NamedTuple):
@@ -35,19 +37,20 @@ class Validation(nn.Module):
 
     Args:
         losses: The objective and the consistency terms.
-        languages: Codes of the L languages, the source language first.
-        kind: What responses the examples have.
+        data: The data, set up.
+        declined: Which prompts are answered; None: none.
     """
 
-    def __init__(self, losses: Losses, languages: tuple[str, ...], kind: DataKind) -> None:
+    def __init__(self, losses: Losses, data: MultilingualData, declined: Declined | None) -> None:
         super().__init__()
+        languages = data.languages
         self._losses = losses
         self._source = languages[0]
         self._languages = languages
         metrics: dict[str, torchmetrics.Metric] = {}
         if losses.objective is not None:
             metrics["loss"] = LanguageMean(languages, higher_is_better=False)
-        if losses.needs_rejected and kind == "pairs":
+        if losses.needs_rejected and data.kind == "pairs":
             metrics["rewards/accuracies"] = LanguageMean(languages, higher_is_better=True)
             metrics["rewards/margins"] = LanguageMean(languages, higher_is_better=True)
         elif losses.needs_rejected:
@@ -62,11 +65,14 @@ class Validation(nn.Module):
             metrics[f"{term.name}/loss"] = ExampleMean()
         metrics["cosines"] = LanguageCosines(languages)
         self._metrics: Any = nn.ModuleDict(metrics)
+        self._declined = None if declined is None else DeclinedShares(languages)
 
     def reset(self) -> None:
         """Forget everything that was measured."""
         for metric in self._metrics.values():
             metric.reset()
+        if self._declined is not None:
+            self._declined.reset()
 
     def update(self, batch: Batch, reference: Grid | None, observed: Observed) -> None:
         """Measure a batch.
@@ -113,6 +119,11 @@ class Validation(nn.Module):
             metrics["rewards/chosen"].update(**samples(rewards[0], chosen.present))
             metrics["rewards/rejected"].update(**samples(rewards[1], rejected.present))
 
+    def update_declined(self, batch: Batch, responses: list[Response]) -> None:
+        """Measure the ``responses`` to prompts of ``batch``."""
+        assert self._declined is not None
+        self._declined.update(batch, responses)
+
     def results(self) -> Results:
         """The means over all batches and processes. All processes call it together."""
         values: dict[str, Any] = {name: metric.compute() for name, metric in self._metrics.items()}
@@ -129,4 +140,6 @@ class Validation(nn.Module):
             elif not name.startswith("rewards/") or value.keys() & set(self._languages):
                 # Rewards of a kind that has no responses are left out.
                 found |= {f"{name}/{key}": part for key, part in value.items()}
+        if self._declined is not None:
+            found |= self._declined.results()
         return Results({name: float(value) for name, value in found.items()}, cosines)

@@ -23,6 +23,7 @@ OVERLAYS = {
     "qlora",
     "retain_kl",
     "self_distillation",
+    "stop_early",
     "logger/tensorboard",
     "logger/wandb",
     "paper/qwen2.5-7b",
