@@ -93,8 +93,9 @@ class DeclinedShares(nn.Module):
         """
         device = batch.keys.device
         assert batch.is_ordinary is not None
+        is_ordinary = batch.is_ordinary.tolist()
         for kind, share in self._shares.items():
-            own = [one for one in responses if bool(batch.is_ordinary[one.example]) == (kind == ORDINARY)]
+            own = [one for one in responses if is_ordinary[one.example] == (kind == ORDINARY)]
             examples = torch.tensor([one.example for one in own], dtype=torch.int64, device=device)
             language = torch.tensor([one.language for one in own], dtype=torch.int64, device=device)
             declined = torch.tensor([float(declines(one.text)) for one in own], device=device)
