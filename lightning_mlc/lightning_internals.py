@@ -7,8 +7,8 @@ class against the installed Lightning, so that they fail if an upgrade changes o
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -201,8 +201,29 @@ class CheckpointHooks(ModelCheckpoint):
         super()._save_topk_checkpoint(trainer, metrics)
 
     def write_last(self, trainer: Trainer, metrics: dict[str, Tensor]) -> None:
-        """Save or link ``last.ckpt``, if ``save_last`` says so. May be overridden."""
-        super()._save_last_checkpoint(trainer, metrics)
+        """Save or link ``last.ckpt``, if ``save_last`` says so. May be overridden.
+
+        Lightning would link it to the checkpoint that it kept last. With a monitor that may be one of an earlier step.
+        """
+        if not self.save_last:
+            return
+        path = Path(self.format_checkpoint_name(metrics, self.CHECKPOINT_NAME_LAST))
+        if self.save_last != "link" or self._last_global_step_saved != trainer.global_step:
+            if trainer.is_global_zero and path.is_symlink():
+                path.unlink()  # or a checkpoint of several files would be written into the one that it leads to
+            trainer.strategy.barrier()
+            with self._without_links():
+                super()._save_last_checkpoint(trainer, metrics)
+        elif path.resolve() != Path(self._last_checkpoint_saved).resolve():
+            super()._save_last_checkpoint(trainer, metrics)
+
+    @contextmanager
+    def _without_links(self) -> Iterator[None]:
+        before, self.save_last = self.save_last, True
+        try:
+            yield
+        finally:
+            self.save_last = before
 
     def write(self, trainer: Trainer, path: str) -> None:
         """Save a checkpoint to ``path``. May be overridden."""

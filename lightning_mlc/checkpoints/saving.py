@@ -142,8 +142,11 @@ class Checkpoint(CheckpointHooks):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Lightning would not save the steps after the last multiple of `every_n_train_steps`.
-        if self.monitor is None and self.can_save(trainer):
-            self.save_now(trainer)
+        if self.can_save(trainer):
+            if self.monitor is None:
+                self.save_now(trainer)
+            else:  # the metric may be that of an earlier step
+                self.write_last(trainer, self.known_metrics(trainer))
         super().on_train_end(trainer, pl_module)
 
     def write_best(self, trainer: Trainer, metrics: dict[str, Tensor]) -> None:

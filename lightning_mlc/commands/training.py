@@ -149,6 +149,8 @@ class TrainingCLI(CommandLine):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
+        except MisconfigurationException as error:  # Lightning refuses options of the checkpoint
+            raise UserError("checkpoint", " ".join(str(error).split())) from error
         except (ValueError, UserError) as error:
             # For an option that may be null, jsonargparse wraps our error into several lines of its own.
             own = error if isinstance(error, UserError) else error.__cause__

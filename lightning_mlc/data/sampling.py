@@ -99,8 +99,8 @@ def spread(indices: Sequence[int] | np.ndarray, most: int) -> list[int]:
     """Take at most ``most`` of ``indices``, at equal distances, because files are often sorted."""
     if not len(indices):
         return []
-    places = np.linspace(0, len(indices) - 1, most).round().astype(int)
-    return [int(indices[place]) for place in np.unique(places)]
+    places = np.linspace(0, len(indices) - 1, min(most, len(indices))).round().astype(int)
+    return [int(indices[place]) for place in places]
 
 
 class TrainingBatches(Sampler[MicroBatch]):

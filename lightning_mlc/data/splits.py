@@ -69,11 +69,12 @@ def to_answer(table: Dataset, rows: Sequence[int], most: int, split: str) -> lis
     _, first = np.unique(prompts, return_index=True)
     kinds: dict[Kind, bool] = {HARMFUL: False, ORDINARY: True}
     chosen = {kind: spread(np.sort(first[ordinary[first] == value]), most) for kind, value in kinds.items()}
+    where = "data.val_path (or held out by data.val_share)" if split == "val" else f"data.{split}_path"
     for kind, places in chosen.items():
         if not places:
             raise UserError(
                 "model.declined",
-                f"needs prompts of both kinds, and no {'validation' if split == 'val' else split} row is of kind "
-                f"{kind}; add such rows (data.{split}_path, or a larger data.val_share), or set it to null",
+                f"needs prompts of both kinds, and no row of {where} is of kind {kind}; add such rows, or set it to "
+                "null",
             )
     return [place for pair in zip_longest(*chosen.values()) for place in pair if place is not None]

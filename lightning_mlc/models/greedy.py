@@ -14,6 +14,7 @@ from transformers import GenerationConfig
 from lightning_mlc.data.rows import TokenRows
 from lightning_mlc.errors import UserError, first_line
 from lightning_mlc.models.left_padding import batches_agree
+from lightning_mlc.models.parts import learnt_positions
 
 
 def generate_greedily(
@@ -38,10 +39,12 @@ def generate_greedily(
         (N, T + S) int64: prompts and responses, where S is the length of the longest response.
 
     Raises:
-        UserError: The model's code cannot generate; or prompts would have to be run one at a time while ``together``.
+        UserError: The model's code cannot generate; it has too few positions; or prompts would have to be run one at a
+            time while ``together``.
     """
     generate = _Generate(model, pad, together)
     ids, mask = rows.input_ids, rows.attention_mask
+    _require_positions(model, int(mask.sum(1).max()), max_new_tokens)
     with _empty_generation_config(model):
         # Sharded processes run the trial together, even those with a single prompt.
         agree = (together or len(ids) > 1) and batches_agree(model, generate.logits)
@@ -52,7 +55,7 @@ def generate_greedily(
             raise UserError(
                 "trainer.strategy",
                 f"{type(model).__name__} generates from one prompt at a time, which a model that is sharded over "
-                "processes cannot do; run predict on one device",
+                "processes cannot do; run predict on one device, and leave model.declined out",
             )
         starts = [int(length) for length in ids.shape[1] - mask.sum(1)]
         alone = [
@@ -61,6 +64,16 @@ def generate_greedily(
         ]
     responses = [one[0, ids.shape[1] - start :] for one, start in zip(alone, starts, strict=True)]
     return torch.cat([ids, pad_sequence(responses, batch_first=True, padding_value=pad or 0)], dim=1)
+
+
+def _require_positions(model: Any, prompt: int, new_tokens: int) -> None:
+    places = learnt_positions(model)
+    if places is not None and prompt + new_tokens > places:
+        raise UserError(
+            "max_new_tokens",
+            f"a prompt of {prompt} tokens and a response of {new_tokens} exceed the {places} positions that "
+            f"{type(model).__name__} has learnt; lower max_new_tokens, or data.max_prompt_length",
+        )
 
 
 class _Generate(NamedTuple):
@@ -87,7 +100,8 @@ class _Generate(NamedTuple):
             raise UserError(
                 "model.name_or_path",
                 f"{type(self.model).__name__} can be trained and not generated from ({type(error).__name__}: "
-                f"{first_line(error)}); export it, and generate with the software of its authors",
+                f"{first_line(error)}); export it, and generate with the software of its authors; leave model.declined "
+                "out",
             ) from error
 
     def logits(self, ids: Tensor, mask: Tensor, new_tokens: int) -> Tensor:

@@ -244,14 +244,14 @@ class EvaluationReport(Callback):
             if self.measured_at != trainer.global_step:
                 end = f"training ended at step {trainer.global_step} without validation"
                 print(f"'after' is step {self.measured_at}, because {end}")
-        checkpoint = getattr(trainer.checkpoint_callback, "last_model_path", "") or getattr(
-            trainer.checkpoint_callback, "best_model_path", ""
-        )
-        if checkpoint:
-            wrote.insert(0, _shown(Path(checkpoint)))
-        print("wrote", *wrote, sep="\n  ")
-        if checkpoint:
-            print(f"next\n  lightning-mlc export --ckpt_path {wrote[0]} --out {out / 'model'}")
+        keeper = trainer.checkpoint_callback
+        last, best = (getattr(keeper, f"{name}_model_path", "") for name in ("last", "best"))
+        # Without a metric to monitor, the best checkpoint is the last one.
+        paths = [best, last] if getattr(keeper, "monitor", None) is not None else [last or best]
+        checkpoints = [_shown(Path(path)) for path in dict.fromkeys(paths) if path]
+        print("wrote", *checkpoints, *wrote, sep="\n  ")
+        if checkpoints:
+            print(f"next\n  lightning-mlc export --ckpt_path {checkpoints[0]} --out {out / 'model'}")
 
     def _write(self, module: AlignmentModule, folder: Path, trainer: Trainer) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)

@@ -30,8 +30,8 @@ class Declined:
     Args:
         prompts: Number of harmful prompts, and of ordinary ones, that are answered in every language.
         max_new_tokens: Longest response, in tokens. The judge needs only its beginning.
-        max_ordinary: The run ends after a validation in which a larger share of ordinary prompts is declined, from 0 to
-            1, averaged over the languages. null: no limit.
+        max_ordinary: The run ends after a validation in which a larger share of ordinary prompts is declined, averaged
+            over the languages; from 0 to below 1. null: no limit. A validation before the first step does not count.
 
     Raises:
         UserError: A setting is out of range.
@@ -52,15 +52,18 @@ class Declined:
 
     def end_above(self, results: Mapping[str, float], trainer: Trainer) -> None:
         """End the run if a validation in training found more than ``max_ordinary``."""
-        if self.max_ordinary is None or trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+        if self.max_ordinary is None or trainer.state.fn != TrainerFn.FITTING:
             return
         share = results[f"val/declined/{ORDINARY}/mean"]
-        if share > self.max_ordinary:
+        if share <= self.max_ordinary + 1e-9:  # a mean may be rounded up
+            return
+        found = f"{share:.1%} of ordinary prompts are declined"
+        limit = f"(model.declined.max_ordinary: {self.max_ordinary:.1%})"
+        if trainer.sanity_checking:
+            say(f"{found} before training, more than the limit {limit}: the run may end at its first validation")
+        elif trainer.global_step > 0:
             trainer.should_stop = True
-            say(
-                f"the run ends: {share:.0%} of ordinary prompts are declined (model.declined.max_ordinary: "
-                f"{self.max_ordinary:.0%})"
-            )
+            say(f"the run ends: {found} {limit}")
 
 
 class DeclinedShares(nn.Module):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import Strategy
 
 from lightning_mlc.data.datamodule import MultilingualData
@@ -67,12 +68,10 @@ def check_data(
     if objective is not None:
         objective.check_data(data.kind)
     consistency.require_pairs(data.kind == "pairs")
-    if declined is not None and stage == "fit" and (not data.keys("val") or trainer.limit_val_batches == 0):
-        raise UserError(
-            "model.declined",
-            "prompts are answered at validations, and nothing is validated; give data.val_path, or data.val_share "
-            "and trainer.limit_val_batches above 0, or set it to null",
-        )
+    if declined is None:
+        require_other_monitors(trainer)
+    else:
+        require_whole_validation(data, trainer, stage)
     data.plan_rows(replace(losses.row_plan, answered=0 if declined is None else declined.prompts))
     if stage == "fit":
         consistency.require_languages(data.languages)
@@ -81,6 +80,40 @@ def check_data(
         consistency.require_several_prompts(None if data.tokens_per_batch is not None else data.batch_size)
         require_gradients_everywhere(losses, trainer.strategy)
         data.check_steps()
+
+
+def require_other_monitors(trainer: Trainer) -> None:
+    """Raises:
+    UserError: A callback follows a metric that only ``model.declined`` gives.
+    """
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
+        monitor = str(getattr(callback, "monitor", None))
+        if monitor.startswith("val/declined/"):
+            option = "checkpoint.monitor" if isinstance(callback, ModelCheckpoint) else "trainer.callbacks"
+            raise UserError(option, f"{monitor} is measured with model.declined only, which is null")
+
+
+def require_whole_validation(data: MultilingualData, trainer: Trainer, stage: str) -> None:
+    """Raises:
+    UserError: ``model.declined`` is set, and nothing is validated, or only a part of the prompts would be answered.
+    """
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]  # a smoke test
+        return
+    if stage == "fit" and (not data.keys("val") or trainer.limit_val_batches == 0):
+        raise UserError(
+            "model.declined",
+            "prompts are answered at validations, and nothing is validated; give data.val_path or data.val_share, and "
+            "do not set trainer.limit_val_batches to 0; or set it to null",
+        )
+    option = f"limit_{'test' if stage == 'test' else 'val'}_batches"
+    limit = getattr(trainer, option)
+    if not isinstance(limit, float) or limit != 1:
+        raise UserError(
+            f"trainer.{option}",
+            f"is {limit}, so some prompts of model.declined would not be answered; leave it out, and give fewer rows, "
+            "or lower model.declined.prompts",
+        )
 
 
 def require_gradients_everywhere(losses: Losses, strategy: Strategy) -> None:

@@ -92,7 +92,7 @@ def test_a_step_runs(name: str, tiny_model: Path, tmp_path: Path, monkeypatch: p
             "--model.gguf_file=null",
             "--trainer.accelerator=cpu",
             "--trainer.max_steps=1",
-            "--trainer.limit_val_batches=1",
+            f"--trainer.limit_val_batches={1.0 if name == 'stop_early' else 1}",
             "--trainer.enable_progress_bar=false",
         ]
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,16 @@ import pytest
 import torch
 from conftest import columns, save_model, write_jsonl
 from datasets import Dataset
+from lightning.pytorch.trainer.states import TrainerFn
 from processes import run_on_two
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_mlc.checkpoints.finding import checkpoint_files
+from lightning_mlc.checkpoints.format import read_checkpoint
 from lightning_mlc.cli import main
 from lightning_mlc.data.sampling import spread
 from lightning_mlc.data.splits import to_answer
+from lightning_mlc.training.declined import Declined
 
 MARK = "Z"
 DIMENSION = 20
@@ -138,15 +142,17 @@ def test_a_run_ends_when_too_many_ordinary_prompts_are_declined(
     inputs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     limit = ["--config=stop_early", "--trainer.val_check_interval=2", "--model.declined.prompts=4"]
-    for name, threshold, steps in (("ends", 0.1, 2), ("goes on", 0.2, 6)):
+    for name, threshold, steps in (("ends", 0.1, 2), ("goes on", 0.125, 6)):
         own = [*limit, f"--model.declined.max_ordinary={threshold}"]
         assert main(command("fit", inputs, tmp_path / name, *own, **{"trainer.max_steps": 6})) == 0
         summary = json.loads((tmp_path / name / "report" / "summary.json").read_text())
         assert summary["steps"] == steps
         kept = {path.name for path in checkpoint_files(tmp_path / name)}
         assert kept == {"last.ckpt", *(f"step={step}.ckpt" for step in range(2, steps + 1, 2))}
-    told = "the run ends: 12% of ordinary prompts are declined (model.declined.max_ordinary: 10%)"
-    assert capsys.readouterr().err.count(told) == 1
+    told = "12.5% of ordinary prompts are declined"
+    err = capsys.readouterr().err
+    assert err.count(f"{told} before training, more than the limit (model.declined.max_ordinary: 10.0%)") == 1
+    assert err.count(f"the run ends: {told} (model.declined.max_ordinary: 10.0%)") == 1
 
 
 @pytest.mark.parametrize(
@@ -155,9 +161,16 @@ def test_a_run_ends_when_too_many_ordinary_prompts_are_declined(
         (["--model.declined.prompts=0"], "model.declined.prompts", "must be at least 1, got 0"),
         (["--model.declined.max_new_tokens=0"], "model.declined.max_new_tokens", "must be at least 1, got 0"),
         (["--model.declined.max_ordinary=30"], "model.declined.max_ordinary", "from 0 to below 1, or null, got 30"),
-        (["--data.val_path=OTHER"], "model.declined", "no validation row is of kind ordinary"),
+        (["--data.val_path=OTHER"], "model.declined", "is of kind ordinary; add such rows"),
         (["--data.val_path=null", "--data.val_share=0"], "model.declined", "nothing is validated"),
         (["--trainer.limit_val_batches=0"], "model.declined", "nothing is validated"),
+        (["--trainer.limit_val_batches=1"], "trainer.limit_val_batches", "some prompts of model.declined would not be"),
+        (["--trainer.limit_val_batches=0.5"], "trainer.limit_val_batches", "is 0.5"),
+        (
+            ["--model.declined=null", "--checkpoint.monitor=val/declined/gap/mean"],
+            "checkpoint.monitor",
+            "val/declined/gap/mean is measured with model.declined only",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_refused(
@@ -187,6 +200,40 @@ def test_places_are_spread() -> None:
     assert spread([4, 5], 8) == [4, 5]
     assert spread([4, 5, 6], 1) == [4]
     assert spread([], 3) == []
+    assert spread([4, 5], 10**15) == [4, 5]
+
+
+def test_a_mean_that_is_rounded_up_is_not_above_the_limit() -> None:
+    trainer: Any = SimpleNamespace(
+        state=SimpleNamespace(fn=TrainerFn.FITTING), sanity_checking=False, global_step=1, should_stop=False
+    )
+    for share, stops in ((0.1 + 0.2, False), (0.301, True)):
+        Declined(max_ordinary=0.3).end_above({"val/declined/ordinary/mean": share}, trainer)
+        assert trainer.should_stop is stops
+
+
+def test_a_model_with_too_few_positions_is_told(
+    inputs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = save_model(tmp_path / "gpt2", "gpt2", n_positions=256)
+    assert main(command("fit", (model, inputs[1]), tmp_path / "out", "--model.declined.max_new_tokens=250")) == 2
+    assert "exceed the 256 positions that GPT2LMHeadModel has learnt" in capsys.readouterr().err
+
+
+def test_the_latest_checkpoint_is_kept_where_an_earlier_one_is_the_best(
+    inputs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The gap never changes, and the first of equals is the best. Resuming goes on from the latest."""
+    more = ["--config=stop_early", "--trainer.val_check_interval=2", "--checkpoint.save_top_k=1"]
+    out = tmp_path / "out"
+    steps = {"trainer.max_steps": 5, "model.declined.max_ordinary": "null", "model.optimizer.lr": 1e-9}
+    assert main(command("fit", inputs, out, *more, **steps)) == 0
+    kept = {path.name: read_checkpoint(path)["global_step"] for path in checkpoint_files(out)}
+    assert kept == {"step=2.ckpt": 2, "last.ckpt": 5}
+    assert f"export --ckpt_path {out}/checkpoints/step=2.ckpt" in capsys.readouterr().out
+    assert main(command("fit", inputs, out, *more, "--ckpt_path=last", **steps | {"trainer.max_steps": 7})) == 0
+    kept = {path.name: read_checkpoint(path)["global_step"] for path in checkpoint_files(out)}
+    assert kept == {"step=2.ckpt": 2, "last.ckpt": 7}
 
 
 @pytest.mark.slow

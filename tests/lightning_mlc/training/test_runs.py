@@ -60,6 +60,7 @@ def told(capsys: pytest.CaptureFixture[str]) -> str:
         (["--checkpoint.monitor=val/nll/meam"], "checkpoint.monitor", "did you mean val/nll/mean?"),
         (["--checkpoint.monitor=train/lss"], "checkpoint.monitor", "did you mean train/loss?"),
         (["--checkpoint.monitor=val/loss", "--data.val_share=0"], "checkpoint.monitor", "nothing is validated"),
+        (["--checkpoint.save_top_k=3"], "checkpoint", "save_top_k=3, monitor=None) is not a valid configuration"),
         (["--model.optimizer=LBFGS"], "model.optimizer", "LBFGS doesn't support per-parameter options"),
         (["--model.optimizer.lr=-1"], "model.optimizer", "Invalid learning rate: -1"),
         (["--model.optimizer=SparseAdam"], "model.optimizer", "SparseAdam takes sparse gradients alone"),
