@@ -7,8 +7,8 @@ class against the installed Lightning, so that they fail if an upgrade changes o
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -197,33 +197,35 @@ class CheckpointHooks(ModelCheckpoint):
     """Lightning's checkpoint callback with public names for what a subclass may call and override."""
 
     def write_best(self, trainer: Trainer, metrics: dict[str, Tensor]) -> None:
-        """Save one of the ``save_top_k`` checkpoints, if ``metrics`` say so. May be overridden."""
-        super()._save_topk_checkpoint(trainer, metrics)
+        """Save one of the ``save_top_k`` checkpoints if ``metrics`` say so, otherwise ``last.ckpt``. May be overridden.
 
-    def write_last(self, trainer: Trainer, metrics: dict[str, Tensor]) -> None:
-        """Save or link ``last.ckpt``, if ``save_last`` says so. May be overridden.
-
-        Lightning would link it to the checkpoint that it kept last. With a monitor that may be one of an earlier step.
+        Lightning would save nothing then. If the metric peaks early, the rest of the run would be lost.
         """
-        if not self.save_last:
-            return
-        path = Path(self.format_checkpoint_name(metrics, self.CHECKPOINT_NAME_LAST))
-        if self.save_last != "link" or self._last_global_step_saved != trainer.global_step:
-            if trainer.is_global_zero and path.is_symlink():
-                path.unlink()  # or a checkpoint of several files would be written into the one that it leads to
-            trainer.strategy.barrier()
-            with self._without_links():
-                super()._save_last_checkpoint(trainer, metrics)
-        elif path.resolve() != Path(self._last_checkpoint_saved).resolve():
-            super()._save_last_checkpoint(trainer, metrics)
+        super()._save_topk_checkpoint(trainer, metrics)
+        if self.monitor is not None and self._last_global_step_saved != trainer.global_step:
+            self.write_latest(trainer, metrics)
 
-    @contextmanager
-    def _without_links(self) -> Iterator[None]:
-        before, self.save_last = self.save_last, True
+    def write_latest(self, trainer: Trainer, metrics: dict[str, Tensor]) -> None:
+        """Save ``last.ckpt``, which is no link then, if ``save_last`` says so."""
+        path = self._last_path(metrics)
+        if self.save_last and trainer.is_global_zero and path.is_symlink():
+            path.unlink()  # or a checkpoint of several files would be written into the one that the link leads to
+        trainer.strategy.barrier()
+        before, self.save_last = self.save_last, bool(self.save_last)
         try:
-            yield
+            super()._save_last_checkpoint(trainer, metrics)
         finally:
             self.save_last = before
+
+    def write_last(self, trainer: Trainer, metrics: dict[str, Tensor]) -> None:
+        """Save or link ``last.ckpt``, if ``save_last`` says so. May be overridden."""
+        is_there = Path(self._last_checkpoint_saved).resolve() == self._last_path(metrics).resolve()
+        links = self.save_last == "link" and self.save_top_k != 0
+        if not is_there or not (links or self._last_global_step_saved == trainer.global_step):
+            super()._save_last_checkpoint(trainer, metrics)
+
+    def _last_path(self, metrics: dict[str, Tensor]) -> Path:
+        return Path(self.format_checkpoint_name(metrics, self.CHECKPOINT_NAME_LAST))
 
     def write(self, trainer: Trainer, path: str) -> None:
         """Save a checkpoint to ``path``. May be overridden."""

@@ -146,7 +146,7 @@ class Checkpoint(CheckpointHooks):
             if self.monitor is None:
                 self.save_now(trainer)
             else:  # the metric may be that of an earlier step
-                self.write_last(trainer, self.known_metrics(trainer))
+                self.write_latest(trainer, self.known_metrics(trainer))
         super().on_train_end(trainer, pl_module)
 
     def write_best(self, trainer: Trainer, metrics: dict[str, Tensor]) -> None:

@@ -220,11 +220,17 @@ def test_a_model_with_too_few_positions_is_told(
     assert "exceed the 256 positions that GPT2LMHeadModel has learnt" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["link", "true"])
 def test_the_latest_checkpoint_is_kept_where_an_earlier_one_is_the_best(
-    inputs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str, inputs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The gap never changes, and the first of equals is the best. Resuming goes on from the latest."""
-    more = ["--config=stop_early", "--trainer.val_check_interval=2", "--checkpoint.save_top_k=1"]
+    more = [
+        "--config=stop_early",
+        "--trainer.val_check_interval=2",
+        "--checkpoint.save_top_k=1",
+        f"--checkpoint.save_last={kind}",
+    ]
     out = tmp_path / "out"
     steps = {"trainer.max_steps": 5, "model.declined.max_ordinary": "null", "model.optimizer.lr": 1e-9}
     assert main(command("fit", inputs, out, *more, **steps)) == 0
