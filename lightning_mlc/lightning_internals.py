@@ -219,7 +219,9 @@ class CheckpointHooks(ModelCheckpoint):
 
     def write_last(self, trainer: Trainer, metrics: dict[str, Tensor]) -> None:
         """Save or link ``last.ckpt``, if ``save_last`` says so. May be overridden."""
-        is_there = Path(self._last_checkpoint_saved).resolve() == self._last_path(metrics).resolve()
+        saved, path = Path(self._last_checkpoint_saved), self._last_path(metrics)
+        # Where a link leads is not asked, because processes that ask at different times would not all save.
+        is_there = saved.name == path.name and saved.parent.resolve() == path.parent.resolve()
         links = self.save_last == "link" and self.save_top_k != 0
         if not is_there or not (links or self._last_global_step_saved == trainer.global_step):
             super()._save_last_checkpoint(trainer, metrics)
