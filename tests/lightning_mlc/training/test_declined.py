@@ -245,8 +245,17 @@ def test_the_latest_checkpoint_is_kept_where_an_earlier_one_is_the_best(
 @pytest.mark.slow
 @pytest.mark.xdist_group("processes")
 @pytest.mark.parametrize("strategy", ["--trainer.strategy=ddp", "--config=strategy/fsdp2"])
-def test_two_processes_log_the_same(strategy: str, inputs: tuple[Path, Path], tmp_path: Path) -> None:
-    """Batches of three prompts: one process has more than the other."""
-    two = {"trainer.devices": 2, "data.val_batch_size": 3}
-    run_on_two([command("fit", inputs, tmp_path / "out", strategy, **two)], tmp_path)
-    assert shares(tmp_path / "out") == {name: [value, value] for name, value in EXPECTED.items()}
+def test_two_processes_log_and_keep_the_same(strategy: str, inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    """Batches of three prompts: one process has more than the other. The first checkpoint is the best."""
+    out = tmp_path / "out"
+    more = ["--config=stop_early", strategy, "--trainer.val_check_interval=2", "--checkpoint.save_top_k=1"]
+    two = {
+        "trainer.devices": 2,
+        "data.val_batch_size": 3,
+        "model.declined.max_ordinary": "null",
+        "trainer.max_steps": 4,
+    }
+    run_on_two([command("fit", inputs, out, *more, **two)], tmp_path)
+    assert shares(out) == {name: [value, value, value] for name, value in EXPECTED.items()}
+    assert {path.name for path in checkpoint_files(out)} == {"step=2.ckpt", "last.ckpt"}
+    assert not (out / "checkpoints" / "last.ckpt").is_symlink()
