@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_mlc.data.batches import Batch
 from lightning_mlc.data.kinds import HARMFUL, ORDINARY
 from lightning_mlc.errors import UserError
-from lightning_mlc.evaluation.judges.refusal import declines
+from lightning_mlc.evaluation.judges.refusal import verdict_on
 from lightning_mlc.metrics import LanguageMean, language_differences
 from lightning_mlc.progress.bars import say
 from lightning_mlc.training.prediction import Response
@@ -101,7 +101,7 @@ class DeclinedShares(nn.Module):
             own = [one for one in responses if is_ordinary[one.example] == (kind == ORDINARY)]
             examples = torch.tensor([one.example for one in own], dtype=torch.int64, device=device)
             language = torch.tensor([one.language for one in own], dtype=torch.int64, device=device)
-            declined = torch.tensor([float(declines(one.text)) for one in own], device=device)
+            declined = torch.tensor([float(verdict_on(one.text).refused is True) for one in own], device=device)
             share.update(batch.keys[examples], language, declined)
 
     def results(self) -> dict[str, Tensor]:

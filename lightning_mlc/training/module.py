@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -315,10 +315,6 @@ class AlignmentModule(LightningModule):
 
     on_test_epoch_start = on_validation_epoch_start
 
-    @property
-    def _split(self) -> str:
-        return "test" if self.trainer.testing else "val"
-
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         assert self.policy is not None
         assert self.validation is not None
@@ -327,7 +323,8 @@ class AlignmentModule(LightningModule):
             return
         needs = self.consistency.needs
         grid = run_batch(self.policy, batch, self._layer, needs.pooled_states, needs.positions)
-        reference = None if self._reference is None else self._reference.grid(batch, self._split, needs, self._layer)
+        split = _split(self.trainer)
+        reference = None if self._reference is None else self._reference.grid(batch, split, needs, self._layer)
         self.validation.update(batch, reference, observe(self.representation, batch, grid, reference))
 
     test_step = validation_step
@@ -335,7 +332,7 @@ class AlignmentModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         assert self.validation is not None
         metrics, self.validation_cosines = self.validation.results()
-        self.validation_results = {f"{self._split}/{name}": value for name, value in metrics.items()}
+        self.validation_results = {f"{_split(self.trainer)}/{name}": value for name, value in metrics.items()}
         self.log_dict(dict(self.validation_results), sync_dist=False, rank_zero_only=False)
         if self.declined is not None:
             self.declined.end_above(self.validation_results, self.trainer)
@@ -362,7 +359,8 @@ class AlignmentModule(LightningModule):
         provenance = Provenance.of(self.source, self.policy.causal_lm, self.lora, languages, self.consistency, run)
         checkpoint[Provenance.KEY] = provenance.as_dict()
         checkpoint[StepMetrics.KEY] = self._step_metrics.latest()
-        if self.reference.is_updated and isinstance(self._reference, OnlineReference):
+        if self.reference.is_updated:
+            assert isinstance(self._reference, OnlineReference)
             checkpoint[OnlineReference.KEY] = self._reference.state_dict()
         kept = stored_keys(self.state_dict(), self.policy, adapters=self.lora is not None)
         checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in kept}
@@ -375,3 +373,8 @@ class AlignmentModule(LightningModule):
         self.strict_loading = self.lora is None  # a checkpoint of adapters does not have the frozen weights
         state = self.state_dict()
         require_same_tensors(checkpoint["state_dict"], state, stored_keys(state, self.policy, self.lora is not None))
+
+
+def _split(trainer: Trainer) -> str:
+    """The split that is measured."""
+    return "test" if trainer.testing else "val"

@@ -142,7 +142,7 @@ def test_a_run_ends_when_too_many_ordinary_prompts_are_declined(
     inputs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     limit = ["--config=stop_early", "--trainer.val_check_interval=2", "--model.declined.prompts=4"]
-    for name, threshold, steps in (("ends", 0.1, 2), ("goes on", 0.125, 6)):
+    for name, threshold, steps in (("above", 0.1, 2), ("equal", 0.125, 6)):
         own = [*limit, f"--model.declined.max_ordinary={threshold}"]
         assert main(command("fit", inputs, tmp_path / name, *own, **{"trainer.max_steps": 6})) == 0
         summary = json.loads((tmp_path / name / "report" / "summary.json").read_text())
@@ -224,7 +224,7 @@ def test_a_model_with_too_few_positions_is_told(
 def test_the_latest_checkpoint_is_kept_where_an_earlier_one_is_the_best(
     kind: str, inputs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The gap never changes, and the first of equals is the best. Resuming goes on from the latest."""
+    """All gaps are equal, so the first checkpoint stays the best. A resumed run continues from the latest one."""
     more = [
         "--config=stop_early",
         "--trainer.val_check_interval=2",
